@@ -1,0 +1,6 @@
+"""Variational LoRA: fine-tune a language model and keep a posterior over the adapter's weights."""
+
+from varlora.noise import NoiseController
+from varlora.optim import IVON
+
+__all__ = ["IVON", "NoiseController"]

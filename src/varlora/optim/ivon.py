@@ -1,0 +1,391 @@
+r"""IVON: improved variational online Newton, a plain `torch.optim.Optimizer`.
+
+It minimises λ E_q[mean loss] + KL(q ‖ p) over q = N(m, diag 1/(λ (h + δ))). The parameters hold the mean m;
+the optimizer holds the running gradient g and the running diagonal Hessian h. Gradients are taken at
+m + noise by `varlora.noise.NoiseController`, which also collects noise · gradient; one step then is
+
+    f = λ (h + δ) · mean(noise · gradient)                          (Price / Stein estimator of the Hessian)
+    g ← β1 g + (1 − β1) ĝ
+    h ← β2 h + (1 − β2) f + ½ (1 − β2)² (h − f)² / (h + δ)
+    m ← m − lr · clip((g / (1 − β1ᵗ) + δ m) / (h + δ), ±ξ)
+
+With `prior="adaptive"` every tensor has its own δ, moved each step towards the value that minimises the KL,
+δ = 1 / (λ · mean(m² + v)), and δ m is dropped from the step.
+
+Source: Shen et al. 2024, arXiv 2402.17641; Cong et al. 2025, arXiv 2506.14280.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+logger = logging.getLogger(__name__)
+
+Prior = Literal["fixed", "adaptive"]
+
+# The adaptive prior (our choices, see docs/method.md): δ moves a tenth of the way per step, in logarithms,
+# and its standard deviation never falls below .02, since LoRA's B starts at zero and would pull it there.
+PRIOR_DAMPING = 0.1
+PRIOR_STD_MIN = 0.02
+
+
+class NoiseStatistics(Protocol):
+    """What IVON needs from whoever draws the noise (`varlora.noise.NoiseController`)."""
+
+    def collect(self) -> Mapping[Tensor, Tensor]:
+        """Returns mean(noise · gradient) of every parameter whose noise took part in a backward pass."""
+
+    def all_agree(self, flag: Tensor) -> bool:
+        """Whether `flag` is true on every rank."""
+
+    def clear(self) -> None:
+        """Forgets the products collected so far."""
+
+    def after_step(self) -> None:
+        """Called once at the end of every step, taken or skipped."""
+
+
+class IVON(torch.optim.Optimizer):
+    """Variational online Newton with Price's Hessian estimate (arXiv 2402.17641).
+
+    A `NoiseController` must be attached to the model and this optimizer before training; `step` refuses to
+    run on gradients that were not taken at sampled weights. Losses are means over the minibatch; under
+    gradient accumulation, scale each loss by its share so that the weights sum to one (transformers and
+    accelerate do this already).
+
+    State per parameter, in float32 (float64 for float64 parameters) whatever the parameter's dtype:
+    `step`, `momentum`, `hessian`; for half-precision parameters `mean`, the master copy; with
+    `prior="adaptive"` also `delta`.
+
+    Args:
+        params: parameters, or groups that override any option below.
+        lr: learning rate, > 0. IVON's is about 600 times AdamW's (with `clip_radius=1e-3`).
+        ess: λ, effective sample size, > 0. λ = number of training examples is plain Bayes; larger is colder.
+            None leaves it to the integration (`VariationalCallback`), which knows the training set.
+        hess_init: h0, > 0. The initial noise has standard deviation 1 / sqrt(ess (hess_init + δ)).
+        betas: (β1, β2), each in [0, 1).
+        weight_decay: δ >= 0: the prior is N(0, 1 / (ess δ)).
+        clip_radius: ξ > 0, bound on the preconditioned step, elementwise.
+        rescale_lr: multiply lr by (h0 + δ).
+        debias: divide the momentum by 1 − β1ᵗ.
+        prior: "fixed" keeps δ = weight_decay; "adaptive" learns one δ per tensor, starting there.
+
+    Raises:
+        ValueError: an option is out of its range; the message names it, its value and what is allowed.
+
+    Example:
+        >>> import torch
+        >>> from varlora import IVON, NoiseController
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = IVON(model.parameters(), lr=0.1, ess=100.0, hess_init=1.0)
+        >>> noise = NoiseController(model, optimizer, seed=0)
+        >>> loss = model(torch.ones(4, 2)).square().mean()     # a forward in training mode draws the noise
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> optimizer.state[model.weight]["step"].item()
+        1.0
+
+    Source: arXiv 2402.17641, Algorithm 1; LoRA recipe arXiv 2411.04421; adaptive prior arXiv 2506.14280.
+    """
+
+    noise: NoiseStatistics | None = None
+    _group_index: Mapping[Tensor, int] = MappingProxyType({})
+    _half: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        ess: float | None,
+        hess_init: float,
+        betas: tuple[float, float] = (0.9, 0.99999),
+        weight_decay: float = 0.0,
+        clip_radius: float = math.inf,
+        rescale_lr: bool = False,
+        debias: bool = True,
+        prior: Prior = "fixed",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "ess": ess,
+            "hess_init": hess_init,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "clip_radius": clip_radius,
+            "rescale_lr": rescale_lr,
+            "debias": debias,
+            "prior": prior,
+            "step_index": 0,
+            "skipped_steps": 0,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group after checking its options; see the class for their ranges."""
+        super().add_param_group(param_group)
+        try:
+            _check_options(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    # What the posterior is, per parameter ------------------------------------------------------------------
+
+    def mean(self, p: Tensor) -> Tensor:
+        """The posterior mean of `p`, in float32 or float64: its master copy if `p` is in half precision."""
+        if p.dtype not in self._half:
+            return p.detach()
+        master: Tensor = self._state(p)["mean"]
+        if not torch.equal(master.to(p.dtype), p.detach()):
+            master.copy_(p.detach())  # the weights were loaded anew since the last step
+        return master
+
+    def precision(self, p: Tensor) -> Tensor:
+        """The posterior precision λ (h + δ) of `p`, elementwise.
+
+        Raises:
+            ValueError: `ess` was left open and nobody has set it.
+        """
+        group = self.group_of(p)
+        if group["ess"] is None:
+            raise ValueError(
+                "ess is None: the effective sample size was never set. Pass IVON(..., ess=...), or train through "
+                "VariationalCallback or VariationalTrainerMixin, which set it from the size of the training set."
+            )
+        state = self._state(p)
+        return group["ess"] * (state["hessian"] + self._delta(state, group))  # type: ignore[no-any-return]
+
+    def noise_scale(self, p: Tensor) -> Tensor:
+        """The posterior standard deviation 1 / sqrt(λ (h + δ)) of `p`, elementwise."""
+        return self.precision(p).rsqrt()
+
+    def prior_precision(self, p: Tensor) -> float:
+        """The prior's precision λ δ for `p`."""
+        group = self.group_of(p)
+        return float(group["ess"] * self._delta(self._state(p), group))
+
+    def group_of(self, p: Tensor) -> dict[str, Any]:
+        """The parameter group that holds `p`; KeyError if none does."""
+        if p not in self._group_index:
+            self._group_index = {q: i for i, group in enumerate(self.param_groups) for q in group["params"]}
+        if p not in self._group_index:
+            raise KeyError(f"this optimizer does not hold the given parameter of shape {tuple(p.shape)}")
+        return self.param_groups[self._group_index[p]]
+
+    @property
+    def step_index(self) -> int:
+        """How many times `step` was called, skipped steps included; the noise of a step is keyed by it."""
+        return int(self.param_groups[0]["step_index"])
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped because a gradient or a noise · gradient product was not finite."""
+        return int(self.param_groups[0]["skipped_steps"])
+
+    # Training ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates momentum, Hessian and mean from the gradients and products of all draws since the last step.
+
+        A step with a non-finite gradient or product changes nothing but the counters.
+
+        Args:
+            closure: evaluates the model, calls backward and returns the loss.
+
+        Returns:
+            What `closure` returned, or None.
+
+        Raises:
+            RuntimeError: no noise was drawn, or some parameter's gradient bypassed its noise.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self.noise is None:
+            raise RuntimeError(
+                "IVON.step() needs gradients taken at sampled weights, but no noise was drawn: create "
+                "NoiseController(model, optimizer) before the first forward pass, then forward, backward and "
+                "step as usual."
+            )
+        products = self.noise.collect()
+        if self.noise.all_agree(_all_finite([*products.values(), *(_gradient(p) for p in products)])):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p in products:
+                        self._update(p, group, products[p])
+        else:
+            self._count("skipped_steps")
+            if self.skipped_steps <= 10 or self.skipped_steps % 100 == 0:
+                logger.warning(
+                    "IVON skipped step %d: a gradient or a noise * gradient product is not finite "
+                    "(%d of %d steps skipped so far); weights and statistics are unchanged.",
+                    self.step_index + 1,
+                    self.skipped_steps,
+                    self.step_index + 1,
+                )
+        self._count("step_index")
+        self.noise.after_step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients and, with them, the noise · gradient products."""
+        super().zero_grad(set_to_none)
+        if self.noise is not None:
+            self.noise.clear()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores a state; statistics stay in float32 even where the parameters are in half precision.
+
+        Raises:
+            ValueError: the state is another optimizer's.
+        """
+        foreign = [i for i, group in enumerate(state_dict["param_groups"]) if "hess_init" not in group]
+        if foreign:
+            raise ValueError(
+                f"this is no IVON state: param group {foreign[0]} has {sorted(state_dict['param_groups'][foreign[0]])} "
+                "and no 'hess_init'. Resume with the optimizer that wrote the checkpoint, or start afresh."
+            )
+        super().load_state_dict(state_dict)
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        held = [p for group in self.param_groups for p in group["params"]]
+        for saved_id, p in zip(saved_ids, held, strict=True):
+            if p.dtype in self._half and saved_id in state_dict["state"]:
+                # torch has just rounded these to the parameter's dtype.
+                for key, value in state_dict["state"][saved_id].items():
+                    if key != "step":
+                        self.state[p][key] = value.to(p.device, torch.float32, copy=True)
+
+    # Inside -----------------------------------------------------------------------------------------------
+
+    def _update(self, p: Tensor, group: dict[str, Any], product: Tensor) -> None:
+        state = self._state(p)
+        beta1, beta2 = group["betas"]
+        ess = group["ess"]
+        delta = self._delta(state, group)
+        momentum, hessian = state["momentum"], state["hessian"]
+        mean = self.mean(p)
+
+        state["step"] += 1
+        momentum.lerp_(_gradient(p).to(momentum.dtype), 1 - beta1)
+
+        curvature = hessian + delta
+        excess = product.mul(ess).mul_(curvature).sub_(hessian)  # f − h
+        hessian.add_(excess, alpha=1 - beta2)
+        hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
+
+        if group["prior"] == "adaptive":
+            delta.copy_(_damped_prior(delta, mean, hessian, ess))
+            hessian.clamp_(min=-0.5 * delta)  # a falling δ must leave h + δ positive
+        torch.add(hessian, delta, out=curvature)
+        direction = momentum / (1 - beta1 ** state["step"].item() if group["debias"] else 1.0)
+        if group["prior"] == "fixed":
+            direction.add_(mean, alpha=delta)
+        direction.div_(curvature).clamp_(-group["clip_radius"], group["clip_radius"])
+
+        lr = group["lr"]
+        if group["rescale_lr"]:
+            lr *= group["hess_init"] + group["weight_decay"]
+        mean.add_(direction, alpha=-lr)
+        if mean.dtype != p.dtype:
+            p.copy_(mean)
+
+    def _state(self, p: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[p]
+        if not state:
+            group = self.group_of(p)
+            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+            like = p.detach().to(dtype)
+            state["step"] = torch.tensor(0.0)
+            state["momentum"] = torch.zeros_like(like)
+            state["hessian"] = torch.full_like(like, group["hess_init"])
+            if p.dtype in self._half:
+                state["mean"] = like.clone()
+            if group["prior"] == "adaptive":
+                state["delta"] = torch.tensor(group["weight_decay"], dtype=dtype, device=p.device)
+        return state
+
+    def _delta(self, state: dict[str, Any], group: dict[str, Any]) -> Any:
+        return state["delta"] if group["prior"] == "adaptive" else group["weight_decay"]
+
+    def _count(self, key: str) -> None:
+        for group in self.param_groups:
+            group[key] = group.get(key, 0) + 1
+
+
+def adaptive_prior(mean: Tensor, hessian: Tensor, ess: float, delta: Tensor) -> Tensor:
+    """The δ that minimises KL(N(m, v) ‖ N(0, 1/(λ δ))) with v = 1/(λ (h + δ)) held at the given δ.
+
+    Args:
+        mean: m, any shape.
+        hessian: h, same shape.
+        ess: λ.
+        delta: the present δ, a scalar tensor.
+
+    Returns:
+        1 / (λ · mean(m² + v)), a scalar tensor.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(3, dtype=torch.float64)
+        >>> adaptive_prior(one, one, 2.0, torch.tensor(1.0, dtype=torch.float64)).item()
+        0.4
+
+    Source: arXiv 2506.14280 (dKL/ds² = 0 for a prior of variance s² shared by one tensor).
+    """
+    variance = 1 / (ess * (hessian + delta))
+    return 1 / (ess * (mean.square() + variance).mean())
+
+
+def _damped_prior(delta: Tensor, mean: Tensor, hessian: Tensor, ess: float) -> Tensor:
+    largest = 1 / (ess * PRIOR_STD_MIN**2)
+    target = adaptive_prior(mean, hessian, ess, delta).clamp(max=largest)
+    damped = torch.exp(torch.lerp(delta.log(), target.log(), PRIOR_DAMPING))
+    return torch.where(delta > 0, damped, target)
+
+
+def _gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    flags = [torch.isfinite(_local(t)).all() for t in tensors]
+    if not flags:
+        return torch.tensor(True)
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).all()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, or the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _check_options(group: Mapping[str, Any]) -> None:
+    def require(name: str, ok: bool, allowed: str) -> None:
+        if not ok:
+            raise ValueError(f"IVON got {name}={group[name]!r}; it must be {allowed}.")
+
+    def number(name: str) -> float:
+        value = group[name]
+        is_number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+        return float(value) if is_number else math.nan
+
+    require("lr", 0 < number("lr") < math.inf, "a positive finite number")
+    require("ess", group["ess"] is None or 0 < number("ess") < math.inf, "a positive finite number, or None")
+    require("hess_init", 0 < number("hess_init") < math.inf, "a positive finite number")
+    require("weight_decay", 0 <= number("weight_decay") < math.inf, "a finite number, at least 0")
+    require("clip_radius", number("clip_radius") > 0, "positive (math.inf for none)")
+    require("prior", group["prior"] in ("fixed", "adaptive"), "'fixed' or 'adaptive'")
+    betas = group["betas"]
+    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+    require("betas", pair and all(0 <= b < 1 for b in betas), "two numbers in [0, 1)")
