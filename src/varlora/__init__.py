@@ -2,5 +2,12 @@
 
 from varlora.noise import NoiseController
 from varlora.optim import IVON
+from varlora.training import IVONConfig, VariationalCallback, VariationalTrainerMixin
 
-__all__ = ["IVON", "NoiseController"]
+__all__ = [
+    "IVON",
+    "IVONConfig",
+    "NoiseController",
+    "VariationalCallback",
+    "VariationalTrainerMixin",
+]

@@ -23,8 +23,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -147,6 +146,45 @@ class _Sample(torch.autograd.Function):
         return gradient, None, None, None
 
 
+def _uncompiled(function: Callable[..., Any], *, but_callees: bool = False) -> Callable[..., Any]:
+    """Keeps torch.compile out of this function and, unless `but_callees`, out of what it calls."""
+    return torch.compiler.disable(function, recursive=not but_callees)  # type: ignore[no-any-return,no-untyped-call]
+
+
+@_uncompiled
+def _unshadow(places: Sequence[_Place]) -> None:
+    for place in places:
+        place.holder.__dict__.pop(place.attribute, None)
+
+
+class _SampledForward:
+    """A module's forward, at sampled weights while the controller is active.
+
+    A wrapper with `finally` rather than a pair of hooks: hooks do not run on KeyboardInterrupt.
+    """
+
+    def __init__(self, controller: NoiseController, scope: nn.Module, places: Sequence[_Place]) -> None:
+        functools.update_wrapper(self, scope.forward)
+        self.forward = scope.forward
+        self.controller, self.scope, self.places = controller, scope, places
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.controller._active:
+            return self.forward(*args, **kwargs)
+        try:
+            self.controller._shadow(self.places)
+            return self.forward(*args, **kwargs)
+        finally:
+            _unshadow(self.places)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the module is not under control: it computes at its own weights."""
+        copied = memo[id(self.scope)]
+        return functools.partial(type(copied).forward, copied)
+
+    __call__ = _uncompiled(__call__, but_callees=True)
+
+
 class NoiseController:
     """Draws weights from IVON's posterior in every training forward, and collects noise · gradient for it.
 
@@ -211,7 +249,8 @@ class NoiseController:
         self._sites = self._find_sites()
         self._wrapped: list[nn.Module] = []
         for scope, places in _scopes(self.model, self._sites).items():
-            self._wrap_forward(scope, places)
+            scope.forward = _SampledForward(self, scope, places)
+            self._wrapped.append(scope)
         self._hooks = [
             self.model.register_forward_pre_hook(_uncompiled(self._before_forward)),
             self.model.register_forward_hook(_uncompiled(self._after_forward), always_call=True),
@@ -314,35 +353,17 @@ class NoiseController:
         self._draw_index += 1
         self._consumed = False
 
-    def _wrap_forward(self, scope: nn.Module, places: Sequence[_Place]) -> None:
-        forward = scope.forward
-
-        @functools.wraps(forward)
-        def sampled_forward(*args: Any, **kwargs: Any) -> Any:
-            if not self._active:
-                return forward(*args, **kwargs)
-            with self._sampled(places):
-                return forward(*args, **kwargs)
-
-        scope.forward = _uncompiled(sampled_forward)
-        self._wrapped.append(scope)
-
-    @contextmanager
-    def _sampled(self, places: Sequence[_Place]) -> Iterator[None]:
-        """Shadows each parameter by its sample; an instance attribute wins over a registered parameter."""
-        try:
-            for place in places:
-                parameter = place.holder._parameters[place.attribute]
-                assert parameter is not None
-                assert place.site.noise is not None
-                mean = parameter.detach() if parameter.dtype == place.site.noise.dtype else self._master(place.site)
-                record = functools.partial(self._record, place.site)
-                sample = _Sample.apply(parameter, mean, place.site.noise, record)  # type: ignore[no-untyped-call]
-                place.holder.__dict__[place.attribute] = sample
-            yield
-        finally:
-            for place in places:
-                place.holder.__dict__.pop(place.attribute, None)
+    @_uncompiled
+    def _shadow(self, places: Sequence[_Place]) -> None:
+        """Shadows each parameter by its sample: an instance attribute wins over a registered parameter."""
+        for place in places:
+            parameter = place.holder._parameters[place.attribute]
+            assert parameter is not None
+            assert place.site.noise is not None
+            mean = parameter.detach() if parameter.dtype == place.site.noise.dtype else self._master(place.site)
+            record = functools.partial(self._record, place.site)
+            sample = _Sample.apply(parameter, mean, place.site.noise, record)  # type: ignore[no-untyped-call]
+            place.holder.__dict__[place.attribute] = sample
 
     def _master(self, site: _Site) -> Tensor:
         return _full(self.optimizer.mean(site.parameter))
@@ -399,11 +420,6 @@ class NoiseController:
         flat /= self._world_size
         averaged = torch.split(flat, [part.numel() for part in parts])
         return used.bool(), [a.view_as(part).to(part.device) for a, part in zip(averaged, parts, strict=True)]
-
-
-def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keeps torch.compile out of this function's own frame; what it calls is still compiled."""
-    return torch.compiler.disable(function, recursive=False)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

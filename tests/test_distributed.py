@@ -1,0 +1,135 @@
+"""Two gloo ranks, each with its own data and noise, against one process that has both."""
+
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from varlora import IVON, NoiseController
+from varlora.noise import CounterNoise, ReplayedNoise
+
+OPTIONS = {"lr": 0.1, "ess": 200.0, "hess_init": 0.1, "betas": (0.9, 0.9), "weight_decay": 0.01}
+STEPS, RANKS, MICRO = 3, 2, 2
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file store")
+
+
+class Net(nn.Module):
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (nn.Linear(4, 4, dtype=dtype) for _ in range(2))
+        self.expert = nn.Linear(4, 4, dtype=dtype)  # rank 1 never uses it
+        self.never = nn.Linear(2, 2, dtype=dtype)
+
+    def forward(self, x, use_expert=True):
+        x = torch.tanh(self.first(x))
+        return self.second(self.expert(x) if use_expert else x)
+
+
+def batch(step, rank, micro):
+    generator = torch.Generator().manual_seed(100 * step + 10 * rank + micro)
+    return torch.randn(3, 4, generator=generator, dtype=torch.float64)
+
+
+def flat(model, optimizer):
+    """Means, Hessians and momenta, in parameter order."""
+    ps = list(model.parameters())
+    return torch.cat(
+        [getattr(t, "full_tensor", lambda t=t: t)().detach().flatten() for t in ps]
+        + [
+            getattr(s, "full_tensor", lambda s=s: s)().flatten()
+            for p in ps
+            if optimizer.state.get(p)
+            for s in (optimizer.state[p]["hessian"], optimizer.state[p]["momentum"])
+        ]
+    )
+
+
+def train_on_rank(rank, wrap, poison_step=None, everywhere=False):
+    model = Net()
+    wrapped = wrap(model)
+    optimizer = IVON(model.parameters(), **OPTIONS)
+    NoiseController(wrapped, optimizer, seed=7)
+    for step in range(STEPS):
+        for micro in range(MICRO):
+            x = batch(step, rank, micro)
+            if poison_step == step and rank == 1:
+                x = x * float("nan")
+            (wrapped(x, use_expert=everywhere or rank == 0).square().mean() / MICRO).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return flat(model, optimizer), optimizer.skipped_steps
+
+
+def in_one_process(steps=STEPS, everywhere=False):
+    """All four draws of both ranks in one step, each loss weighted by 1 / (ranks * micro-batches)."""
+    model, source = Net(), CounterNoise(7)
+    order = [(s, r, m) for s in range(steps) for r in range(RANKS) for m in range(MICRO)]
+    noise = {
+        name: [source.draw(name, p, step=s, draw=m, rank=r) for s, r, m in order]
+        for name, p in model.named_parameters()
+    }
+    optimizer = IVON(model.parameters(), **OPTIONS)
+    NoiseController(model, optimizer, ReplayedNoise(noise))
+    for step in range(steps):
+        for rank in range(RANKS):
+            for micro in range(MICRO):
+                loss = model(batch(step, rank, micro), use_expert=everywhere or rank == 0).square().mean()
+                (loss / (RANKS * MICRO)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return flat(model, optimizer)
+
+
+def ddp(model):
+    return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def fsdp2(model):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for module in (model.first, model.second, model.expert):
+        fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+SCENARIOS = {
+    "ddp": lambda rank: train_on_rank(rank, ddp),
+    "fsdp2": lambda rank: train_on_rank(rank, fsdp2, everywhere=True),  # the ranks gather every shard together
+    "poison": lambda rank: train_on_rank(rank, ddp, poison_step=STEPS - 1),
+}
+
+
+def run(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    try:
+        torch.save({name: scenario(rank) for name, scenario in SCENARIOS.items()}, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run, (str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("scenario", ["ddp", "fsdp2"])
+def test_two_ranks_equal_one_process_with_both_draws(results, scenario):
+    (first, _), (second, _) = (result[scenario] for result in results)
+    assert torch.equal(first, second)  # bit for bit
+    torch.testing.assert_close(first, in_one_process(everywhere=scenario == "fsdp2"), rtol=1e-12, atol=1e-14)
+
+
+def test_a_poisoned_rank_makes_every_rank_skip(results):
+    (first, skipped), (second, skipped_too) = (result["poison"] for result in results)
+    assert skipped == skipped_too == 1
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, in_one_process(steps=STEPS - 1), rtol=1e-12, atol=1e-14)
