@@ -1,0 +1,204 @@
+"""The README.md of a run folder: what the adapter is, how it did, how to load it, what to beware of.
+
+Built from plain dictionaries, as they stand in the folder's JSON files, and valid as a model card of the Hugging Face
+Hub. The licence is the user's to choose and is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from varlora.report.tables import Cell, Number, Table, escape_markdown
+from varlora.report.vocabulary import FULL, METRICS, coldness, learning, listing, show
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_VARIANTS = {"mean": "at the mean", "samples": "averaged over samples", "pruned": "pruned, averaged over samples"}
+
+
+def model_card(
+    *,
+    name: str,
+    kind: str,
+    meta: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    task: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> str:
+    """The card as Markdown with YAML front matter.
+
+    Args:
+        name: Of the run; its folder's name.
+        kind: The posterior's kind, as in posterior.json: "diagonal_gaussian" or "point_mass".
+        meta: The fields of `PosteriorMeta`, as in posterior.json; what is missing is left out.
+        metrics: Content of metrics.json: {split: {"mean": {...}, "samples": {...}}}.
+        task: Name, kind, answers, source, licence and notes of the task, as far as known.
+        versions: Of the libraries.
+
+    Example:
+        >>> card = model_card(name="run-1", kind="point_mass", meta={"method": "adamw"}, metrics={})
+        >>> card.splitlines()[:3]
+        ['---', 'library_name: peft', 'tags:']
+    """
+    sections = [
+        f"# {escape_markdown(name)}",
+        _what_it_is(kind, meta),
+        *_task_section(task or {}),
+        *_metrics_section(metrics),
+        *_loading_section(name, kind, meta),
+        "## Limitations\n\n" + _bullets(_limitations(kind, meta, measured=bool(metrics))),
+        *_versions_section(versions or {}),
+    ]
+    return _front_matter(kind, meta) + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(kind: str, meta: Mapping[str, Any]) -> str:
+    front: dict[str, Any] = {}
+    if base := _hub_id(meta.get("base_model")):
+        front["base_model"] = base
+    front["library_name"] = "peft"
+    if task := _PIPELINES.get((meta.get("readout") or {}).get("kind", "")):
+        front["pipeline_tag"] = task
+    front["tags"] = ["varlora", "lora", "calibration"]
+    if kind != "point_mass":
+        front["tags"] += ["bayesian", "uncertainty"]
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+_PIPELINES = {"answer_tokens": "text-generation", "class_head": "text-classification"}
+
+
+def _what_it_is(kind: str, meta: Mapping[str, Any]) -> str:
+    base = meta.get("base_model")
+    of = f" of {_code(base if _hub_id(base) else PurePath(base).name)}" if base else ""
+    method = escape_markdown(str(meta.get("method", "unknown")))
+    trained = f", trained with the method {method}" + (
+        f" on {meta['num_examples']:,} examples" if meta.get("num_examples") else ""
+    )
+    if kind == "point_mass":
+        return f"A LoRA adapter{of}{trained}. It holds one set of weights and no uncertainty about them."
+    return (
+        f"A LoRA adapter{of} **with its posterior**{trained}. `adapter_model.safetensors` holds the mean of the "
+        "weights and is an ordinary PEFT adapter; `posterior.safetensors` holds their precision (1 / variance), from "
+        "which [varlora](https://pypi.org/project/varlora/) draws weights to say how sure an answer is."
+    )
+
+
+def _task_section(task: Mapping[str, Any]) -> list[str]:
+    if not task:
+        return []
+    lines = []
+    if answers := task.get("answers"):
+        lines.append(f"Answers: {listing([_code(answer) for answer in answers])}.")
+    for field in ("source", "licence"):
+        if task.get(field):
+            lines.append(f"{field.capitalize()} of the data: {escape_markdown(str(task[field]))}.")
+    lines += [escape_markdown(str(note)) for note in task.get("notes") or ()]
+    heading = f"## Task: {escape_markdown(str(task.get('name', 'unnamed')))}"
+    return [heading, *([_bullets(lines)] if lines else [])]
+
+
+def _metrics_section(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    found = [(split, variant, values) for split, variants in metrics.items() for variant, values in variants.items()]
+    shown = [metric for metric in FULL if any(values.get(metric) is not None for *_, values in found)]
+    if not shown:
+        return []
+    rows = tuple(
+        (f"{split}, {_VARIANTS.get(variant, variant)}", tuple(_cell(metric, values.get(metric)) for metric in shown))
+        for split, variant, values in found
+    )
+    meanings = _bullets([f"**{METRICS[metric].title}**: {METRICS[metric].meaning}." for metric in shown])
+    table = Table(
+        caption="One training run; metrics.json has every metric.",
+        headings=("Split", *(METRICS[metric].heading for metric in shown)),
+        rows=rows,
+    )
+    return [f"## Results\n\n{table.to_markdown()}\n\n{meanings}"]
+
+
+def _cell(metric: str, value: float | None) -> Cell:
+    return Cell() if value is None else Cell(lines=((Number(METRICS[metric].show(value), value),),))
+
+
+def _loading_section(name: str, kind: str, meta: Mapping[str, Any]) -> list[str]:
+    if meta.get("adapter_config") is None or not meta.get("base_model"):
+        return []
+    readout = (meta.get("readout") or {}).get("kind")
+    auto = "AutoModelForSequenceClassification" if readout == "class_head" else "AutoModelForCausalLM"
+    classes = (meta["readout"].get("classes") or ()) if readout == "class_head" else ()
+    labels = f", num_labels={len(classes)}" if classes else ""
+    folder = f"path/to/{name}"
+    mean = f"""\
+from peft import PeftModel
+from transformers import {auto}
+
+base = {auto}.from_pretrained({meta["base_model"]!r}{labels})
+model = PeftModel.from_pretrained(base, {folder!r})"""
+    sections = [f"## How to load it\n\nWith PEFT alone, at the mean:\n\n```python\n{mean}\n```"]
+    if readout:
+        samples = 0 if kind == "point_mass" else 10
+        averaged = "# (N, C)" if kind == "point_mass" else "# (N, C), averaged over 10 draws of the weights"
+        sections.append(f"""\
+With varlora, probabilities of the answers (`batches`: token ids as `varlora.tasks.Collator` makes them):
+
+```python
+from varlora.checkpoint import load_posterior
+from varlora.prediction import predict
+from varlora.readout import readout_from_dict
+
+q = load_posterior({folder!r})
+prediction = predict(model, q, batches, samples={samples}, readout=readout_from_dict(q.meta.readout))
+prediction.probs  {averaged}
+```""")
+    return sections
+
+
+def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[str]:
+    lines = ["How far its confidence can be trusted has not been measured."]
+    if measured:
+        lines = ["Its confidence was measured on the data above; on other data it may be off."]
+    if kind != "point_mass" and meta.get("ess") and meta.get("num_examples"):
+        lines.append(f"λ = {show(float(meta['ess']))}. {coldness(meta['ess'], meta['num_examples'])}.")
+    moved = ((meta.get("diagnostics") or {}).get("hessian_moved") or {}).get("overall")
+    if moved is not None:
+        lines.append(f"The Hessian estimate moved by {100 * moved:.3g} % (median) from its start: {learning(moved)}.")
+    if (temperature := meta.get("logit_temperature", 1.0)) != 1.0:
+        lines.append(f"The logits are to be divided by {temperature:.4g}: varlora does it, PEFT does not.")
+    lines += [f"After training: {_operation(operation)}." for operation in meta.get("history") or ()]
+    if kind != "point_mass":
+        lines.append("Merged into the base model, it can no longer be sampled.")
+    return lines
+
+
+def _operation(operation: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key} {show(value)}" for key, value in operation.items() if key != "op")
+    name = str(operation.get("op", "unknown operation"))
+    return escape_markdown(f"{name} ({settings})" if settings else name)
+
+
+def _versions_section(versions: Mapping[str, str]) -> list[str]:
+    text = ", ".join(f"{escape_markdown(library)} {escape_markdown(str(v))}" for library, v in versions.items())
+    return [f"Written with {text}."] if text else []
+
+
+def _hub_id(base: Any) -> str | None:
+    """`base` if it can be a name on the Hub, and not a folder here."""
+    if isinstance(base, str) and _HUB_ID.fullmatch(base) and not Path(base).exists():
+        return base
+    return None
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _code(text: Any) -> str:
+    """Inline code that may itself hold backticks."""
+    text = " ".join(str(text).split())
+    fence = "``" if "`" in text else "`"
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"

@@ -1,0 +1,318 @@
+"""Several methods on one task, over seeds: their metrics, intervals and paired differences.
+
+Every number that the report shows is in `Comparison.to_dict()`, exactly. The metrics are those of `varlora.metrics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varlora.metrics import Interval, evaluate
+from varlora.metrics.bootstrap import bootstrap
+from varlora.report.rows import Row, Runs
+from varlora.report.vocabulary import FULL, Measure, measure
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A metric's mean over seeds.
+
+    Args:
+        mean: Over the seeds.
+        se: The standard error of that mean, from the spread between seeds; None for a single seed.
+        low: Lower end of the bootstrap interval over the examples.
+        high: Its upper end.
+    """
+
+    mean: float
+    se: float | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """What a method gains or loses against another on the same examples, averaged over seeds.
+
+    Args:
+        value: Metric of the one minus metric of the other.
+        low: Lower end of the paired bootstrap interval over the examples.
+        high: Its upper end.
+        per_seed: The difference of each seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    per_seed: tuple[float, ...]
+
+    def verdict(self, how: Measure) -> str:
+        """What the difference shows: "better", "worse", "equal" (exactly, always) or "unclear".
+
+        A difference is clear when its interval leaves 0 out and every seed has its sign: the interval knows the
+        luck of the examples, but not that of the seeds.
+        """
+        if self.low == self.high == 0:
+            return "equal"
+        one_sided = self.low > 0 or self.high < 0
+        if not one_sided or any(value * self.value <= 0 for value in self.per_seed):
+            return "unclear"
+        return "better" if how.is_better(self.value) else "worse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One method on one split.
+
+    Args:
+        seeds: In the order of `per_seed`.
+        per_seed: Everything that `varlora.metrics.evaluate` says of each seed.
+        metrics: Means over seeds with intervals, of the comparison's metrics.
+        differences: From the reference method; empty for the reference itself.
+        train_seconds: Mean over seeds; None if a seed's is not known.
+        predict_seconds: Mean over seeds; None if a seed's is not known.
+    """
+
+    seeds: tuple[int, ...]
+    per_seed: tuple[dict[str, float], ...]
+    metrics: dict[str, Estimate]
+    differences: dict[str, Difference]
+    train_seconds: float | None
+    predict_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """Methods that were trained on the same task with the same seeds and judged on the same examples.
+
+    Args:
+        task: Its name.
+        rows: One for every method, seed and split; methods appear in the report in the order of their first row.
+        reference: The method that the others are compared with; None to compare with none.
+        metrics: Which metrics are summarised.
+        resamples: Bootstrap resamples.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: A row is there twice or missing, the labels of a split differ, or the reference is no method.
+
+    Example:
+        >>> import torch
+        >>> from varlora.report import Comparison, Row
+        >>> labels = torch.tensor([0, 1, 1, 0] * 10)
+        >>> def row(method, logit):
+        ...     logits = torch.where(torch.nn.functional.one_hot(labels) == 1, logit, 0.0)
+        ...     return Row(method=method, seed=0, split="test", log_probs=logits.log_softmax(-1), labels=labels)
+        >>> comparison = Comparison(task="toy", rows=[row("AdamW", 1.0), row("IVON", 2.0)])
+        >>> round(comparison.summary("test")["IVON"].differences["nll"].value, 3)
+        -0.186
+    """
+
+    task: str
+    rows: Sequence[Row]
+    reference: str | None = "AdamW"
+    metrics: tuple[str, ...] = FULL
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("there is nothing to compare: no rows were given")
+        for metric in self.metrics:
+            measure(metric)
+        if self.reference is not None and self.reference not in self.methods:
+            raise ValueError(
+                f"the reference {self.reference!r} is none of the methods; these are {', '.join(self.methods)}"
+            )
+        for split in self.splits:
+            self._check(split)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """In the order of their first row."""
+        return tuple(dict.fromkeys(row.method for row in self.rows))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """In the order of their first row."""
+        return tuple(dict.fromkeys(row.split for row in self.rows))
+
+    def seeds(self, split: str) -> tuple[int, ...]:
+        """The seeds of every method on `split`, ascending."""
+        return tuple(sorted({row.seed for row in self.rows if row.split == split}))
+
+    def runs(self, method: str, split: str) -> tuple[Row, ...]:
+        """The rows of `method` on `split`, in the order of their seeds."""
+        rows = [row for row in self.rows if row.method == method and row.split == split]
+        return tuple(sorted(rows, key=lambda row: row.seed))
+
+    def num_examples(self, split: str) -> int:
+        """N of `split`."""
+        return len(self.runs(self.methods[0], split)[0].labels)
+
+    def describe(self, split: str) -> str:
+        """E.g. "test: 500 examples, 3 seeds"."""
+        examples, seeds = self.num_examples(split), len(self.seeds(split))
+        return f"{split}: {examples} example{'s'[: examples != 1]}, {seeds} seed{'s'[: seeds != 1]}"
+
+    def summary(self, split: str) -> dict[str, Summary]:
+        """Every method's numbers on `split`.
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        return {method: self._summarise(method, split) for method in self.methods}
+
+    def difference(self, method: str, other: str, *, metric: str, split: str) -> Difference:
+        """Metric of `method` minus that of `other`, paired."""
+        interval = self._intervals_of(split)[_pair(method, other, metric)]
+        pairs = zip(self._evaluations[method, split], self._evaluations[other, split], strict=True)
+        per_seed = tuple(one[metric] - two[metric] for one, two in pairs)
+        return Difference(value=_mean(per_seed), low=interval.low, high=interval.high, per_seed=per_seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything the report shows, as JSON has it: infinities and NaN are None."""
+        return {
+            "task": self.task,
+            "reference": self.reference,
+            "interval": {"level": LEVEL, "resamples": self.resamples, "seed": self.seed, "over": "examples"},
+            "splits": {
+                split: {
+                    "num_examples": self.num_examples(split),
+                    "methods": {name: _plain(summary) for name, summary in self.summary(split).items()},
+                }
+                for split in self.splits
+            },
+        }
+
+    @cached_property
+    def _evaluations(self) -> dict[tuple[str, str], tuple[dict[str, float], ...]]:
+        return {
+            (method, split): tuple(evaluate(row.log_probs, row.labels) for row in self.runs(method, split))
+            for method in self.methods
+            for split in self.splits
+        }
+
+    @cached_property
+    def _intervals(self) -> dict[str, dict[str, Interval]]:
+        return {split: self._bootstrap(split) for split in self.splits}
+
+    def _intervals_of(self, split: str) -> dict[str, Interval]:
+        if split not in self.splits:
+            raise ValueError(f"there is no split {split!r}; the comparison has {', '.join(self.splits)}")
+        return self._intervals[split]
+
+    def _summarise(self, method: str, split: str) -> Summary:
+        intervals = self._intervals_of(split)
+        evaluations = self._evaluations[method, split]
+        runs = self.runs(method, split)
+        metrics = {}
+        for metric in self.metrics:
+            values = [evaluation[metric] for evaluation in evaluations]
+            interval = intervals[_single(method, metric)]
+            metrics[metric] = Estimate(
+                mean=_mean(values), se=_standard_error(values), low=interval.low, high=interval.high
+            )
+        differences = {}
+        if self.reference not in (None, method):
+            differences = {
+                metric: self.difference(method, self.reference, metric=metric, split=split) for metric in self.metrics
+            }
+        return Summary(
+            seeds=tuple(row.seed for row in runs),
+            per_seed=evaluations,
+            metrics=metrics,
+            differences=differences,
+            train_seconds=_mean_or_none([row.train_seconds for row in runs]),
+            predict_seconds=_mean_or_none([row.predict_seconds for row in runs]),
+        )
+
+    def _bootstrap(self, split: str) -> dict[str, Interval]:
+        """Intervals of every method's mean over seeds and of every pair's difference, on the same resamples."""
+        runs = {method: Runs.of(self.runs(method, split)) for method in self.methods}
+
+        def statistics(indices: Tensor) -> dict[str, Tensor]:
+            means = {method: run.means(indices, self.metrics) for method, run in runs.items()}
+            values = {_single(one, metric): value for one in means for metric, value in means[one].items()}
+            for one in means:
+                for two in means:
+                    if one != two:
+                        for metric in self.metrics:
+                            values[_pair(one, two, metric)] = means[one][metric] - means[two][metric]
+            return values
+
+        return bootstrap(
+            statistics,
+            self.num_examples(split),
+            width=len(self.seeds(split)),
+            resamples=self.resamples,
+            level=LEVEL,
+            seed=self.seed,
+        )
+
+    def _check(self, split: str) -> None:
+        seeds = self.seeds(split)
+        labels = next(row.labels for row in self.rows if row.split == split)
+        for method in self.methods:
+            runs = self.runs(method, split)
+            had = tuple(row.seed for row in runs)
+            if had != seeds:
+                wrong = "twice" if len(set(had)) < len(had) else "missing"
+                culprits = sorted({s for s in had if had.count(s) > 1} or set(seeds) - set(had))
+                raise ValueError(
+                    f"{method!r} on {split!r}: seed {', '.join(map(str, culprits))} {wrong}; every method needs "
+                    f"one row for each of the seeds {', '.join(map(str, seeds))}"
+                )
+            for row in runs:
+                if not torch.equal(row.labels, labels):
+                    raise ValueError(
+                        f"{method!r}, seed {row.seed}: its labels on {split!r} are not those of the other rows; "
+                        "methods can only be compared on the same examples in the same order"
+                    )
+
+
+def _single(method: str, metric: str) -> str:
+    return f"{metric}\0{method}"
+
+
+def _pair(one: str, two: str, metric: str) -> str:
+    return f"{metric}\0{one}\0{two}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """s / sqrt(K), s² with K - 1 in its denominator."""
+    if len(values) < 2:
+        return None
+    mean = _mean(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, tuples as lists, numbers that JSON lacks as None."""
+    if isinstance(value, Estimate | Difference | Summary):
+        return {name: _plain(part) for name, part in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,256 @@
+"""The comparison as tables: defined once, rendered for a terminal, for Markdown and (by the template) for HTML.
+
+Every number that is shown carries its exact value, so that a rendering can hand it on unrounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from varlora.report.results import Comparison, Difference, Estimate, Summary
+from varlora.report.vocabulary import FULL, Measure, measure
+
+
+class Number(NamedTuple):
+    """A number as shown, and exactly."""
+
+    text: str
+    value: float
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def finite(self) -> bool:
+        """Whether JSON could hold it."""
+        return math.isfinite(self.value)
+
+
+Line: TypeAlias = tuple["str | Number", ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What stands in one place of a table.
+
+    Args:
+        lines: The first is the statement, the others its detail. No lines: there is nothing to say.
+        strong: The best of its column.
+        verdict: "better", "worse" or "unclear" (its interval holds 0); empty where nothing is compared.
+        metric: The metric that the numbers belong to.
+    """
+
+    lines: tuple[Line, ...] = ()
+    strong: bool = False
+    verdict: str = ""
+    metric: str = ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The lines as plain text."""
+        return tuple("".join(str(part) for part in line) for line in self.lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of cells under headings; the first column holds the methods' names.
+
+    Example:
+        >>> cells = (Cell(lines=((Number("71.4", 0.714),),), strong=True),)
+        >>> table = Table(caption="test", headings=("Method", "Accuracy %"), rows=(("IVON", cells),))
+        >>> print(table.to_markdown())
+        | Method | Accuracy % |
+        |:--|--:|
+        | IVON | **71.4** |
+        <BLANKLINE>
+        test
+    """
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+    def to_markdown(self) -> str:
+        """A GitHub-flavoured Markdown table, one line a row, its caption below it."""
+        lines = [
+            _markdown_row(self.headings),
+            f"|:--|{'--:|' * (len(self.headings) - 1)}",
+            *(_markdown_row((name, *map(_markdown_cell, cells)), raw=True) for name, cells in self.rows),
+        ]
+        return "\n".join([*lines, "", escape_markdown(self.caption)])
+
+    def to_rich(self) -> RichTable:
+        """A table for a terminal; two lines a row, at most 80 columns for the headline metrics."""
+        table = RichTable(
+            box=box.SIMPLE_HEAD,
+            caption=Text(self.caption),
+            caption_justify="left",
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        for index, heading in enumerate(self.headings):
+            table.add_column(Text(heading), justify="right" if index else "left", no_wrap=bool(index))
+        tall = any(len(cell.lines) > 1 for _, cells in self.rows for cell in cells)
+        for number, (name, cells) in enumerate(self.rows):
+            last = number == len(self.rows) - 1
+            table.add_row(Text(name), *map(_rich_cell, cells), end_section=tall and not last)
+        return table
+
+
+def results_table(
+    comparison: Comparison, *, split: str = "test", metrics: Sequence[str] = FULL, times: bool = False
+) -> Table:
+    """Each method's metrics: mean ± standard error over seeds, and the 95 % bootstrap interval.
+
+    Args:
+        comparison: What was run.
+        split: Which of its splits.
+        metrics: Which of the metrics, in order.
+        times: Whether a last column tells the seconds of training and prediction.
+    """
+    summaries = comparison.summary(split)
+    shown = [measure(metric) for metric in metrics]
+    best = {metric: _best(comparison, split, metric) for metric in metrics}
+    rows = []
+    for name, summary in summaries.items():
+        cells = [
+            _estimate_cell(summary.metrics[metric], how, metric=metric, strong=name in best[metric])
+            for metric, how in zip(metrics, shown, strict=True)
+        ]
+        if times:
+            cells.append(_times_cell(summary))
+        rows.append((name, tuple(cells)))
+    headings = ("Method", *(how.heading for how in shown), *(("Time s",) if times else ()))
+    caption = (
+        f"{comparison.describe(split)}. Mean ± standard error over seeds, and the 95 % bootstrap interval over "
+        "examples. The best mean of a column stands out, whether or not its lead is clear."
+    )
+    if any(metric.startswith(("ece", "mce")) for metric in metrics):
+        caption += " Resampling can only add to a calibration error: its interval lies high."
+    return Table(caption=caption, headings=headings, rows=tuple(rows))
+
+
+def differences_table(comparison: Comparison, *, split: str = "test", metrics: Sequence[str] = FULL) -> Table:
+    """Each method's paired difference from the reference method, on the same examples and seeds.
+
+    Raises:
+        ValueError: The comparison has no reference method.
+    """
+    if comparison.reference is None:
+        raise ValueError("there is no reference method to differ from; give Comparison(reference=...)")
+    shown = [measure(metric) for metric in metrics]
+    rows = tuple(
+        (
+            name,
+            tuple(
+                _difference_cell(summary.differences[metric], how, metric=metric)
+                for metric, how in zip(metrics, shown, strict=True)
+            ),
+        )
+        for name, summary in comparison.summary(split).items()
+        if name != comparison.reference
+    )
+    caption = (
+        f"{comparison.describe(split)}. Difference from {comparison.reference} on the same examples, with its "
+        "paired 95 % bootstrap interval. Unclear: the interval holds 0, or the seeds disagree on the sign. Not "
+        "corrected for the number of comparisons."
+    )
+    headings = (f"Against {comparison.reference}", *(how.heading for how in shown))
+    return Table(caption=caption, headings=headings, rows=rows)
+
+
+def times_table(comparison: Comparison, *, split: str = "test") -> Table:
+    """What each method cost: seconds of training and of prediction, the means over seeds."""
+    rows = tuple(
+        (name, (_seconds_cell(summary.train_seconds), _seconds_cell(summary.predict_seconds)))
+        for name, summary in comparison.summary(split).items()
+    )
+    return Table(caption="Mean over seeds.", headings=("Method", "Train s", "Predict s"), rows=rows)
+
+
+def escape_markdown(text: str) -> str:
+    """`text` so that Markdown shows it as it is, in a table too.
+
+    Example:
+        >>> escape_markdown("a|b *c* <i>")
+        'a\\\\|b \\\\*c\\\\* &lt;i&gt;'
+    """
+    for symbol in "\\`*_[]|":
+        text = text.replace(symbol, f"\\{symbol}")
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return " ".join(text.split())
+
+
+def _best(comparison: Comparison, split: str, metric: str) -> frozenset[str]:
+    """The methods whose mean, as shown, no other's beats."""
+    how = measure(metric)
+    means = {name: summary.metrics[metric].mean for name, summary in comparison.summary(split).items()}
+    known = [mean for mean in means.values() if not math.isnan(mean)]
+    if not known:
+        return frozenset()
+    top = max(known) if how.better == "higher" else min(known)
+    return frozenset(name for name, mean in means.items() if how.show(mean) == how.show(top))
+
+
+def _estimate_cell(estimate: Estimate, how: Measure, *, metric: str, strong: bool) -> Cell:
+    first: Line = (Number(how.show(estimate.mean), estimate.mean),)
+    if estimate.se is not None:
+        first = (*first, " ± ", Number(how.show(estimate.se), estimate.se))
+    return Cell(
+        lines=(first, _interval(how.show(estimate.low), how.show(estimate.high), estimate)),
+        strong=strong,
+        metric=metric,
+    )
+
+
+def _difference_cell(difference: Difference, how: Measure, *, metric: str) -> Cell:
+    show = how.show_difference
+    verdict = difference.verdict(how)
+    lines: tuple[Line, ...] = ((Number(show(difference.value), difference.value), f" {verdict}"),)
+    if verdict != "equal":
+        lines = (*lines, _interval(show(difference.low), show(difference.high), difference))
+    return Cell(lines=lines, verdict=verdict, metric=metric)
+
+
+def _interval(low: str, high: str, exact: Estimate | Difference) -> Line:
+    return (Number(low, exact.low), " to ", Number(high, exact.high))
+
+
+def _times_cell(summary: Summary) -> Cell:
+    times = {"train": summary.train_seconds, "predict": summary.predict_seconds}
+    return Cell(lines=tuple((_seconds(time), f" {what}") for what, time in times.items() if time is not None))
+
+
+def _seconds_cell(seconds: float | None) -> Cell:
+    return Cell() if seconds is None else Cell(lines=((_seconds(seconds),),))
+
+
+def _seconds(seconds: float) -> Number:
+    return Number(f"{seconds:.{0 if seconds >= 100 else 1}f}", seconds)
+
+
+def _markdown_row(texts: Sequence[str], *, raw: bool = False) -> str:
+    name, *others = texts
+    return f"| {' | '.join([escape_markdown(name), *(others if raw else map(escape_markdown, others))])} |"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    if not cell.lines:
+        return "–"
+    first, *details = (escape_markdown(text) for text in cell.texts)
+    return "<br>".join([f"**{first}**" if cell.strong or cell.verdict in ("better", "worse") else first, *details])
+
+
+def _rich_cell(cell: Cell) -> Text:
+    if not cell.lines:
+        return Text("–")
+    first, *details = cell.texts
+    style = {"better": "green", "worse": "red"}.get(cell.verdict, "bold" if cell.strong else "")
+    return Text("\n", justify="right").join([Text(first, style=style), *(Text(line, style="dim") for line in details)])

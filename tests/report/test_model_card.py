@@ -1,0 +1,108 @@
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from varlora.report import model_card
+
+META: dict[str, Any] = {
+    "method": "ivon",
+    "num_examples": 300,
+    "ess": 1e6,
+    "base_model": "meta-llama/Llama-3.2-3B",
+    "adapter_config": {"peft_type": "LORA"},
+    "readout": {"kind": "answer_tokens", "token_ids": [3, 4], "answers": ["A", "B"]},
+    "diagnostics": {"hessian_moved": {"overall": 0.031}},
+    "history": [{"op": "prune", "fraction": 0.1, "by": "snr"}],
+}
+METRICS = {
+    "test": {
+        "mean": {"accuracy": 0.7, "nll": 0.8, "ece_15": 0.1},
+        "samples": {"accuracy": 0.714, "nll": 0.744, "ece_15": 0.09},
+    }
+}
+
+
+def card(**changes: Any) -> str:
+    return model_card(
+        name="run-1",
+        kind=changes.pop("kind", "diagonal_gaussian"),
+        meta={**META, **changes},
+        metrics=METRICS,
+        task={"name": "arc_easy", "answers": ["A", "B"], "notes": ["validation: 120 rows cut from train"]},
+        versions={"varlora": "0.1.0"},
+    )
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(text.split("---\n")[1]))
+
+
+def test_the_hub_reads_the_front_matter() -> None:
+    data = ModelCard(card()).data
+    assert data.base_model == "meta-llama/Llama-3.2-3B"
+    assert data.library_name == "peft"
+    assert data.pipeline_tag == "text-generation"
+    assert data.license is None
+    assert "bayesian" in data.tags
+
+
+@pytest.mark.parametrize("base", [None, "/home/me/models/secret", "../models/x", "./x", "a/b/c"])
+def test_only_a_hub_name_becomes_base_model(base: str | None) -> None:
+    assert "base_model" not in front_matter(card(base_model=base))
+
+
+def test_a_local_folder_of_the_same_form_is_no_hub_name(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "base_model" not in front_matter(card(base_model="models/tiny"))
+
+
+def test_results_and_limitations() -> None:
+    lines = card().splitlines()
+    assert "| test, averaged over samples | 71.4 | 0.744 | 9.0 |" in lines
+    assert "- λ = 1,000,000. N is 300, so λ/N = 3,330: a cold posterior, narrower than Bayes' rule at N." in lines
+    assert "- After training: prune (fraction 0.1, by snr)." in lines
+    assert any("not learned" in line for line in lines)
+
+
+def test_a_point_mass_promises_no_uncertainty() -> None:
+    text = card(kind="point_mass", method="temperature", logit_temperature=2.6, diagnostics=None)
+    assert "no uncertainty" in text
+    assert "divided by 2.6" in text
+    assert "λ" not in text
+    assert "posterior.safetensors" not in text
+    assert "samples=0" in text
+
+
+@pytest.mark.parametrize("readout", [META["readout"], {"kind": "class_head", "classes": ["no", "yes", "maybe"]}])
+def test_the_snippets_are_python(readout: dict[str, Any]) -> None:
+    text = card(readout=readout, base_model="it's")
+    snippets = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        ast.parse(snippet)
+    assert ("num_labels=3" in text) == (readout["kind"] == "class_head")
+
+
+def test_names_cannot_break_out() -> None:
+    text = model_card(
+        name="# x\n<b>",
+        kind="point_mass",
+        meta={"method": "a|b\n# c"},
+        metrics={"te|st": {"mean": {"accuracy": 0.5}}},
+        task={"name": "t`\n#", "answers": ["a`b", "c"], "source": "<script>"},
+    )
+    assert "<b>" not in text
+    assert "<script>" not in text
+    assert "`` a`b ``" in text
+    assert re.findall(r"^#+ .*", text, flags=re.MULTILINE) == [
+        "# # x &lt;b&gt;",
+        "## Task: t\\` #",
+        "## Results",
+        "## Limitations",
+    ]
