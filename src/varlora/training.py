@@ -220,10 +220,17 @@ class VariationalTrainerMixin:
         draws = self.variational.draws
         self._draw_weight = 1.0 / draws
         try:
-            losses = [super().training_step(model, dict(inputs), *args, **kwargs) for _ in range(draws)]  # type: ignore[misc]
+            step = super().training_step  # type: ignore[misc]
+            losses = [step(model, dict(inputs), *args, **kwargs) for _ in range(draws)]
         finally:
             self._draw_weight = 1.0
         return torch.stack(losses).sum()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's evaluation, at the mean; dropout masks of the training that follows do not depend on it."""
+        device: torch.device = self.args.device  # type: ignore[attr-defined]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's loss, weighted by 1/S within a training step."""
