@@ -1,0 +1,187 @@
+"""A task out of the raw records of its splits: one shape, one set of answers, checked rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from varlora.tasks import prompts
+from varlora.tasks.rows import (
+    SHAPES,
+    LabelAnswers,
+    Records,
+    choice_rows,
+    completion_rows,
+    label_rows,
+    message_rows,
+    yes_no_rows,
+)
+from varlora.tasks.task import OUT_OF_SCOPE, Task, TaskKind
+
+
+def build_task(
+    name: str,
+    sources: Mapping[str, Records],
+    *,
+    label_names: Sequence[str] | None = None,
+    ood_splits: Collection[str] = (),
+    label_answers: LabelAnswers = "names",
+    repeated_choices: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    licence: str | None = None,
+    source: str | None = None,
+    notes: Sequence[str] = (),
+) -> Task:
+    """Check the records of every split and make a task of them.
+
+    Args:
+        name: Name of the task.
+        sources: Split name to its records.
+        label_names: Class names in order, for the shape text/label; by default those of "train", sorted.
+        ood_splits: Splits in which label -1 (belongs to no class) is allowed.
+        label_answers: How a causal LM names a class: by its "names" or by "letters" (at most 26 classes).
+        repeated_choices: Accept a question that offers one wrong choice twice, as some official sets do.
+        tokenizer: Needed for chat `messages` only: its chat template writes the prompt.
+        licence: Licence of the data.
+        source: Where the data came from.
+        notes: What was done with the data so far.
+
+    Raises:
+        ValueError: For any record that does not fit, naming it.
+
+    Example:
+        >>> train = Records(where="pets.jsonl", rows=[
+        ...     {"question": "Which one barks?", "choices": ["cat", "dog"], "answer": "B"}])
+        >>> task = build_task("pets", {"train": train})
+        >>> task.answers, task.rows("train")[0]["label"]
+        (('A', 'B'), 1)
+    """
+    unknown = sorted(set(ood_splits) - set(sources))
+    if unknown:
+        raise ValueError(f"out-of-scope splits {unknown} are not among the splits {sorted(sources)}")
+    shapes = {split: _shape(records) for split, records in sources.items()}
+    if len(set(shapes.values())) > 1:
+        found = "; ".join(f"{sources[split].where}: {'/'.join(SHAPES[s])}" for split, s in shapes.items())
+        raise ValueError(f"the splits of one task must have one shape, got {found}")
+    shape = next(iter(shapes.values()))
+    if label_names is not None and shape != "label":
+        raise ValueError(f"label names are for the shape text/label; this task is {'/'.join(SHAPES[shape])}")
+    kind: TaskKind
+    continuations: tuple[str, ...] = ()
+    if shape == "label":
+        kind = "label"
+        names = _label_names(sources, label_names)
+        answers = names
+        if label_answers == "letters":
+            if len(names) > len(prompts.LETTERS):
+                raise ValueError(f"{name}: letters can answer for at most 26 classes, got {len(names)}")
+            continuations = tuple(f" {letter}" for letter in prompts.LETTERS[: len(names)])
+        elif label_answers != "names":
+            raise ValueError(f"label_answers is {label_answers!r}; allowed: names, letters")
+        parsed = {
+            split: label_rows(records, names, ood=split in ood_splits, label_answers=label_answers)
+            for split, records in sources.items()
+        }
+    elif shape == "choice":
+        kind = "choice"
+        parsed = {split: choice_rows(records, repeated=repeated_choices) for split, records in sources.items()}
+        answers = tuple(prompts.LETTERS[: max(row["num_choices"] for rows in parsed.values() for row in rows)])
+    elif shape == "yes_no":
+        kind, answers = "label", prompts.YES_NO
+        parsed = {split: yes_no_rows(records) for split, records in sources.items()}
+    else:
+        kind, answers = "completion", ()
+        parsed = {
+            split: message_rows(records, tokenizer) if shape == "messages" else completion_rows(records)
+            for split, records in sources.items()
+        }
+    splits = {
+        split: datasets.Dataset.from_list(
+            [{"id": i, **row} for i, row in zip(_ids(sources[split], split), rows, strict=True)]
+        )
+        for split, rows in parsed.items()
+    }
+    return Task(
+        name=name,
+        kind=kind,
+        answers=answers,
+        continuations=continuations,
+        splits=splits,
+        licence=licence,
+        source=source,
+        notes=tuple(notes),
+    )
+
+
+def _shape(records: Records) -> str:
+    """The one shape of all records."""
+    if not records.rows:
+        raise ValueError(f"{records.where} is empty: it holds no record")
+    known = "; ".join("/".join(fields) for fields in SHAPES.values())
+    shape: str | None = None
+    for index, row in enumerate(records.rows):
+        at = f"{records.where}, {records.unit} {index + 1}"
+        fits = [name for name, fields in SHAPES.items() if all(field in row for field in fields)]
+        if shape is not None and fits == [shape]:
+            continue
+        if len(fits) > 1:
+            several = " and ".join("/".join(SHAPES[name]) for name in fits)
+            raise ValueError(f"{at}: the record fits {several}; keep the columns of one shape")
+        if shape is None and fits:
+            shape = fits[0]
+        elif fits:
+            raise ValueError(
+                f"{at}: the shape is {'/'.join(SHAPES[fits[0]])}, but the records before it are "
+                f"{'/'.join(SHAPES[shape or ''])}; put each shape in a file of its own"
+            )
+        else:
+            closest = SHAPES[shape] if shape else max(SHAPES.values(), key=lambda f: sum(c in row for c in f))
+            missing = [field for field in closest if field not in row]
+            if len(missing) == len(closest):
+                raise ValueError(f"{at}: got columns {sorted(row)}; allowed shapes: {known}")
+            raise ValueError(
+                f"{at}: missing column {', '.join(map(repr, missing))} of the shape {'/'.join(closest)}; "
+                f"got columns {sorted(row)}; allowed shapes: {known}"
+            )
+    assert shape is not None
+    return shape
+
+
+def _ids(records: Records, split: str) -> list[str]:
+    """The records' own ids, else split and position; each must be its own."""
+    seen: dict[str, int] = {}
+    for index, row in enumerate(records.rows):
+        value = row.get("id", f"{split}-{index:05d}")
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+            raise records.error(index, "id", value, "a string or an integer")
+        before = seen.setdefault(str(value), index)
+        if before != index:
+            raise records.error(index, "id", value, f"an id of its own ({records.unit} {before + 1} has the same)")
+    return list(seen)
+
+
+def _label_names(sources: Mapping[str, Records], given: Sequence[str] | None) -> tuple[str, ...]:
+    if given is not None:
+        names = tuple(str(name) for name in given)
+        if not all(name.strip() for name in names):
+            raise ValueError(f"label names must be strings that are not empty, got {names}")
+    elif "train" not in sources:
+        raise ValueError("without a train split the label names must be given")
+    else:
+        train = sources["train"]
+        labels: set[Any] = set()
+        for index, row in enumerate(train.rows):
+            label = row["label"]
+            if isinstance(label, bool) or not isinstance(label, (int, str)) or label == "":
+                raise train.error(index, "label", label, "an integer or a string that is not empty")
+            if labels and isinstance(label, str) is not isinstance(next(iter(labels)), str):
+                raise train.error(index, "label", label, "one type of label in a file: integers or strings")
+            if label != OUT_OF_SCOPE:
+                labels.add(label)
+        names = tuple(str(label) for label in sorted(labels))
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"a label task needs two or more different label names, got {names}")
+    return names

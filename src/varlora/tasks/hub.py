@@ -1,0 +1,114 @@
+"""Datasets of the Hugging Face hub, or saved folders of the same kind, as tasks.
+
+The columns are renamed to one of the five shapes of `rows.py`; from there on every row is checked like a
+line of a user's own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from varlora.tasks.build import build_task
+from varlora.tasks.rows import LabelAnswers, Records
+from varlora.tasks.splitting import cut_validation, note_overlap
+from varlora.tasks.task import Task
+
+
+def load_hub(
+    dataset: str,
+    config: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    splits: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    name: str | None = None,
+    label_names: Sequence[str] | None = None,
+    ood_splits: Collection[str] = (),
+    label_answers: LabelAnswers = "names",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    validation_size: float | int = 0.1,
+    seed: int = 0,
+) -> Task:
+    """Load a task from a dataset of the hub or a folder written by `save_to_disk`.
+
+    Args:
+        dataset: Name on the hub, e.g. "stanfordnlp/imdb", or a local folder.
+        config: The dataset's configuration.
+        columns: The shape's field to the dataset's column, e.g. {"text": "sentence"}. Fields not named here
+            are taken from the column of the same name.
+        splits: Split name here to split name there; by default the dataset's own train, validation and test.
+        revision: Commit or tag on the hub.
+        name: Name of the task; the dataset's by default.
+        label_names: Class names in order; by default those the dataset's label column carries.
+        ood_splits: See `load_jsonl`.
+        label_answers: See `load_jsonl`.
+        tokenizer: See `load_jsonl`.
+        validation_size: See `load_jsonl`.
+        seed: See `load_jsonl`.
+
+    Raises:
+        ValueError: If a split or column is not there (naming those that are) or a row does not fit.
+    """
+    columns = columns or {}
+    data = read_dataset(dataset, config, revision=revision)
+    if splits is None:
+        splits = {split: split for split in ("train", "validation", "test") if split in data}
+    missing = [there for there in splits.values() if there not in data]
+    if missing or not splits:
+        raise ValueError(
+            f"{dataset}: no split {', '.join(map(repr, missing)) or 'train, validation or test'}; "
+            f"it has {', '.join(data)}"
+        )
+    sources = {}
+    for split, there in splits.items():
+        rows = data[there]
+        absent = [column for column in columns.values() if column not in rows.column_names]
+        if absent:
+            raise ValueError(f"{dataset}, {there}: no column {absent}; it has {', '.join(rows.column_names)}")
+        label = rows.features.get(columns.get("label", "label"))
+        if label_names is None and isinstance(label, datasets.ClassLabel):
+            label_names = label.names
+        renamed = [_renamed(row, columns) for row in rows]
+        sources[split] = Records(where=f"{dataset}:{there}", rows=renamed, unit="row")
+    task = build_task(
+        name or dataset,
+        sources,
+        label_names=label_names,
+        ood_splits=ood_splits,
+        label_answers=label_answers,
+        tokenizer=tokenizer,
+        source="/".join(filter(None, [dataset, config])) + (f" @ {revision}" if revision else ""),
+    )
+    return note_overlap(cut_validation(task, size=validation_size, seed=seed))
+
+
+def read_dataset(
+    dataset: str, config: str | None = None, *, revision: str | None = None
+) -> dict[str, datasets.Dataset]:
+    """The splits of a dataset of the hub, or of a folder written by `save_to_disk`.
+
+    Raises:
+        ValueError: If the dataset cannot be found or read.
+    """
+    folder = Path(dataset)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            data = datasets.load_from_disk(dataset)
+        else:
+            data = datasets.load_dataset(dataset, config, revision=revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"the dataset {dataset!r}{f' ({config})' if config else ''} cannot be loaded: {error}; "
+            "check the name, the configuration and the connection, or give a local folder"
+        ) from error
+    return dict(data) if isinstance(data, Mapping) else {"train": data}
+
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    others = {key: value for key, value in row.items() if key not in columns.values()}
+    return {**others, **{field: row[column] for field, column in columns.items()}}

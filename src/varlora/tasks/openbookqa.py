@@ -1,0 +1,22 @@
+"""OpenBookQA: elementary science questions with four choices, without the book's facts.
+
+Source: Mihaylov et al. 2018, "Can a Suit of Armor Conduct Electricity?", EMNLP, arXiv:1809.02789.
+"""
+
+from __future__ import annotations
+
+from varlora.tasks.arc import lettered_record
+from varlora.tasks.named import Benchmark
+
+openbookqa = Benchmark(
+    name="openbookqa",
+    dataset="allenai/openbookqa",
+    config="main",
+    splits={"train": "train", "validation": "validation", "test": "test"},
+    files={"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
+    record=lambda row, _split: lettered_record(row, "question_stem"),
+    repeated_choices=True,
+    note="train: three questions offer one wrong choice twice and are kept so",
+    licence="Apache-2.0",
+    source="Mihaylov et al. 2018, arXiv:1809.02789",
+)

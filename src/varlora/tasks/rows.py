@@ -1,0 +1,173 @@
+"""Raw records, from a file or a dataset, checked one by one and turned into a task's rows.
+
+Five shapes of record are known; a file holds one of them. Other columns may be there and are not read. Every
+error names the file (or dataset), the line (or row) counted from 1, the field, what was given and what is
+allowed. A record is either used or refused: none is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from varlora.tasks import prompts
+from varlora.tasks.chat import render_chat
+from varlora.tasks.task import OUT_OF_SCOPE
+
+SHAPES: Mapping[str, tuple[str, ...]] = {
+    "label": ("text", "label"),
+    "choice": ("question", "choices", "answer"),
+    "yes_no": ("passage", "question", "answer"),
+    "completion": ("prompt", "completion"),
+    "messages": ("messages",),
+}
+LISTED_LABELS = 10
+"""A label prompt lists the class names when there are at most this many."""
+
+LabelAnswers = Literal["names", "letters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """Raw records and what to call them in an error.
+
+    Attributes:
+        where: The file, or "dataset:split".
+        rows: The records, in order.
+        unit: What one record is called: "line" of a file, "row" of a dataset.
+    """
+
+    where: str
+    rows: Sequence[Mapping[str, Any]]
+    unit: str = "line"
+
+    def error(self, index: int, field: str, given: object, allowed: str) -> ValueError:
+        """The error about one field of one record, to raise."""
+        shown = repr(given)
+        shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
+        return ValueError(f"{self.where}, {self.unit} {index + 1}, field {field!r}: got {shown}; allowed: {allowed}")
+
+    def text(self, index: int, field: str) -> str:
+        """A field that must be a string with something in it."""
+        value = self.rows[index][field]
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(index, field, value, "a string that is not empty")
+        return value
+
+
+def choice_rows(records: Records, *, repeated: bool) -> list[dict[str, Any]]:
+    """Rows of question/choices/answer; `repeated` accepts a wrong choice that occurs twice."""
+    rows = []
+    for index, record in enumerate(records.rows):
+        question, choices = records.text(index, "question"), record["choices"]
+        if not isinstance(choices, Sequence) or isinstance(choices, str) or not 2 <= len(choices) <= 26:
+            raise records.error(index, "choices", choices, "a list of 2 to 26 strings")
+        if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+            raise records.error(index, "choices", choices, "strings that are not empty")
+        label = _choice_index(records, index, record["answer"], choices)
+        if len(set(choices)) < len(choices) and (not repeated or choices.count(choices[label]) > 1):
+            raise records.error(index, "choices", choices, "choices that all differ")
+        rows.append(
+            {
+                "prompt": prompts.choice_prompt(question, choices),
+                "text": prompts.choice_text(question, choices),
+                "label": label,
+                "num_choices": len(choices),
+            }
+        )
+    return rows
+
+
+def _choice_index(records: Records, index: int, answer: object, choices: Sequence[str]) -> int:
+    letters = prompts.LETTERS[: len(choices)]
+    allowed = f"an index from 0 to {len(choices) - 1}, a letter from A to {letters[-1]}, or a choice's text"
+    if isinstance(answer, str):
+        readings = {choices.index(answer)} if answer in choices else set()
+        if len(answer) == 1 and answer in letters:
+            readings.add(letters.index(answer))
+        if len(readings) == 2:
+            raise records.error(index, "answer", answer, "an index (this is one choice's letter and another's text)")
+        if readings:
+            return readings.pop()
+    elif isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    raise records.error(index, "answer", answer, allowed)
+
+
+def yes_no_rows(records: Records) -> list[dict[str, Any]]:
+    """Rows of passage/question/answer; class 0 is no, 1 is yes."""
+    rows = []
+    for index, record in enumerate(records.rows):
+        passage, question = records.text(index, "passage"), records.text(index, "question")
+        if not isinstance(record["answer"], bool):
+            raise records.error(index, "answer", record["answer"], "true or false")
+        rows.append(
+            {
+                "prompt": prompts.yes_no_prompt(passage, question),
+                "text": prompts.yes_no_text(passage, question),
+                "label": int(record["answer"]),
+                "num_choices": 2,
+            }
+        )
+    return rows
+
+
+def label_rows(
+    records: Records, names: tuple[str, ...], *, ood: bool, label_answers: LabelAnswers
+) -> list[dict[str, Any]]:
+    """Rows of text/label for classes of these names; `ood` accepts the label -1."""
+    index_of = {name: i for i, name in enumerate(names)}
+    numbered = all(name.lstrip("-").isdigit() for name in names)
+    listed = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
+    rows = []
+    for index, record in enumerate(records.rows):
+        text, label = records.text(index, "text"), record["label"]
+        is_int = isinstance(label, int) and not isinstance(label, bool)
+        if is_int and label == OUT_OF_SCOPE and "-1" not in index_of:
+            if not ood:
+                raise records.error(index, "label", label, f"{listed} (-1 marks out of scope: name the split as such)")
+            number = OUT_OF_SCOPE
+        elif isinstance(label, str) and label in index_of:
+            number = index_of[label]
+        elif is_int and numbered and str(label) in index_of:
+            number = index_of[str(label)]
+        elif is_int and not numbered and 0 <= label < len(names):
+            number = label
+        else:
+            raise records.error(index, "label", label, listed if numbered else f"{listed}, or 0 to {len(names) - 1}")
+        if label_answers == "letters":
+            prompt = prompts.choice_prompt(text, names)
+        else:
+            prompt = prompts.label_prompt(text, names if len(names) <= LISTED_LABELS else ())
+        rows.append({"prompt": prompt, "text": text, "label": number, "num_choices": len(names)})
+    return rows
+
+
+def completion_rows(records: Records) -> list[dict[str, Any]]:
+    """Rows of prompt/completion."""
+    return [
+        {"prompt": records.text(index, "prompt"), "completion": records.text(index, "completion")}
+        for index in range(len(records.rows))
+    ]
+
+
+def message_rows(records: Records, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
+    """Rows of chat messages, as prompt and completion."""
+    rows = []
+    for index, record in enumerate(records.rows):
+        messages = record["messages"]
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
+            raise records.error(index, "messages", messages, "a list of two or more messages")
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+                raise records.error(index, "messages", message, 'objects with "role" and "content"')
+            if not isinstance(message["content"], str) or not message["content"].strip():
+                raise records.error(index, "messages", message, "a content that is a string and not empty")
+        if messages[-1]["role"] != "assistant":
+            raise records.error(index, "messages", messages[-1], "a last message whose role is assistant")
+        prompt, completion = render_chat(messages, tokenizer, f"{records.where}, {records.unit} {index + 1}")
+        rows.append({"prompt": prompt, "completion": completion})
+    return rows

@@ -1,0 +1,35 @@
+"""Settings and fixtures of all tests; the models themselves are built in `models.py`."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from peft import PeftModel
+
+from models import lora, tiny_bert_classifier, tiny_llama, tiny_qwen3
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def llama_lora() -> PeftModel:
+    """A tiny Llama with LoRA on q_proj and v_proj."""
+    return lora(tiny_llama(), task_type="CAUSAL_LM")
+
+
+@pytest.fixture
+def qwen3_lora() -> PeftModel:
+    """A tiny Qwen3 with LoRA on q_proj and v_proj."""
+    return lora(tiny_qwen3(), task_type="CAUSAL_LM")
+
+
+@pytest.fixture
+def bert_lora() -> PeftModel:
+    """A tiny BERT classifier with LoRA on queries and values; its head trains too."""
+    return lora(tiny_bert_classifier(), target_modules=("query", "value"), task_type="SEQ_CLS")

@@ -1,0 +1,171 @@
+"""Token ids, lengths, labels and batches."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, GPT2Config, LlamaConfig
+
+from tiny_tokenizers import byte_bpe, word_level, word_piece
+from varlora.tasks import Collator, Task, context_length, encode
+from varlora.tasks.build import build_task
+from varlora.tasks.rows import Records
+
+CHOICES = [
+    {"id": "q1", "question": "which one barks?", "choices": ["cat", "dog"], "answer": "B"},
+    {"id": "q2", "question": "film", "choices": ["hen", "cow", "cat"], "answer": 0},
+]
+
+
+def task_of(rows: list[dict[str, Any]], **options: Any) -> Task:
+    return build_task("t", {"train": Records(where="t.jsonl", rows=rows)}, **options)
+
+
+def test_a_causal_row_is_the_prompt_without_its_answer() -> None:
+    tokenizer = byte_bpe(bos=True, eos=True)
+
+    row = encode(task_of(CHOICES), "train", tokenizer, None)[0]
+
+    assert tokenizer.decode(row["input_ids"]) == "<s>which one barks?\nA. cat\nB. dog\nAnswer:"
+    assert (row["id"], row["labels"], row["num_choices"]) == ("q1", 1, 2)
+
+
+def test_an_encoder_row_is_the_text_between_its_special_tokens() -> None:
+    tokenizer = word_piece()
+    rows = [{"text": "a fine film", "label": "positive"}, {"text": "a dull film", "label": "negative"}]
+
+    row = encode(task_of(rows), "train", tokenizer, 64, family="encoder")[0]
+
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["[CLS]", "a", "fine", "film", "[SEP]"]
+
+
+def test_out_of_scope_labels_count_in_no_loss() -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "c", "label": -1}]
+
+    encoded = encode(task_of(rows, label_names=["x", "y"], ood_splits=["train"]), "train", byte_bpe(), 64)
+
+    assert list(encoded["labels"]) == [0, 1, -100]
+
+
+def test_a_completion_row_counts_its_completion_and_an_end_token() -> None:
+    tokenizer = word_level(bos=True)
+    task = task_of([{"prompt": "Label:", "completion": " positive"}])
+
+    row = encode(task, "train", tokenizer, None)[0]
+
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["<s>", "Label:", "positive", "</s>"]
+    assert row["labels"] == [-100, -100, *row["input_ids"][2:]]
+
+
+def test_a_completion_with_its_own_end_token_gets_no_second_one() -> None:
+    task = task_of([{"prompt": "Label:", "completion": " positive </s> film"}])
+
+    tokens = encode(task, "train", word_level(), None)[0]["input_ids"]
+
+    assert tokens.count(word_level().eos_token_id) == 1
+
+
+def test_a_completion_that_changes_its_prompt_is_refused_with_its_row() -> None:
+    task = task_of([{"id": "r9", "prompt": "Label: ", "completion": "positive"}])
+
+    with pytest.raises(ValueError, match=r"task 't', train, row 'r9': .*move the space"):
+        encode(task, "train", byte_bpe(), None)
+
+
+def test_a_row_longer_than_the_context_is_refused_with_both_lengths() -> None:
+    with pytest.raises(ValueError, match=r"row 'q1' has 9 tokens, more than the 8 allowed.*truncation='left'"):
+        encode(task_of(CHOICES), "train", word_level(bos=True), 8)
+
+
+@pytest.mark.parametrize(
+    ("side", "kept"), [("left", ["<s>", "B.", "dog", "Answer:"]), ("right", ["<s>", "which", "one", "[UNK]"])]
+)
+def test_truncation_keeps_special_tokens_and_is_logged(
+    side: Any, kept: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = word_level(bos=True)
+    task = task_of([{**CHOICES[0], "question": "which one growls?"}, CHOICES[1]])
+
+    with caplog.at_level(logging.WARNING):
+        encoded = encode(task, "train", tokenizer, 4, truncation=side)
+
+    assert tokenizer.convert_ids_to_tokens(encoded[0]["input_ids"]) == kept
+    assert f"t, train: 2 of 2 rows cut on the {side} to 4 tokens" in caplog.text
+
+
+def test_an_encoders_truncation_keeps_both_ends() -> None:
+    tokenizer = word_piece()
+    rows = [{"text": "a fine film", "label": "positive"}, {"text": "dull", "label": "negative"}]
+
+    encoded = encode(task_of(rows), "train", tokenizer, 4, family="encoder", truncation="right")
+
+    assert tokenizer.convert_ids_to_tokens(encoded[0]["input_ids"]) == ["[CLS]", "a", "fine", "[SEP]"]
+
+
+def test_a_completion_is_never_cut() -> None:
+    task = task_of([{"prompt": "a fine film Label:", "completion": " positive"}])
+
+    cut = encode(task, "train", word_level(), 3, truncation="left")[0]
+
+    assert word_level().convert_ids_to_tokens(cut["input_ids"]) == ["Label:", "positive", "</s>"]
+    with pytest.raises(ValueError, match="more than the 2 allowed"):
+        encode(task, "train", word_level(), 2, truncation="left")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"family": "decoder"}, "family is 'decoder'; allowed: causal, encoder"),
+        ({"truncation": "middle"}, "truncation is 'middle'; allowed: error, left, right"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"split": "test"}, "no split 'test'; it has train"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    arguments = {"split": "train", "max_length": None, **options}
+    with pytest.raises(ValueError, match=message):
+        encode(task_of(CHOICES), tokenizer=word_level(), **arguments)
+
+
+def test_an_encoder_cannot_complete() -> None:
+    with pytest.raises(ValueError, match="needs a causal LM, not an encoder"):
+        encode(task_of([{"prompt": "a", "completion": "b"}]), "train", word_piece(), None, family="encoder")
+
+
+@pytest.mark.parametrize(("family", "side"), [("causal", "left"), ("encoder", "right")])
+def test_batches_are_padded_on_the_familys_side(family: Any, side: str) -> None:
+    tokenizer, task = word_piece(), task_of(CHOICES)
+    rows = encode(task, "train", tokenizer, None, family=family)
+
+    batch = Collator.of(task, tokenizer, family=family, ids=True)(list(rows))
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert batch["input_ids"].shape == (2, max(lengths))
+    for row, ids, mask in zip(rows, batch["input_ids"], batch["attention_mask"], strict=True):
+        assert ids[mask.bool()].tolist() == row["input_ids"]
+        assert mask.tolist() == sorted(mask.tolist(), reverse=side == "right")
+    assert batch["labels"].tolist() == [1, 0]
+    assert batch["choice_mask"].tolist() == [[True, True, False], [True, True, True]]
+    assert batch["id"] == ["q1", "q2"]
+
+
+def test_completion_labels_are_padded_with_the_ignored_label() -> None:
+    task = task_of([{"prompt": "Label:", "completion": c} for c in (" positive", " a dull film")])
+    tokenizer = word_level()
+
+    batch = Collator.of(task, tokenizer)(list(encode(task, "train", tokenizer, None)))
+
+    counted = batch["labels"] != -100
+    assert torch.equal(batch["labels"][counted], batch["input_ids"][counted])
+    assert counted.tolist() == [[False, False, False, True, True], [False, True, True, True, True]]
+    assert "choice_mask" not in batch
+
+
+def test_the_context_of_a_model() -> None:
+    assert context_length(LlamaConfig(max_position_embeddings=77)) == 77
+    assert context_length(BertConfig(max_position_embeddings=66)) == 66
+    assert context_length(GPT2Config(n_positions=55)) == 55
+    assert context_length(object()) is None
