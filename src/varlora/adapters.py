@@ -1,0 +1,290 @@
+"""Reads and writes the trained tensors of a model; the only file that knows PEFT's names.
+
+Tensors are keyed as in PEFT's `adapter_model.safetensors` (no adapter name, `modules_to_save` removed), or by
+parameter name where the model holds no adapter. PEFT itself says which tensors belong to an adapter and what
+their keys are, so LoRA, DoRA, embeddings, biases and trained heads need no rules of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import EMBEDDING_LAYER_NAMES
+from torch import Tensor, nn
+
+# What scales an adapter's product B A: two adapters that differ here must not share weights.
+_SCALING_FIELDS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+
+
+def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The live parameters that train (`requires_grad`), by checkpoint key, in sorted order.
+
+    Args:
+        model: a PEFT model (its active adapter is read), or any other module; wrappers of DDP and
+            `torch.compile` are looked through.
+
+    Raises:
+        ValueError: the adapter is merged, several adapters are active, or a trained parameter is not part of
+            the adapter, so that saving the adapter would lose it.
+
+    Example:
+        >>> import torch
+        >>> list(trained_tensors(torch.nn.Linear(2, 1)))
+        ['bias', 'weight']
+    """
+    named = _named_tensors(model)
+    trained = {key: t for key, t in named.items() if isinstance(t, nn.Parameter) and t.requires_grad}
+    held = {id(t) for t in trained.values()}
+    outside = [n for n, p in _unwrapped(model).named_parameters() if p.requires_grad and id(p) not in held]
+    if outside:
+        raise ValueError(
+            f"{len(outside)} trained parameter(s) are not part of the adapter and would be lost: {_some(outside)}. "
+            "Freeze them, or name their modules in LoraConfig(modules_to_save=...)."
+        )
+    return trained
+
+
+def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors that do not train, by checkpoint key: PEFT needs them to load the adapter.
+
+    Usually empty; a frozen `lora_A` or the running statistics of a trained head are found here. Always empty
+    for a model without an adapter.
+    """
+    if not isinstance(_unwrapped(model), PeftModel):
+        return {}
+    return {key: t for key, t in _named_tensors(model).items() if not t.requires_grad}
+
+
+def adapter_config(model: nn.Module) -> dict[str, Any] | None:
+    """The active adapter's configuration as PEFT writes it to `adapter_config.json`; None without an adapter.
+
+    Sets are sorted, so equal configurations give equal files.
+    """
+    peft_model = _unwrapped(model)
+    if not isinstance(peft_model, PeftModel):
+        return None
+    config = peft_model.peft_config[_active_adapter(peft_model)].to_dict()
+    config["base_model_name_or_path"], _ = base_model_of(peft_model)
+    config["inference_mode"] = True
+    if config["task_type"] is None:
+        base = type(peft_model.get_base_model())
+        config["auto_mapping"] = {"base_model_class": base.__name__, "parent_library": base.__module__}
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=sorted, allow_nan=False))
+    return in_fixed_order(plain)
+
+
+def in_fixed_order(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter configuration with those lists sorted that PEFT keeps as sets and writes in any order.
+
+    Example:
+        >>> in_fixed_order({"r": 8, "target_modules": ["v_proj", "q_proj"]})
+        {'r': 8, 'target_modules': ['q_proj', 'v_proj']}
+    """
+    unordered = ("target_modules", "exclude_modules")
+    return {
+        name: sorted(value) if name in unordered and isinstance(value, list) else value
+        for name, value in config.items()
+    }
+
+
+def base_model_of(model: nn.Module) -> tuple[str | None, str | None]:
+    """The name or path of the pre-trained model, and its revision; None where it is unknown.
+
+    Example:
+        >>> base_model_of(torch.nn.Linear(2, 1))
+        (None, None)
+    """
+    inner = _unwrapped(model)
+    name = revision = None
+    if isinstance(inner, PeftModel):
+        config = inner.peft_config[_active_adapter(inner)]
+        name, revision = config.base_model_name_or_path, config.revision
+        inner = inner.get_base_model()
+    commit = getattr(getattr(inner, "config", None), "_commit_hash", None)
+    return name or getattr(inner, "name_or_path", None) or None, commit or revision
+
+
+@contextmanager
+def applied(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block, the model computes with `tensors`; afterwards its weights are back, bit for bit.
+
+    Values are copied into the parameters' own storage, so compiled graphs and tied references stay valid and
+    `.grad` is untouched. Works under `torch.inference_mode`. A graph recorded before or inside the block cannot
+    be differentiated after it: autograd then says that a variable was modified in place.
+
+    Args:
+        model: as in `trained_tensors`. An adapter loaded for inference has no trained parameter; then every
+            tensor of the adapter must be given.
+        tensors: values by checkpoint key, of the parameters' shapes; converted to their dtype and device.
+
+    Raises:
+        ValueError: keys are missing or unknown, shapes differ, or the adapter is merged. Nothing is changed then.
+
+    Example:
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> with applied(model, {"weight": torch.tensor([[2.0]])}):
+        ...     model(torch.ones(1, 1)).item()
+        2.0
+    """
+    targets = _fitting(model, tensors)
+    saved = {key: target.detach().clone() for key, target in targets.items()}
+    try:
+        _copy(tensors, targets)
+        yield
+    finally:
+        try:
+            _copy(saved, targets)
+        except KeyboardInterrupt:
+            _copy(saved, targets)
+            raise
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `tensors` (a posterior's mean, say) into the model for good, with the checks of `applied`.
+
+    Example:
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> load_into(model, {"weight": torch.tensor([[2.0]])})
+        >>> model.weight.item()
+        2.0
+    """
+    _copy(tensors, _fitting(model, tensors))
+
+
+def checkpoint_key(name: str, adapter: str | None = "default") -> str:
+    """The checkpoint key of a parameter, from its name alone.
+
+    For optimizer states read without their model; with a model at hand, use `trained_tensors`.
+
+    Args:
+        name: as in `model.named_parameters()`, wrappers included.
+        adapter: name of the PEFT adapter; None for a plain module, where the key is the parameter's name.
+
+    Example:
+        >>> checkpoint_key("base_model.model.q_proj.lora_A.default.weight")
+        'base_model.model.q_proj.lora_A.weight'
+        >>> checkpoint_key("base_model.model.classifier.modules_to_save.default.bias")
+        'base_model.model.classifier.bias'
+    """
+    name = re.sub(r"^((module|_orig_mod)\.)+", "", name)  # DistributedDataParallel, torch.compile
+    if adapter is None:
+        return name
+    adapter = re.escape(adapter)
+    key = re.sub(rf"\.modules_to_save\.{adapter}(?=\.)", "", name)
+    if key != name:
+        return key
+    key = re.sub(rf"(\.lora_magnitude_vector)\.{adapter}\.weight$", r"\1", name)
+    return re.sub(rf"\.{adapter}(?=(\.[^.]+)?$)", "", key)
+
+
+def is_base_embedding(key: str) -> bool:
+    """Whether a checkpoint key is of the base model's embeddings, which PEFT may write beside an adapter.
+
+    Example:
+        >>> is_base_embedding("base_model.model.model.embed_tokens.base_layer.weight")
+        True
+        >>> is_base_embedding("base_model.model.model.embed_tokens.lora_embedding_A")
+        False
+    """
+    module, _, last = key.rpartition(".")
+    return last in ("weight", "bias") and module.removesuffix(".base_layer").endswith(tuple(EMBEDDING_LAYER_NAMES))
+
+
+def same_scaling(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:
+    """Whether two adapter configurations give the same weights the same effect (rank, alpha, DoRA, ...)."""
+    if first is None or second is None:
+        return first is second
+    return all(first.get(field) == second.get(field) for field in _SCALING_FIELDS)
+
+
+def _fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The live tensors that `tensors` are for, once keys and shapes are known to fit."""
+    named = _named_tensors(model)
+    required = set(trained_tensors(model))
+    if not required and isinstance(_unwrapped(model), PeftModel):
+        required = set(named)
+    problems = []
+    if unknown := sorted(tensors.keys() - named.keys()):
+        problems.append(f"{len(unknown)} unknown key(s): {_some(unknown)}")
+    if missing := sorted(required - tensors.keys()):
+        problems.append(f"{len(missing)} missing key(s): {_some(missing)}")
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)}, the model's is {tuple(named[key].shape)}"
+        for key in sorted(tensors.keys() & named.keys())
+        if tensors[key].shape != named[key].shape
+    ]
+    if shapes:
+        problems.append(f"{len(shapes)} wrong shape(s): {_some(shapes)}")
+    if problems:
+        raise ValueError(
+            f"the tensors do not fit the model: {'; '.join(problems)}. Use the base model and the LoRA "
+            "configuration that they were trained with."
+        )
+    return {key: named[key] for key in tensors}
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every live tensor that a checkpoint of the adapter (or of the plain module) holds, in sorted order."""
+    model = _unwrapped(model)
+    _refuse_merged(model)
+    if isinstance(model, PeftModel):
+        # keep_vars hands out the live parameters; the embeddings that PEFT may add to a file are the base model's.
+        state = get_peft_model_state_dict(
+            model,
+            state_dict=model.state_dict(keep_vars=True),
+            adapter_name=_active_adapter(model),
+            save_embedding_layers=False,
+        )
+        named = {key: t for key, t in state.items() if t.is_floating_point()}
+    elif getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "this model got its adapter by model.add_adapter(), which varlora does not read. "
+            "Wrap the base model with peft.get_peft_model(model, config) instead."
+        )
+    else:
+        named = dict(model.named_parameters())
+    first_key: dict[int, str] = {}
+    for key in sorted(named):
+        first_key.setdefault(id(named[key]), key)  # a tied tensor counts once
+    return {key: named[key] for key in first_key.values()}
+
+
+def _refuse_merged(model: nn.Module) -> None:
+    merged = [n for n, module in model.named_modules() if isinstance(module, BaseTunerLayer) and module.merged]
+    if merged:
+        raise ValueError(
+            f"the adapter is merged into the base weights ({_some(merged)}), so it can be neither read nor sampled. "
+            "Call model.unmerge_adapter() first."
+        )
+
+
+def _active_adapter(model: PeftModel) -> str:
+    active = model.active_adapters
+    if len(active) != 1:
+        raise ValueError(f"exactly one adapter must be active, not {active}; call model.set_adapter(name).")
+    return str(active[0])
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
+    return inner
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    for key, target in targets.items():
+        target.copy_(tensors[key])
+
+
+def _some(names: Iterable[str], limit: int = 4) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

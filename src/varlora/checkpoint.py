@@ -1,0 +1,392 @@
+"""The posterior folder: an ordinary PEFT adapter that holds the mean, and beside it what makes it a posterior.
+
+    adapter_config.json          as PEFT writes it
+    adapter_model.safetensors    the mean: PEFT and vLLM load and merge it without varlora
+    posterior.safetensors        precision = 1/variance, same keys, float32; absent for a point mass
+    posterior.json               format version, kind, meta, library versions, size and SHA-256 of the other files
+
+For a plain module, `mean.safetensors` takes the place of the adapter's two files. Equal posteriors give equal
+bytes. Saving is atomic (`varlora.folders`); loading checks everything before it returns anything, reads no
+pickle and runs nothing from the folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from varlora.adapters import checkpoint_key, in_fixed_order, is_base_embedding
+from varlora.folders import atomic_folder, interrupted
+from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta, hessian_moved, validate
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MANIFEST = "posterior.json"
+PRECISION = "posterior.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_MEAN = "adapter_model.safetensors"
+PLAIN_MEAN = "mean.safetensors"
+
+_KINDS = (PointMass.kind, DiagonalGaussian.kind)
+_LIBRARIES = ("varlora", "torch", "transformers", "peft", "safetensors")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive; a bare pickle
+_COPY_AGAIN = "Copy the folder again from its source, or save the posterior anew."
+
+
+class CheckpointError(ValueError):
+    """A folder that is no sound posterior; the message names the file and what to do."""
+
+
+def save_posterior(q: PointMass | DiagonalGaussian, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Writes a posterior folder, whole or not at all.
+
+    Args:
+        q: the posterior.
+        folder: where to; parents are created.
+        overwrite: replace a folder that varlora wrote, with everything in it. No other folder is ever replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder is not empty and `overwrite` is false, or it is not varlora's; or the posterior's
+            tensors were changed since and no longer fit. The folder is then as it was.
+
+    Example:
+        >>> import tempfile
+        >>> q = DiagonalGaussian(mean={"w": torch.zeros(2)}, precision={"w": torch.ones(2)})
+        >>> folder = save_posterior(q, Path(tempfile.mkdtemp()) / "posterior")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['mean.safetensors', 'posterior.json', 'posterior.safetensors']
+        >>> load_posterior(folder).variance["w"]
+        tensor([1., 1.])
+    """
+    with atomic_folder(folder, overwrite=overwrite, marker=MANIFEST) as new:
+        write_posterior_files(q, new)
+    return Path(folder)
+
+
+def write_posterior_files(q: PointMass | DiagonalGaussian, folder: Path) -> None:
+    """Writes a posterior's files into an existing folder, `posterior.json` last.
+
+    For folders that hold more than a posterior: write into an `atomic_folder`.
+
+    Raises:
+        ValueError: as `save_posterior`.
+    """
+    validate(q)
+    files: dict[str, bytes] = {}
+    if q.meta.adapter_config is not None:
+        files[ADAPTER_CONFIG] = _json(q.meta.adapter_config)
+    files[_mean_file(q.meta.adapter_config is not None)] = _tensor_bytes(q.mean)
+    if isinstance(q, DiagonalGaussian):
+        files[PRECISION] = _tensor_bytes(q.precision)
+    meta = {f.name: getattr(q.meta, f.name) for f in dataclasses.fields(PosteriorMeta) if f.name != "adapter_config"}
+    manifest: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "kind": q.kind,
+        "meta": meta,
+        "ess_over_num_examples": q.meta.ess / q.meta.num_examples if q.meta.ess and q.meta.num_examples else None,
+        "num_entries": sum(m.numel() for m in q.mean.values()),
+        "files": {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()},
+        "versions": {name: _version(name) for name in _LIBRARIES},
+    }
+    manifest["sha256"] = _sha256(_json(manifest))
+    for name, data in {**files, MANIFEST: _json(manifest)}.items():
+        (folder / name).write_bytes(data)
+
+
+def load_posterior(folder: str | os.PathLike[str], *, base_model: str | None = None) -> PointMass | DiagonalGaussian:
+    """Reads a posterior folder, after checking that it is complete, unchanged and sound.
+
+    Args:
+        folder: what `save_posterior` wrote.
+        base_model: if given, the name or path of the model it is going to be used with: must be the one it was
+            trained on. `varlora.adapters.base_model_of(model)[0]` says it for a loaded model.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, changed, of a newer format, a pickle; its tensors do not
+            fit or are not finite; the base model is another. The message names the file and what to do.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    where = folder / MANIFEST
+    contents = {name: _read_checked(folder / name, entry) for name, entry in manifest["files"].items()}
+    config = None
+    if ADAPTER_CONFIG in contents:
+        config = _parse_json(folder / ADAPTER_CONFIG, contents[ADAPTER_CONFIG])
+    try:
+        meta = PosteriorMeta(**manifest["meta"], adapter_config=config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error} {_COPY_AGAIN}") from error
+    _check_base_model(where, meta.base_model, base_model)
+
+    path = folder / _mean_file(config is not None)
+    mean = _tensors(path, contents[path.name])
+    try:
+        q: PointMass | DiagonalGaussian = PointMass(mean=mean, meta=meta)
+        if manifest["kind"] == DiagonalGaussian.kind:
+            path = folder / PRECISION
+            q = DiagonalGaussian(mean=mean, precision=_tensors(path, contents[PRECISION]), meta=meta)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error} {_COPY_AGAIN}") from error
+    return q
+
+
+def posterior_from_checkpoint(
+    folder: str | os.PathLike[str],
+    *,
+    adapter: str = "default",
+    num_examples: int | None = None,
+    readout: Mapping[str, Any] | None = None,
+) -> DiagonalGaussian:
+    """The posterior of a `checkpoint-N` folder that transformers' Trainer saved while IVON trained.
+
+    Needs the weights (`adapter_model.safetensors`, or `model.safetensors` without an adapter) and
+    `optimizer.pt`, which is read with `weights_only=True`: no code in it can run.
+
+    Args:
+        folder: the checkpoint folder.
+        adapter: name of the PEFT adapter.
+        num_examples: N, size of the training set, for the record.
+        readout: how answers are read, `Readout.to_dict()`, for the record.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, the optimizer was not IVON, or weights and optimizer
+            do not belong together.
+    """
+    folder = Path(folder)
+    files = folder if adapter == "default" else folder / adapter
+    config, weights = None, folder / "model.safetensors"
+    if (files / ADAPTER_CONFIG).is_file():
+        config = in_fixed_order(_parse_json(files / ADAPTER_CONFIG, _read(files / ADAPTER_CONFIG)))
+        weights = files / ADAPTER_MEAN
+    saved = _tensors(weights, _read(weights))
+    groups, state = _ivon_state(folder / "optimizer.pt")
+
+    mean, precision, prior, hessians, steps = {}, {}, {}, {}, 0
+    for group in groups:
+        for name, index in zip(group["param_names"], group["params"], strict=True):
+            key = checkpoint_key(name, adapter if config is not None else None)
+            if key not in saved and index not in state:
+                continue  # a frozen parameter that was handed to the optimizer all the same
+            if key not in saved:
+                raise CheckpointError(
+                    f"{weights} has no {key}, which optimizer.pt trained ({name}); the two are not from one "
+                    "training run. Take both from the same checkpoint."
+                )
+            entry = state.get(index, {})
+            master = entry.get("mean", saved[key])
+            h = entry.get("hessian", torch.full(master.shape, group["hess_init"]))
+            if not h.shape == master.shape == saved[key].shape:
+                raise CheckpointError(
+                    f"{key} is {tuple(saved[key].shape)} in {weights} and {tuple(h.shape)} in optimizer.pt; the two "
+                    "are not from one training run. Take both from the same checkpoint."
+                )
+            delta = entry.get("delta", group["weight_decay"])
+            mean[key] = master.to(h.dtype)
+            precision[key] = group["ess"] * (h + delta)
+            prior[key] = float(group["ess"] * delta)
+            hessians[key] = (h, float(group["hess_init"]))
+            steps = max(steps, int(entry.get("step", 0)))
+    if config is not None:
+        for key in sorted(saved.keys() - mean.keys()):
+            if is_base_embedding(key):
+                if ".base_layer." not in key:
+                    logger.warning("%s: the base model's %s, which did not train, is left out", weights, key)
+            elif saved[key].is_floating_point():
+                mean[key] = saved[key]
+                precision[key] = torch.full(saved[key].shape, math.inf)
+
+    if not hessians:
+        raise CheckpointError(f"{folder / 'optimizer.pt'} trained no tensor of {weights}. Take another checkpoint.")
+    ess = sorted({float(group["ess"]) for group in groups if group["params"]})
+    diagnostics: dict[str, Any] = {"hessian_moved": hessian_moved(hessians), "steps": steps}
+    diagnostics["skipped_steps"] = int(groups[0].get("skipped_steps", 0))
+    if len(ess) > 1:
+        diagnostics["ess_of_groups"] = ess
+    try:
+        return DiagonalGaussian(
+            mean=mean,
+            precision=precision,
+            meta=PosteriorMeta(
+                method="ivon",
+                num_examples=num_examples,
+                ess=ess[0] if len(ess) == 1 else None,
+                prior_precision=prior,
+                base_model=(config or {}).get("base_model_name_or_path"),
+                base_revision=(config or {}).get("revision"),
+                adapter_config=config,
+                readout=readout,
+                diagnostics=diagnostics,
+            ),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error} This checkpoint is damaged; take an earlier one.") from error
+
+
+def _ivon_state(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, Tensor]]]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist, and without the optimizer's state there is no variance. Train with "
+            "save_only_model=False, or load the weights alone with PEFT."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
+        groups, state = content["param_groups"], content["state"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not an optimizer state that can be read safely ({str(error).splitlines()[0]}). "
+            "Take another checkpoint."
+        ) from error
+    for group in groups:
+        if "hess_init" not in group or "ess" not in group:
+            raise CheckpointError(
+                f"{path} was written by another optimizer than varlora.IVON (its options: {', '.join(sorted(group))}), "
+                "which keeps no Hessian. Load the weights with PEFT and use point_mass_of(model, method=...)."
+            )
+        if "param_names" not in group:
+            raise CheckpointError(
+                f"{path} does not name its parameters. Load model and optimizer and use posterior_of(model, optimizer)."
+            )
+    return groups, state
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The checked content of posterior.json."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        left = ", ".join(str(sibling) for sibling in interrupted(folder))
+        hint = f" An interrupted save left {left}: rename the one you want to {folder}." if left else ""
+        raise CheckpointError(f"{folder} is not a folder that exists.{hint}")
+    if not path.is_file():
+        hint = "Give a folder written by save_posterior."
+        if (folder / "optimizer.pt").is_file():
+            hint = "This is a Trainer checkpoint: use posterior_from_checkpoint(folder)."
+        elif (folder / ADAPTER_MEAN).is_file():
+            hint = "This is a plain adapter without a posterior: load it with PEFT."
+        raise CheckpointError(f"{path} does not exist. {hint}")
+    manifest = _parse_json(path, _read(path))
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise CheckpointError(
+            f"{path} has format version {version!r}; this varlora ({_version('varlora')}) reads {FORMAT_VERSION}. "
+            "If the version is higher, install a newer varlora."
+        )
+    stated = manifest.pop("sha256", None)
+    if stated != _sha256(_json(manifest)):
+        raise CheckpointError(f"{path} was changed or damaged after it was written. {_COPY_AGAIN}")
+    if manifest.get("kind") not in _KINDS:
+        raise CheckpointError(
+            f"{path} is of kind {manifest.get('kind')!r}; this varlora reads {', '.join(_KINDS)}. Install a newer one."
+        )
+    files = manifest.get("files", {})
+    adapter = ADAPTER_CONFIG in files
+    expected = {_mean_file(adapter)} | ({ADAPTER_CONFIG} if adapter else set())
+    if manifest["kind"] == DiagonalGaussian.kind:
+        expected.add(PRECISION)
+    if set(files) != expected or not isinstance(manifest.get("meta"), dict):
+        raise CheckpointError(f"{path} must list exactly {sorted(expected)} and hold meta. {_COPY_AGAIN}")
+    return manifest
+
+
+def _read_checked(path: Path, expected: Mapping[str, Any]) -> bytes:
+    data = _read(path)
+    _refuse_pickle(path, data)
+    if len(data) != expected["size"]:
+        kind = "truncated" if len(data) < expected["size"] else "not the file that was written"
+        raise CheckpointError(f"{path} is {kind}: {len(data)} bytes of {expected['size']}. {_COPY_AGAIN}")
+    if _sha256(data) != expected["sha256"]:
+        raise CheckpointError(f"{path} was changed or damaged after it was written (SHA-256 differs). {_COPY_AGAIN}")
+    return data
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist. {_COPY_AGAIN}") from error
+
+
+def _refuse_pickle(path: Path, data: bytes) -> None:
+    if data.startswith(_PICKLE_STARTS):
+        raise CheckpointError(
+            f"{path} is a pickle (torch.save), whatever its name says; varlora does not open pickles, since they can "
+            "run code. Save the posterior anew with save_posterior."
+        )
+
+
+def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    _refuse_pickle(path, data)
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a sound safetensors file ({error}). {_COPY_AGAIN}") from error
+
+
+def _check_base_model(path: Path, trained_on: str | None, given: str | None) -> None:
+    if given is None:
+        return
+    if trained_on is None:
+        logger.warning("%s does not say its base model, so %s could not be compared with it", path, given)
+    elif trained_on != given and os.path.realpath(trained_on) != os.path.realpath(given):
+        raise CheckpointError(
+            f"{path} was trained on base model {trained_on!r}, not on {given!r}. Load it with {trained_on!r}; if both "
+            "are the same model under two names, leave base_model out."
+        )
+
+
+def _mean_file(adapter: bool) -> str:
+    return ADAPTER_MEAN if adapter else PLAIN_MEAN
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    cpu = {key: t.detach().to("cpu", copy=True).contiguous() for key, t in tensors.items()}
+    return safetensors.torch.save(cpu, metadata={"format": "pt"})
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        value = json.loads(data, parse_constant=refuse)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not sound JSON ({error}). {_COPY_AGAIN}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}. {_COPY_AGAIN}")
+    return value
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
