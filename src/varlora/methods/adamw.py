@@ -1,0 +1,72 @@
+"""AdamW: one point. Without weight decay the maximum-likelihood estimate, with it the MAP.
+
+The decoupled decay λ_w of AdamW is not exactly the gradient of a Gaussian prior, but plays its part.
+
+Source: Loshchilov & Hutter 2019, arXiv 1711.05101.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from transformers import Trainer
+
+from varlora.methods.method import AnyPosterior, Job
+from varlora.posterior import point_mass_of
+from varlora.prediction import Prediction
+from varlora.training import AnswerTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """LoRA fine-tuning as everybody does it.
+
+    Attributes:
+        learning_rate: AdamW's, > 0.
+        weight_decay: decoupled decay, >= 0; 0 is maximum likelihood (MLE), more is a MAP estimate.
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> AdamW(weight_decay=0.01).samples
+        False
+    """
+
+    name: ClassVar[str] = "adamw"
+    summary: ClassVar[str] = "one point by AdamW (MLE; MAP with weight decay)"
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate!r}; it must be positive.")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay={self.weight_decay!r}; it must be at least 0.")
+
+    @property
+    def samples(self) -> bool:
+        """A point has nothing to sample."""
+        return False
+
+    def trainer(self, job: Job) -> Trainer:
+        """A Trainer with its own AdamW."""
+        job.arguments.learning_rate = self.learning_rate
+        job.arguments.weight_decay = self.weight_decay
+        if job.readout is None:
+            return Trainer(**job.trainer_options())
+        return AnswerTrainer(**job.trainer_options(), readout=job.readout)
+
+    def posterior(self, job: Job, trainer: Trainer) -> AnyPosterior:
+        """The trained weights as a point mass."""
+        return point_mass_of(
+            job.model,
+            method=self.name,
+            num_examples=len(job.train),
+            readout=job.readout.to_dict() if job.readout is not None else None,
+        )
+
+    def calibrate(self, q: AnyPosterior, validation: Prediction) -> AnyPosterior:
+        """Nothing to fit."""
+        return q

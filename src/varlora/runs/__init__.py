@@ -1,0 +1,29 @@
+"""One run from start to end, its settings and its folder."""
+
+from varlora.runs.config import RunConfig, nearest, read_yaml
+from varlora.runs.folder import CompletionScores, RunFolder, read_run, write_run
+from varlora.runs.measure import measure
+from varlora.runs.run import RunResult, Trained, evaluate, method_of, predict_split, run, train
+from varlora.runs.setting import Setting, load_setting, load_task, reload_setting
+
+__all__ = [
+    "CompletionScores",
+    "RunConfig",
+    "RunFolder",
+    "RunResult",
+    "Setting",
+    "Trained",
+    "evaluate",
+    "load_setting",
+    "load_task",
+    "measure",
+    "method_of",
+    "nearest",
+    "predict_split",
+    "read_run",
+    "read_yaml",
+    "reload_setting",
+    "run",
+    "train",
+    "write_run",
+]

@@ -1,0 +1,214 @@
+"""The run folder: an ordinary PEFT adapter, its posterior, and everything needed to believe and repeat the run.
+
+adapter_config.json, adapter_model.safetensors      the mean; loads with plain PEFT
+posterior.json, posterior.safetensors               the posterior (`varlora.checkpoint`)
+config.yaml                                         the resolved settings
+metrics.json                                        {split: {mode: {metric: value}}}
+predictions/SPLIT.MODE.parquet                      every prediction
+run.json                                            times, what was done with the data, versions
+log.jsonl                                           the trainer's log
+README.md                                           the model card
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from torch import Tensor
+
+from varlora.checkpoint import load_posterior, write_posterior_files
+from varlora.methods.method import AnyPosterior
+from varlora.prediction import Prediction
+from varlora.report.model_card import model_card
+from varlora.runs.config import RunConfig, read_yaml
+from varlora.tasks import Task
+
+CONFIG = "config.yaml"
+METRICS = "metrics.json"
+FACTS = "run.json"
+LOG = "log.jsonl"
+PREDICTIONS = "predictions"
+LIBRARIES = ("varlora", "torch", "transformers", "peft", "accelerate", "datasets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionScores:
+    """Log-likelihoods of given completions under each draw.
+
+    Attributes:
+        log_likelihoods: (N, S) float64, nats, summed over a completion's tokens.
+        num_tokens: (N,) int64.
+        ids: the rows' names.
+    """
+
+    log_likelihoods: Tensor
+    num_tokens: Tensor
+    ids: tuple[str, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """NLL per token and per row (of the average over draws of a completion's probability), and perplexity."""
+        draws = self.log_likelihoods.shape[1]
+        averaged = torch.logsumexp(self.log_likelihoods, dim=1) - math.log(draws)
+        per_token = float(-averaged.sum() / self.num_tokens.sum())
+        return {
+            "nll_per_token": per_token,
+            "nll_per_row": float(-averaged.mean()),
+            "perplexity": math.exp(per_token) if per_token < 700 else math.inf,
+        }
+
+    def save(self, file: Path) -> None:
+        """Writes a Parquet table: `id`, `num_tokens`, `log_likelihoods` (S values)."""
+        columns = {
+            "id": list(self.ids),
+            "num_tokens": self.num_tokens.tolist(),
+            "log_likelihoods": self.log_likelihoods.tolist(),
+        }
+        pq.write_table(pa.table(columns), file)
+
+
+def write_run(
+    folder: Path,
+    *,
+    config: RunConfig,
+    task: Task,
+    posterior: AnyPosterior,
+    predictions: Mapping[str, Mapping[str, Prediction | CompletionScores]],
+    metrics: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    log: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Writes a run's files into an existing folder (one from `varlora.folders.atomic_folder`)."""
+    write_posterior_files(posterior, folder)
+    (folder / CONFIG).write_text(
+        yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    facts = {
+        "fingerprint": config.fingerprint,
+        "task": {
+            "name": task.name,
+            "kind": task.kind,
+            "answers": list(task.answers),
+            "source": task.source,
+            "licence": task.licence,
+            "notes": list(task.notes),
+            "rows": {split: len(rows) for split, rows in task.splits.items()},
+        },
+        "seconds": dict(seconds),
+        "versions": versions(),
+    }
+    _write_json(folder / FACTS, facts)
+    _write_json(folder / METRICS, metrics)
+    (folder / PREDICTIONS).mkdir()
+    for split, modes in predictions.items():
+        for mode, prediction in modes.items():
+            prediction.save(folder / PREDICTIONS / f"{split}.{mode}.parquet")
+    (folder / LOG).write_text("".join(json.dumps(finite(entry)) + "\n" for entry in log), encoding="utf-8")
+    meta = {f.name: getattr(posterior.meta, f.name) for f in fields(posterior.meta)}
+    card = model_card(
+        name=Path(config.output_dir).name,
+        kind=posterior.kind,
+        meta=meta,
+        metrics=metrics,
+        task=facts["task"],  # type: ignore[arg-type]
+        versions=versions(),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A finished run, read back.
+
+    Attributes:
+        path: the folder.
+        config: its settings.
+        posterior: its posterior.
+        metrics: content of metrics.json; null where a number was not finite.
+        facts: content of run.json.
+    """
+
+    path: Path
+    config: RunConfig
+    posterior: AnyPosterior
+    metrics: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+    def prediction(self, split: str, mode: str) -> Prediction:
+        """A stored prediction.
+
+        Raises:
+            ValueError: there is none of that split and mode; the message names those there are.
+        """
+        file = self.path / PREDICTIONS / f"{split}.{mode}.parquet"
+        if not file.is_file():
+            there = sorted(p.name.removesuffix(".parquet") for p in (self.path / PREDICTIONS).glob("*.parquet"))
+            raise ValueError(f"{self.path} has no predictions {split}.{mode}; it has {', '.join(there) or 'none'}.")
+        return Prediction.load(file)
+
+
+def read_run(folder: str | Path) -> RunFolder:
+    """Reads a run folder.
+
+    Raises:
+        ValueError: it is no run folder, or a file in it is missing or damaged.
+    """
+    path = Path(folder)
+    absent = [name for name in (CONFIG, FACTS, METRICS) if not (path / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{path} is not a run folder: it lacks {', '.join(absent)}. Give the output_dir of a finished "
+            "`varlora train`."
+        )
+    known = {f.name: None for f in fields(RunConfig)}
+    return RunFolder(
+        path=path,
+        config=RunConfig(**read_yaml(path / CONFIG, known)),
+        posterior=load_posterior(path),
+        metrics=_read_json(path / METRICS),
+        facts=_read_json(path / FACTS),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide a run's numbers."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def finite(value: Any) -> Any:
+    """The same in strict JSON: numbers that JSON cannot hold become null.
+
+    Example:
+        >>> finite({"nll": math.inf, "accuracy": 1.0})
+        {'nll': None, 'accuracy': 1.0}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); copy the folder again from its source.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} must hold a JSON object; copy the folder again from its source.")
+    return value

@@ -1,0 +1,66 @@
+"""A run's predictions, measured: one dict of numbers per split and mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from varlora.metrics import auroc, evaluate, fpr95, mutual_information, predictive_entropy
+from varlora.prediction import Prediction
+from varlora.runs.folder import CompletionScores
+
+IN_SCOPE = "test"
+
+
+def measure(
+    predictions: Mapping[str, Mapping[str, Prediction | CompletionScores]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics by split and mode.
+
+    A split whose rows all lack a class (out of scope) is measured by how well uncertainty tells its rows from those
+    of "test": AUROC and the false-positive rate at 95 % detection, by entropy and by mutual information.
+
+    Args:
+        predictions: by split and mode.
+
+    Returns:
+        `{split: {mode: {metric: value}}}`.
+
+    Example:
+        >>> log_probs = torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]], dtype=torch.float64).log()
+        >>> measured = measure({"test": {"mean": Prediction(log_probs=log_probs, labels=torch.tensor([0, 1]))}})
+        >>> measured["test"]["mean"]["accuracy"]
+        1.0
+    """
+    return {
+        split: {
+            mode: _measure(prediction, predictions.get(IN_SCOPE, {}).get(mode)) for mode, prediction in modes.items()
+        }
+        for split, modes in predictions.items()
+    }
+
+
+def _measure(prediction: Prediction | CompletionScores, in_scope: Any) -> dict[str, float]:
+    if isinstance(prediction, CompletionScores):
+        return prediction.metrics()
+    if bool((prediction.labels >= 0).all()):
+        return evaluate(prediction.log_probs, prediction.labels)
+    if bool((prediction.labels < 0).all()):
+        return _out_of_scope(prediction, in_scope) if isinstance(in_scope, Prediction) else {}
+    known = prediction.labels >= 0
+    return evaluate(prediction.log_probs[known], prediction.labels[known])
+
+
+def _out_of_scope(outside: Prediction, inside: Prediction) -> dict[str, float]:
+    positive = torch.cat([torch.zeros(len(inside.labels)), torch.ones(len(outside.labels))]).bool()
+    both = torch.cat([inside.log_probs, outside.log_probs])
+    scores = {"entropy": predictive_entropy(both)}
+    if both.shape[1] > 1:
+        scores["mutual_information"] = mutual_information(both)
+    result = {}
+    for name, score in scores.items():
+        result[f"auroc_{name}"] = float(auroc(score, positive))
+        result[f"fpr95_{name}"] = float(fpr95(score, positive))
+    return result

@@ -1,0 +1,267 @@
+"""A run from start to end: load, train, read the posterior, predict, measure, write the folder.
+
+load_setting ──► train ──► Posterior ──► predictions ──► measure ──► write_run
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from varlora.completions import predict_completions
+from varlora.folders import atomic_folder, check_target
+from varlora.methods import METHODS, Job, Method, with_options
+from varlora.methods.method import AnyPosterior
+from varlora.prediction import Prediction, predict
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import CompletionScores, write_run
+from varlora.runs.measure import measure
+from varlora.runs.setting import Setting, load_setting
+
+logger = logging.getLogger(__name__)
+
+METHOD_OPTIONS = (
+    "learning_rate",
+    "weight_decay",
+    "ess",
+    "hess_init",
+    "clip_radius",
+    "beta1",
+    "beta2",
+    "prior",
+    "draws",
+)
+VALIDATIONS_PER_RUN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run found.
+
+    Attributes:
+        setting: what was run.
+        posterior: what training gave.
+        predictions: by split and mode ("mean", "samples").
+        metrics: the same, measured.
+        seconds: wall-clock seconds of training, and of each prediction.
+        log: the trainer's log, one entry per logged step.
+    """
+
+    setting: Setting
+    posterior: AnyPosterior
+    predictions: Mapping[str, Mapping[str, Prediction | CompletionScores]]
+    metrics: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, progress: bool = True) -> RunResult:
+    """Runs one configuration and writes its folder, whole or not at all.
+
+    Args:
+        config: the settings.
+        overwrite: replace an existing run folder.
+        resume: go on from the last checkpoint of the same settings.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: settings, data or model do not fit, or the folder is taken.
+    """
+    check_target(config.output_dir, overwrite=overwrite)
+    method = method_of(config)
+    checkpoints = checkpoints_of(config)
+    start_from = _last_checkpoint(checkpoints, config, resume=resume, overwrite=overwrite)
+    setting = load_setting(config)
+    trained = train(setting, method, checkpoints=checkpoints, resume_from=start_from, progress=progress)
+    result = evaluate(setting, method, trained, progress=progress)
+    with atomic_folder(config.output_dir, overwrite=overwrite) as folder:
+        write_run(
+            folder,
+            config=config,
+            task=setting.task,
+            posterior=result.posterior,
+            predictions=result.predictions,
+            metrics=result.metrics,
+            seconds=result.seconds,
+            log=result.log,
+        )
+        setting.tokenizer.save_pretrained(str(folder))
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained adapter's posterior, before calibration, and how long training took."""
+
+    posterior: AnyPosterior
+    seconds: float
+    log: list[dict[str, Any]]
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method that the settings name, with their options."""
+    return with_options(METHODS[config.method], {name: getattr(config, name) for name in METHOD_OPTIONS})
+
+
+def checkpoints_of(config: RunConfig) -> Path:
+    """Where a run keeps its checkpoints until it has ended."""
+    target = Path(config.output_dir)
+    return target.with_name(f"{target.name}.checkpoints")
+
+
+def train(
+    setting: Setting,
+    method: Method,
+    *,
+    checkpoints: Path,
+    resume_from: str | None = None,
+    progress: bool = True,
+    callbacks: Iterable[TrainerCallback] = (),
+) -> Trained:
+    """Trains the setting's adapter.
+
+    Args:
+        setting: what is trained on what.
+        method: how.
+        checkpoints: folder for the trainer's checkpoints.
+        resume_from: a checkpoint to go on from.
+        progress: show a progress bar.
+        callbacks: more of the trainer's callbacks.
+    """
+    config = setting.config
+    set_seed(config.seed)
+    job = Job(
+        model=setting.model,
+        arguments=_arguments(setting, checkpoints, progress=progress),
+        train=setting.encoded("train"),
+        validation=setting.encoded("validation") if "validation" in setting.task.splits else None,
+        collate=setting.collate,
+        readout=setting.readout,
+        callbacks=tuple(callbacks),
+    )
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / "fingerprint").write_text(config.fingerprint, encoding="utf-8")
+    trainer = method.trainer(job)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume_from)
+    seconds = time.perf_counter() - start
+    return Trained(posterior=method.posterior(job, trainer), seconds=seconds, log=_history(trainer))
+
+
+def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bool = True) -> RunResult:
+    """Calibrates on validation rows where the method does, then predicts and measures every split but train."""
+    q = trained.posterior
+    seconds = {"train": trained.seconds}
+    splits = [split for split in setting.task.splits if split != "train"]
+    if setting.readout is not None and "validation" in splits:
+        at_mean = predict_split(setting, q, "validation", samples=0)
+        assert isinstance(at_mean, Prediction)
+        q = method.calibrate(q, at_mean)
+    predictions: dict[str, dict[str, Prediction | CompletionScores]] = {}
+    modes = {"mean": 0, **({"samples": setting.config.samples} if method.samples and setting.config.samples else {})}
+    for split in splits:
+        predictions[split] = {}
+        for mode, samples in modes.items():
+            start = time.perf_counter()
+            predictions[split][mode] = predict_split(setting, q, split, samples=samples, progress=progress)
+            seconds[f"predict/{split}/{mode}"] = time.perf_counter() - start
+    return RunResult(
+        setting=setting,
+        posterior=q,
+        predictions=predictions,
+        metrics=measure(predictions),
+        seconds=seconds,
+        log=trained.log,
+    )
+
+
+def predict_split(
+    setting: Setting, q: AnyPosterior, split: str, *, samples: int, progress: bool = False
+) -> Prediction | CompletionScores:
+    """Predictions for one split; the draws' seed is the run's."""
+    seed = setting.config.seed
+    batches = setting.batches(split)
+    if setting.readout is None:
+        scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
+        return CompletionScores(log_likelihoods=scores, num_tokens=tokens, ids=tuple(setting.encoded(split)["id"]))
+    return predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
+
+
+def _arguments(setting: Setting, checkpoints: Path, *, progress: bool) -> TrainingArguments:
+    config = setting.config
+    steps = config.save_steps
+    validation: dict[str, Any] = {}
+    if config.early_stopping:
+        if "validation" not in setting.task.splits:
+            raise ValueError("early_stopping needs validation rows; give validation_file or validation_size.")
+        steps = config.eval_steps if config.eval_steps is not None else _validation_interval(setting)
+        validation = {
+            "eval_strategy": "steps",
+            "eval_steps": steps,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        }
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=config.bf16,
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=steps,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to="none",
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+        **validation,
+    )
+
+
+def _validation_interval(setting: Setting) -> int:
+    config = setting.config
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    epochs_steps = -(-len(setting.task.rows("train")) // per_step) * config.num_train_epochs
+    return max(1, int((config.max_steps if config.max_steps > 0 else epochs_steps) // VALIDATIONS_PER_RUN))
+
+
+def _last_checkpoint(checkpoints: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> str | None:
+    last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None  # type: ignore[no-untyped-call]
+    if last is None:
+        if resume:
+            logger.warning("there is no checkpoint in %s; starting from the beginning", checkpoints)
+        return None
+    if resume:
+        if (checkpoints / "fingerprint").read_text(encoding="utf-8") != config.fingerprint:
+            raise ValueError(
+                f"the unfinished run in {checkpoints} had other settings, so it cannot be resumed with these. Repeat "
+                "its settings, choose another output_dir, or start afresh with --overwrite."
+            )
+        return last
+    if not overwrite:
+        raise ValueError(
+            f"an unfinished run is in {checkpoints}. Go on with it by --resume, or start afresh with --overwrite."
+        )
+    shutil.rmtree(checkpoints)
+    return None
+
+
+def _history(trainer: Trainer) -> list[dict[str, Any]]:
+    return [dict(entry) for entry in trainer.state.log_history]

@@ -1,0 +1,272 @@
+"""Everything a run needs, loaded: the task, the tokenizer, the model with its adapter, and the encoded rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from varlora.posterior import PosteriorMeta
+from varlora.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
+from varlora.runs.config import RunConfig, nearest
+from varlora.tasks import (
+    TASKS,
+    Collator,
+    Task,
+    answer_tokens,
+    context_length,
+    encode,
+    limit_train,
+    load_hub,
+    load_jsonl,
+)
+from varlora.tasks.encode import Family
+
+logger = logging.getLogger(__name__)
+
+PROMPTS_VERIFIED = 256
+"""Training prompts on which the answer tokens are verified."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A run's parts, loaded.
+
+    Attributes:
+        config: the run's settings.
+        task: the task with its splits.
+        tokenizer: the model's tokenizer.
+        family: "causal" or "encoder".
+        model: the model with its adapter attached.
+        readout: how the answer is read; None for a task of completions.
+        collate: makes batches.
+    """
+
+    config: RunConfig
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    model: nn.Module
+    readout: Readout | None
+    collate: Collator
+
+    def encoded(self, split: str) -> datasets.Dataset:
+        """The token ids of a split."""
+        limits = [n for n in (self.config.max_length, context_length(self.model.config)) if n is not None]
+        return encode(
+            self.task,
+            split,
+            self.tokenizer,
+            min(limits) if limits else None,
+            family=self.family,
+            truncation=self.config.truncation,
+        )
+
+    def batches(self, split: str) -> DataLoader[Any]:
+        """The batches of a split, in order, with ids."""
+        return DataLoader(
+            self.encoded(split),
+            batch_size=self.config.per_device_eval_batch_size,
+            collate_fn=replace(self.collate, ids=True),
+        )
+
+
+def load_setting(config: RunConfig) -> Setting:
+    """Loads what a new run needs; the model gets a fresh adapter.
+
+    Raises:
+        ValueError: the model or the data do not fit; the message says what to do.
+    """
+    tokenizer = _tokenizer(config)
+    family = _family(config)
+    task = load_task(config, tokenizer)
+    if config.max_train_samples is not None:
+        task = limit_train(task, config.max_train_samples, seed=config.data_seed)
+    for note in task.notes:
+        logger.info("%s: %s", task.name, note)
+    torch.manual_seed(config.seed)
+    readout = _readout(task, tokenizer, family)
+    base, new_modules = _base_model(config, family, task.answers)
+    targets = config.lora_target_modules
+    adapter = LoraConfig(
+        task_type=TaskType.CAUSAL_LM if family == "causal" else TaskType.SEQ_CLS,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets.split(",") if targets and targets != "all-linear" else targets,
+        modules_to_save=new_modules or None,
+    )
+    try:
+        model = get_peft_model(base, adapter)
+    except ValueError as error:
+        raise ValueError(
+            f"the adapter does not fit {config.model_name_or_path}: {error} Name modules of the model in "
+            "lora_target_modules, or use 'all-linear'."
+        ) from error
+    return Setting(
+        config=config,
+        task=task,
+        tokenizer=tokenizer,
+        family=family,
+        model=model,
+        readout=readout,
+        collate=Collator.of(task, tokenizer, family=family),
+    )
+
+
+def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: Task | None = None) -> Setting:
+    """Loads what evaluating a finished run needs: its base model with the adapter of its folder, and its readout.
+
+    Args:
+        config: the run's settings.
+        folder: the run's folder.
+        meta: its posterior's meta.
+        task: rows to evaluate on; None loads the run's own.
+    """
+    tokenizer = _tokenizer(config)
+    family = _family(config)
+    readout = readout_from_dict(meta.readout) if meta.readout is not None else None
+    task = task if task is not None else load_task(config, tokenizer)
+    base, _ = _base_model(config, family, task.answers)
+    collate = Collator.of(task, tokenizer, family=family)
+    if readout is not None:
+        collate = replace(collate, num_classes=readout.num_classes)
+    model = PeftModel.from_pretrained(base, str(folder))
+    return Setting(
+        config=config,
+        task=task,
+        tokenizer=tokenizer,
+        family=family,
+        model=model.to("cuda" if torch.cuda.is_available() else "cpu"),
+        readout=readout,
+        collate=collate,
+    )
+
+
+def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
+    """The task that a run's settings name."""
+    validation_size = config.validation_size if config.validation_size < 1 else int(config.validation_size)
+    if config.task is not None:
+        if config.task not in TASKS:
+            raise ValueError(f"unknown task {config.task!r}; {nearest(config.task, TASKS)}")
+        return TASKS[config.task](
+            config.task_dir,
+            validation_size=validation_size,
+            seed=config.data_seed,
+            label_answers=config.label_answers,
+        )
+    if config.dataset_name is not None:
+        return load_hub(
+            config.dataset_name,
+            config.dataset_config,
+            columns=_columns(config.dataset_columns),
+            label_answers=config.label_answers,
+            tokenizer=tokenizer,
+            validation_size=validation_size,
+            seed=config.data_seed,
+        )
+    files = {
+        split: file
+        for split, file in (
+            ("train", config.train_file),
+            ("validation", config.validation_file),
+            ("test", config.test_file),
+            ("shift", config.shift_file),
+            ("ood", config.ood_file),
+        )
+        if file is not None
+    }
+    return load_jsonl(
+        files,
+        label_names=config.label_names_file,
+        ood_splits=("ood",),
+        label_answers=config.label_answers,
+        tokenizer=tokenizer,
+        validation_size=validation_size,
+        seed=config.data_seed,
+    )
+
+
+def _columns(given: str | None) -> Mapping[str, str]:
+    if given is None:
+        return {}
+    pairs = [pair.split("=") for pair in given.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"dataset_columns is {given!r}; write 'our_name=its_name', comma-separated.")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+
+
+def _tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    _check_local(config.model_name_or_path)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        config.model_name_or_path, revision=config.model_revision
+    )
+    return tokenizer
+
+
+def _check_local(name: str) -> None:
+    """A path that is not there would be looked for on the hub under a strange name."""
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise ValueError(f"there is no model folder {name}; give a folder that save_pretrained wrote, or a hub name.")
+
+
+def _family(config: RunConfig) -> Family:
+    if config.model_class == "causal":
+        return "causal"
+    if config.model_class == "encoder":
+        return "encoder"
+    description = AutoConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+    names = description.architectures or []
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        return "causal"
+    if description.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        return "encoder"
+    raise ValueError(
+        f"cannot tell whether {config.model_name_or_path} ({', '.join(names) or description.model_type}) is a causal "
+        "language model or an encoder; set model_class to 'causal' or 'encoder'."
+    )
+
+
+def _readout(task: Task, tokenizer: PreTrainedTokenizerBase, family: Family) -> Readout | None:
+    if task.kind == "completion":
+        if family == "encoder":
+            raise ValueError(f"task {task.name!r} asks for completions; it needs a causal language model.")
+        return None
+    if family == "encoder":
+        return ClassHead(classes=task.answers)
+    prompts = task.rows("train")["prompt"][:PROMPTS_VERIFIED]
+    return AnswerTokens(token_ids=answer_tokens(tokenizer, prompts, task.continuations), answers=task.answers)
+
+
+def _base_model(config: RunConfig, family: Family, answers: tuple[str, ...]) -> tuple[nn.Module, list[str]]:
+    """The frozen model, and the names of its modules that the checkpoint does not hold (a new head)."""
+    options: dict[str, Any] = {
+        "revision": config.model_revision,
+        "dtype": config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
+        "output_loading_info": True,
+    }
+    loader: Any = AutoModelForCausalLM if family == "causal" else AutoModelForSequenceClassification
+    if family == "encoder":
+        options |= {"num_labels": len(answers), "ignore_mismatched_sizes": True}
+    model, info = loader.from_pretrained(config.model_name_or_path, **options)
+    missing = [*info["missing_keys"], *(key[0] for key in info.get("mismatched_keys", ()))]
+    new = sorted({key.rsplit(".", 1)[0] for key in missing})
+    if family == "causal" and new:
+        raise ValueError(f"{config.model_name_or_path} lacks the weights of {', '.join(new)}; it is no complete model.")
+    return model, new
