@@ -1,0 +1,7 @@
+"""The embedded default: a small world in words, a task in it, and a Llama pre-trained on the rest of it.
+
+world      who likes what: facts and questions as text
+tokenizer  one token a word
+pretrain   makes the weights in `model/`
+data       the fine-tuning task as JSONL, and where the model is
+"""

@@ -1,0 +1,53 @@
+"""Where the shipped model is, and the fine-tuning task as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from varlora.demo.world import fine_tuning_task
+
+
+def model_folder() -> Path:
+    """The pre-trained Llama and its tokenizer, an ordinary Hugging Face folder.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> AutoTokenizer.from_pretrained(model_folder()).tokenize("What will")
+        ['What', 'will']
+    """
+    return Path(__file__).parent / "model"
+
+
+def write_task(
+    folder: str | Path, seed: int, *, train: int = 300, validation: int = 150, test: int = 500
+) -> dict[str, Path]:
+    """Write `fine_tuning_task` as `train.jsonl`, `validation.jsonl` and `test.jsonl`.
+
+    Args:
+        folder: Made if it does not exist; files of these names are replaced.
+        seed: Seed of the task.
+        train: Rows of "train".
+        validation: Rows of "validation".
+        test: Rows of "test".
+
+    Returns:
+        Split to file, as `varlora.tasks.load_jsonl` takes them.
+
+    Raises:
+        ValueError: If a size is negative or there are more rows than people.
+
+    Example:
+        >>> import tempfile
+        >>> files = write_task(tempfile.mkdtemp(), seed=0, train=2, validation=1, test=1)
+        >>> sorted(json.loads(files["train"].read_text().splitlines()[0]))
+        ['answer', 'choices', 'id', 'question']
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Path] = {}
+    for split, rows in fine_tuning_task(seed, train=train, validation=validation, test=test).items():
+        files[split] = folder / f"{split}.jsonl"
+        lines = [json.dumps(row, sort_keys=True) for row in rows]
+        files[split].write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return files
