@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from varlora import IVON, NoiseController
+from varlora import IVON, NoiseController, posterior_of
 from varlora.noise import CounterNoise, ReplayedNoise
 
 OPTIONS = {"lr": 0.1, "ess": 200.0, "hess_init": 0.1, "betas": (0.9, 0.9), "weight_decay": 0.01}
@@ -62,7 +62,8 @@ def train_on_rank(rank, wrap, poison_step=None, everywhere=False):
             (wrapped(x, use_expert=everywhere or rank == 0).square().mean() / MICRO).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return flat(model, optimizer), optimizer.skipped_steps
+    posterior = posterior_of(model, optimizer)
+    return flat(model, optimizer), optimizer.skipped_steps, dict(posterior.mean), dict(posterior.precision)
 
 
 def in_one_process(steps=STEPS, everywhere=False):
@@ -123,13 +124,21 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize("scenario", ["ddp", "fsdp2"])
 def test_two_ranks_equal_one_process_with_both_draws(results, scenario):
-    (first, _), (second, _) = (result[scenario] for result in results)
+    (first, *_), (second, *_) = (result[scenario] for result in results)
     assert torch.equal(first, second)  # bit for bit
     torch.testing.assert_close(first, in_one_process(everywhere=scenario == "fsdp2"), rtol=1e-12, atol=1e-14)
 
 
+def test_the_posterior_of_sharded_parameters_is_whole(results):
+    sharded, plain = (results[0][scenario] for scenario in ("fsdp2", "ddp"))
+    for tensors, reference in zip(sharded[2:], plain[2:], strict=True):
+        assert {key: (type(t), t.shape) for key, t in tensors.items()} == {
+            key: (torch.Tensor, t.shape) for key, t in reference.items()
+        }
+
+
 def test_a_poisoned_rank_makes_every_rank_skip(results):
-    (first, skipped), (second, skipped_too) = (result["poison"] for result in results)
+    (first, skipped, *_), (second, skipped_too, *_) = (result["poison"] for result in results)
     assert skipped == skipped_too == 1
     assert torch.equal(first, second)
     torch.testing.assert_close(first, in_one_process(steps=STEPS - 1), rtol=1e-12, atol=1e-14)

@@ -1,13 +1,83 @@
-"""Variational LoRA: fine-tune a language model and keep a posterior over the adapter's weights."""
+"""Variational LoRA: fine-tune a language model and keep a posterior over the adapter's weights.
 
-from varlora.noise import NoiseController
-from varlora.optim import IVON
-from varlora.training import IVONConfig, VariationalCallback, VariationalTrainerMixin
+Names are imported when they are first used, so that `import varlora` and `varlora --help` take no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+from varlora.lazy import lazily
+
+if TYPE_CHECKING:
+    from varlora import metrics
+    from varlora.adapters import applied, load_into
+    from varlora.checkpoint import load_posterior, posterior_from_checkpoint, save_posterior
+    from varlora.noise import NoiseController
+    from varlora.ops import isotropic_prior, kl, merge, prune, snr, temper
+    from varlora.optim import IVON
+    from varlora.posterior import DiagonalGaussian, PointMass, point_mass_of, posterior_of
+    from varlora.prediction import Prediction, predict
+    from varlora.readout import AnswerTokens, ClassHead
+    from varlora.tasks import answer_tokens
+    from varlora.training import IVONConfig, VariationalCallback, VariationalTrainerMixin
+
+    __version__: str
 
 __all__ = [
     "IVON",
+    "AnswerTokens",
+    "ClassHead",
+    "DiagonalGaussian",
     "IVONConfig",
     "NoiseController",
+    "PointMass",
+    "Prediction",
     "VariationalCallback",
     "VariationalTrainerMixin",
+    "__version__",
+    "answer_tokens",
+    "applied",
+    "isotropic_prior",
+    "kl",
+    "load_into",
+    "load_posterior",
+    "merge",
+    "metrics",
+    "point_mass_of",
+    "posterior_from_checkpoint",
+    "posterior_of",
+    "predict",
+    "prune",
+    "save_posterior",
+    "snr",
+    "temper",
 ]
+
+_MODULES = {
+    "adapters": ("applied", "load_into"),
+    "checkpoint": ("load_posterior", "posterior_from_checkpoint", "save_posterior"),
+    "noise": ("NoiseController",),
+    "ops": ("isotropic_prior", "kl", "merge", "prune", "snr", "temper"),
+    "optim": ("IVON",),
+    "posterior": ("DiagonalGaussian", "PointMass", "point_mass_of", "posterior_of"),
+    "prediction": ("Prediction", "predict"),
+    "readout": ("AnswerTokens", "ClassHead"),
+    "tasks": ("answer_tokens",),
+    "training": ("IVONConfig", "VariationalCallback", "VariationalTrainerMixin"),
+}
+_find = lazily("varlora", {name: f"varlora.{home}" for home, names in _MODULES.items() for name in names})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("varlora")
+    if name == "metrics":
+        return importlib.import_module("varlora.metrics")
+    return _find(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -76,6 +76,35 @@ def atomic_folder(
         raise OSError(error.errno, f"{error.strerror}; the finished folder is kept as {work}") from error
 
 
+@contextmanager
+def atomic_file(target: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a new file's path to write to; when the block ends well, the file takes the target's place.
+
+    Raises:
+        FolderExistsError: the target exists and `overwrite` is false.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "answers.jsonl"
+        >>> with atomic_file(target) as file:
+        ...     _ = file.write_text("{}")
+        >>> target.read_text()
+        '{}'
+    """
+    target = Path(os.path.realpath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = _sibling(target, "new")
+    try:
+        yield work
+        _flush_entry(work)
+        if os.path.lexists(target) and not overwrite:
+            raise FolderExistsError(f"{target} exists; choose another file, or replace this one with --overwrite.")
+        os.replace(work, target)
+        _flush_entry(target.parent)
+    finally:
+        work.unlink(missing_ok=True)
+
+
 def check_target(target: str | os.PathLike[str], *, overwrite: bool = False, marker: str = "posterior.json") -> None:
     """Whether `atomic_folder` may write to `target`; call it before hours of work.
 

@@ -166,10 +166,18 @@ class _SampledForward:
     def __init__(self, controller: NoiseController, scope: nn.Module, places: Sequence[_Place]) -> None:
         functools.update_wrapper(self, scope.forward)
         self.forward = scope.forward
+        self.replaced = scope.__dict__.get("forward")  # e.g. accelerate's autocast
         self.controller, self.scope, self.places = controller, scope, places
 
+    def remove(self) -> None:
+        """Gives the module its forward back, unless somebody has wrapped this one in the meantime."""
+        if self.scope.__dict__.get("forward") is self:
+            del self.scope.forward
+            if self.replaced is not None:
+                self.scope.forward = self.replaced
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.controller._active:
+        if not self.controller._sampling:
             return self.forward(*args, **kwargs)
         try:
             self.controller._shadow(self.places)
@@ -190,7 +198,8 @@ class NoiseController:
 
     Create it after the model and the optimizer are in their final form (prepared by accelerate, wrapped for
     data parallelism or not), then call forward, backward and `optimizer.step()` as usual. In evaluation mode,
-    or without gradients, the model computes at the mean.
+    or without gradients, the model computes at the mean. A new controller takes the place of one that is still
+    attached to the same modules or the same optimizer.
 
     Covers every module that owns a trained parameter: PEFT's tuner layers (LoRA, DoRA, embeddings),
     `modules_to_save`, and plain modules, so IVON also works without LoRA. State-dict keys do not change.
@@ -247,10 +256,16 @@ class NoiseController:
         self._active = False  # whether forwards (and their recomputation) see sampled weights
         self._before_inference: bool | None = None
         self._sites = self._find_sites()
-        self._wrapped: list[nn.Module] = []
-        for scope, places in _scopes(self.model, self._sites).items():
-            scope.forward = _SampledForward(self, scope, places)
-            self._wrapped.append(scope)
+        self._held = {site.parameter for site in self._sites.values()}
+        scopes = _scopes(self.model, self._sites)
+        for former in [optimizer.noise, *(getattr(scope.forward, "controller", None) for scope in scopes)]:
+            if isinstance(former, NoiseController):  # left behind by a training that was interrupted
+                former.detach()
+        self._wrapped: list[_SampledForward] = []
+        for scope, places in scopes.items():
+            wrapped = _SampledForward(self, scope, places)
+            scope.forward = wrapped
+            self._wrapped.append(wrapped)
         self._hooks = [
             self.model.register_forward_pre_hook(_uncompiled(self._before_forward)),
             self.model.register_forward_hook(_uncompiled(self._after_forward), always_call=True),
@@ -261,9 +276,10 @@ class NoiseController:
         """Removes every hook and forgets pending products; the model and the optimizer are as before."""
         for hook in self._hooks:
             hook.remove()
-        for scope in self._wrapped:
-            del scope.forward
+        for wrapped in self._wrapped:
+            wrapped.remove()
         self._hooks, self._wrapped = [], []
+        self._active = False
         self.clear()
         if self.optimizer.noise is self:
             self.optimizer.noise = None
@@ -296,6 +312,18 @@ class NoiseController:
                 result[p] = _sharded_like(p, product * scale)
             elif not took_part and p.grad is not None and bool((p.grad != 0).any()):
                 bypassed.append(site.name)
+        strangers = [
+            p
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+            if p not in self._held and p.grad is not None and bool((p.grad != 0).any())
+        ]
+        if strangers:
+            raise RuntimeError(
+                f"{len(strangers)} parameters of the optimizer got a gradient but no noise, the first of shape "
+                f"{tuple(strangers[0].shape)}: they were frozen, or not yet in the optimizer, when the NoiseController "
+                "was created. Create a new NoiseController(model, optimizer) after such a change."
+            )
         if bypassed:
             raise RuntimeError(
                 f"{len(bypassed)} parameters got a gradient that did not pass through their noise: "
@@ -325,16 +353,23 @@ class NoiseController:
 
     # Forward and backward -----------------------------------------------------------------------------------
 
+    @property
+    def _sampling(self) -> bool:
+        """Whether a module reads sampled weights now: in training mode, or recomputed within a backward pass."""
+        return self._active and (self.model.training or torch._C._current_graph_task_id() != -1)
+
     def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if module is not self.model:  # a copy of it
+            return
         if not (self.model.training and torch.is_grad_enabled()):
             self._before_inference, self._active = self._active, False
             return
         if self._consumed:
             self._draw()
-        self._active = True
+        self._active, self._before_inference = True, None
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._before_inference is not None:
+        if module is self.model and self._before_inference is not None:
             self._active, self._before_inference = self._before_inference, None
 
     @torch.no_grad()

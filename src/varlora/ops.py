@@ -155,7 +155,11 @@ def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float])
     by_key = precision if isinstance(precision, Mapping) else dict.fromkeys(trained, precision)
     for key in trained:
         if key not in by_key or not 0 < by_key[key] < math.inf:
-            raise ValueError(f"the prior precision of {key} is {by_key.get(key)!r}; it must be a positive number.")
+            raise ValueError(
+                f"the prior precision of {key} is {by_key.get(key)!r}; it must be a positive number. A run with "
+                "weight_decay 0 had a flat prior: give the precision to use (--prior_precision), or train with "
+                "weight_decay above 0."
+            )
     return DiagonalGaussian(
         mean={key: torch.zeros_like(m) if key in trained else m for key, m in q.mean.items()},
         precision={

@@ -248,6 +248,8 @@ def posterior_of(
 ) -> DiagonalGaussian:
     """The posterior that training has reached: a copy, independent of further steps.
 
+    Under FSDP2 every rank must call it, and every rank gets the whole.
+
     Adapter tensors that do not train (`fixed_tensors`) are part of it, known exactly.
 
     Args:
@@ -282,14 +284,16 @@ def posterior_of(
             f"the optimizer does not hold {len(unheld)} trained parameter(s), such as {unheld[0]}. Pass the "
             "optimizer that trained this model; freeze what it is not meant to train."
         )
-    mean = {key: optimizer.mean(p).detach().clone() for key, p in trained.items()}
-    precision = {key: optimizer.precision(p).detach().clone() for key, p in trained.items()}
+    mean = {key: _whole(optimizer.mean(p)).detach().clone() for key, p in trained.items()}
+    precision = {key: _whole(optimizer.precision(p)).detach().clone() for key, p in trained.items()}
     for key, fixed in fixed_tensors(model).items():
         mean[key] = fixed.detach().clone()
         precision[key] = torch.full_like(fixed, math.inf, dtype=torch.promote_types(fixed.dtype, torch.float32))
 
     ess = sorted({float(groups[p]["ess"]) for p in trained.values()})
-    hessians = {key: (optimizer.state[p]["hessian"], float(groups[p]["hess_init"])) for key, p in trained.items()}
+    hessians = {
+        key: (_whole(optimizer.state[p]["hessian"]), float(groups[p]["hess_init"])) for key, p in trained.items()
+    }
     diagnostics: dict[str, Any] = {"hessian_moved": hessian_moved(hessians)}
     diagnostics["steps"] = int(max(optimizer.state[p]["step"] for p in trained.values()))
     diagnostics["skipped_steps"] = int(getattr(optimizer, "skipped_steps", 0))
@@ -384,6 +388,11 @@ def _unwrapped(optimizer: Any) -> Any:
             "another optimizer, point_mass_of(model, method=...) keeps them as a point mass."
         )
     return optimizer
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP2 has sharded over ranks (every rank must ask), or the tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _sorted_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from transformers import Trainer
 
 from varlora.methods.method import AnyPosterior, Job
-from varlora.optim.ivon import Prior
+from varlora.optim.ivon import IVON, Prior
 from varlora.posterior import posterior_of
 from varlora.prediction import Prediction
 from varlora.training import IVONConfig, VariationalAnswerTrainer, VariationalTrainerMixin
@@ -37,6 +38,9 @@ class Ivon:
         prior: "fixed" or "adaptive".
         draws: Monte-Carlo draws per micro-batch in training.
 
+    Raises:
+        ValueError: an option is out of its range.
+
     Example:
         >>> Ivon(ess=1e6).config.ess
         1000000.0
@@ -53,6 +57,9 @@ class Ivon:
     clip_radius: float = IVONConfig.clip_radius
     prior: Prior = IVONConfig.prior
     draws: int = IVONConfig.draws
+
+    def __post_init__(self) -> None:
+        IVON([torch.zeros(1, requires_grad=True)], **self.config.optimizer_kwargs())  # it checks the options
 
     @property
     def samples(self) -> bool:

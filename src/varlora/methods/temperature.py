@@ -17,9 +17,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import Trainer
 
 from varlora.methods.adamw import AdamW
-from varlora.methods.method import AnyPosterior
+from varlora.methods.method import AnyPosterior, Job
 from varlora.prediction import Prediction
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,18 @@ class Temperature(AdamW):
     name: ClassVar[str] = "temperature"
     summary: ClassVar[str] = "AdamW with one temperature on the logits, fitted on validation rows"
 
+    def trainer(self, job: Job) -> Trainer:
+        """AdamW's trainer, if there will be something to fit the temperature on.
+
+        Raises:
+            ValueError: the task has no classes, or no validation rows.
+        """
+        if job.readout is None:
+            raise ValueError("method 'temperature' scales the logits of classes; completions have none. Use 'adamw'.")
+        if job.validation is None:
+            raise ValueError("method 'temperature' is fitted on validation rows; give some, or use 'adamw'.")
+        return super().trainer(job)
+
     def calibrate(self, q: AnyPosterior, validation: Prediction) -> AnyPosterior:
         """Fits the temperature and records it as `meta.logit_temperature`."""
         temperature = fit_temperature(validation.log_probs[:, 0], validation.labels)
@@ -57,7 +70,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         the argmax, the best T is 0).
 
     Raises:
-        ValueError: no row, or a label outside 0..C-1.
+        ValueError: no row, a label outside 0..C-1 or of a choice that does not exist, or a logit that is NaN.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
@@ -71,6 +84,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     if not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
         raise ValueError(f"labels must be in 0..{logits.shape[1] - 1}; rows without a label cannot be used.")
     logits = logits.double()
+    if not bool((logits.gather(1, labels[:, None]) > -torch.inf).all()) or bool(logits.isnan().any()):
+        raise ValueError("some row's label has logit -inf or NaN; no temperature can make it likely.")
 
     def slope(inverse: float) -> float:
         """Derivative of the mean NLL with respect to 1/T: mean of E_p[logit] − logit of the label."""

@@ -130,6 +130,13 @@ class IVON(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group after checking its options; see the class for their ranges."""
+        params = param_group["params"]
+        if not isinstance(params, (Tensor, set)):
+            params = list(params)
+            if self.param_groups and "param_names" in self.param_groups[0] and isinstance(params[0], Tensor):
+                # torch wants all groups named or none; the next NoiseController writes the names.
+                param_group.setdefault("param_names", [""] * len(params))
+            param_group["params"] = params
         super().add_param_group(param_group)
         try:
             _check_options(self.param_groups[-1])
@@ -264,6 +271,8 @@ class IVON(torch.optim.Optimizer):
                 for key, value in state_dict["state"][saved_id].items():
                     if key != "step":
                         self.state[p][key] = value.to(p.device, torch.float32, copy=True)
+                if self.state[p]:  # saved when the parameter was in full precision
+                    self.state[p].setdefault("mean", p.detach().float())
 
     # Inside -----------------------------------------------------------------------------------------------
 
@@ -283,7 +292,7 @@ class IVON(torch.optim.Optimizer):
         hessian.add_(excess, alpha=1 - beta2)
         hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
 
-        if group["prior"] == "adaptive":
+        if group["prior"] == "adaptive" and mean.numel():
             delta.copy_(_damped_prior(delta, mean, hessian, ess))
             hessian.clamp_(min=-0.5 * delta)  # a falling δ must leave h + δ positive
         torch.add(hessian, delta, out=curvature)
@@ -294,7 +303,7 @@ class IVON(torch.optim.Optimizer):
 
         lr = group["lr"]
         if group["rescale_lr"]:
-            lr *= group["hess_init"] + group["weight_decay"]
+            lr = lr * (group["hess_init"] + group["weight_decay"])
         mean.add_(direction, alpha=-lr)
         if mean.dtype != p.dtype:
             p.copy_(mean)

@@ -1,7 +1,7 @@
 """One run from start to end, its settings and its folder."""
 
-from varlora.runs.config import RunConfig, nearest, read_yaml
-from varlora.runs.folder import CompletionScores, RunFolder, read_run, write_run
+from varlora.runs.config import RunConfig, read_yaml
+from varlora.runs.folder import CompletionScores, RunFolder, finite, is_run, read_run, write_derived, write_run
 from varlora.runs.measure import measure
 from varlora.runs.run import RunResult, Trained, evaluate, method_of, predict_split, run, train
 from varlora.runs.setting import Setting, load_setting, load_task, reload_setting
@@ -14,16 +14,18 @@ __all__ = [
     "Setting",
     "Trained",
     "evaluate",
+    "finite",
+    "is_run",
     "load_setting",
     "load_task",
     "measure",
     "method_of",
-    "nearest",
     "predict_split",
     "read_run",
     "read_yaml",
     "reload_setting",
     "run",
     "train",
+    "write_derived",
     "write_run",
 ]

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
+from transformers import SchedulerType
 
 from varlora.methods import METHODS
+from varlora.nearest import nearest
 
 
-def option(help_text: str, default: Any = None) -> Any:
-    """A dataclass field with a help text for the command line."""
-    return field(default=default, metadata={"help": help_text})
+def _group(name: str) -> Callable[..., Any]:
+    """Makes the fields of one group of options; the command line shows group, help text and default."""
+
+    def option(help_text: str, default: Any = None) -> Any:
+        return field(default=default, metadata={"group": name, "help": help_text})
+
+    return option
+
+
+_model, _data, _adapter, _method, _training, _evaluation, _result = map(
+    _group, ("Model", "Data", "Adapter", "Method", "Training", "Evaluation", "Result")
+)
+
+NEEDS: Mapping[str, str] = {
+    "task_dir": "task",
+    "validation_file": "train_file",
+    "test_file": "train_file",
+    "shift_file": "train_file",
+    "ood_file": "train_file",
+    "label_names_file": "train_file",
+    "dataset_config": "dataset_name",
+    "dataset_columns": "dataset_name",
+    "eval_steps": "early_stopping",
+}
+"""Options that have no effect without another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,77 +56,82 @@ class RunConfig:
         ValueError: a value is out of its range, or no data were named.
     """
 
-    # The model
-    model_name_or_path: str = option("Pre-trained model: a name on the hub or a local folder.", "")
-    model_revision: str | None = option("Branch, tag or commit of the model on the hub.")
-    model_class: Literal["auto", "causal", "encoder"] = option(
+    model_name_or_path: str = _model("Pre-trained model: a name on the hub or a local folder.", "")
+    model_revision: str | None = _model("Branch, tag or commit of the model on the hub.")
+    model_class: Literal["auto", "causal", "encoder"] = _model(
         "'causal' reads the answer's token, 'encoder' a classification head; 'auto' goes by the model's architecture.",
         "auto",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("Data type of the frozen weights.", "auto")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _model("Data type of the frozen weights.", "auto")
 
-    # The data
-    task: str | None = option("A named task (see `varlora tasks`).")
-    task_dir: str | None = option("Folder with the named task's files; the hub otherwise.")
-    train_file: str | None = option("JSONL file of training rows.")
-    validation_file: str | None = option("JSONL file of validation rows; cut from the training rows otherwise.")
-    test_file: str | None = option("JSONL file of test rows.")
-    shift_file: str | None = option("JSONL file of one more test set, from another domain.")
-    ood_file: str | None = option("JSONL file of rows that belong to no class (label -1), for out-of-scope detection.")
-    dataset_name: str | None = option("Data set on the hub, or a local folder of one.")
-    dataset_config: str | None = option("Configuration of the data set.")
-    dataset_columns: str | None = option("Columns of the data set by our names, e.g. 'text=sentence,label=polarity'.")
-    label_names_file: str | None = option("Class names in order: a JSON list, or one name a line.")
-    validation_size: float = option("Validation rows to cut: a fraction below 1, or a number of rows.", 0.1)
-    max_train_samples: int | None = option("Train on that many rows, drawn with the data seed.")
-    data_seed: int = option("Seed of the cut and of the draw; independent of `seed`, so that seeds share the data.", 0)
-    max_length: int | None = option("Most tokens in a row; the model's context otherwise.")
-    truncation: Literal["error", "left", "right"] = option("What to do with longer rows.", "error")
-    label_answers: Literal["names", "letters"] = option("How a causal LM names a class.", "names")
+    task: str | None = _data("A named task (see `varlora tasks`).")
+    task_dir: str | None = _data("Folder with the named task's files; the hub otherwise.")
+    train_file: str | None = _data("JSONL file of training rows.")
+    validation_file: str | None = _data("JSONL file of validation rows; cut from the training rows otherwise.")
+    test_file: str | None = _data("JSONL file of test rows.")
+    shift_file: str | None = _data("JSONL file of one more test set, from another domain.")
+    ood_file: str | None = _data("JSONL file of rows that belong to no class (label -1), for out-of-scope detection.")
+    dataset_name: str | None = _data("Data set on the hub, or a local folder of one.")
+    dataset_config: str | None = _data("Configuration of the data set.")
+    dataset_columns: str | None = _data("Columns of the data set by our names, e.g. 'text=sentence,label=polarity'.")
+    label_names_file: str | None = _data("Class names in order: a JSON list, or one name a line.")
+    validation_size: float = _data("Validation rows to cut: a fraction below 1, or a number of rows.", 0.1)
+    max_train_samples: int | None = _data("Train on that many rows, drawn with the data seed.")
+    max_validation_samples: int | None = _data("Validate on that many rows, drawn with the data seed.")
+    max_test_samples: int | None = _data("Test on that many rows of each other split, drawn with the data seed.")
+    data_seed: int = _data("Seed of the cut and of the draw; independent of `seed`, so that seeds share the data.", 0)
+    max_length: int | None = _data("Most tokens in a row; the model's context otherwise.")
+    truncation: Literal["error", "left", "right"] = _data("What to do with longer rows.", "error")
+    label_answers: Literal["names", "letters"] = _data("How a causal LM names a class.", "names")
 
-    # The adapter
-    lora_r: int = option("Rank.", 8)
-    lora_alpha: int = option("Scale: the update is alpha / r times B A.", 16)
-    lora_dropout: float = option("Dropout on the adapter's input.", 0.1)
-    lora_target_modules: str | None = option(
-        "Adapted modules, comma-separated, or 'all-linear'; PEFT's choice for the model otherwise."
+    lora_r: int = _adapter("Rank.", 8)
+    lora_alpha: int = _adapter("Scale: the update is alpha / r times B A.", 16)
+    lora_dropout: float = _adapter("Dropout on the adapter's input.", 0.1)
+    lora_target_modules: str | None = _adapter(
+        "Adapted modules, comma-separated, or 'all-linear', or a regular expression; PEFT's choice for the model "
+        "otherwise."
     )
 
-    # The method
-    method: str = option("How the adapter is trained (see `varlora methods`).", "ivon")
-    learning_rate: float | None = option("Learning rate; the method's own default otherwise.")
-    weight_decay: float | None = option("AdamW's decoupled decay; IVON's delta.")
-    ess: float | None = option("IVON: effective sample size lambda; 5000 * sqrt(N) otherwise.")
-    hess_init: float | None = option("IVON: initial Hessian h0.")
-    clip_radius: float | None = option("IVON: bound on the preconditioned step.")
-    beta1: float | None = option("IVON: decay of the momentum.")
-    beta2: float | None = option("IVON: decay of the Hessian.")
-    prior: Literal["fixed", "adaptive"] | None = option("IVON: one fixed prior, or one learned per tensor.")
-    draws: int | None = option("IVON: Monte-Carlo draws per micro-batch in training.")
+    method: str = _method("How the adapter is trained (see `varlora methods`).", "ivon")
+    learning_rate: float | None = _method("Learning rate; the method's own default otherwise.")
+    weight_decay: float | None = _method("AdamW's decoupled decay; IVON's delta.")
+    ess: float | None = _method("IVON: effective sample size lambda; 5000 * sqrt(N) otherwise.")
+    hess_init: float | None = _method("IVON: initial Hessian h0.")
+    clip_radius: float | None = _method("IVON: bound on the preconditioned step.")
+    beta1: float | None = _method("IVON: decay of the momentum.")
+    beta2: float | None = _method("IVON: decay of the Hessian.")
+    prior: Literal["fixed", "adaptive"] | None = _method("IVON: one fixed prior, or one learned per tensor.")
+    draws: int | None = _method("IVON: Monte-Carlo draws per micro-batch in training.")
 
-    # Training
-    num_train_epochs: float = option("Passes over the training rows.", 3.0)
-    max_steps: int = option("Optimizer steps; overrides the epochs when positive.", -1)
-    per_device_train_batch_size: int = option("Rows per device and micro-batch.", 8)
-    gradient_accumulation_steps: int = option("Micro-batches per step.", 1)
-    lr_scheduler_type: str = option("Learning-rate schedule.", "linear")
-    warmup_steps: int = option("Steps of linear warm-up.", 0)
-    max_grad_norm: float = option("Norm to which gradients are clipped; 0 does not clip.", 1.0)
-    gradient_checkpointing: bool = option("Recompute activations to save memory.", False)
-    bf16: bool = option("Compute in bfloat16 (autocast).", False)
-    early_stopping: bool = option("Keep the checkpoint with the lowest validation loss.", False)
-    eval_steps: int | None = option("Steps between validations under early stopping; a twentieth of the run otherwise.")
-    save_steps: int = option("Steps between checkpoints, from which --resume goes on.", 500)
-    seed: int = option("Seed of initialisation, data order, dropout and noise.", 0)
+    num_train_epochs: float = _training("Passes over the training rows.", 3.0)
+    max_steps: int = _training("Optimizer steps; overrides the epochs when positive.", -1)
+    per_device_train_batch_size: int = _training("Rows per device and micro-batch.", 8)
+    gradient_accumulation_steps: int = _training("Micro-batches per step.", 1)
+    lr_scheduler_type: str = _training("Learning-rate schedule.", "linear")
+    warmup_steps: int = _training("Steps of linear warm-up.", 0)
+    max_grad_norm: float = _training("Norm to which gradients are clipped; 0 does not clip.", 1.0)
+    gradient_checkpointing: bool = _training("Recompute activations to save memory.", False)
+    bf16: bool = _training("Compute in bfloat16 (autocast).", False)
+    early_stopping: bool = _training("Keep the checkpoint with the lowest validation loss.", False)
+    eval_steps: int | None = _training(
+        "Steps between validations under early stopping; a twentieth of the run otherwise."
+    )
+    save_steps: int = _training("Steps between checkpoints, from which --resume goes on.", 500)
+    seed: int = _training("Seed of initialisation, data order, dropout and noise.", 0)
 
-    # Evaluation
-    samples: int = option("Posterior draws at evaluation.", 10)
-    per_device_eval_batch_size: int = option("Rows per device at evaluation.", 32)
+    samples: int = _evaluation("Posterior draws at evaluation.", 10)
+    per_device_eval_batch_size: int = _evaluation("Rows per device at evaluation.", 32)
 
-    # The result
-    output_dir: str = option("Folder for the result.", "")
+    output_dir: str = _result("Folder for the result.", "")
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not _fits(value, kind):
+                raise ValueError(f"{name} is {value!r}; it must be {_described(kind)}.")
+            if isinstance(value, int) and float in (kind, *get_args(kind)):
+                object.__setattr__(self, name, float(value))  # 5 and 5.0 are one setting
+
         def require(name: str, ok: bool, allowed: str) -> None:
             if not ok:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}.")
@@ -115,6 +144,9 @@ class RunConfig:
                 "give the data by exactly one of task, train_file and dataset_name; got "
                 f"{', '.join(sources) or 'none of them'}."
             )
+        for name, needed in NEEDS.items():
+            if getattr(self, name) is not None and not getattr(self, needed):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which has no effect without {needed}.")
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; {nearest(self.method, METHODS)}")
         for name in (
@@ -128,11 +160,29 @@ class RunConfig:
             require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "ess", "hess_init", "clip_radius"):
             require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive")
-        for name in ("eval_steps", "max_train_samples", "max_length", "draws"):
+        for name in (
+            "eval_steps",
+            "max_train_samples",
+            "max_validation_samples",
+            "max_test_samples",
+            "max_length",
+            "draws",
+        ):
             require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         require("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")
         require("samples", self.samples >= 0, "at least 0 (0: the mean only)")
-        require("validation_size", self.validation_size > 0, "positive")
+        size = self.validation_size
+        whole = size >= 1 and size == int(size)
+        require("validation_size", 0 < size < 1 or whole, "a fraction below 1, or a number of rows")
+        for name in ("beta1", "beta2"):
+            require(name, getattr(self, name) is None or 0 <= getattr(self, name) < 1, "in [0, 1)")
+        require("weight_decay", self.weight_decay is None or self.weight_decay >= 0, "at least 0")
+        require("warmup_steps", self.warmup_steps >= 0, "at least 0")
+        schedules = [schedule.value for schedule in SchedulerType]
+        if self.lr_scheduler_type not in schedules:
+            raise ValueError(
+                f"lr_scheduler_type is {self.lr_scheduler_type!r}; {nearest(self.lr_scheduler_type, schedules)}"
+            )
         require("num_train_epochs", self.num_train_epochs > 0, "positive")
         require("max_grad_norm", self.max_grad_norm >= 0, "at least 0")
 
@@ -147,7 +197,32 @@ class RunConfig:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_yaml(file: str | Path, known: Mapping[str, Any]) -> dict[str, Any]:
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_args(kind):
+        return any(_fits(value, one) for one in get_args(kind))
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if get_args(kind):
+        return " or ".join(_described(one) for one in get_args(kind) if one is not type(None))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1e-4 is one (to YAML 1.1 it is text)."""
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def read_yaml(file: str | Path, known: Collection[str]) -> dict[str, Any]:
     """The settings of a YAML file.
 
     Args:
@@ -161,23 +236,13 @@ def read_yaml(file: str | Path, known: Mapping[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no configuration file {path}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold one mapping of option names to values.")
     for name in values:
         if name not in known:
-            raise ValueError(f"{path}: unknown option {name!r}; {nearest(str(name), known)}")
+            hint = nearest(str(name), known, otherwise="`varlora train --help` lists them.")
+            raise ValueError(f"{path}: unknown option {name!r}; {hint}")
     return values
-
-
-def nearest(name: str, known: Mapping[str, Any]) -> str:
-    """A hint for an unknown name: the nearest known one, or all of them.
-
-    Example:
-        >>> nearest("lora_rank", {"lora_r": 8, "seed": 0})
-        "did you mean 'lora_r'?"
-    """
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}."

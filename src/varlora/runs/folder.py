@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -38,6 +39,16 @@ METRICS = "metrics.json"
 FACTS = "run.json"
 LOG = "log.jsonl"
 PREDICTIONS = "predictions"
+TOKENIZER_FILES = (
+    "tokenizer",
+    "special_tokens_map",
+    "added_tokens",
+    "chat_template",
+    "vocab",
+    "merges",
+    "spiece",
+    "sentencepiece",
+)
 LIBRARIES = ("varlora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -133,7 +144,8 @@ class RunFolder:
         path: the folder.
         config: its settings.
         posterior: its posterior.
-        metrics: content of metrics.json; null where a number was not finite.
+        metrics: content of metrics.json, null where a number was not finite; empty for a posterior that was
+            derived from a run's and not measured.
         facts: content of run.json.
     """
 
@@ -163,20 +175,58 @@ def read_run(folder: str | Path) -> RunFolder:
         ValueError: it is no run folder, or a file in it is missing or damaged.
     """
     path = Path(folder)
-    absent = [name for name in (CONFIG, FACTS, METRICS) if not (path / name).is_file()]
+    absent = [name for name in (CONFIG, FACTS) if not (path / name).is_file()]
     if absent:
         raise ValueError(
             f"{path} is not a run folder: it lacks {', '.join(absent)}. Give the output_dir of a finished "
             "`varlora train`."
         )
-    known = {f.name: None for f in fields(RunConfig)}
+    known = [f.name for f in fields(RunConfig)]
     return RunFolder(
         path=path,
         config=RunConfig(**read_yaml(path / CONFIG, known)),
         posterior=load_posterior(path),
-        metrics=_read_json(path / METRICS),
+        metrics=_read_json(path / METRICS) if (path / METRICS).is_file() else {},
         facts=_read_json(path / FACTS),
     )
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder holds a run's settings and facts, and not a posterior alone."""
+    return all((Path(folder) / name).is_file() for name in (CONFIG, FACTS))
+
+
+def write_derived(folder: Path, posterior: AnyPosterior, *, sources: Sequence[Path], name: str) -> None:
+    """Writes a posterior that was made from others, with what makes a run of it if the first of them was one.
+
+    The tokenizer, the settings and the facts are the first source's; metrics and predictions are not taken over,
+    since they are not this posterior's.
+
+    Args:
+        folder: an existing folder (one from `varlora.folders.atomic_folder`).
+        posterior: what was made.
+        sources: the folders it was made from.
+        name: the name of the folder in the end.
+    """
+    write_posterior_files(posterior, folder)
+    first = sources[0]
+    for file in sorted(first.iterdir()):
+        if file.is_file() and file.name.startswith(TOKENIZER_FILES):
+            shutil.copyfile(file, folder / file.name)
+    facts: dict[str, Any] = {}
+    if is_run(first):
+        shutil.copyfile(first / CONFIG, folder / CONFIG)
+        facts = {**_read_json(first / FACTS), "derived_from": [str(source) for source in sources]}
+        _write_json(folder / FACTS, facts)
+    card = model_card(
+        name=name,
+        kind=posterior.kind,
+        meta={f.name: getattr(posterior.meta, f.name) for f in fields(posterior.meta)},
+        metrics={},
+        task=facts.get("task"),
+        versions=versions(),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

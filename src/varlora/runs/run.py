@@ -9,12 +9,12 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from varlora.completions import predict_completions
 from varlora.folders import atomic_folder, check_target
@@ -24,6 +24,7 @@ from varlora.prediction import Prediction, predict
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, write_run
 from varlora.runs.measure import measure
+from varlora.runs.progress import show_progress
 from varlora.runs.setting import Setting, load_setting
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ def train(
     checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / "fingerprint").write_text(config.fingerprint, encoding="utf-8")
     trainer = method.trainer(job)
+    show_progress(trainer, shown=progress)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume_from)
     seconds = time.perf_counter() - start
@@ -187,24 +189,32 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
 def predict_split(
     setting: Setting, q: AnyPosterior, split: str, *, samples: int, progress: bool = False
 ) -> Prediction | CompletionScores:
-    """Predictions for one split; the draws' seed is the run's."""
+    """Predictions for one split, in the order of its rows; the draws' seed is the run's.
+
+    Rows of like length are batched together, which saves padding.
+    """
     seed = setting.config.seed
-    batches = setting.batches(split)
+    encoded = setting.encoded(split)
+    by_length = torch.tensor([len(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
+    batches = setting.batches(encoded.select(by_length.tolist()))
+    back = by_length.argsort()
+    ids = tuple(str(name) for name in encoded["id"])
     if setting.readout is None:
         scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
-        return CompletionScores(log_likelihoods=scores, num_tokens=tokens, ids=tuple(setting.encoded(split)["id"]))
-    return predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
+        return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
+    found = predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
+    return replace(found, log_probs=found.log_probs[back], labels=found.labels[back], ids=ids)
 
 
 def _arguments(setting: Setting, checkpoints: Path, *, progress: bool) -> TrainingArguments:
     config = setting.config
     steps = config.save_steps
-    validation: dict[str, Any] = {}
+    others: dict[str, Any] = {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
     if config.early_stopping:
         if "validation" not in setting.task.splits:
             raise ValueError("early_stopping needs validation rows; give validation_file or validation_size.")
         steps = config.eval_steps if config.eval_steps is not None else _validation_interval(setting)
-        validation = {
+        others |= {
             "eval_strategy": "steps",
             "eval_steps": steps,
             "load_best_model_at_end": True,
@@ -221,8 +231,8 @@ def _arguments(setting: Setting, checkpoints: Path, *, progress: bool) -> Traini
         lr_scheduler_type=config.lr_scheduler_type,
         warmup_steps=config.warmup_steps,
         max_grad_norm=config.max_grad_norm,
-        gradient_checkpointing=config.gradient_checkpointing,
         bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),
         seed=config.seed,
         save_strategy="steps",
         save_steps=steps,
@@ -231,7 +241,8 @@ def _arguments(setting: Setting, checkpoints: Path, *, progress: bool) -> Traini
         report_to="none",
         disable_tqdm=not progress,
         remove_unused_columns=False,
-        **validation,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **others,
     )
 
 
@@ -242,8 +253,15 @@ def _validation_interval(setting: Setting) -> int:
     return max(1, int((config.max_steps if config.max_steps > 0 else epochs_steps) // VALIDATIONS_PER_RUN))
 
 
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest complete checkpoint of a run; a kill may have left a newer one half-written."""
+    # The trainer writes trainer_state.json last.
+    complete = [file.parent for file in checkpoints.glob("checkpoint-*/trainer_state.json")]
+    return max(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
+
+
 def _last_checkpoint(checkpoints: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> str | None:
-    last: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None  # type: ignore[no-untyped-call]
+    last = last_checkpoint(checkpoints)
     if last is None:
         if resume:
             logger.warning("there is no checkpoint in %s; starting from the beginning", checkpoints)
@@ -254,7 +272,7 @@ def _last_checkpoint(checkpoints: Path, config: RunConfig, *, resume: bool, over
                 f"the unfinished run in {checkpoints} had other settings, so it cannot be resumed with these. Repeat "
                 "its settings, choose another output_dir, or start afresh with --overwrite."
             )
-        return last
+        return str(last)
     if not overwrite:
         raise ValueError(
             f"an unfinished run is in {checkpoints}. Go on with it by --resume, or start afresh with --overwrite."

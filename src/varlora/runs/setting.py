@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import logging as progress_bars
 
+from varlora.nearest import nearest
 from varlora.posterior import PosteriorMeta
 from varlora.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
-from varlora.runs.config import RunConfig, nearest
+from varlora.runs.config import RunConfig
 from varlora.tasks import (
     TASKS,
     Collator,
@@ -32,13 +35,12 @@ from varlora.tasks import (
     answer_tokens,
     context_length,
     encode,
+    limit_split,
     limit_train,
     load_hub,
     load_jsonl,
 )
 from varlora.tasks.encode import Family
-
-logger = logging.getLogger(__name__)
 
 PROMPTS_VERIFIED = 256
 """Training prompts on which the answer tokens are verified."""
@@ -78,10 +80,10 @@ class Setting:
             truncation=self.config.truncation,
         )
 
-    def batches(self, split: str) -> DataLoader[Any]:
-        """The batches of a split, in order, with ids."""
+    def batches(self, encoded: datasets.Dataset) -> DataLoader[Any]:
+        """Batches of encoded rows, in order, with ids."""
         return DataLoader(
-            self.encoded(split),
+            encoded,
             batch_size=self.config.per_device_eval_batch_size,
             collate_fn=replace(self.collate, ids=True),
         )
@@ -96,20 +98,17 @@ def load_setting(config: RunConfig) -> Setting:
     tokenizer = _tokenizer(config)
     family = _family(config)
     task = load_task(config, tokenizer)
-    if config.max_train_samples is not None:
-        task = limit_train(task, config.max_train_samples, seed=config.data_seed)
-    for note in task.notes:
-        logger.info("%s: %s", task.name, note)
     torch.manual_seed(config.seed)
     readout = _readout(task, tokenizer, family)
     base, new_modules = _base_model(config, family, task.answers)
-    targets = config.lora_target_modules
+    targets = _target_modules(config.lora_target_modules)
+    _check_targets(base, targets)
     adapter = LoraConfig(
         task_type=TaskType.CAUSAL_LM if family == "causal" else TaskType.SEQ_CLS,
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=targets.split(",") if targets and targets != "all-linear" else targets,
+        target_modules=targets,
         modules_to_save=new_modules or None,
     )
     try:
@@ -138,12 +137,23 @@ def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: T
         folder: the run's folder.
         meta: its posterior's meta.
         task: rows to evaluate on; None loads the run's own.
+
+    Raises:
+        ValueError: the task's answers are not those that the run has learned.
     """
     tokenizer = _tokenizer(config)
     family = _family(config)
     readout = readout_from_dict(meta.readout) if meta.readout is not None else None
     task = task if task is not None else load_task(config, tokenizer)
-    base, _ = _base_model(config, family, task.answers)
+    learned = task.answers
+    if isinstance(readout, (AnswerTokens, ClassHead)):
+        learned = readout.answers if isinstance(readout, AnswerTokens) else readout.classes
+        if task.answers != learned[: len(task.answers)]:
+            raise ValueError(
+                f"task {task.name!r} has the answers {', '.join(task.answers)}, but {folder} has learned "
+                f"{', '.join(learned)}, in that order. Give rows with these answers (label_names_file sets an order)."
+            )
+    base, _ = _base_model(config, family, learned)
     collate = Collator.of(task, tokenizer, family=family)
     if readout is not None:
         collate = replace(collate, num_classes=readout.num_classes)
@@ -160,7 +170,18 @@ def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: T
 
 
 def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
-    """The task that a run's settings name."""
+    """The task that a run's settings name, with as many training and validation rows as they allow."""
+    task = _whole_task(config, tokenizer)
+    if config.max_train_samples is not None:
+        task = limit_train(task, config.max_train_samples, seed=config.data_seed)
+    for split in [split for split in task.splits if split != "train"]:
+        size = config.max_validation_samples if split == "validation" else config.max_test_samples
+        if size is not None:
+            task = limit_split(task, split, size, seed=config.data_seed)
+    return task
+
+
+def _whole_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None) -> Task:
     validation_size = config.validation_size if config.validation_size < 1 else int(config.validation_size)
     if config.task is not None:
         if config.task not in TASKS:
@@ -195,12 +216,32 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
     return load_jsonl(
         files,
         label_names=config.label_names_file,
-        ood_splits=("ood",),
+        ood_splits=[split for split in files if split == "ood"],
         label_answers=config.label_answers,
         tokenizer=tokenizer,
         validation_size=validation_size,
         seed=config.data_seed,
     )
+
+
+def _target_modules(given: str | None) -> str | list[str] | None:
+    """Names, comma-separated; or "all-linear"; or a regular expression over full names, as PEFT takes them."""
+    if given is None or given == "all-linear" or not re.fullmatch(r"[\w., ]+", given):
+        return given
+    return [name.strip() for name in given.split(",")]
+
+
+def _check_targets(model: nn.Module, targets: str | list[str] | None) -> None:
+    """PEFT is content when one of the names is found; the others would be left out unnoticed."""
+    if not isinstance(targets, list):
+        return
+    modules = [
+        name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
+    ]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in modules):
+            known = {name.rsplit(".", 1)[-1]: None for name in modules}
+            raise ValueError(f"lora_target_modules names {target!r}, which the model lacks; {nearest(target, known)}")
 
 
 def _columns(given: str | None) -> Mapping[str, str]:
@@ -264,9 +305,22 @@ def _base_model(config: RunConfig, family: Family, answers: tuple[str, ...]) -> 
     loader: Any = AutoModelForCausalLM if family == "causal" else AutoModelForSequenceClassification
     if family == "encoder":
         options |= {"num_labels": len(answers), "ignore_mismatched_sizes": True}
-    model, info = loader.from_pretrained(config.model_name_or_path, **options)
+    with _without_bars():
+        model, info = loader.from_pretrained(config.model_name_or_path, **options)
     missing = [*info["missing_keys"], *(key[0] for key in info.get("mismatched_keys", ()))]
     new = sorted({key.rsplit(".", 1)[0] for key in missing})
     if family == "causal" and new:
         raise ValueError(f"{config.model_name_or_path} lacks the weights of {', '.join(new)}; it is no complete model.")
     return model, new
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers shows one bar per loaded model; ours are about the work."""
+    shown = progress_bars.is_progress_bar_enabled()
+    progress_bars.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            progress_bars.enable_progress_bar()  # type: ignore[no-untyped-call]

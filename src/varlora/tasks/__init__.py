@@ -9,6 +9,7 @@ from varlora.tasks.clinc150 import clinc150
 from varlora.tasks.encode import Collator, context_length, encode
 from varlora.tasks.hub import load_hub
 from varlora.tasks.jsonl import load_jsonl
+from varlora.tasks.more import load_more
 from varlora.tasks.named import TaskLoader
 from varlora.tasks.openbookqa import openbookqa
 from varlora.tasks.splitting import cut_validation, keep_num_choices, limit_split, limit_train, note_overlap
@@ -43,5 +44,6 @@ __all__ = [
     "limit_train",
     "load_hub",
     "load_jsonl",
+    "load_more",
     "note_overlap",
 ]

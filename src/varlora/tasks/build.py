@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from varlora.tasks import prompts
 from varlora.tasks.rows import (
+    ANSWER_FIELDS,
     SHAPES,
     LabelAnswers,
     Records,
@@ -118,27 +119,28 @@ def build_task(
 
 def _shape(records: Records) -> str:
     """The one shape of all records."""
+    shapes = {name: records.fields(name) for name in SHAPES if records.labelled or name in ANSWER_FIELDS}
     if not records.rows:
         raise ValueError(f"{records.where} is empty: it holds no record")
-    known = "; ".join("/".join(fields) for fields in SHAPES.values())
+    known = "; ".join("/".join(fields) for fields in shapes.values())
     shape: str | None = None
     for index, row in enumerate(records.rows):
         at = f"{records.where}, {records.unit} {index + 1}"
-        fits = [name for name, fields in SHAPES.items() if all(field in row for field in fields)]
+        fits = [name for name, fields in shapes.items() if all(field in row for field in fields)]
         if shape is not None and fits == [shape]:
             continue
         if len(fits) > 1:
-            several = " and ".join("/".join(SHAPES[name]) for name in fits)
+            several = " and ".join("/".join(shapes[name]) for name in fits)
             raise ValueError(f"{at}: the record fits {several}; keep the columns of one shape")
         if shape is None and fits:
             shape = fits[0]
         elif fits:
             raise ValueError(
-                f"{at}: the shape is {'/'.join(SHAPES[fits[0]])}, but the records before it are "
-                f"{'/'.join(SHAPES[shape or ''])}; put each shape in a file of its own"
+                f"{at}: the shape is {'/'.join(shapes[fits[0]])}, but the records before it are "
+                f"{'/'.join(shapes[shape or ''])}; put each shape in a file of its own"
             )
         else:
-            closest = SHAPES[shape] if shape else max(SHAPES.values(), key=lambda f: sum(c in row for c in f))
+            closest = shapes[shape] if shape else max(shapes.values(), key=lambda f: sum(c in row for c in f))
             missing = [field for field in closest if field not in row]
             if len(missing) == len(closest):
                 raise ValueError(f"{at}: got columns {sorted(row)}; allowed shapes: {known}")

@@ -85,8 +85,12 @@ def load_jsonl(
     return note_overlap(cut_validation(task, size=validation_size, seed=seed))
 
 
-def read_jsonl(file: str | Path) -> Records:
+def read_jsonl(file: str | Path, *, labelled: bool = True) -> Records:
     """Read a JSONL file: UTF-8 (a byte-order mark is allowed), one JSON object on every line.
+
+    Args:
+        file: The file.
+        labelled: Whether the records' answers are read (see `Records`).
 
     Raises:
         ValueError: For an empty file, a blank line, bytes that are not UTF-8, invalid JSON, a value that is
@@ -100,7 +104,8 @@ def read_jsonl(file: str | Path) -> Records:
     if not content.strip():
         raise ValueError(f"{path} is empty: it holds no record")
     lines = content.removesuffix(b"\n").split(b"\n")
-    return Records(where=str(path), rows=[_record(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)])
+    rows = [_record(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
+    return Records(where=str(path), rows=rows, labelled=labelled)
 
 
 def _record(line: bytes, at: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ how a row of the hub becomes one of the five shapes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from varlora.tasks.jsonl import read_jsonl, read_label_names
 from varlora.tasks.rows import LabelAnswers, Records
 from varlora.tasks.splitting import cut_validation, note_overlap
 from varlora.tasks.task import Task
+
+logger = logging.getLogger(__name__)
 
 
 class TaskLoader(Protocol):
@@ -91,6 +94,8 @@ class Benchmark:
         names = self.label_names
         if names is None and folder is not None and (Path(folder) / "label_names.json").is_file():
             names = tuple(read_label_names(Path(folder) / "label_names.json"))
+        if self.note:
+            logger.info("%s: %s", self.name, self.note)
         task = build_task(
             self.name,
             sources,

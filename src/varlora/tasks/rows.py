@@ -24,6 +24,8 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     "completion": ("prompt", "completion"),
     "messages": ("messages",),
 }
+ANSWER_FIELDS: Mapping[str, str] = {"label": "label", "choice": "answer", "yes_no": "answer"}
+"""The field that unlabelled records of a shape may lack."""
 LISTED_LABELS = 10
 """A label prompt lists the class names when there are at most this many."""
 
@@ -38,11 +40,17 @@ class Records:
         where: The file, or "dataset:split".
         rows: The records, in order.
         unit: What one record is called: "line" of a file, "row" of a dataset.
+        labelled: Whether answers are read. If not, the records may lack them, and every row's label is -1.
     """
 
     where: str
     rows: Sequence[Mapping[str, Any]]
     unit: str = "line"
+    labelled: bool = True
+
+    def fields(self, shape: str) -> tuple[str, ...]:
+        """What every record of a shape must hold."""
+        return tuple(f for f in SHAPES[shape] if self.labelled or f != ANSWER_FIELDS.get(shape))
 
     def error(self, index: int, field: str, given: object, allowed: str) -> ValueError:
         """The error about one field of one record, to raise."""
@@ -67,7 +75,7 @@ def choice_rows(records: Records, *, repeated: bool) -> list[dict[str, Any]]:
             raise records.error(index, "choices", choices, "a list of 2 to 26 strings")
         if not all(isinstance(choice, str) and choice.strip() for choice in choices):
             raise records.error(index, "choices", choices, "strings that are not empty")
-        label = _choice_index(records, index, record["answer"], choices)
+        label = _choice_index(records, index, record["answer"], choices) if records.labelled else OUT_OF_SCOPE
         if len(set(choices)) < len(choices) and (not repeated or choices.count(choices[label]) > 1):
             raise records.error(index, "choices", choices, "choices that all differ")
         rows.append(
@@ -102,13 +110,13 @@ def yes_no_rows(records: Records) -> list[dict[str, Any]]:
     rows = []
     for index, record in enumerate(records.rows):
         passage, question = records.text(index, "passage"), records.text(index, "question")
-        if not isinstance(record["answer"], bool):
+        if records.labelled and not isinstance(record["answer"], bool):
             raise records.error(index, "answer", record["answer"], "true or false")
         rows.append(
             {
                 "prompt": prompts.yes_no_prompt(passage, question),
                 "text": prompts.yes_no_text(passage, question),
-                "label": int(record["answer"]),
+                "label": int(record["answer"]) if records.labelled else OUT_OF_SCOPE,
                 "num_choices": 2,
             }
         )
@@ -124,9 +132,12 @@ def label_rows(
     listed = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
     rows = []
     for index, record in enumerate(records.rows):
-        text, label = records.text(index, "text"), record["label"]
+        text = records.text(index, "text")
+        label: Any = record["label"] if records.labelled else OUT_OF_SCOPE
         is_int = isinstance(label, int) and not isinstance(label, bool)
-        if is_int and label == OUT_OF_SCOPE and "-1" not in index_of:
+        if not records.labelled:
+            number = OUT_OF_SCOPE
+        elif is_int and label == OUT_OF_SCOPE and "-1" not in index_of:
             if not ood:
                 raise records.error(index, "label", label, f"{listed} (-1 marks out of scope: name the split as such)")
             number = OUT_OF_SCOPE

@@ -100,6 +100,7 @@ def limit_split(task: Task, split: str, size: int, *, seed: int = 0) -> Task:
     if size >= len(rows):
         return task
     note = f"{split}: {size} of {len(rows)} rows, seed {seed}"
+    logger.info("%s: %s", task.name, note)
     return task.with_splits({split: rows.select(pick(_strata(task, split), size, seed=seed))}, note)
 
 

@@ -1,0 +1,52 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up a local .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# No model or data is ever fetched by a test or by the demo.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help setup demo test test-slow test-gpu lint results clean
+
+help:  ## What can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/package: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "varlora needs Python 3.10 to 3.13; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/package
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	touch $@
+
+setup: $(VENV)/dev  ## Set up .venv with everything for development
+
+demo: $(VENV)/package  ## Train and compare on the embedded task; writes demo/report.html (a few minutes)
+	$(OFFLINE) $(BIN)/varlora demo --output_dir demo --overwrite
+
+test: $(VENV)/dev  ## The tests (minutes)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/dev  ## The tests that take longer
+	$(OFFLINE) $(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/dev  ## The tests that need a CUDA device
+	$(OFFLINE) $(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/dev  ## Style, types and the order of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+results: $(VENV)/dev  ## The table of docs/results.md (about an hour; needs the data, see docs/results.md)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group results
+	$(OFFLINE) $(BIN)/python benchmarks/results.py $(if $(DATA),--data $(DATA)) --output_dir runs/results
+
+clean:  ## Remove the environment and what was made
+	rm -rf $(VENV) demo

@@ -1,0 +1,94 @@
+"""The command line, `varlora COMMAND`. One module per command; a command is imported when it is called.
+
+A command's module has `parser()`, which makes its parser, and `execute(arguments)`, which does the work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Mapping, Sequence
+
+from varlora.nearest import nearest
+
+COMMANDS: Mapping[str, str] = {
+    "demo": "train and compare three methods on an embedded task; a few minutes on a laptop",
+    "train": "fine-tune a model with LoRA and keep the posterior",
+    "eval": "measure a run, with intervals, on its own splits or on another file",
+    "predict": "answer rows that have no labels, with the model's uncertainty",
+    "prune": "set a posterior's least certain entries to zero",
+    "temper": "scale a posterior's variance",
+    "merge": "combine posteriors that were trained on different data",
+    "methods": "list the ways to train",
+    "tasks": "list the named tasks",
+}
+MODULES: Mapping[str, str] = {"eval": "evaluate"}
+"""Where a command's module is not called as the command."""
+
+DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the command and its options; those of the process by default.
+
+    Returns:
+        The exit code: 0 done, 1 a mistake in the input, 2 a mistake in the command line, 130 interrupted by Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        _print_overview()
+        return DONE if words else MISUSED
+    if words[0] == "--version":
+        from varlora.cli.console import out
+
+        out.print(f"varlora {importlib.metadata.version('varlora')}", highlight=False)
+        return DONE
+    name, *options = words
+    if name not in COMMANDS:
+        from varlora.cli.console import print_error
+
+        what = "option" if name.startswith("-") else "command"
+        print_error(f"unknown {what} {name!r}; {nearest(name, COMMANDS)} `varlora --help` lists the commands.")
+        return MISUSED
+    return _run(name, options)
+
+
+def _run(name: str, options: list[str]) -> int:
+    debug = "--debug" in options
+    from varlora.cli.console import print_error, set_up
+
+    try:
+        set_up(debug=debug)
+        command = importlib.import_module(f"varlora.cli.{MODULES.get(name, name)}")
+        command.execute(command.parser().parse(options))
+    except SystemExit as stop:  # argparse's --help and errors
+        return stop.code if isinstance(stop.code, int) else MISUSED
+    except KeyboardInterrupt as stop:
+        print_error(str(stop) or "interrupted.")
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print_error(str(error))
+        return FAILED
+    return DONE
+
+
+def _print_overview() -> None:
+    from varlora.cli.console import grid, out
+
+    out.print("[bold]varlora[/bold]: LoRA fine-tuning that keeps a posterior over the adapter's weights.\n")
+    out.print("Usage: [cyan]varlora COMMAND [OPTIONS][/cyan]\n", highlight=False)
+    table = grid()
+    for name, summary in COMMANDS.items():
+        table.add_row(f"[cyan]{name}[/cyan]", summary)
+    out.print(table)
+    out.print(
+        "\n[cyan]varlora COMMAND --help[/cyan] shows a command's options and examples. --debug shows the traceback "
+        "of an error; --version the version.",
+        highlight=False,
+    )

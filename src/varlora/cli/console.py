@@ -1,0 +1,75 @@
+"""What a user sees: tables on stdout; progress, notes, warnings and errors on stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+out = Console()
+err = Console(stderr=True)
+
+
+def print_error(message: str) -> None:
+    """One message on stderr."""
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+
+def grid() -> Table:
+    """A table without lines, for names and what they mean."""
+    table = Table.grid(padding=(0, 2), pad_edge=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    return table
+
+
+def set_up(*, debug: bool) -> None:
+    """Shows our notes and warnings, and none of the libraries' chatter; `debug` shows everything."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    handler = RichHandler(console=err, show_time=False, show_path=debug, show_level=False, markup=False)
+    handler.setFormatter(_Formatter("%(message)s"))
+    root = logging.getLogger()
+    for before in [handler for handler in root.handlers if isinstance(handler, RichHandler)]:
+        root.removeHandler(before)
+    root.addHandler(handler)
+    logging.getLogger("varlora").setLevel(logging.DEBUG if debug else logging.INFO)
+    if not debug:
+        warnings.showwarning = _show_warning
+
+
+class _Formatter(logging.Formatter):
+    """The message, with its level where that is not the usual one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Warnings for users as log entries; those between programmers are dropped, as are the libraries' own."""
+    if category.__module__.startswith("varlora") or _raised_by_us():
+        logging.getLogger("varlora").warning("%s", message)
+
+
+def _raised_by_us() -> bool:
+    """Whether a function of ours issued the warning: a library's may be attributed to any line."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if module != "warnings":
+            return module.startswith("varlora")
+        frame = frame.f_back
+    return False

@@ -1,0 +1,105 @@
+"""`varlora eval`: a finished run, measured with bootstrap intervals."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from varlora.cli.console import out
+from varlora.cli.finished import add_options, check_new_file, load_finished, modes_of, read_finished, rows_of
+from varlora.cli.parsing import CommandParser
+from varlora.cli.tables import metrics_tables
+from varlora.folders import atomic_file
+from varlora.metrics import Interval, evaluate_with_intervals
+from varlora.prediction import Prediction
+from varlora.runs import Setting, finite, measure, predict_split
+from varlora.runs.folder import CompletionScores
+from varlora.runs.measure import IN_SCOPE
+
+EXAMPLES = """
+  varlora eval runs/arc                                      the run's own splits again
+  varlora eval runs/arc --test_file other.jsonl --samples 32
+  varlora eval runs/arc --split test --output_file arc.json
+"""
+
+
+def parser() -> CommandParser:
+    """The run, the rows, and where to write."""
+    made = CommandParser(
+        "eval",
+        about=(
+            "Measure a finished run at the posterior's mean and averaged over its draws, with 95 % bootstrap "
+            "intervals over the rows. Without options it repeats the run's own evaluation exactly."
+        ),
+        examples=EXAMPLES,
+        usage="RUN [OPTIONS]",
+    )
+    made.option("test_file", "JSONL file of labelled rows; the run's own splits otherwise.")
+    made.option("split", "Which of the run's splits; all but the training rows otherwise.", nargs="+", metavar="NAME")
+    made.option("resamples", "Bootstrap resamples; 0 for no intervals.", type=int, default=1000)
+    made.option("output_file", "JSON file to write: metrics as in the run's metrics.json, and their intervals.")
+    add_options(made)
+    return made
+
+
+def execute(arguments: Namespace) -> None:
+    """Predicts, measures, shows and writes."""
+    if arguments.test_file is not None and arguments.split is not None:
+        raise ValueError("give --test_file or --split, not both: the file is a split of its own, 'test'.")
+    target = check_new_file(arguments.output_file, overwrite=arguments.overwrite)
+    run, config = read_finished(arguments)
+    task = None
+    if arguments.test_file is not None:
+        task = rows_of(arguments.test_file, run, config, split="test", labelled=True)
+    setting = load_finished(run, config, task)
+    splits = arguments.split or [split for split in setting.task.splits if split != "train"]
+    predictions: dict[str, dict[str, Prediction | CompletionScores]] = {
+        split: {
+            mode: predict_split(setting, run.posterior, split, samples=samples, progress=not arguments.no_progress)
+            for mode, samples in modes_of(run, config.samples).items()
+        }
+        for split in _with_in_scope(setting, splits)
+    }
+    metrics = {split: modes for split, modes in measure(predictions).items() if split in splits}
+    intervals = {
+        split: {mode: _intervals(prediction, arguments.resamples) for mode, prediction in predictions[split].items()}
+        for split in splits
+    }
+    for table in metrics_tables(metrics, intervals):
+        out.print(table)
+    rows = ", ".join(f"{split} {len(setting.task.rows(split))}" for split in splits)
+    explained = " Below each number: its 95 % bootstrap interval over them." if arguments.resamples else ""
+    out.print(f"Rows: {rows}.{explained}", highlight=False)
+    if target is not None:
+        content: Mapping[str, Any] = {
+            "run": str(run.path),
+            "samples": config.samples,
+            "metrics": metrics,
+            "intervals": {
+                split: {
+                    mode: {name: [interval.low, interval.high] for name, interval in found.items()}
+                    for mode, found in modes.items()
+                }
+                for split, modes in intervals.items()
+            },
+        }
+        with atomic_file(target, overwrite=arguments.overwrite) as file:
+            file.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        out.print(f"Written to [bold]{target}[/bold].")
+
+
+def _with_in_scope(setting: Setting, splits: list[str]) -> list[str]:
+    """The splits, and the one that rows out of scope are told from."""
+    outside = any(max(setting.task.rows(split)["label"]) < 0 for split in splits if setting.readout is not None)
+    return [*splits, IN_SCOPE] if outside and IN_SCOPE not in splits and IN_SCOPE in setting.task.splits else splits
+
+
+def _intervals(prediction: Prediction | CompletionScores, resamples: int) -> dict[str, Interval]:
+    if isinstance(prediction, CompletionScores) or resamples == 0:
+        return {}
+    known = prediction.labels >= 0
+    if not bool(known.any()):
+        return {}
+    return evaluate_with_intervals(prediction.log_probs[known], prediction.labels[known], resamples=resamples)

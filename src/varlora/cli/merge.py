@@ -1,0 +1,94 @@
+"""`varlora merge`: one posterior from several that were trained on different data."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from varlora import ops
+from varlora.cli.operation import SOURCES, add_options, check_output, read_posterior, write
+from varlora.cli.parsing import CommandParser
+from varlora.posterior import DiagonalGaussian, PointMass
+
+EXAMPLES = """
+  varlora merge runs/part1 runs/part2 --output_dir runs/whole
+  varlora merge runs/part1 runs/part2 --prior_precision 25 --output_dir runs/whole
+"""
+
+
+def parser() -> CommandParser:
+    """The posteriors and their prior."""
+    made = CommandParser(
+        "merge",
+        about=(
+            "Multiply posteriors that were trained on different data from one prior, which is divided out once "
+            "for each but one. It means something where they describe the same weights: adapters trained from the "
+            "same initialisation (--seed)."
+        ),
+        examples=EXAMPLES,
+        usage="SOURCE SOURCE ... --output_dir FOLDER [OPTIONS]",
+    )
+    made.add_argument("sources", metavar="SOURCE", nargs="+", help=f"Each {SOURCES}.")
+    made.option(
+        "prior_precision",
+        "The prior's precision, one number for all entries; what the posteriors were trained with otherwise.",
+        type=float,
+        metavar="P",
+    )
+    made.option(
+        "invalid",
+        "What to do where the product is no Gaussian: refuse, or take the prior there.",
+        choices=["raise", "prior"],
+        default="raise",
+    )
+    add_options(made)
+    return made
+
+
+def execute(arguments: Namespace) -> None:
+    """Merges."""
+    if len(arguments.sources) < 2:
+        raise ValueError("merge needs two or more posteriors.")
+    check_output(arguments.output_dir, arguments.sources, overwrite=arguments.overwrite)
+    posteriors: list[DiagonalGaussian] = []
+    for source in arguments.sources:
+        q = read_posterior(source)
+        if isinstance(q, PointMass):
+            raise ValueError(f"{source} holds a point mass, which has no variance to weigh it by.")
+        posteriors.append(q)
+    precision = arguments.prior_precision
+    if precision is None:
+        precision = _common_precision(posteriors, arguments.sources)
+    merged = ops.merge(posteriors, prior=ops.isotropic_prior(posteriors[0], precision), invalid=arguments.invalid)
+    before, after = _median_deviation(posteriors[0]), _median_deviation(merged)
+    write(
+        merged,
+        arguments.sources,
+        arguments.output_dir,
+        overwrite=arguments.overwrite,
+        changed=(
+            f"Merged {len(posteriors)} posteriors; the median standard deviation went from {before:.3g} (the first's) "
+            f"to {after:.3g}."
+        ),
+    )
+
+
+def _common_precision(posteriors: Sequence[DiagonalGaussian], sources: Sequence[str]) -> Mapping[str, float]:
+    first = posteriors[0].meta.prior_precision
+    for q, source in zip(posteriors, sources, strict=True):
+        if q.meta.prior_precision is None:
+            raise ValueError(f"{source} does not say its prior; give --prior_precision.")
+        if q.meta.prior_precision != first:
+            raise ValueError(
+                f"{source} and {sources[0]} were trained with different priors (lambda times delta; by default lambda "
+                "grows with the number of rows). Train both with one --ess, or say which prior with --prior_precision."
+            )
+    assert first is not None
+    return first
+
+
+def _median_deviation(q: DiagonalGaussian) -> float:
+    deviations = torch.cat([variance.flatten() for variance in q.variance.values()]).sqrt()
+    return float(deviations[deviations > 0].median()) if bool((deviations > 0).any()) else 0.0

@@ -1,0 +1,50 @@
+"""What `prune`, `temper` and `merge` share: posteriors read from any of our folders, and a new folder written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from varlora.checkpoint import MANIFEST, load_posterior, posterior_from_checkpoint
+from varlora.cli.console import out
+from varlora.cli.parsing import CommandParser
+from varlora.folders import atomic_folder, check_target
+from varlora.methods.method import AnyPosterior
+from varlora.runs import is_run, write_derived
+
+SOURCES = "a run, a posterior folder, or a checkpoint-N folder of a Trainer with IVON"
+
+
+def add_options(made: CommandParser) -> None:
+    """Where the result goes."""
+    made.option("output_dir", "Folder for the new posterior.", required=True, metavar="FOLDER")
+    made.flag("overwrite", "Replace that folder.")
+
+
+def read_posterior(folder: str) -> AnyPosterior:
+    """The posterior of a run, of a bare posterior folder, or of a Trainer checkpoint."""
+    path = Path(folder)
+    if not (path / MANIFEST).is_file() and (path / "optimizer.pt").is_file():
+        return posterior_from_checkpoint(path)
+    return load_posterior(path)
+
+
+def check_output(output_dir: str, sources: Sequence[str], *, overwrite: bool) -> None:
+    """Whether the result may go there.
+
+    Raises:
+        ValueError: something is there already, or it is one of the sources.
+    """
+    if any(Path(output_dir).resolve() == Path(source).resolve() for source in sources):
+        raise ValueError(f"--output_dir is {output_dir}, which is read from; give another folder.")
+    check_target(output_dir, overwrite=overwrite)
+
+
+def write(q: AnyPosterior, sources: Sequence[str], output_dir: str, *, overwrite: bool, changed: str) -> None:
+    """Writes the new folder, and says what changed and what can be done with it."""
+    with atomic_folder(output_dir, overwrite=overwrite) as folder:
+        write_derived(folder, q, sources=[Path(source) for source in sources], name=Path(output_dir).name)
+    out.print(f"{changed} Written to [bold]{output_dir}[/bold].", highlight=False)
+    if is_run(sources[0]):
+        own = "its settings and data" if len(sources) == 1 else f"the settings and data of {sources[0]}"
+        out.print(f"Next, with {own}: [cyan]varlora eval {output_dir}[/cyan]", highlight=False)

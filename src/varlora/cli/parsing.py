@@ -1,0 +1,180 @@
+"""The parser of a command: options from dataclasses, a YAML file below them, and hints for what is misspelt."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from argparse import Action, Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+from rich.text import Text
+from rich_argparse import RawDescriptionRichHelpFormatter, RichHelpFormatter
+from transformers import HfArgumentParser
+
+from varlora.cli.console import print_error
+from varlora.nearest import nearest
+from varlora.runs import read_yaml
+
+T = TypeVar("T")
+
+
+class HelpFormatter(RawDescriptionRichHelpFormatter):
+    """Help in colours; examples stay as they stand, and a default is told where there is one."""
+
+    help_markup = False
+    text_markup = False
+    group_name_formatter = str
+
+    def _rich_fill_text(self, text: Text, width: int, indent: Text) -> Text:
+        examples = text.plain.lstrip().startswith("Examples:")
+        fill = RawDescriptionRichHelpFormatter if examples else RichHelpFormatter
+        return fill._rich_fill_text(self, text, width, indent)
+
+    def _get_help_string(self, action: Action) -> str | None:
+        told = action.default not in (None, False, "", [], argparse.SUPPRESS)
+        if action.help is None or not told or not action.option_strings:
+            return action.help
+        return f"{action.help} [default: {_shown(action.default)}]"
+
+
+class CommandParser(HfArgumentParser):
+    """A parser whose options are a dataclass's fields, each with "help" and perhaps "group" in its metadata.
+
+    `--lora_r` and `--lora-r` both exist; help shows the one that the YAML file and the run folder use, too.
+    """
+
+    def __init__(self, name: str, *, about: str, examples: str, options: Any = None, usage: str = "") -> None:
+        """Makes the parser.
+
+        Args:
+            name: the command.
+            about: what it does.
+            examples: shown at the end of the help.
+            options: a dataclass.
+            usage: what follows the command in the usage line.
+        """
+        self.titled: dict[str, Any] = {}
+        self.reading: str | None = None
+        super().__init__(
+            options if options is not None else [],
+            prog=f"varlora {name}",
+            usage=f"varlora {name} {usage or '[OPTIONS]'}",
+            description=about,
+            epilog=f"Examples:\n{examples.strip(chr(10))}",
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.flag("debug", "Show the traceback of an error.")
+
+    def _add_dataclass_arguments(self, dtype: Any) -> None:
+        types = get_type_hints(dtype)
+        for field in dataclasses.fields(dtype):
+            metadata = dict(field.metadata)
+            title = metadata.pop("group", None)
+            bare: Any = dataclasses.field(
+                default=field.default, default_factory=field.default_factory, metadata=metadata
+            )
+            bare.name, bare.type = field.name, types[field.name]
+            self._parse_dataclass_field(self if title is None else self.titled_group(title), bare)
+
+    def titled_group(self, title: str) -> Any:
+        """A group of options in the help."""
+        if title not in self.titled:
+            self.titled[title] = self.add_argument_group(title)
+        return self.titled[title]
+
+    def option(self, name: str, help_text: str, **details: Any) -> None:
+        """Adds an option that is no field, under both its spellings."""
+        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+        self.add_argument(*spellings, help=help_text, **details)
+
+    def flag(self, name: str, help_text: str) -> None:
+        """Adds a switch, which takes no value."""
+        self.option(name, help_text, action="store_true")
+
+    def parse(self, words: Sequence[str]) -> Namespace:
+        """Reads a command line: its options, over those of the file under --config, over the defaults.
+
+        Raises:
+            SystemExit: with code 2 and a message on stderr, if the command line is wrong; with 0 after --help.
+            ValueError: if the file is.
+        """
+        self._finish_help()
+        settings = Namespace()
+        if any(action.dest == "config" for action in self._actions) and (file := _config_in(words)) is not None:
+            settings = self._from_yaml(file)
+        arguments, rest = self.parse_known_args(list(words), settings)
+        if rest:
+            self._refuse(rest)
+        return arguments
+
+    def build(self, kind: type[T], arguments: Namespace, **others: Any) -> T:
+        """The dataclass with the arguments' values."""
+        names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        return kind(**{name: value for name, value in vars(arguments).items() if name in names}, **others)
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong with the command line, and leaves with code 2."""
+        if self.reading is not None:
+            raise ValueError(f"{self.reading}: {message}.")
+        print_error(
+            f"{message.rstrip('.?')}{'?' if message.endswith('?') else '.'} `{self.prog} --help` shows the options."
+        )
+        raise SystemExit(2)
+
+    def _refuse(self, rest: Sequence[str]) -> NoReturn:
+        strange = [word for word in rest if word.startswith("-") and word != "-"]
+        if not strange:
+            self.error(f"unexpected {' '.join(map(repr, rest))}")
+        known = [word for action in self._actions for word in action.option_strings if word.startswith("--")]
+        given = strange[0].split("=")[0]
+        hint = nearest(f"--{given.lstrip('-').replace('-', '_')}", known, otherwise="")
+        self.error(f"unknown option {given}" + (f"; {hint}" if hint else ""))
+
+    def _from_yaml(self, file: str) -> Namespace:
+        known = {name: None for group in self.titled.values() for name in _destinations(group)}
+        settings, self.reading = Namespace(), file
+        for name, value in read_yaml(file, known).items():
+            if value is None:
+                continue
+            if isinstance(value, (list, dict)):
+                raise ValueError(f"{file}: {name} is {value!r}; it must be one value.")
+            one, _ = self.parse_known_args([f"--{name}={value}"])
+            setattr(settings, name, getattr(one, name))
+        self.reading = None
+        return settings
+
+    def _finish_help(self) -> None:
+        for action in self._actions:
+            # Every spelling stays known; the help shows the first.
+            long = [word for word in action.option_strings if word.startswith("--")]
+            action.option_strings = [*(w for w in action.option_strings if not w.startswith("--")), *long[:1]]
+            if action.option_strings and action.metavar is None and action.choices is None and action.nargs != 0:
+                action.metavar = _placeholder(action)
+
+
+def _config_in(words: Sequence[str]) -> str | None:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config")
+    try:
+        found: str | None = finder.parse_known_args(list(words))[0].config
+    except argparse.ArgumentError:
+        return None  # the real parser says what is wrong
+    return found
+
+
+def _destinations(group: Any) -> list[str]:
+    return [action.dest for action in group._group_actions]
+
+
+def _placeholder(action: Action) -> str:
+    for ending, word in (("_file", "FILE"), ("_dir", "FOLDER")):
+        if action.dest.endswith(ending):
+            return word
+    names: Mapping[Any, str] = {int: "N", float: "X"}
+    return names.get(action.type, "true|false" if action.nargs == "?" else "TEXT")
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)

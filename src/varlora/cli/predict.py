@@ -1,0 +1,96 @@
+"""`varlora predict`: answers and uncertainties for rows without labels."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from varlora.cli.console import out
+from varlora.cli.finished import add_options, check_new_file, load_finished, modes_of, read_finished, rows_of
+from varlora.cli.parsing import CommandParser
+from varlora.folders import atomic_file
+from varlora.metrics import mutual_information, predictive_entropy
+from varlora.prediction import Prediction
+from varlora.runs import predict_split
+
+SPLIT = "input"
+FORMATS = (".jsonl", ".parquet")
+EXAMPLES = """
+  varlora predict runs/arc --input_file questions.jsonl --output_file answers.jsonl
+  varlora predict runs/sst2 --input_file reviews.jsonl --output_file answers.parquet --samples 32
+"""
+
+
+def parser() -> CommandParser:
+    """The run, the rows, and where to write."""
+    made = CommandParser(
+        "predict",
+        about=(
+            'Answer rows with a finished run. The rows need no labels: {"text": ...}, {"question": ..., '
+            '"choices": [...]} or {"passage": ..., "question": ...}, as in training. For each: id, prediction, '
+            "confidence, probabilities, predictive_entropy, and mutual_information (how far the draws disagree) "
+            "where the posterior is sampled."
+        ),
+        examples=EXAMPLES,
+        usage="RUN --input_file FILE --output_file FILE [OPTIONS]",
+    )
+    made.option("input_file", "JSONL file of rows; labels in it are not looked at.", required=True, metavar="FILE")
+    made.option("output_file", "File to write, .jsonl or .parquet.", required=True, metavar="FILE")
+    add_options(made)
+    return made
+
+
+def execute(arguments: Namespace) -> None:
+    """Predicts and writes."""
+    target = check_new_file(arguments.output_file, overwrite=arguments.overwrite)
+    assert target is not None
+    if target.suffix not in FORMATS:
+        raise ValueError(f"--output_file is {target}; its name must end in {' or '.join(FORMATS)}.")
+    run, config = read_finished(arguments)
+    task = rows_of(arguments.input_file, run, config, split=SPLIT, labelled=False)
+    setting = load_finished(run, config, task)
+    samples = max(modes_of(run, config.samples).values())
+    prediction = predict_split(setting, run.posterior, SPLIT, samples=samples, progress=not arguments.no_progress)
+    assert isinstance(prediction, Prediction)
+    with atomic_file(target, overwrite=arguments.overwrite) as file:
+        _write(list(_answers(prediction)), file, target.suffix)
+    how = f"the average over {prediction.num_draws} draws" if prediction.mode == "samples" else "the posterior's mean"
+    rows = len(prediction.labels)
+    out.print(f"{rows} {'row' if rows == 1 else 'rows'} answered by {how}; written to [bold]{target}[/bold].")
+
+
+def _answers(prediction: Prediction) -> Iterator[dict[str, Any]]:
+    """One record per row; a choice that the row does not offer has no probability."""
+    probs, draws = prediction.probs, prediction.log_probs
+    confidence, predicted = probs.max(dim=1)
+    entropy = predictive_entropy(draws)
+    disagreement = mutual_information(draws) if prediction.mode == "samples" else None
+    offered = ~torch.isneginf(draws).all(dim=1)
+    for n, name in enumerate(prediction.ids):
+        answer: dict[str, Any] = {
+            "id": name,
+            "prediction": prediction.classes[int(predicted[n])],
+            "confidence": float(confidence[n]),
+            "probabilities": {
+                label: float(probs[n, c]) for c, label in enumerate(prediction.classes) if bool(offered[n, c])
+            },
+            "predictive_entropy": float(entropy[n]),
+        }
+        if disagreement is not None:
+            answer["mutual_information"] = float(disagreement[n])
+        yield answer
+
+
+def _write(answers: list[dict[str, Any]], file: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(answers), file)
+    else:
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        file.write_text(lines, encoding="utf-8")

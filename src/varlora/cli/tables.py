@@ -1,0 +1,99 @@
+"""A run's metrics as tables of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from varlora.metrics import Interval
+from varlora.report.vocabulary import FULL, METRICS, Measure
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
+Intervals = Mapping[str, Mapping[str, Mapping[str, Interval]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One metric in a table."""
+
+    metric: str
+    heading: str
+    percent: bool = False
+    digits: int = 3
+
+    def show(self, value: float | None) -> str:
+        """The number; null in a run folder stands for one that is not finite."""
+        if value is None:
+            return "–"
+        return Measure(name="", title="", better="higher", percent=self.percent, digits=self.digits, meaning="").show(
+            value
+        )
+
+
+def _of_report(metric: str) -> Column:
+    how = METRICS[metric]
+    return Column(metric=metric, heading=how.heading, percent=how.percent, digits=how.digits)
+
+
+CLASSES = tuple(_of_report(metric) for metric in FULL)
+COMPLETIONS = (
+    Column(metric="nll_per_token", heading="NLL per token ↓"),
+    Column(metric="nll_per_row", heading="NLL per row ↓"),
+    Column(metric="perplexity", heading="Perplexity ↓", digits=2),
+)
+OUT_OF_SCOPE = (
+    Column(metric="auroc_entropy", heading="AUROC, entropy ↑"),
+    Column(metric="fpr95_entropy", heading="FPR95 ↓"),
+    Column(metric="auroc_mutual_information", heading="AUROC, mutual inf. ↑"),
+    Column(metric="fpr95_mutual_information", heading="FPR95 ↓"),
+)
+
+
+def metrics_tables(metrics: Metrics, intervals: Intervals | None = None) -> list[Table]:
+    """One table for each kind of metric: of classes, of completions, of telling rows out of scope.
+
+    Args:
+        metrics: `{split: {mode: {metric: value}}}`, as in metrics.json.
+        intervals: the bootstrap intervals of some of them.
+    """
+    tables = []
+    for columns in (CLASSES, COMPLETIONS, OUT_OF_SCOPE):
+        rows = [
+            (split, mode, values)
+            for split, modes in metrics.items()
+            for mode, values in modes.items()
+            if columns[0].metric in values
+        ]
+        if rows:
+            tables.append(_table(columns, rows, intervals or {}))
+    return tables
+
+
+def _table(
+    columns: Sequence[Column], rows: Sequence[tuple[str, str, Mapping[str, Any]]], intervals: Intervals
+) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("Split")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    for number, (split, mode, values) in enumerate(rows):
+        first = number == 0 or rows[number - 1][0] != split
+        last = number + 1 == len(rows) or rows[number + 1][0] != split
+        within = intervals.get(split, {}).get(mode, {})
+        cells = [_cell(column, values, within) for column in columns]
+        table.add_row(split if first else "", mode, *cells, end_section=last and bool(intervals))
+    return table
+
+
+def _cell(column: Column, values: Mapping[str, Any], intervals: Mapping[str, Interval]) -> str:
+    if column.metric not in values:
+        return ""
+    text = column.show(values[column.metric])
+    if (interval := intervals.get(column.metric)) is not None:
+        text += f"\n[dim]{column.show(interval.low)} – {column.show(interval.high)}[/dim]"
+    return text

@@ -1,0 +1,53 @@
+"""Choices made on validation rows, never on the rows that are reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from varlora.metrics import mean_log_probs
+from varlora.ops import prune
+from varlora.posterior import DiagonalGaussian
+from varlora.prediction import Prediction
+from varlora.runs.run import predict_split
+from varlora.runs.setting import Setting
+
+FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def largest_free_fraction(
+    setting: Setting, q: DiagonalGaussian, *, samples: int, fractions: Sequence[float] = FRACTIONS
+) -> float:
+    """The largest fraction that can be pruned by SNR for no more than one standard error of validation NLL.
+
+    The standard error is that of the paired difference from the unpruned posterior over the validation rows, with
+    the same draws. Fractions are tried in rising order until one costs more.
+
+    Args:
+        setting: a setting with a "validation" split.
+        q: the posterior.
+        samples: draws per prediction.
+        fractions: what to try, in rising order.
+
+    Returns:
+        The fraction; 0.0 if even the smallest costs more.
+    """
+    reference = _losses(setting, q, samples)
+    best = 0.0
+    for fraction in fractions:
+        difference = _losses(setting, prune(q, fraction), samples) - reference
+        if float(difference.mean()) > float(difference.std()) / math.sqrt(len(difference)):
+            break
+        best = fraction
+    return best
+
+
+def _losses(setting: Setting, q: DiagonalGaussian, samples: int) -> Tensor:
+    """Negative log-likelihood of every validation row, (N,)."""
+    prediction = predict_split(setting, q, "validation", samples=samples)
+    assert isinstance(prediction, Prediction)
+    averaged = mean_log_probs(prediction.log_probs)
+    return -averaged[torch.arange(len(prediction.labels)), prediction.labels]

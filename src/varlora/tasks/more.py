@@ -1,0 +1,81 @@
+"""More rows for a task that is already known: to evaluate a trained model on, or to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from varlora.tasks.build import build_task
+from varlora.tasks.jsonl import read_jsonl
+from varlora.tasks.prompts import YES_NO
+from varlora.tasks.rows import LabelAnswers, Records
+from varlora.tasks.task import Task, TaskKind
+
+
+def load_more(
+    file: str | Path,
+    *,
+    kind: TaskKind,
+    answers: Sequence[str],
+    split: str = "test",
+    labelled: bool = True,
+    name: str = "jsonl",
+    label_answers: LabelAnswers = "names",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Task:
+    """Load a JSONL file as a split of a known task.
+
+    Args:
+        file: The file, in the shape of the task's own rows.
+        kind: The task's kind.
+        answers: The task's answers; the file's rows get the same class indices.
+        split: What to call the rows.
+        labelled: Whether answers are read. If not, the records may lack them (`{"text": ...}`,
+            `{"question": ..., "choices": [...]}`), those that are there are not looked at, and every row's label
+            is -1. A completion task has no such rows.
+        name: The task's name.
+        label_answers: How a causal LM names a class.
+        tokenizer: For chat `messages`: its chat template writes the prompt.
+
+    Raises:
+        ValueError: If the rows are not of this task; the message names file, line and field.
+        FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "new.jsonl")
+        >>> _ = file.write_text('{"text": "a fine film"}', encoding="utf-8")
+        >>> task = load_more(file, kind="label", answers=("bad", "good"), split="new", labelled=False)
+        >>> task.rows("new")[0]["label"], task.rows("new")[0]["id"]
+        (-1, 'new-00000')
+    """
+    if kind == "completion" and not labelled:
+        raise ValueError(f"task {name!r} asks for completions, so it has no classes to predict")
+    records = read_jsonl(file, labelled=labelled)
+    classes = tuple(answers)
+    by_text = all(field in records.rows[0] for field in records.fields("label"))
+    if by_text and kind != "label":
+        raise _of_another_task(records, "label", kind, classes)
+    task = build_task(
+        name,
+        {split: records},
+        label_names=classes if by_text else None,
+        label_answers=label_answers,
+        tokenizer=tokenizer,
+        source=Path(file).name,
+    )
+    if task.kind != kind or (kind == "label" and task.answers != classes):
+        raise _of_another_task(records, "yes or no" if task.answers == YES_NO else task.kind, kind, classes)
+    if kind == "choice" and len(task.answers) > len(classes):
+        index = max(range(len(records.rows)), key=lambda i: len(records.rows[i]["choices"]))
+        raise records.error(
+            index, "choices", records.rows[index]["choices"], f"at most {len(classes)}, as many as in training"
+        )
+    return task
+
+
+def _of_another_task(records: Records, got: str, kind: TaskKind, classes: Sequence[str]) -> ValueError:
+    listed = f" with the classes {', '.join(classes[:12])}" if kind == "label" else ""
+    return ValueError(f"{records.where} holds questions of kind {got!r}; the task is of kind {kind!r}{listed}")

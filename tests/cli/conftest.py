@@ -1,0 +1,47 @@
+"""The command line, called in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.workshop import Outcome, Workshop, reviews, write_rows
+from models import tiny_llama
+from tiny_tokenizers import byte_bpe
+from varlora.cli import main
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Calls `varlora` with these words."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def called(*words: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        written = capsys.readouterr()
+        return Outcome(code, written.out, " ".join(written.err.split()))
+
+    return called
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """The model and the rows."""
+    folder = tmp_path_factory.mktemp("workshop")
+    tokenizer = byte_bpe()
+    tiny_llama(vocab_size=len(tokenizer), layers=1).save_pretrained(folder / "llama")
+    tokenizer.save_pretrained(folder / "llama")
+    write_rows(folder / "train.jsonl", reviews(24))
+    write_rows(folder / "test.jsonl", reviews(9, first=100))
+    return Workshop(folder)
+
+
+@pytest.fixture(scope="session")
+def run_folder(workshop: Workshop) -> Path:
+    """A finished run with IVON."""
+    folder = workshop.folder / "run"
+    assert main(workshop.training(folder)) == 0
+    return folder

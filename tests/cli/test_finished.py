@@ -1,0 +1,140 @@
+"""`varlora eval` and `varlora predict`: on the run's own rows, on others, and on rows without labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cli.workshop import Outcome, Workshop, reviews, write_rows
+from varlora.runs import read_run
+
+Call = Callable[..., Outcome]
+
+
+def answers(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_eval_repeats_the_runs_own_metrics_exactly(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    done = call("eval", run_folder, "--no_progress", "--output_file", tmp_path / "m.json")
+
+    assert done.code == 0
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert written["metrics"] == json.loads((run_folder / "metrics.json").read_text())
+    low, high = written["intervals"]["test"]["samples"]["nll"]
+    assert low < written["metrics"]["test"]["samples"]["nll"] < high
+
+
+def test_eval_of_another_file(call: Call, run_folder: Path, workshop: Workshop, tmp_path: Path) -> None:
+    words = ["eval", run_folder, "--no_progress", "--output_file", tmp_path / "m.json"]
+    own = read_run(run_folder).metrics["test"]
+
+    assert call(*words, "--test_file", workshop.folder / "test.jsonl").code == 0
+    assert json.loads((tmp_path / "m.json").read_text())["metrics"] == {"test": own}
+
+    refused = call(*words, "--split", "test")
+    assert (refused.code, "--overwrite" in refused.err) == (1, True)
+    assert call(*words, "--split", "test", "--samples", 0, "--overwrite").code == 0
+    assert json.loads((tmp_path / "m.json").read_text())["metrics"] == {"test": {"mean": own["mean"]}}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "a film", "label": "neutral"}, "line 1, field 'label': got 'neutral'"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 0}, "of kind 'choice'; the task is of kind 'label'"),
+        ({"passage": "p", "question": "q", "answer": True}, "of kind 'yes or no'"),
+    ],
+)
+def test_eval_refuses_rows_of_another_task(
+    call: Call, run_folder: Path, tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    file = write_rows(tmp_path / "other.jsonl", [row])
+
+    refused = call("eval", run_folder, "--test_file", file)
+
+    assert (refused.code, message in refused.err) == (1, True)
+
+
+def test_predict_rows_without_labels(call: Call, run_folder: Path, workshop: Workshop, tmp_path: Path) -> None:
+    labelled = reviews(9, first=100)
+    bare = write_rows(tmp_path / "new.jsonl", [{"text": row["text"], "id": n} for n, row in enumerate(labelled)])
+    target = tmp_path / "answers.jsonl"
+
+    done = call("predict", run_folder, "--no_progress", "--input_file", bare, "--output_file", target)
+
+    assert (done.code, "9 rows answered by the average over 4 draws" in done.out) == (0, True)
+    found = answers(target)
+    own = read_run(run_folder).prediction("test", "samples")
+    assert [row["id"] for row in found] == [str(n) for n in range(9)]
+    assert [row["prediction"] for row in found] == [own.classes[c] for c in own.probs.argmax(1).tolist()]
+    assert [list(row["probabilities"].values()) for row in found] == own.probs.tolist()
+    for row in found:
+        assert row["confidence"] == max(row["probabilities"].values())
+        assert 0 <= row["mutual_information"] <= row["predictive_entropy"]
+
+    wrong = write_rows(tmp_path / "labelled.jsonl", [{**row, "label": "whatever"} for row in labelled])
+    table = tmp_path / "answers.parquet"
+    words = ["predict", run_folder, "--no_progress", "--input_file", wrong, "--output_file", table]
+    assert call(*words).code == 0
+    assert [r["probabilities"] for r in pq.read_table(table).to_pylist()] == [r["probabilities"] for r in found]
+
+    before = table.read_bytes()
+    refused = call(*words)
+    assert (refused.code, "--overwrite" in refused.err) == (1, True)
+    assert call(*words, "--samples", 0, "--overwrite").code == 0
+    assert table.read_bytes() != before
+    assert "mutual_information" not in pq.read_table(table).column_names
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "answers.jsonl",
+        "answers.parquet",
+        "labelled.jsonl",
+        "new.jsonl",
+    ]
+
+
+def test_choices_that_a_row_does_not_offer_get_no_probability(call: Call, workshop: Workshop, tmp_path: Path) -> None:
+    rows = [{"question": f"which one {i}?", "choices": ["cat", "dog", "cow"][: 2 + i % 2]} for i in range(12)]
+    train = write_rows(tmp_path / "train.jsonl", [{**row, "answer": 1} for row in rows])
+    new = write_rows(tmp_path / "new.jsonl", rows[:2])
+    assert call(*workshop.training(tmp_path / "run", train_file=train, test_file=None, max_steps=1)).code == 0
+
+    words = ["predict", tmp_path / "run", "--no_progress", "--output_file", tmp_path / "answers.jsonl"]
+    assert call(*words, "--input_file", new).code == 0
+
+    assert [list(row["probabilities"]) for row in answers(tmp_path / "answers.jsonl")] == [["A", "B"], ["A", "B", "C"]]
+    many = write_rows(tmp_path / "many.jsonl", [{"question": "which?", "choices": ["a", "b", "c", "d"]}])
+    refused = call(*words, "--input_file", many, "--overwrite")
+    assert (refused.code, "at most 3, as many as in training" in refused.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("answers.csv", [{"text": "a"}], "must end in .jsonl or .parquet"),
+        ("answers.jsonl", [], "is empty"),
+        ("answers.jsonl", [{"txt": "a"}], "got columns ['txt']; allowed shapes: text; question/choices"),
+        ("answers.jsonl", [{"text": " "}], "line 1, field 'text'"),
+        ("answers.jsonl", [{"text": "fine " * 200}], "tokens, more than the 128 allowed"),
+    ],
+)
+def test_predict_refuses(
+    call: Call, run_folder: Path, tmp_path: Path, name: str, rows: list[dict[str, Any]], message: str
+) -> None:
+    file = write_rows(tmp_path / "new.jsonl", rows)
+
+    refused = call("predict", run_folder, "--input_file", file, "--output_file", tmp_path / name)
+
+    assert (refused.code, message) == (1, message if message in refused.err else refused.err)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_folder_that_is_no_run(call: Call, tmp_path: Path) -> None:
+    refused = call("eval", tmp_path)
+
+    assert (refused.code, "is not a run folder" in refused.err) == (1, True)

@@ -1,0 +1,114 @@
+"""The command line as a whole: help, hints, exit codes, and a quick start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.workshop import Outcome
+from varlora.cli import COMMANDS
+from varlora.methods import METHODS
+from varlora.tasks import TASKS
+
+Call = Callable[..., Outcome]
+
+
+def test_the_overview_names_every_command(call: Call) -> None:
+    shown = call("--help")
+
+    assert shown.code == 0
+    assert all(name in shown.out for name in COMMANDS)
+    assert call().code == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(call: Call, command: str) -> None:
+    shown = call(command, "--help")
+
+    assert (shown.code, "Examples:" in shown.out) == (0, True)
+    assert f"varlora {'train' if command in ('methods', 'tasks') else command}" in shown.out.split("Examples:")[1]
+
+
+def test_lists(call: Call) -> None:
+    assert all(name in call("methods").out for name in METHODS)
+    assert all(name in call("tasks").out for name in TASKS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["--hepl"], "unknown option '--hepl'"),
+        (["train", "--lora_rank", "3"], "unknown option --lora_rank; did you mean '--lora_r'?"),
+        (["train", "--lerning-rate=3"], "did you mean '--learning_rate'?"),
+        (["train", "--lora_r", "three"], "argument --lora_r: invalid int value: 'three'"),
+        (["train", "--prior", "x"], "invalid choice: 'x'"),
+        (["train", "extra"], "unexpected 'extra'"),
+        (["eval"], "RUN"),
+        (["prune", "run", "--output_dir", "new"], "--fraction"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(call: Call, words: list[str], message: str) -> None:
+    refused = call(*words)
+
+    assert (refused.code, message) == (2, message if message in refused.err else refused.err)
+    assert "Traceback" not in refused.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lora_rank: 3", "unknown option 'lora_rank'; did you mean 'lora_r'?"),
+        ("lora_r: three", "recipe.yaml: argument --lora_r: invalid int value: 'three'"),
+        ("lora_r: [1, 2]", "lora_r is [1, 2]; it must be one value"),
+        ("overwrite: true", "unknown option 'overwrite'"),
+        ("- a", "must hold one mapping"),
+    ],
+)
+def test_a_wrong_yaml_file(call: Call, tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(content)
+
+    refused = call("train", "--config", file)
+
+    assert (refused.code, message) == (1, message if message in refused.err else refused.err)
+    assert call("train", "--config", tmp_path / "no.yaml").code == 1
+
+
+def test_debug_shows_the_traceback(call: Call) -> None:
+    with pytest.raises(ValueError, match="model_name_or_path"):
+        call("train", "--debug")
+
+
+def test_help_and_the_package_start_without_torch() -> None:
+    code = (
+        "import sys, varlora, varlora.cli; assert varlora.cli.main(['--help']) == 0; "
+        "assert not {'torch', 'transformers'} & set(sys.modules); "
+        "assert all(getattr(varlora, name) is not None for name in varlora.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_module_and_exit_code_of_the_process() -> None:
+    done = subprocess.run([sys.executable, "-m", "varlora", "trian"], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_the_demo_gets_its_options(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from varlora.demo import compare
+
+    given: dict[str, object] = {}
+
+    def stop(**options: object) -> None:
+        given.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(compare, "run_demo", stop)
+
+    assert call("demo", "--output_dir", tmp_path, "--seeds", 4, 5, "--no_progress").code == 1
+    assert given == {"output_dir": tmp_path, "seeds": [4, 5], "overwrite": False, "progress": False}

@@ -1,0 +1,92 @@
+"""`varlora prune`, `temper` and `merge`: from any of our folders, to one that can be evaluated."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli.workshop import Outcome, Workshop
+from varlora import isotropic_prior, load_posterior, merge, prune, save_posterior, temper
+from varlora.runs import read_run
+
+Call = Callable[..., Outcome]
+
+
+def test_a_pruned_run_is_a_run_without_the_old_numbers(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "pruned"
+
+    done = call("prune", run_folder, "--fraction", 0.25, "--by", "magnitude", "--output_dir", target)
+
+    assert done.code == 0
+    q, expected = load_posterior(target), prune(load_posterior(run_folder), 0.25, by="magnitude")
+    assert f"Pruned {expected.meta.history[-1]['entries']} of" in done.out
+    assert all(torch.equal(q.mean[key], expected.mean[key]) for key in expected.mean)
+    assert read_run(target).config == read_run(run_folder).config
+    assert read_run(target).metrics == {}
+    assert (target / "tokenizer.json").is_file()
+    assert not (target / "predictions").exists()
+    assert call("eval", target, "--no_progress", "--resamples", 0).code == 0
+
+
+def test_temper_a_bare_posterior(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    q = load_posterior(run_folder)
+    save_posterior(q, tmp_path / "bare")
+
+    assert call("temper", tmp_path / "bare", "--temperature", 4, "--output_dir", tmp_path / "warm").code == 0
+    warm, expected = load_posterior(tmp_path / "warm"), temper(q, 4.0)
+    assert all(torch.equal(warm.variance[key], expected.variance[key]) for key in expected.variance)
+    assert not (tmp_path / "warm" / "config.yaml").exists()
+
+    assert call("temper", tmp_path / "bare", "--temperature", 0, "--output_dir", tmp_path / "mean").code == 0
+    refused = call("temper", tmp_path / "mean", "--temperature", 2, "--output_dir", tmp_path / "no")
+    assert (refused.code, "a point mass" in refused.err) == (1, True)
+
+
+def test_a_trainer_checkpoint_is_read(
+    call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: None)
+    assert call(*workshop.training(tmp_path / "run")).code == 0
+    monkeypatch.undo()
+    checkpoint = tmp_path / "run.checkpoints" / "checkpoint-4"
+
+    assert call("temper", checkpoint, "--temperature", 1, "--output_dir", tmp_path / "posterior").code == 0
+
+    found, expected = load_posterior(tmp_path / "posterior"), load_posterior(run_folder)
+    assert all(torch.equal(found.variance[key], expected.variance[key]) for key in expected.variance)
+
+
+def test_merge(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert call(*workshop.training(other, data_seed=1)).code == 0
+
+    without = call("merge", run_folder, other, "--output_dir", tmp_path / "merged")
+    assert without.code == 1  # weight_decay is 0: a flat prior is no distribution
+    done = call("merge", run_folder, other, "--prior_precision", 1.0, "--output_dir", tmp_path / "merged")
+    assert done.code == 0, done.err
+
+    q1, q2 = load_posterior(run_folder), load_posterior(other)
+    expected = merge([q1, q2], prior=isotropic_prior(q1, 1.0))
+    merged = load_posterior(tmp_path / "merged")
+    assert all(torch.equal(merged.mean[key], expected.mean[key]) for key in expected.mean)
+    assert read_run(tmp_path / "merged").facts["derived_from"] == [str(run_folder), str(other)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prune", "RUN", "--fraction", "2", "--output_dir", "new"], "fraction is 2.0"),
+        (["prune", "nowhere", "--fraction", ".1", "--output_dir", "new"], "nowhere is not a folder that exists"),
+        (["prune", "RUN", "--fraction", ".1", "--output_dir", "RUN"], "which is read from"),
+        (["temper", "RUN", "--temperature", "-1", "--output_dir", "new"], "temperature is -1.0"),
+        (["merge", "RUN", "--output_dir", "new"], "two or more"),
+    ],
+)
+def test_bad_operations(call: Call, run_folder: Path, words: list[str], message: str) -> None:
+    refused = call(*(run_folder if word == "RUN" else word for word in words))
+
+    assert (refused.code, message in refused.err) == (1, True)

@@ -1,0 +1,183 @@
+"""`varlora train`: options, YAML, folders, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from cli.workshop import Outcome, Workshop, reviews, write_rows
+from models import tiny_bert_classifier
+from tiny_tokenizers import word_piece
+from varlora import load_posterior
+from varlora.runs import read_run
+from varlora.runs.run import train
+
+Call = Callable[..., Outcome]
+
+
+def test_a_run_says_what_was_done_and_what_to_do_next(call: Call, workshop: Workshop, tmp_path: Path) -> None:
+    done = call(*workshop.training(tmp_path / "run"))
+
+    assert done.code == 0
+    assert "validation: 2 rows cut from the 24 of train" in done.err
+    for word in ("Accuracy", "NLL", "ECE", "Brier", "validation", "samples", f"varlora eval {tmp_path / 'run'}"):
+        assert word in done.out
+    assert "train_runtime" not in done.out + done.err
+    assert not (tmp_path / "run.checkpoints").exists()
+
+
+def test_plain_peft_loads_the_run_folder(run_folder: Path, workshop: Workshop) -> None:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(workshop.model), run_folder)
+
+    key = next(key for key in load_posterior(run_folder).mean if "lora_B" in key)
+    loaded = model.get_parameter(key.replace(".weight", ".default.weight"))
+    assert torch.equal(loaded, load_posterior(run_folder).mean[key])
+
+
+def test_the_command_line_goes_before_yaml_and_yaml_before_defaults(
+    call: Call, workshop: Workshop, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("lora_alpha: 4\nlearning_rate: 1e-2\nseed: 3\nmax_length:\nbf16: false\nmethod: adamw\n")
+    words = workshop.training(tmp_path / "run", max_steps=1)
+
+    assert call(*words, "--config", recipe, "--seed", "5", "--lora-dropout=0").code == 0
+
+    config = read_run(tmp_path / "run").config
+    assert (config.lora_alpha, config.learning_rate, config.seed, config.lora_dropout) == (4, 0.01, 5, 0.0)
+    assert config.method == "adamw"
+
+
+@pytest.mark.parametrize("rank", ["--lora_r", "--lora-r"])
+def test_both_spellings_are_known(call: Call, rank: str) -> None:
+    assert (
+        "lora_r is 0; it must be at least 1"
+        in call("train", rank, 0, "--model_name_or_path=m", "--task=sst2", "--output_dir=o").err
+    )
+
+
+def test_a_killed_run_resumes_to_the_same_bits(
+    call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    target = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[train.__module__], "train", lambda *a, **k: train(*a, **k, callbacks=[Kill()]))
+        killed = call(*workshop.training(target))
+    assert killed.code == 130
+    assert "--resume" in killed.err
+    assert not target.exists()
+    assert "an unfinished run" in call(*workshop.training(target)).err
+    other = call(*workshop.training(target, seed=7), "--resume")
+    assert (other.code, "had other settings" in other.err) == (1, True)
+
+    assert call(*workshop.training(target), "--resume").code == 0
+
+    for name in ("posterior.safetensors", "adapter_model.safetensors"):
+        assert (target / name).read_bytes() == (run_folder / name).read_bytes()
+
+
+def test_a_taken_folder_asks_for_overwrite(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path) -> None:
+    taken = shutil.copytree(run_folder, tmp_path / "taken")
+
+    refused = call(*workshop.training(taken, max_steps=1))
+    assert (refused.code, "--overwrite" in refused.err) == (1, True)
+
+    assert call(*workshop.training(taken, max_steps=1), "--overwrite").code == 0
+    assert read_run(taken).config.max_steps == 1
+
+
+def test_completions_train(call: Call, workshop: Workshop, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Answer {i}:", "completion": " yes"} for i in range(12)]
+    file = write_rows(tmp_path / "free.jsonl", rows)
+
+    done = call(*workshop.training(tmp_path / "run", train_file=file, test_file=None, max_steps=1))
+
+    assert (done.code, "Perplexity" in done.out) == (0, True)
+    assert "varlora predict" not in done.out
+    again = call("eval", tmp_path / "run", "--no_progress", "--output_file", tmp_path / "m.json")
+    assert again.code == 0
+    measured = json.loads((tmp_path / "m.json").read_text())["metrics"]
+    assert measured == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    refused = call("predict", tmp_path / "run", "--input_file", file, "--output_file", tmp_path / "o.jsonl")
+    assert (refused.code, "no classes to predict" in refused.err) == (1, True)
+
+
+def test_an_encoder_trains_with_rows_out_of_scope(call: Call, workshop: Workshop, tmp_path: Path) -> None:
+    tokenizer = word_piece()
+    tiny_bert_classifier(vocab_size=len(tokenizer), layers=1, num_labels=2).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    outside = write_rows(tmp_path / "ood.jsonl", [{"text": f"cat {i}", "label": -1} for i in range(5)])
+
+    done = call(*workshop.training(tmp_path / "run", model_name_or_path=tmp_path / "bert", ood_file=outside))
+
+    assert (done.code, done.err) == (0, done.err)
+    assert "AUROC" in done.out
+    again = call(
+        *("eval", tmp_path / "run", "--no_progress", "--split", "ood", "--output_file", tmp_path / "m.json"),
+    )
+    assert again.code == 0
+    own = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert json.loads((tmp_path / "m.json").read_text())["metrics"] == {"ood": own["ood"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0}, "learning_rate is 0.0; it must be positive"),
+        ({"ess": -1}, "ess is -1.0; it must be positive"),
+        ({"method": "ivom"}, "did you mean 'ivon'?"),
+        ({"method": "adamw", "ess": 10}, "method 'adamw' has no option ess"),
+        ({"train_file": None, "test_file": None, "task": "sst"}, "unknown task 'sst'; did you mean 'sst2'?"),
+        ({"model_name_or_path": "./nowhere"}, "there is no model folder ./nowhere"),
+        ({"train_file": "nowhere.jsonl"}, "there is no file nowhere.jsonl"),
+        ({"max_length": 5}, "more than the 5 allowed"),
+    ],
+)
+def test_bad_settings(call: Call, workshop: Workshop, tmp_path: Path, options: dict[str, object], message: str) -> None:
+    refused = call(*workshop.training(tmp_path / "run", **options))
+
+    assert refused.code == 1
+    assert message in refused.err
+    assert "Traceback" not in refused.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "is empty"),
+        ([{"text": "a film"}], "line 1: missing column 'label'"),
+        ([*reviews(4), {"text": "x", "label": 1}], "line 5, field 'label'"),
+        ([{"question": "q", "choices": ["a", "b"], "answer": 2}], "line 1, field 'answer': got 2"),
+        ([{"text": f"t {i}", "label": ("zab", "zxc")[i % 2]} for i in range(8)], "both start with the token"),
+        (reviews(4) + [{"text": "fine " * 200, "label": "positive"}] * 8, "tokens, more than the 128 allowed"),
+    ],
+)
+def test_bad_rows(call: Call, workshop: Workshop, tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+
+    refused = call(*workshop.training(tmp_path / "run", train_file=file, test_file=None))
+
+    assert (refused.code, message) == (1, message if message in refused.err else refused.err)
+
+
+def test_an_unknown_label_in_another_file(call: Call, workshop: Workshop, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "other.jsonl", [{"text": "a film", "label": "neutral"}])
+
+    refused = call(*workshop.training(tmp_path / "run", test_file=file))
+
+    assert refused.code == 1
+    assert "other.jsonl, line 1, field 'label': got 'neutral'; allowed: negative, positive" in refused.err

@@ -1,0 +1,70 @@
+"""Temperature scaling against scipy's optimum, its bounds and its errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from varlora.methods import fit_temperature
+from varlora.methods.temperature import BOUNDS
+
+CASES = json.loads((Path(__file__).parents[1] / "data" / "metrics.json").read_text())["temperature"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_optimum_is_the_oracles(case: dict[str, Any]) -> None:
+    rows = [[-math.inf if logit is None else logit for logit in row] for row in case["logits"]]
+    logits, labels = torch.tensor(rows, dtype=torch.float64), torch.tensor(case["labels"])
+    expected = pytest.approx(case["expected"]["t_opt"], rel=1e-6)
+    assert fit_temperature(logits, labels) == expected
+    assert fit_temperature(logits.log_softmax(1), labels) == expected
+
+
+@pytest.mark.parametrize("true", [0.02, 0.5, 7.0, 60.0])
+def test_it_undoes_a_temperature(true: float) -> None:
+    # Every class as often as its probability says: the NLL's minimum is at T = true exactly.
+    odds = torch.tensor([[0.0, 3.0, -torch.inf]], dtype=torch.float64).exp().log()
+    logits = odds.repeat(1000, 1)
+    share = torch.sigmoid(torch.tensor(3.0 / true))
+    labels = (torch.arange(1000) < round(float(share) * 1000)).long()
+    at = labels.double().mean()
+    if 0 < at < 1:
+        expected = 3.0 / float(torch.logit(at))
+        assert fit_temperature(logits, labels) == pytest.approx(expected, rel=1e-9)
+    else:
+        assert fit_temperature(logits, labels) == BOUNDS[0]
+
+
+def test_missing_choices_take_no_part() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(50, 3, generator=generator), torch.randint(3, (50,), generator=generator)
+    wider = torch.cat([logits, torch.full((50, 1), -torch.inf)], dim=1)
+    assert fit_temperature(wider, labels) == pytest.approx(fit_temperature(logits, labels), rel=1e-12)
+
+
+@pytest.mark.parametrize(("labels", "bound"), [([0, 1], BOUNDS[0]), ([1, 0], BOUNDS[1])])
+def test_a_bound_is_said_to_be_one(labels: list[int], bound: float, caplog: pytest.LogCaptureFixture) -> None:
+    assert fit_temperature(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor(labels)) == bound
+    assert f"using {bound:g}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(0, 2), [], r"need logits \(N, C\)"),
+        (torch.zeros(2), [0, 0], r"need logits \(N, C\)"),
+        (torch.zeros(2, 2), [0], r"got \(2, 2\) and \(1,\)"),
+        (torch.zeros(2, 2), [0, -1], r"labels must be in 0\.\.1; rows without a label"),
+        (torch.zeros(2, 2), [0, 2], r"labels must be in 0\.\.1"),
+        (torch.tensor([[0.0, -torch.inf]]), [1], "logit -inf or NaN"),
+        (torch.tensor([[0.0, torch.nan]]), [0], "logit -inf or NaN"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(logits: torch.Tensor, labels: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_temperature(logits, torch.tensor(labels, dtype=torch.long))

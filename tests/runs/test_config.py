@@ -1,0 +1,119 @@
+"""Settings: what is refused, and that equal settings are recognised."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from varlora.runs import RunConfig, read_yaml
+
+LEAST: dict[str, Any] = {"model_name_or_path": "m", "task": "sst2", "output_dir": "out"}
+KNOWN = [field.name for field in dataclasses.fields(RunConfig)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_name_or_path": ""}, "model_name_or_path is ''; it must be a model's name or folder"),
+        ({"output_dir": ""}, "output_dir is ''; it must be a folder"),
+        ({"task": None}, "exactly one of task, train_file and dataset_name; got none of them"),
+        ({"train_file": "a.jsonl"}, "got task, train_file"),
+        ({"test_file": "a.jsonl"}, "test_file is 'a.jsonl', which has no effect without train_file"),
+        ({"eval_steps": 5}, "eval_steps is 5, which has no effect without early_stopping"),
+        ({"method": "ivom"}, "method is 'ivom'; did you mean 'ivon'"),
+        ({"lora_r": 0}, "lora_r is 0; it must be at least 1"),
+        ({"lora_r": "eight"}, "lora_r is 'eight'; it must be a whole number"),
+        ({"lora_r": 8.5}, "lora_r is 8.5; it must be a whole number"),
+        ({"lora_r": True}, "lora_r is True; it must be a whole number"),
+        ({"bf16": 1}, "bf16 is 1; it must be true or false"),
+        ({"task": 3}, "task is 3; it must be text"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; it must be at least 1"),
+        ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size is -1; it must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+        ({"save_steps": 0}, "save_steps is 0; it must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be positive"),
+        ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'; it must be a number"),
+        ({"ess": -1}, "ess is -1.0; it must be positive"),
+        ({"hess_init": 0}, "hess_init is 0.0; it must be positive"),
+        ({"clip_radius": -1e-3}, "clip_radius is -0.001; it must be positive"),
+        ({"beta1": 1}, r"beta1 is 1.0; it must be in \[0, 1\)"),
+        ({"beta2": -0.1}, r"beta2 is -0.1; it must be in \[0, 1\)"),
+        ({"weight_decay": -1}, "weight_decay is -1.0; it must be at least 0"),
+        ({"prior": "learned"}, "prior is 'learned'; it must be one of 'fixed', 'adaptive'"),
+        ({"model_class": "decoder"}, "model_class is 'decoder'; it must be one of 'auto', 'causal', 'encoder'"),
+        ({"dtype": "float64"}, "dtype is 'float64'; it must be one of 'auto', 'float32', 'bfloat16', 'float16'"),
+        ({"truncation": "middle"}, "truncation is 'middle'; it must be one of 'error', 'left', 'right'"),
+        ({"draws": 0}, "draws is 0; it must be at least 1"),
+        ({"max_length": 0}, "max_length is 0; it must be at least 1"),
+        ({"max_train_samples": 0}, "max_train_samples is 0; it must be at least 1"),
+        ({"lora_dropout": 1.0}, r"lora_dropout is 1.0; it must be in \[0, 1\)"),
+        ({"samples": -1}, "samples is -1; it must be at least 0"),
+        ({"validation_size": 0}, "validation_size is 0.0; it must be a fraction below 1, or a number of rows"),
+        ({"validation_size": 1.5}, "validation_size is 1.5; it must be a fraction below 1"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0.0; it must be positive"),
+        ({"max_grad_norm": -1}, "max_grad_norm is -1.0; it must be at least 0"),
+        ({"warmup_steps": -1}, "warmup_steps is -1; it must be at least 0"),
+        ({"lr_scheduler_type": "cosinus"}, "lr_scheduler_type is 'cosinus'; did you mean 'cosine'"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**(LEAST | given))
+
+
+def test_the_fingerprint_tells_settings_apart_but_not_folders() -> None:
+    one = RunConfig(**LEAST)
+    assert RunConfig(**(LEAST | {"output_dir": "elsewhere"})).fingerprint == one.fingerprint
+    assert RunConfig(**(LEAST | {"seed": 1})).fingerprint != one.fingerprint
+    assert RunConfig(**LEAST, ess=1e6).fingerprint == RunConfig(**LEAST, ess=1_000_000).fingerprint
+
+
+def test_settings_survive_their_dict() -> None:
+    one = RunConfig(**LEAST, ess=1e6, prior="adaptive", lora_target_modules="q_proj,v_proj")
+    assert RunConfig(**one.to_dict()) == one
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_yaml_numbers_are_numbers(tmp_path: Path) -> None:
+    text = "ess: 1e6\nhess_init: 1e-3\nlearning_rate: 3.0e-2\nweight_decay: 5E+1\nseed: 3\ntask: 1e\nbf16: true\n"
+    assert read_yaml(written(tmp_path, text), KNOWN) == {
+        "ess": 1e6,
+        "hess_init": 1e-3,
+        "learning_rate": 0.03,
+        "weight_decay": 50.0,
+        "seed": 3,
+        "task": "1e",
+        "bf16": True,
+    }
+
+
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
+    assert read_yaml(written(tmp_path, "# nothing\n"), KNOWN) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora_rank: 8\n", r"run\.yaml: unknown option 'lora_rank'; did you mean 'lora_r'"),
+        ("- seed\n", r"run\.yaml must hold one mapping"),
+        ("seed: [1\n", r"run\.yaml is not valid YAML"),
+        ("seed: !!python/object/apply:os.getcwd []\n", r"run\.yaml is not valid YAML"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_yaml(written(tmp_path, text), KNOWN)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no configuration file .*none\.yaml"):
+        read_yaml(tmp_path / "none.yaml", KNOWN)

@@ -1,0 +1,97 @@
+"""A finished run predicts the same when it is read back: by us, and at the mean by PEFT alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from small_runs import config, save_model, write_rows
+from tiny_runs import save_chat_model, save_encoder, uneven_films
+from varlora.prediction import Prediction
+from varlora.readout import readout_from_dict
+from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
+
+
+def finish(folder: Path, model: str, **options: Any) -> RunFolder:
+    """A short run with rows of different lengths, in batches that do not come out even."""
+    rows = write_rows(folder / "uneven.jsonl", uneven_films(20))
+    settings = config(folder, model, test_file=rows, max_steps=6, per_device_eval_batch_size=7, **options)
+    run(settings, progress=False)
+    return read_run(settings.output_dir)
+
+
+@pytest.fixture(scope="module", params=["causal", "encoder", "bfloat16"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("reload")
+    model = save_encoder(folder / "model") if request.param == "encoder" else save_model(folder / "model")
+    return finish(folder, model, dtype="bfloat16" if request.param == "bfloat16" else "auto")
+
+
+def test_predictions_are_the_same_to_the_last_bit(finished: RunFolder) -> None:
+    setting = reload_setting(finished.config, finished.path, finished.posterior.meta)
+
+    for mode, samples in (("mean", 0), ("samples", 4)):
+        again = predict_split(setting, finished.posterior, "test", samples=samples)
+        stored = finished.prediction("test", mode)
+        assert isinstance(again, Prediction)
+        assert torch.equal(again.log_probs, stored.log_probs), mode
+        assert (again.ids, again.classes, again.mode) == (stored.ids, stored.classes, stored.mode)
+        assert torch.equal(again.labels, stored.labels)
+
+
+def test_predictions_stand_in_the_order_of_the_file(finished: RunFolder) -> None:
+    rows = uneven_films(20)
+
+    stored = finished.prediction("test", "mean")
+    assert list(stored.ids) == [row["id"] for row in rows]
+    assert [stored.classes[label] for label in stored.labels] == [row["label"] for row in rows]
+
+
+def test_peft_alone_gives_the_mean(tmp_path: Path) -> None:
+    finished = finish(tmp_path, save_model(tmp_path / "model"))
+    base = AutoModelForCausalLM.from_pretrained(finished.config.model_name_or_path)
+    model = PeftModel.from_pretrained(base, str(finished.path)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(finished.path)
+    assert finished.posterior.meta.readout is not None
+    readout = readout_from_dict(finished.posterior.meta.readout)
+    stored = finished.prediction("test", "mean").log_probs[:, 0]
+
+    for row, log_probs in zip(uneven_films(20), stored, strict=True):
+        prompt = f"{row['text']}\nLabels: negative, positive\nLabel:"
+        with torch.no_grad():
+            logits = readout.logits(model, tokenizer(prompt, return_tensors="pt"))
+        torch.testing.assert_close(logits[0].double().log_softmax(0), log_probs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [{"dtype": "bfloat16"}, {"bf16": True}], ids=["weights", "autocast"])
+def test_in_half_precision_the_adapter_stays_in_full(tmp_path: Path, given: dict[str, Any]) -> None:
+    finished = finish(tmp_path, save_model(tmp_path / "model"), **given)
+
+    model = reload_setting(finished.config, finished.path, finished.posterior.meta).model
+    frozen = {p.dtype for name, p in model.named_parameters() if "lora_" not in name}
+    assert frozen == {torch.bfloat16 if "dtype" in given else torch.float32}
+    assert {tensor.dtype for tensor in finished.posterior.mean.values()} == {torch.float32}
+
+
+def test_chats_are_read_with_the_models_own_template(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}
+        for row in uneven_films(12)
+    ]
+    files = {f"{split}_file": write_rows(tmp_path / f"{split}.chat", rows) for split in ("train", "validation")}
+    settings = config(tmp_path, save_chat_model(tmp_path / "model"), **files, test_file=None, max_steps=2)
+
+    result = run(settings, progress=False)
+
+    row = result.setting.task.rows("train")[1]
+    assert row["prompt"] == "user : a fine cat film film \nassistant :"
+    assert row["completion"].strip() == "positive"
+    finished = read_run(settings.output_dir)
+    setting = reload_setting(finished.config, finished.path, finished.posterior.meta)
+    again = predict_split(setting, finished.posterior, "validation", samples=4)
+    assert again.metrics() == finished.metrics["validation"]["samples"]  # type: ignore[union-attr]

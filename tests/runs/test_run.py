@@ -1,0 +1,295 @@
+"""A run from start to end: its folder, its interruption, and what its settings reach."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from transformers import TrainerCallback
+
+from small_runs import config, films, save_model, write_rows
+from varlora.checkpoint import posterior_from_checkpoint
+from varlora.methods import Ivon, with_options
+from varlora.methods.method import AnyPosterior
+from varlora.optim import IVON
+from varlora.posterior import DiagonalGaussian
+from varlora.prediction import Prediction
+from varlora.runs import (
+    CompletionScores,
+    RunConfig,
+    RunResult,
+    finite,
+    load_setting,
+    method_of,
+    read_run,
+    run,
+    train,
+)
+from varlora.runs import run as run_function
+from varlora.runs.run import checkpoints_of
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def finished(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunResult]:
+    folder = tmp_path_factory.mktemp("finished")
+    ood = write_rows(folder / "ood.jsonl", [{"text": f"a {w} hen", "label": -1} for w in ("cat", "dog", "cow")])
+    settings = config(folder, model, ood_file=ood, save_steps=10)
+    return settings, run(settings, progress=False)
+
+
+class Stopped(Exception):
+    """What ends a training before its time."""
+
+
+class StopAfter(TrainerCallback):
+    """Raises after a step, as an interrupt would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise Stopped
+
+
+def interrupt(settings: RunConfig, step: int) -> None:
+    """Leaves behind what a run leaves that was killed after a step."""
+    with pytest.raises(Stopped):
+        train(
+            load_setting(settings),
+            method_of(settings),
+            checkpoints=checkpoints_of(settings),
+            progress=False,
+            callbacks=[StopAfter(step)],
+        )
+
+
+def assert_equal(first: AnyPosterior, second: AnyPosterior) -> None:
+    assert first.mean.keys() == second.mean.keys()
+    for key in first.mean:
+        assert torch.equal(first.mean[key], second.mean[key]), key
+        assert torch.equal(first.variance[key], second.variance[key]), key
+
+
+def test_the_folder_tells_what_the_run_returned(finished: tuple[RunConfig, RunResult]) -> None:
+    settings, result = finished
+    folder = read_run(settings.output_dir)
+    assert folder.config == settings
+    assert_equal(folder.posterior, result.posterior)
+    assert folder.metrics == finite(result.metrics)
+    assert folder.facts["fingerprint"] == settings.fingerprint
+    assert folder.facts["task"]["rows"] == {"train": 32, "validation": 16, "test": 24, "ood": 3}
+    for split, modes in result.predictions.items():
+        assert modes.keys() == {"mean", "samples"}
+        for mode, prediction in modes.items():
+            assert isinstance(prediction, Prediction)
+            stored = folder.prediction(split, mode)
+            assert torch.equal(stored.log_probs, prediction.log_probs)
+            assert torch.equal(stored.labels, prediction.labels)
+            assert stored.ids == prediction.ids
+    steps = [json.loads(line).get("step") for line in (folder.path / "log.jsonl").read_text().splitlines()]
+    assert steps[-1] == settings.max_steps
+    assert not checkpoints_of(settings).exists()
+
+
+def test_out_of_scope_rows_are_measured_against_the_test_split(finished: tuple[RunConfig, RunResult]) -> None:
+    measured = finished[1].metrics["ood"]
+    assert set(measured["mean"]) == {"auroc_entropy", "fpr95_entropy"}
+    assert set(measured["samples"]) > set(measured["mean"])
+
+
+def test_numbers_that_json_cannot_hold_are_null(finished: tuple[RunConfig, RunResult], tmp_path: Path) -> None:
+    given = {"a": [math.inf, -math.inf, math.nan, 1.5], "b": {"c": (2, "x", None, True)}}
+    assert finite(given) == {"a": [None, None, None, 1.5], "b": {"c": [2, "x", None, True]}}
+
+
+def test_a_prediction_that_is_not_there_is_named(finished: tuple[RunConfig, RunResult]) -> None:
+    with pytest.raises(
+        ValueError, match=r"has no predictions test\.pruned; it has ood\.mean, ood\.samples, test\.mean"
+    ):
+        read_run(finished[0].output_dir).prediction("test", "pruned")
+
+
+@pytest.mark.parametrize(("file", "content"), [("metrics.json", "{"), ("run.json", "[]")])
+def test_a_damaged_file_is_named(
+    finished: tuple[RunConfig, RunResult], tmp_path: Path, file: str, content: str
+) -> None:
+    source = Path(finished[0].output_dir)
+    for path in source.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert read_run(tmp_path).config == finished[0]
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=f"{file} (is not valid JSON|must hold a JSON object)"):
+        read_run(tmp_path)
+
+
+def test_another_folder_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not a run folder: it lacks config\.yaml, run\.json"):
+        read_run(tmp_path)
+
+
+def test_a_taken_folder_is_refused_before_any_work(
+    finished: tuple[RunConfig, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("work was done")
+
+    monkeypatch.setitem(run_function.__globals__, "load_setting", never)
+    with pytest.raises(ValueError, match="overwrite"):
+        run(finished[0], progress=False)
+    with pytest.raises(ValueError, match="'adamw' has no option ess"):
+        run(replace(finished[0], method="adamw", output_dir=finished[0].output_dir + "-2"), progress=False)
+
+
+def test_overwriting_replaces_the_folder(model: str, tmp_path: Path) -> None:
+    settings = config(tmp_path, model, max_steps=1, samples=0)
+    run(settings, progress=False)
+    (Path(settings.output_dir) / "left over").write_text("")
+    result = run(replace(settings, seed=1), overwrite=True, progress=False)
+    assert not (Path(settings.output_dir) / "left over").exists()
+    assert_equal(read_run(settings.output_dir).posterior, result.posterior)
+
+
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
+    finished: tuple[RunConfig, RunResult], tmp_path: Path
+) -> None:
+    settings = replace(finished[0], output_dir=str(tmp_path / "run"))
+    interrupt(settings, step=13)
+    with pytest.raises(ValueError, match=r"unfinished run .* --resume, or start afresh with --overwrite"):
+        run(settings, progress=False)
+    with pytest.raises(ValueError, match="had other settings"):
+        run(replace(settings, ess=2e5), resume=True, progress=False)
+    result = run(settings, resume=True, progress=False)
+    assert_equal(result.posterior, finished[1].posterior)
+    assert finite(result.metrics) == finite(finished[1].metrics)
+
+
+def test_resuming_without_a_checkpoint_starts_from_the_beginning(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(tmp_path, model, max_steps=1, samples=0)
+    run(settings, resume=True, progress=False)
+    assert "no checkpoint" in caplog.text
+
+
+def test_early_stopping_keeps_the_best_checkpoint_with_its_own_hessian(model: str, tmp_path: Path) -> None:
+    other = {"positive": "negative", "negative": "positive"}
+    wrong = [row | {"label": other[row["label"]]} for row in films(16)]
+    settings = config(
+        tmp_path,
+        model,
+        early_stopping=True,
+        eval_steps=4,
+        max_steps=20,
+        validation_file=write_rows(tmp_path / "wrong.jsonl", wrong),  # the better it learns, the worse the loss
+        beta2=0.9,
+        lora_dropout=0.0,
+    )
+    checkpoints = checkpoints_of(settings)
+    result = train(load_setting(settings), method_of(settings), checkpoints=checkpoints, progress=False)
+    losses = {entry["step"]: entry["eval_loss"] for entry in result.log if "eval_loss" in entry}
+    best = min(losses, key=losses.__getitem__)
+    assert list(losses) == [4, 8, 12, 16, 20]
+    assert best < 20, "this test needs a best step before the last"
+    assert_equal(result.posterior, posterior_from_checkpoint(checkpoints / f"checkpoint-{best}"))
+    last = posterior_from_checkpoint(checkpoints / "checkpoint-20")
+    assert any(not torch.equal(last.variance[key], value) for key, value in result.posterior.variance.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(Ivon):
+    """Keeps the optimizer that trained."""
+
+    def posterior(self, job: Any, trainer: Any) -> AnyPosterior:
+        optimizer = trainer.optimizer
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        OPTIMIZERS.append((optimizer, trainer))
+        return super().posterior(job, trainer)
+
+
+OPTIMIZERS: list[tuple[IVON, Any]] = []
+
+
+def test_every_option_of_ivon_reaches_the_optimizer(model: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "learning_rate": 0.5,
+        "ess": 1234.0,
+        "hess_init": 0.25,
+        "clip_radius": 0.125,
+        "beta1": 0.5,
+        "beta2": 0.75,
+        "weight_decay": 0.01,
+        "prior": "adaptive",
+        "draws": 3,
+    }
+    settings = config(tmp_path, model, max_steps=2, lr_scheduler_type="constant", **options)
+    method = with_options(Watched, options)
+    OPTIMIZERS.clear()
+    result = train(load_setting(settings), method, checkpoints=checkpoints_of(settings), progress=False)
+    [(optimizer, trainer)] = OPTIMIZERS
+    [group] = optimizer.param_groups
+    assert (group["lr"], group["ess"], group["hess_init"]) == (0.5, 1234.0, 0.25)
+    assert (group["betas"], group["clip_radius"], group["weight_decay"]) == ((0.5, 0.75), 0.125, 0.01)
+    assert group["prior"] == "adaptive"
+    assert trainer.variational.draws == 3
+    assert result.posterior.meta.ess == 1234.0
+    assert isinstance(result.posterior, DiagonalGaussian)
+
+
+def test_ess_is_set_from_the_training_rows(model: str, tmp_path: Path) -> None:
+    settings = config(tmp_path, model, max_steps=1, ess=None)
+    result = train(load_setting(settings), method_of(settings), checkpoints=checkpoints_of(settings), progress=False)
+    assert result.posterior.meta.ess == pytest.approx(5000 * math.sqrt(32))
+
+
+def completions(rows: int) -> list[dict[str, str]]:
+    return [{"prompt": f"a {('cat', 'dog', 'cow', 'hen')[i % 4]}", "completion": " fine film"} for i in range(rows)]
+
+
+def test_completions_are_trained_and_scored(model: str, tmp_path: Path) -> None:
+    files = {f"{split}_file": write_rows(tmp_path / f"c-{split}.jsonl", completions(16)) for split in ("train", "test")}
+    scores: dict[int, float] = {}
+    for steps in (1, 20):
+        settings = config(
+            tmp_path / str(steps), model, **files, validation_file=None, validation_size=4, max_steps=steps, samples=2
+        )
+        result = run(settings, progress=False)
+        assert isinstance(result.predictions["test"]["samples"], CompletionScores)
+        metrics = read_run(settings.output_dir).metrics
+        assert metrics["test"].keys() == metrics["validation"].keys() == {"mean", "samples"}
+        scores[steps] = metrics["test"]["mean"]["nll_per_token"]
+        assert (Path(settings.output_dir) / "predictions" / "test.samples.parquet").is_file()
+    assert scores[20] < 0.7 * scores[1]
+
+
+def test_the_settings_in_the_folder_repeat_the_run(finished: tuple[RunConfig, RunResult]) -> None:
+    stored: dict[str, Any] = yaml.safe_load((Path(finished[0].output_dir) / "config.yaml").read_text())
+    assert RunConfig(**stored) == finished[0]
+
+
+def test_gradient_checkpointing_changes_nothing(model: str, tmp_path: Path) -> None:
+    posteriors = []
+    for on in (False, True):
+        settings = config(tmp_path / str(on), model, max_steps=4, gradient_checkpointing=on, lora_dropout=0.0)
+        posteriors.append(
+            train(
+                load_setting(settings), method_of(settings), checkpoints=tmp_path / f"c{on}", progress=False
+            ).posterior
+        )
+    without, with_checkpointing = posteriors
+    differences: list[Tensor] = [(without.mean[k] - with_checkpointing.mean[k]).abs().max() for k in without.mean]
+    assert max(differences) < 1e-6

@@ -1,0 +1,135 @@
+"""What a run loads, and what it says when model and data do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, LlamaConfig
+
+from small_runs import config as settings
+from small_runs import films, save_model, write_rows
+from tiny_runs import save_encoder
+from varlora.readout import AnswerTokens, ClassHead
+from varlora.runs import RunConfig, load_setting
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A causal model."""
+    return save_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def config(llama: str, tmp_path: Path) -> Make:
+    """Settings, some of them changed; `rows` replaces the training rows, of which 4 are for validation."""
+
+    def make(*, rows: list[dict[str, Any]] | None = None, model: str = llama, **others: Any) -> RunConfig:
+        if rows is not None:
+            file = write_rows(tmp_path / "rows.jsonl", rows)
+            others = {"train_file": file, "validation_file": None, "validation_size": 4, "test_file": None, **others}
+        return settings(tmp_path, model, **others)
+
+    return make
+
+
+def test_the_family_goes_by_the_models_architecture(tmp_path: Path, config: Make) -> None:
+    causal, encoder = load_setting(config()), load_setting(config(model=save_encoder(tmp_path / "bert")))
+
+    assert (causal.family, type(causal.readout)) == ("causal", AnswerTokens)
+    assert (encoder.family, type(encoder.readout)) == ("encoder", ClassHead)
+    assert causal.readout is not None
+    assert causal.tokenizer.convert_ids_to_tokens(list(causal.readout.token_ids)) == ["negative", "positive"]
+
+
+def test_the_seed_decides_the_adapter_and_not_the_data(config: Make) -> None:
+    first, same, other = (load_setting(config(rows=films(32), seed=seed)) for seed in (0, 0, 1))
+
+    def adapter(setting: Any) -> Any:
+        return next(p for name, p in setting.model.named_parameters() if "lora_A" in name)
+
+    assert (adapter(first) == adapter(same)).all()
+    assert (adapter(first) != adapter(other)).any()
+    assert first.encoded("validation")["id"] == other.encoded("validation")["id"]
+
+
+def test_fewer_training_rows_keep_the_validation_rows(config: Make) -> None:
+    whole, few = (load_setting(config(rows=films(32), max_train_samples=n)) for n in (None, 10))
+
+    assert len(few.task.rows("train")) == 10
+    assert set(few.task.rows("train")["id"]) < set(whole.task.rows("train")["id"])
+    assert few.task.rows("validation")["id"] == whole.task.rows("validation")["id"]
+    assert any("10 of 28 rows" in note for note in few.task.notes)
+
+
+def test_named_modules_are_adapted(config: Make) -> None:
+    setting = load_setting(config(lora_target_modules="up_proj,o_proj"))
+
+    adapted = {
+        name.split(".lora_A")[0].rsplit(".", 1)[1] for name, _ in setting.model.named_parameters() if "lora_A" in name
+    }
+    assert adapted == {"up_proj", "o_proj"}
+
+
+def test_rows_are_as_long_as_the_context_allows(config: Make) -> None:
+    long = [{"text": "fine " * 200, "label": "positive"}, *films(20)]
+
+    setting = load_setting(config(rows=long))
+    with pytest.raises(ValueError, match=r"has 204 tokens, more than the 128 allowed.*truncation='left'"):
+        [setting.encoded(split) for split in setting.task.splits]
+    cut = load_setting(config(rows=long, truncation="left"))
+    lengths = [len(ids) for split in ("train", "validation") for ids in cut.encoded(split)["input_ids"]]
+    assert max(lengths) == 128
+
+
+NO_FILES: dict[str, Any] = {"train_file": None, "validation_file": None, "test_file": None}
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no folder": ({"model": "./nowhere"}, "there is no model folder ./nowhere"),
+    "unknown task": (
+        {"task": "sst3", **NO_FILES},
+        "unknown task 'sst3'; did you mean 'sst2'",
+    ),
+    "unknown modules": ({"lora_target_modules": "query"}, "query"),
+    "same first token": (
+        {"rows": [{"text": "a film", "label": f"fine {i % 2}"} for i in range(20)]},
+        "the answers ' fine 0' and ' fine 1' both start with the token",
+    ),
+    "unknown token": (
+        {"rows": [{"text": "a film", "label": ("fine", "zzz")[i % 2]} for i in range(20)]},
+        "the answer ' zzz' starts with the unknown token",
+    ),
+    "columns": (
+        {"dataset_name": "d", "dataset_columns": "text", **NO_FILES},
+        "dataset_columns is 'text'; write 'our_name=its_name'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), BAD.values(), ids=BAD)
+def test_what_does_not_fit_is_named(config: Make, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  compared below, as plain text
+        load_setting(config(**given))
+    assert message in str(error.value)
+
+
+def test_completions_need_a_causal_model(tmp_path: Path, config: Make) -> None:
+    rows = [{"prompt": "a film", "completion": " fine"}] * 20
+
+    with pytest.raises(ValueError, match="asks for completions; it needs a causal language model"):
+        load_setting(config(rows=rows, model=save_encoder(tmp_path / "bert")))
+
+
+def test_an_incomplete_causal_model_is_refused(tmp_path: Path, config: Make) -> None:
+    """More layers in its description than in its weights."""
+    model = save_model(tmp_path / "llama")
+    description = AutoConfig.from_pretrained(model)
+    assert isinstance(description, LlamaConfig)
+    description.num_hidden_layers += 1
+    description.save_pretrained(model)
+
+    with pytest.raises(ValueError, match=r"lacks the weights of .*model.layers.2.*; it is no complete model"):
+        load_setting(config(model=model))

@@ -1,0 +1,72 @@
+"""A run that takes a second: a tiny random model in a folder, and a task that it can learn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from models import tiny_llama
+from tiny_tokenizers import word_level
+from varlora.runs import RunConfig
+
+WORDS = ("fine", "dull", "film", "negative", "positive", "a", "cat", "dog", "cow", "hen")
+LEARNED: Mapping[str, Mapping[str, Any]] = {
+    "adamw": {"learning_rate": 0.02},
+    "temperature": {"learning_rate": 0.02},
+    "ivon": {"learning_rate": 20.0, "ess": 1e5},
+}
+"""Options with which each method learns the task in `STEPS` steps."""
+STEPS = 25
+
+
+def save_model(folder: Path, model: PreTrainedModel | None = None, tokenizer: Any = None) -> str:
+    """A model folder, of a tiny Llama by default."""
+    tokenizer = tokenizer if tokenizer is not None else word_level(words=WORDS)
+    model = model if model is not None else tiny_llama(vocab_size=len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def films(rows: int, offset: int = 0) -> list[dict[str, Any]]:
+    """Films that are fine (positive) or dull (negative), among animals that do not matter."""
+    return [
+        {
+            "id": f"film-{i}",
+            "text": f"a {'fine' if i % 2 else 'dull'} {('cat', 'dog', 'cow', 'hen')[i // 2 % 4]} film",
+            "label": "positive" if i % 2 else "negative",
+        }
+        for i in range(offset, offset + rows)
+    ]
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A JSONL file."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def config(folder: Path, model: str, **options: Any) -> RunConfig:
+    """Settings of a short run on `films`; its files go into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    method = options.get("method", "ivon")
+    data = {
+        "train_file": write_rows(folder / "train.jsonl", films(32)),
+        "validation_file": write_rows(folder / "validation.jsonl", films(16)),
+        "test_file": write_rows(folder / "test.jsonl", films(24, offset=3)),
+    }
+    given = {
+        "model_name_or_path": model,
+        "output_dir": str(folder / "run"),
+        "lora_target_modules": "all-linear",
+        "max_steps": STEPS,
+        "samples": 4,
+        **data,
+        **LEARNED[method],
+        **options,
+    }
+    return RunConfig(**given)

@@ -1,0 +1,67 @@
+"""More rows for a known task: labelled ones to evaluate on, and ones without labels to predict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny_tokenizers import word_level
+from varlora.tasks import OUT_OF_SCOPE, encode, load_more
+
+SENTIMENT: dict[str, Any] = {"kind": "label", "answers": ("negative", "positive")}
+LETTERS: dict[str, Any] = {"kind": "choice", "answers": ("A", "B", "C")}
+YES_NO: dict[str, Any] = {"kind": "label", "answers": ("no", "yes")}
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def test_labels_keep_the_tasks_indices(tmp_path: Path) -> None:
+    file = written(tmp_path, {"text": "fine", "label": "positive"}, {"text": "finer", "label": "positive"})
+
+    assert load_more(file, **SENTIMENT).rows("test")["label"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("task", "question", "answer"),
+    [
+        (SENTIMENT, {"text": "a fine film"}, {"label": "positive"}),
+        (LETTERS, {"question": "which barks?", "choices": ["cat", "dog"]}, {"answer": "dog"}),
+        (YES_NO, {"passage": "Crows are birds.", "question": "do crows fly"}, {"answer": True}),
+    ],
+)
+def test_rows_without_labels_read_as_with_them(
+    tmp_path: Path, task: dict[str, Any], question: dict[str, Any], answer: dict[str, Any]
+) -> None:
+    labelled = load_more(written(tmp_path, {**question, **answer}), **task).rows("test")[0]
+    with pytest.raises(ValueError, match=f"missing column '{next(iter(answer))}'"):
+        load_more(written(tmp_path, question), **task)
+
+    for given in (question, {**question, **dict.fromkeys(answer, "nonsense")}):
+        bare = load_more(written(tmp_path, given), **task, labelled=False)
+        assert bare.rows("test")[0] == {**labelled, "label": OUT_OF_SCOPE}
+        assert encode(bare, "test", word_level(), None)["labels"] == [-100]
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        (SENTIMENT, {"question": "q", "choices": ["a", "b"]}, "of kind 'choice'; the task is of kind 'label'"),
+        (SENTIMENT, {"passage": "p", "question": "q"}, "of kind 'yes or no'"),
+        (LETTERS, {"text": "a film"}, "the task is of kind 'choice'"),
+        (LETTERS, {"question": "q", "choices": list("wxyz")}, "line 1, field 'choices'.*at most 3"),
+        (SENTIMENT, {"prompt": "p"}, "allowed shapes: text; question/choices; passage/question$"),
+        ({"kind": "completion", "answers": ()}, {"prompt": "p"}, "no classes to predict"),
+    ],
+)
+def test_rows_of_another_task_are_refused(
+    tmp_path: Path, task: dict[str, Any], row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_more(written(tmp_path, row), **task, labelled=False)
