@@ -8,8 +8,8 @@ script can be interrupted and goes on. It prints the tables in Markdown.
 
 AdamW's learning rate and the bound on IVON's step (lr times clip radius) are the same; λ is the library's default. With
 the default h0 = 1e-3 (noise of sd 0.08) IVON did not learn SST-2 at all, as its validation accuracy of .51 showed; h0
-was then set for an initial sd of 0.03, once, for both tasks. The temperature is fitted on the validation predictions that the run stored; it is
-what `--method temperature` gives.
+was then set for an initial sd of 0.03, once, for both tasks. The temperature is fitted on the validation predictions
+that the run stored; it is what `--method temperature` gives.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def test_a_wrong_command_line_exits_with_2(call: Call, words: list[str], message
     [
         ("lora_rank: 3", "unknown option 'lora_rank'; did you mean 'lora_r'?"),
         ("lora_r: three", "recipe.yaml: argument --lora_r: invalid int value: 'three'"),
-        ("lora_r: [1, 2]", "lora_r is [1, 2]; it must be one value"),
+        ("lora_r: [1, 2]", "argument --lora_r: invalid int value: '1,2'"),
+        ("lora_r: {a: 1}", "lora_r is {'a': 1}; it must be one value, or a list"),
         ("overwrite: true", "unknown option 'overwrite'"),
         ("- a", "must hold one mapping"),
     ],

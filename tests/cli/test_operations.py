@@ -65,7 +65,8 @@ def test_merge(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path)
     assert call(*workshop.training(other, data_seed=1)).code == 0
 
     without = call("merge", run_folder, other, "--output_dir", tmp_path / "merged")
-    assert without.code == 1  # weight_decay is 0: a flat prior is no distribution
+    assert (without.code, "a flat prior (weight_decay is 0)" in without.err) == (1, True)
+    assert "--prior_precision" in without.err
     done = call("merge", run_folder, other, "--prior_precision", 1.0, "--output_dir", tmp_path / "merged")
     assert done.code == 0, done.err
 
@@ -74,6 +75,14 @@ def test_merge(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path)
     merged = load_posterior(tmp_path / "merged")
     assert all(torch.equal(merged.mean[key], expected.mean[key]) for key in expected.mean)
     assert read_run(tmp_path / "merged").facts["derived_from"] == [str(run_folder), str(other)]
+
+
+def test_a_name_in_brackets_is_a_name(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    """And no colour."""
+    done = call("prune", run_folder, "--fraction", 0.1, "--output_dir", tmp_path / "to[red]day")
+
+    assert done.out.count("to[red]day") == 2, done.out
+    assert read_run(tmp_path / "to[red]day").posterior.meta.history[-1]["fraction"] == 0.1
 
 
 @pytest.mark.parametrize(

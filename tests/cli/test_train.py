@@ -46,14 +46,17 @@ def test_the_command_line_goes_before_yaml_and_yaml_before_defaults(
     call: Call, workshop: Workshop, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("lora_alpha: 4\nlearning_rate: 1e-2\nseed: 3\nmax_length:\nbf16: false\nmethod: adamw\n")
+    recipe.write_text(
+        "lora_alpha: 4\nlearning_rate: 1e-2\nseed: 3\nmax_length:\nbf16: false\nmethod: adamw\n"
+        "lora_target_modules: [q_proj, o_proj]\n"
+    )
     words = workshop.training(tmp_path / "run", max_steps=1)
 
     assert call(*words, "--config", recipe, "--seed", "5", "--lora-dropout=0").code == 0
 
     config = read_run(tmp_path / "run").config
     assert (config.lora_alpha, config.learning_rate, config.seed, config.lora_dropout) == (4, 0.01, 5, 0.0)
-    assert config.method == "adamw"
+    assert (config.method, config.lora_target_modules) == ("adamw", "q_proj,o_proj")
 
 
 @pytest.mark.parametrize("rank", ["--lora_r", "--lora-r"])
@@ -142,6 +145,11 @@ def test_an_encoder_trains_with_rows_out_of_scope(call: Call, workshop: Workshop
         ({"method": "adamw", "ess": 10}, "method 'adamw' has no option ess"),
         ({"train_file": None, "test_file": None, "task": "sst"}, "unknown task 'sst'; did you mean 'sst2'?"),
         ({"model_name_or_path": "./nowhere"}, "there is no model folder ./nowhere"),
+        ({"model_name_or_path": "models/mine/nowhere"}, "there is no model folder models/mine/nowhere"),
+        (
+            {"model_name_or_path": "someone/nothing"},
+            "model_name_or_path is 'someone/nothing', and nothing can be loaded",
+        ),
         ({"train_file": "nowhere.jsonl"}, "there is no file nowhere.jsonl"),
         ({"max_length": 5}, "more than the 5 allowed"),
     ],

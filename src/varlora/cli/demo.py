@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from rich.markup import escape
+
 from varlora.cli.console import out
 from varlora.cli.parsing import CommandParser
 from varlora.report.vocabulary import HEADLINE
@@ -45,4 +47,4 @@ def execute(arguments: Namespace) -> None:
     )
     out.print(results_table(comparison, metrics=HEADLINE).to_rich())
     out.print(reading(comparison), highlight=False)
-    out.print(f"The report is [bold]{Path(arguments.output_dir) / REPORT}[/bold]; open it in a browser.")
+    out.print(f"The report is [bold]{escape(str(Path(arguments.output_dir) / REPORT))}[/bold]; open it in a browser.")

@@ -7,6 +7,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
+
 from varlora.cli.console import out
 from varlora.cli.finished import add_options, check_new_file, load_finished, modes_of, read_finished, rows_of
 from varlora.cli.parsing import CommandParser
@@ -71,7 +73,7 @@ def execute(arguments: Namespace) -> None:
         out.print(table)
     rows = ", ".join(f"{split} {len(setting.task.rows(split))}" for split in splits)
     explained = " Below each number: its 95 % bootstrap interval over them." if arguments.resamples else ""
-    out.print(f"Rows: {rows}.{explained}", highlight=False)
+    out.print(f"Rows: {escape(rows)}.{explained}", highlight=False)
     if target is not None:
         content: Mapping[str, Any] = {
             "run": str(run.path),
@@ -87,7 +89,7 @@ def execute(arguments: Namespace) -> None:
         }
         with atomic_file(target, overwrite=arguments.overwrite) as file:
             file.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        out.print(f"Written to [bold]{target}[/bold].")
+        out.print(f"Written to [bold]{escape(str(target))}[/bold].")
 
 
 def _with_in_scope(setting: Setting, splits: list[str]) -> list[str]:

@@ -86,6 +86,11 @@ def _common_precision(posteriors: Sequence[DiagonalGaussian], sources: Sequence[
                 "grows with the number of rows). Train both with one --ess, or say which prior with --prior_precision."
             )
     assert first is not None
+    if not all(precision > 0 for precision in first.values()):
+        raise ValueError(
+            f"{sources[0]} was trained with a flat prior (weight_decay is 0), which is no distribution. Say which "
+            "prior to divide out with --prior_precision; a tiny one, 1e-9, comes to nearly none."
+        )
     return first
 
 

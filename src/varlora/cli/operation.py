@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
+
 from varlora.checkpoint import MANIFEST, load_posterior, posterior_from_checkpoint
 from varlora.cli.console import out
 from varlora.cli.parsing import CommandParser
@@ -44,7 +46,7 @@ def write(q: AnyPosterior, sources: Sequence[str], output_dir: str, *, overwrite
     """Writes the new folder, and says what changed and what can be done with it."""
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_derived(folder, q, sources=[Path(source) for source in sources], name=Path(output_dir).name)
-    out.print(f"{changed} Written to [bold]{output_dir}[/bold].", highlight=False)
+    out.print(f"{changed} Written to [bold]{escape(output_dir)}[/bold].", highlight=False, soft_wrap=True)
     if is_run(sources[0]):
-        own = "its settings and data" if len(sources) == 1 else f"the settings and data of {sources[0]}"
-        out.print(f"Next, with {own}: [cyan]varlora eval {output_dir}[/cyan]", highlight=False)
+        own = "its settings and data" if len(sources) == 1 else f"the settings and data of {escape(sources[0])}"
+        out.print(f"Next, with {own}: [cyan]varlora eval {escape(output_dir)}[/cyan]", highlight=False, soft_wrap=True)

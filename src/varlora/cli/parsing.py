@@ -138,8 +138,10 @@ class CommandParser(HfArgumentParser):
         for name, value in read_yaml(file, known).items():
             if value is None:
                 continue
-            if isinstance(value, (list, dict)):
-                raise ValueError(f"{file}: {name} is {value!r}; it must be one value.")
+            if isinstance(value, list):
+                value = ",".join(map(str, value))
+            if isinstance(value, dict):
+                raise ValueError(f"{file}: {name} is {value!r}; it must be one value, or a list.")
             one, _ = self.parse_known_args([f"--{name}={value}"])
             setattr(settings, name, getattr(one, name))
         self.reading = None

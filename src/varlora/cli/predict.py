@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rich.markup import escape
 
 from varlora.cli.console import out
 from varlora.cli.finished import add_options, check_new_file, load_finished, modes_of, read_finished, rows_of
@@ -63,7 +64,9 @@ def execute(arguments: Namespace) -> None:
         _write(list(_answers(prediction)), file, target.suffix)
     how = f"the average over {prediction.num_draws} draws" if prediction.mode == "samples" else "the posterior's mean"
     rows = len(prediction.labels)
-    out.print(f"{rows} {'row' if rows == 1 else 'rows'} answered by {how}; written to [bold]{target}[/bold].")
+    out.print(
+        f"{rows} {'row' if rows == 1 else 'rows'} answered by {how}; written to [bold]{escape(str(target))}[/bold]."
+    )
 
 
 def _answers(prediction: Prediction) -> Iterator[dict[str, Any]]:

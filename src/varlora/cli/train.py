@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from rich.markup import escape
+
 from varlora.cli.console import out
 from varlora.cli.parsing import CommandParser
 from varlora.cli.tables import metrics_tables
@@ -50,10 +52,11 @@ def execute(arguments: Namespace) -> None:
         ) from stop
     for table in metrics_tables(result.metrics):
         out.print(table)
-    out.print(f"Trained in {result.seconds['train']:.0f} s. The run is in [bold]{config.output_dir}[/bold].")
+    where = f"[bold]{escape(config.output_dir)}[/bold]"
+    out.print(f"Trained in {result.seconds['train']:.0f} s. The run is in {where}.", soft_wrap=True)
     if isinstance(result.posterior, DiagonalGaussian):
         out.print("[dim]mean: the posterior's mean; samples: the average over its draws.[/dim]", highlight=False)
     following = f"varlora eval {config.output_dir}"
     if result.setting.readout is not None:
         following += f"   or   varlora predict {config.output_dir} --input_file new.jsonl --output_file answers.jsonl"
-    out.print(f"Next: [cyan]{following}[/cyan]", highlight=False)
+    out.print(f"Next: [cyan]{escape(following)}[/cyan]", highlight=False, soft_wrap=True)  # a path stays whole

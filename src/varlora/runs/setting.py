@@ -255,16 +255,21 @@ def _columns(given: str | None) -> Mapping[str, str]:
 
 def _tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     _check_local(config.model_name_or_path)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        config.model_name_or_path, revision=config.model_revision
-    )
+    name = config.model_name_or_path
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, revision=config.model_revision)
+    except OSError as error:
+        raise ValueError(f"model_name_or_path is {name!r}, and nothing can be loaded from there. {error}") from error
     return tokenizer
 
 
 def _check_local(name: str) -> None:
     """A path that is not there would be looked for on the hub under a strange name."""
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise ValueError(f"there is no model folder {name}; give a folder that save_pretrained wrote, or a hub name.")
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise ValueError(
+            f"there is no model folder {name}; give a folder that save_pretrained wrote, or a hub name, as "
+            "model_name_or_path."
+        )
 
 
 def _family(config: RunConfig) -> Family:
