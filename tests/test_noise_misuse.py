@@ -372,3 +372,13 @@ def test_inductor_gives_the_eager_numbers() -> None:
         results.append(tensors(model))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_an_empty_group_can_be_added_while_a_controller_is_attached():
+    model = torch.nn.Linear(2, 1)
+    optimizer = IVON(model.parameters(), lr=0.1, ess=10.0, hess_init=1.0)
+    NoiseController(model, optimizer)
+    optimizer.add_param_group({"params": []})
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert optimizer.step_index == 1

@@ -270,3 +270,11 @@ def test_hessian_moved_is_the_median_relative_distance_from_the_start() -> None:
     moved = hessian_moved({"a": (torch.tensor([2.0, 2.2, 2.4]), 2.0), "b": (torch.tensor([0.5]), 1.0)})
     assert moved["by_tensor"] == pytest.approx({"a": 0.1, "b": 0.5})
     assert moved["overall"] == pytest.approx(0.1)  # the lower of the two middle values
+
+
+@pytest.mark.parametrize(
+    "given", [{"num_examples": "3"}, {"num_examples": 2.5}, {"num_examples": True}, {"ess": "1e5"}]
+)
+def test_meta_numbers_are_numbers(given):
+    with pytest.raises(ValueError, match="must be positive"):
+        PosteriorMeta(**given)

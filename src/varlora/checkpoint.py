@@ -299,14 +299,22 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is of kind {manifest.get('kind')!r}; this varlora reads {', '.join(_KINDS)}. Install a newer one."
         )
-    files = manifest.get("files", {})
+    files: Any = manifest.get("files")
+    if not isinstance(files, dict):
+        files = {}
     adapter = ADAPTER_CONFIG in files
     expected = {_mean_file(adapter)} | ({ADAPTER_CONFIG} if adapter else set())
     if manifest["kind"] == DiagonalGaussian.kind:
         expected.add(PRECISION)
     if set(files) != expected or not isinstance(manifest.get("meta"), dict):
         raise CheckpointError(f"{path} must list exactly {sorted(expected)} and hold meta. {_COPY_AGAIN}")
+    if not all(map(_is_entry, files.values())):
+        raise CheckpointError(f"{path} must give size and sha256 of each of its files. {_COPY_AGAIN}")
     return manifest
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("size"), int) and isinstance(value.get("sha256"), str)
 
 
 def _read_checked(path: Path, expected: Mapping[str, Any]) -> bytes:

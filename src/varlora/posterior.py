@@ -60,7 +60,8 @@ class PosteriorMeta:
             ("ess", self.ess),
             ("logit_temperature", self.logit_temperature),
         ):
-            if value is not None and not value > 0:
+            kinds = int if name == "num_examples" else (int, float)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value > 0):
                 raise ValueError(f"meta.{name} must be positive, not {value!r}.")
 
     def after(self, operation: Mapping[str, Any]) -> PosteriorMeta:

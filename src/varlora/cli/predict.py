@@ -62,7 +62,11 @@ def execute(arguments: Namespace) -> None:
     assert isinstance(prediction, Prediction)
     with atomic_file(target, overwrite=arguments.overwrite) as file:
         _write(list(_answers(prediction)), file, target.suffix)
-    how = f"the average over {prediction.num_draws} draws" if prediction.mode == "samples" else "the posterior's mean"
+    how = (
+        f"the average over {prediction.num_draws} draw{'s' * (prediction.num_draws > 1)}"
+        if prediction.mode == "samples"
+        else "the posterior's mean"
+    )
     rows = len(prediction.labels)
     out.print(
         f"{rows} {'row' if rows == 1 else 'rows'} answered by {how}; written to [bold]{escape(str(target))}[/bold]."

@@ -133,7 +133,8 @@ class IVON(torch.optim.Optimizer):
         params = param_group["params"]
         if not isinstance(params, (Tensor, set)):
             params = list(params)
-            if self.param_groups and "param_names" in self.param_groups[0] and isinstance(params[0], Tensor):
+            named = self.param_groups and "param_names" in self.param_groups[0]
+            if named and all(isinstance(p, Tensor) for p in params):
                 # torch wants all groups named or none; the next NoiseController writes the names.
                 param_group.setdefault("param_names", [""] * len(params))
             param_group["params"] = params

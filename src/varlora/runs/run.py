@@ -5,6 +5,7 @@ load_setting ──► train ──► Posterior ──► predictions ──►
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -151,6 +153,13 @@ def train(
     )
     checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / "fingerprint").write_text(config.fingerprint, encoding="utf-8")
+    rows = _digest(job.train, job.validation)
+    if resume_from is not None and (checkpoints / "rows").read_text(encoding="utf-8") != rows:
+        raise ValueError(
+            f"the training or validation rows have changed since the unfinished run in {checkpoints} began, so it "
+            "cannot go on. Put the former rows back, or start afresh with --overwrite."
+        )
+    (checkpoints / "rows").write_text(rows, encoding="utf-8")
     trainer = method.trainer(job)
     show_progress(trainer, shown=progress)
     start = time.perf_counter()
@@ -279,6 +288,12 @@ def _last_checkpoint(checkpoints: Path, config: RunConfig, *, resume: bool, over
         )
     shutil.rmtree(checkpoints)
     return None
+
+
+def _digest(*parts: datasets.Dataset | None) -> str:
+    """A hash of encoded rows: what is read, and what is to be answered."""
+    content = [(part["input_ids"][:], part["labels"][:]) for part in parts if part is not None]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _history(trainer: Trainer) -> list[dict[str, Any]]:

@@ -34,20 +34,28 @@ def largest_free_fraction(
 
     Returns:
         The fraction; 0.0 if even the smallest costs more.
+
+    Raises:
+        ValueError: fewer than two validation rows have a label.
     """
     reference = _losses(setting, q, samples)
+    if len(reference) < 2:
+        raise ValueError(
+            f"{len(reference)} labelled validation row(s) cannot tell what pruning costs; give at least 2."
+        )
     best = 0.0
     for fraction in fractions:
         difference = _losses(setting, prune(q, fraction), samples) - reference
-        if float(difference.mean()) > float(difference.std()) / math.sqrt(len(difference)):
+        if not float(difference.mean()) <= float(difference.std()) / math.sqrt(len(difference)):
             break
         best = fraction
     return best
 
 
 def _losses(setting: Setting, q: DiagonalGaussian, samples: int) -> Tensor:
-    """Negative log-likelihood of every validation row, (N,)."""
+    """Negative log-likelihood of every labelled validation row, (N,)."""
     prediction = predict_split(setting, q, "validation", samples=samples)
     assert isinstance(prediction, Prediction)
-    averaged = mean_log_probs(prediction.log_probs)
-    return -averaged[torch.arange(len(prediction.labels)), prediction.labels]
+    known = prediction.labels >= 0
+    averaged, labels = mean_log_probs(prediction.log_probs)[known], prediction.labels[known]
+    return -averaged[torch.arange(len(labels)), labels]
