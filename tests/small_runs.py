@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from models import tiny_llama
 from tiny_tokenizers import word_level
@@ -70,3 +70,18 @@ def config(folder: Path, model: str, **options: Any) -> RunConfig:
         **options,
     }
     return RunConfig(**given)
+
+
+class Stopped(Exception):
+    """What ends a training before its time."""
+
+
+class StopAfter(TrainerCallback):
+    """Raises after a step, as an interrupt would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise Stopped

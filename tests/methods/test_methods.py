@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
-from small_runs import LEARNED, config, save_model
+from small_runs import LEARNED, StopAfter, Stopped, config, save_model
 from varlora.checkpoint import load_posterior, save_posterior
 from varlora.methods import METHODS, AdamW, Ivon, Method, Temperature, with_options
 from varlora.methods.method import AnyPosterior
@@ -123,21 +122,6 @@ def test_calibration_touches_the_logit_temperature_only(result: Result) -> None:
     assert equal(calibrated, q)
     assert replace(calibrated.meta, logit_temperature=1.0) == replace(q.meta, logit_temperature=1.0)
     assert (calibrated.meta.logit_temperature != 1.0) == (result.method.name == "temperature")
-
-
-class Stopped(Exception):
-    """What ends a training before its time."""
-
-
-class StopAfter(TrainerCallback):
-    """Raises after a step, as an interrupt would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Stopped
 
 
 def test_an_interrupted_training_goes_on_bit_for_bit(result: Result, tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from transformers import TrainerCallback
 
-from small_runs import config, films, save_model, write_rows
+from small_runs import StopAfter, Stopped, config, films, save_model, write_rows
 from varlora.checkpoint import posterior_from_checkpoint
 from varlora.methods import Ivon, with_options
 from varlora.methods.method import AnyPosterior
@@ -47,21 +46,6 @@ def finished(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunC
     ood = write_rows(folder / "ood.jsonl", [{"text": f"a {w} hen", "label": -1} for w in ("cat", "dog", "cow")])
     settings = config(folder, model, ood_file=ood, save_steps=10)
     return settings, run(settings, progress=False)
-
-
-class Stopped(Exception):
-    """What ends a training before its time."""
-
-
-class StopAfter(TrainerCallback):
-    """Raises after a step, as an interrupt would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Stopped
 
 
 def interrupt(settings: RunConfig, step: int) -> None:
