@@ -17,6 +17,13 @@ WORDS = ("fine", "dull", "film", "negative", "positive", "a", "cat", "dog", "cow
 LEARNED: Mapping[str, Mapping[str, Any]] = {
     "adamw": {"learning_rate": 0.02},
     "temperature": {"learning_rate": 0.02},
+    "laplace": {"learning_rate": 0.02},
+    "blob": {"learning_rate": 0.02},
+    "scalabl": {"learning_rate": 0.02},
+    "swag": {"learning_rate": 0.02, "snapshots": 4},
+    "tfb": {"learning_rate": 0.02},
+    "ensemble": {"learning_rate": 0.02, "members": 2},
+    "mc_dropout": {"learning_rate": 0.02},
     "ivon": {"learning_rate": 20.0, "ess": 1e5},
 }
 """Options with which each method learns the task in `STEPS` steps."""

@@ -1,8 +1,9 @@
 """The posterior folder: an ordinary PEFT adapter that holds the mean, and beside it what makes it a posterior.
 
     adapter_config.json          as PEFT writes it
-    adapter_model.safetensors    the mean: PEFT and vLLM load and merge it without varlora
-    posterior.safetensors        precision = 1/variance, same keys, float32; absent for a point mass
+    adapter_model.safetensors    the point (a Gaussian's mean): PEFT and vLLM load and merge it without varlora
+    posterior.safetensors        what the kind keeps beside it (a diagonal Gaussian: precision = 1/variance, same keys,
+                                 float32); absent for a point mass
     posterior.json               format version, kind, meta, library versions, size and SHA-256 of the other files
 
 For a plain module, `mean.safetensors` takes the place of the adapter's two files. Equal posteriors give equal
@@ -31,18 +32,17 @@ from torch import Tensor
 
 from varlora.adapters import checkpoint_key, in_fixed_order, is_base_embedding
 from varlora.folders import atomic_folder, interrupted
-from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta, hessian_moved, validate
+from varlora.posterior import KINDS, DiagonalGaussian, PointMass, Posterior, PosteriorMeta, hessian_moved
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "posterior.json"
-PRECISION = "posterior.safetensors"
+BESIDE = "posterior.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_MEAN = "adapter_model.safetensors"
 PLAIN_MEAN = "mean.safetensors"
 
-_KINDS = (PointMass.kind, DiagonalGaussian.kind)
 _LIBRARIES = ("varlora", "torch", "transformers", "peft", "safetensors")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive; a bare pickle
 _COPY_AGAIN = "Copy the folder again from its source, or save the posterior anew."
@@ -52,7 +52,7 @@ class CheckpointError(ValueError):
     """A folder that is no sound posterior; the message names the file and what to do."""
 
 
-def save_posterior(q: PointMass | DiagonalGaussian, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def save_posterior(q: Posterior, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Writes a posterior folder, whole or not at all.
 
     Args:
@@ -81,7 +81,7 @@ def save_posterior(q: PointMass | DiagonalGaussian, folder: str | os.PathLike[st
     return Path(folder)
 
 
-def write_posterior_files(q: PointMass | DiagonalGaussian, folder: Path) -> None:
+def write_posterior_files(q: Posterior, folder: Path) -> None:
     """Writes a posterior's files into an existing folder, `posterior.json` last.
 
     For folders that hold more than a posterior: write into an `atomic_folder`.
@@ -89,20 +89,21 @@ def write_posterior_files(q: PointMass | DiagonalGaussian, folder: Path) -> None
     Raises:
         ValueError: as `save_posterior`.
     """
-    validate(q)
+    beside = q.tensors()
+    KINDS[q.kind].from_tensors(q.point, beside, q.meta)  # tensors that were changed since must still fit together
     files: dict[str, bytes] = {}
     if q.meta.adapter_config is not None:
         files[ADAPTER_CONFIG] = _json(q.meta.adapter_config)
-    files[_mean_file(q.meta.adapter_config is not None)] = _tensor_bytes(q.mean)
-    if isinstance(q, DiagonalGaussian):
-        files[PRECISION] = _tensor_bytes(q.precision)
+    files[_mean_file(q.meta.adapter_config is not None)] = _tensor_bytes(q.point)
+    if beside:
+        files[BESIDE] = _tensor_bytes(beside)
     meta = {f.name: getattr(q.meta, f.name) for f in dataclasses.fields(PosteriorMeta) if f.name != "adapter_config"}
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "kind": q.kind,
         "meta": meta,
         "ess_over_num_examples": q.meta.ess / q.meta.num_examples if q.meta.ess and q.meta.num_examples else None,
-        "num_entries": sum(m.numel() for m in q.mean.values()),
+        "num_entries": sum(m.numel() for m in q.point.values()),
         "files": {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()},
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
@@ -111,7 +112,7 @@ def write_posterior_files(q: PointMass | DiagonalGaussian, folder: Path) -> None
         (folder / name).write_bytes(data)
 
 
-def load_posterior(folder: str | os.PathLike[str], *, base_model: str | None = None) -> PointMass | DiagonalGaussian:
+def load_posterior(folder: str | os.PathLike[str], *, base_model: str | None = None) -> Posterior:
     """Reads a posterior folder, after checking that it is complete, unchanged and sound.
 
     Args:
@@ -137,16 +138,13 @@ def load_posterior(folder: str | os.PathLike[str], *, base_model: str | None = N
     _check_base_model(where, meta.base_model, base_model)
 
     path = folder / _mean_file(config is not None)
-    mean = _tensors(path, contents[path.name])
+    point = _tensors(path, contents[path.name])
+    beside = _tensors(folder / BESIDE, contents[BESIDE]) if BESIDE in contents else {}
     try:
-        q: PointMass | DiagonalGaussian = PointMass(mean=mean, meta=meta)
-        if manifest["kind"] == DiagonalGaussian.kind:
-            path = folder / PRECISION
-            q = DiagonalGaussian(mean=mean, precision=_tensors(path, contents[PRECISION]), meta=meta)
-    except CheckpointError:
-        raise
+        q: Posterior = KINDS[manifest["kind"]].from_tensors(point, beside, meta)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error} {_COPY_AGAIN}") from error
+        named = path if not beside else f"{path} or {folder / BESIDE}"
+        raise CheckpointError(f"{named}: {error} {_COPY_AGAIN}") from error
     return q
 
 
@@ -295,17 +293,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     stated = manifest.pop("sha256", None)
     if stated != _sha256(_json(manifest)):
         raise CheckpointError(f"{path} was changed or damaged after it was written. {_COPY_AGAIN}")
-    if manifest.get("kind") not in _KINDS:
+    if manifest.get("kind") not in KINDS:
         raise CheckpointError(
-            f"{path} is of kind {manifest.get('kind')!r}; this varlora reads {', '.join(_KINDS)}. Install a newer one."
+            f"{path} is of kind {manifest.get('kind')!r}; this varlora reads {', '.join(KINDS)}. Install a newer one."
         )
     files: Any = manifest.get("files")
     if not isinstance(files, dict):
         files = {}
     adapter = ADAPTER_CONFIG in files
     expected = {_mean_file(adapter)} | ({ADAPTER_CONFIG} if adapter else set())
-    if manifest["kind"] == DiagonalGaussian.kind:
-        expected.add(PRECISION)
+    if manifest["kind"] != PointMass.kind:
+        expected.add(BESIDE)
     if set(files) != expected or not isinstance(manifest.get("meta"), dict):
         raise CheckpointError(f"{path} must list exactly {sorted(expected)} and hold meta. {_COPY_AGAIN}")
     if not all(map(_is_entry, files.values())):
@@ -336,7 +334,8 @@ def _read(path: Path) -> bytes:
 
 
 def _refuse_pickle(path: Path, data: bytes) -> None:
-    if data.startswith(_PICKLE_STARTS):
+    # A safetensors file begins with the length of its header, whose first byte can be a pickle's 0x80, then has "{".
+    if data.startswith(_PICKLE_STARTS) and data[8:9] != b"{":
         raise CheckpointError(
             f"{path} is a pickle (torch.save), whatever its name says; varlora does not open pickles, since they can "
             "run code. Save the posterior anew with save_posterior."

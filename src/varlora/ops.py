@@ -1,7 +1,8 @@
 """What can be done with posteriors: prune, temper, merge, kl, snr. Pure functions; nothing is changed in place.
 
-For posteriors q = N(m, diag v): signal-to-noise |m| / √v; temperature τ scales v; KL(q ‖ p) in closed form; and
-K posteriors of one prior p merge into their product ∏ q_k / p^(K−1), whose precision is Σ 1/v_k − (K−1)/v_p.
+Every kind of posterior with marginal means m and variances v: signal-to-noise |m| / √v; pruning sets entries to 0;
+temperature τ scales the covariance. Diagonal Gaussians, besides: KL(q ‖ p) in closed form, and K posteriors of one
+prior p merge into their product ∏ q_k / p^(K−1), whose precision is Σ 1/v_k − (K−1)/v_p.
 
 Source: pruning and test-time temperature arXiv 2506.14280 (which entries are pruned, and how they are ranked, is
 not published: our choice); the others follow from the definitions.
@@ -13,13 +14,21 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from varlora.adapters import same_scaling
-from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
+from varlora.posterior import (
+    DiagonalGaussian,
+    DropoutMasks,
+    Mixture,
+    PointMass,
+    PointMassError,
+    Posterior,
+    PosteriorMeta,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,37 +36,34 @@ Criterion = Literal["snr", "variance", "magnitude"]
 Scope = Literal["global", "tensor"]
 
 
-class PointMassError(ValueError):
-    """The operation needs a variance, and the posterior is (partly) a point mass."""
+P = TypeVar("P", bound=Posterior)
 
 
-def snr(q: PointMass | DiagonalGaussian) -> dict[str, Tensor]:
+def snr(q: Posterior) -> dict[str, Tensor]:
     """Signal-to-noise ratio |m| / √v by tensor: 0 where m = 0, infinite where m ≠ 0 is known exactly.
+
+    Raises:
+        NotAWeightSampleError: the posterior is none over weights.
 
     Example:
         >>> q = DiagonalGaussian(mean={"w": torch.tensor([-2.0, 0.0])}, precision={"w": torch.tensor([4.0, 1.0])})
         >>> snr(q)["w"]
         tensor([4., 0.])
     """
-    if isinstance(q, PointMass):
-        return {key: torch.where(m == 0, 0.0, math.inf).to(m.dtype) for key, m in q.mean.items()}
-    return {key: torch.where(m == 0, 0.0, m.abs() * q.precision[key].sqrt()) for key, m in q.mean.items()}
+    variance = q.variance
+    return {key: torch.where(m == 0, 0.0, m.abs() * variance[key].rsqrt()) for key, m in q.mean.items()}
 
 
-@overload
-def prune(q: PointMass, fraction: float, by: Criterion = ..., scope: Scope = ...) -> PointMass: ...
-@overload
-def prune(q: DiagonalGaussian, fraction: float, by: Criterion = ..., scope: Scope = ...) -> DiagonalGaussian: ...
-def prune(
-    q: PointMass | DiagonalGaussian, fraction: float, by: Criterion = "snr", scope: Scope = "global"
-) -> PointMass | DiagonalGaussian:
+def prune(q: P, fraction: float, by: Criterion = "snr", scope: Scope = "global") -> P:
     """Sets the least certain entries to zero, mean and variance both.
 
-    floor(fraction · n) entries are pruned, n counting all entries that trained. Entries pruned before rank first,
-    so pruning again by the same fraction changes nothing. Ties go to the first entry in sorted order of the keys.
+    floor(fraction · n) entries are pruned, n counting all entries but those of tensors that are known exactly as a
+    whole (what did not train, BLoB's B), which stay. Entries pruned before rank first, so pruning again by the same
+    fraction changes nothing. Ties go to the first entry in sorted order of the keys. In a `Mixture` every component is
+    pruned by itself.
 
     Args:
-        q: a posterior; a `PointMass` can be pruned by magnitude only.
+        q: a posterior; a `PointMass` or `DropoutMasks` can be pruned by magnitude only.
         fraction: share of the entries to prune, 0 to 1.
         by: "snr" prunes the lowest |m| / √v, "variance" the largest v, "magnitude" the lowest |m|.
         scope: rank over all tensors ("global") or within each ("tensor").
@@ -68,6 +74,7 @@ def prune(
     Raises:
         ValueError: an argument is out of its range.
         PointMassError: a point mass is to be pruned by its variance.
+        NotAWeightSampleError: what is to be pruned by its variance is no posterior over weights.
 
     Example:
         >>> q = DiagonalGaussian(mean={"w": torch.tensor([3.0, 0.1])}, precision={"w": torch.ones(2)})
@@ -84,8 +91,13 @@ def prune(
         raise ValueError(f"scope is {scope!r}; it must be 'global' or 'tensor'.")
     if isinstance(q, PointMass) and by != "magnitude":
         raise PointMassError(f"a point mass has no variance to prune by {by}; use by='magnitude'.")
+    operation = {"op": "prune", "fraction": fraction, "by": by, "scope": scope}
+    if isinstance(q, Mixture):
+        components = tuple(prune(component, fraction, by, scope) for component in q.components)
+        entries = sum(int(component.meta.history[-1]["entries"]) for component in components)
+        return dataclasses.replace(q, components=components, meta=q.meta.after({**operation, "entries": entries}))
 
-    scores = {key: score for key, score in _scores(q, by).items() if not _fixed(q, key)}
+    scores = _scores(q, by)
     groups = [list(scores)] if scope == "global" else [[key] for key in scores]
     masks: dict[str, Tensor] = {}
     for keys in filter(None, groups):
@@ -93,17 +105,13 @@ def prune(
     pruned = sum(int(mask.sum()) for mask in masks.values())
     if fraction > 0 and pruned == 0:
         logger.warning("prune(fraction=%g, scope=%r) prunes no entry: too few entries", fraction, scope)
-
-    mean = {key: m.masked_fill(masks[key], 0.0) if key in masks else m for key, m in q.mean.items()}
-    meta = q.meta.after({"op": "prune", "fraction": fraction, "by": by, "scope": scope, "entries": pruned})
-    if isinstance(q, PointMass):
-        return PointMass(mean=mean, meta=meta)
-    precision = {key: p.masked_fill(masks[key], math.inf) if key in masks else p for key, p in q.precision.items()}
-    return DiagonalGaussian(mean=mean, precision=precision, meta=meta)
+    return q.zeroed(masks, q.meta.after({**operation, "entries": pruned}))
 
 
-def temper(q: DiagonalGaussian, temperature: float) -> DiagonalGaussian | PointMass:
-    """Scales every variance by τ: 1 is the trained posterior, above 1 warmer, 0 its mean as a `PointMass`.
+def temper(q: P, temperature: float) -> P | PointMass:
+    """Scales the covariance by τ: 1 is the trained posterior, above 1 warmer, 0 its point as a `PointMass`.
+
+    In a `Mixture` the covariance of every component is scaled, not the distance between them.
 
     Args:
         q: the posterior.
@@ -112,6 +120,7 @@ def temper(q: DiagonalGaussian, temperature: float) -> DiagonalGaussian | PointM
     Raises:
         ValueError: τ is negative, not finite, or takes a precision out of its dtype's range.
         PointMassError: q is a point mass, which no temperature changes.
+        NotAWeightSampleError: q is no posterior over weights.
 
     Example:
         >>> q = DiagonalGaussian(mean={"w": torch.zeros(1)}, precision={"w": torch.ones(1)})
@@ -122,16 +131,9 @@ def temper(q: DiagonalGaussian, temperature: float) -> DiagonalGaussian | PointM
     """
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature!r}; it must be a finite number, at least 0.")
-    if isinstance(q, PointMass):
-        raise PointMassError("a point mass has no variance to temper; it stays what it is.")
     meta = q.meta.after({"op": "temper", "temperature": temperature})
-    if temperature == 0:
-        return PointMass(mean=q.mean, meta=meta)
-    precision = {key: p / temperature for key, p in q.precision.items()}
-    for key, p in precision.items():
-        if bool(((p == 0) | (torch.isinf(p) & torch.isfinite(q.precision[key]))).any()):
-            raise ValueError(f"temperature {temperature!r} takes precisions of {key} out of the range of {p.dtype}.")
-    return DiagonalGaussian(mean=q.mean, precision=precision, meta=meta)
+    scaled = q.scaled(temperature if temperature > 0 else 1.0, meta)  # refuses what has no variance
+    return scaled if temperature > 0 else PointMass(mean=q.point, meta=meta)
 
 
 def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float]) -> DiagonalGaussian:
@@ -180,6 +182,7 @@ def kl(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
     Raises:
         ValueError: the keys or shapes differ.
         PointMassError: one is a point mass in an entry where the other is not (the divergence is infinite).
+        TypeError: one is no diagonal Gaussian.
 
     Example:
         >>> one = torch.ones(1)
@@ -190,6 +193,7 @@ def kl(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
     for name, posterior in (("q", q), ("p", p)):
         if isinstance(posterior, PointMass):
             raise PointMassError(f"KL(q ‖ p) is infinite: {name} is a point mass.")
+        _diagonal(posterior, f"KL(q ‖ p), {name}")
     _same_tensors([q, p])
     total = torch.zeros((), dtype=torch.float64)
     for key in q.mean:
@@ -233,6 +237,7 @@ def merge(
         ValueError: the posteriors do not belong together, or entries are invalid; the message names the tensor
             and counts them.
         PointMassError: one of them is a point mass.
+        TypeError: one of them is no diagonal Gaussian.
 
     Example:
         >>> q = DiagonalGaussian(mean={"w": torch.ones(1)}, precision={"w": torch.full((1,), 3.0)})
@@ -246,6 +251,8 @@ def merge(
         raise ValueError("merge needs at least one posterior.")
     if any(isinstance(q, PointMass) for q in (*posteriors, prior)):
         raise PointMassError("merge weighs by precision, and a point mass has none; average their means instead.")
+    for q in (*posteriors, prior):
+        _diagonal(q, "merge")
     _same_tensors([*posteriors, prior])
     mean, precision, replaced = {}, {}, 0
     for key in posteriors[0].mean:
@@ -296,7 +303,11 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
             raise ValueError(f"only posteriors of one {name} can be merged, not of {' and '.join(values)}.")
     if not all(same_scaling(metas[0].adapter_config, meta.adapter_config) for meta in metas):
         raise ValueError("the adapters differ in rank, alpha or another scaling, so their weights do not compare.")
-    if len({meta.logit_temperature for meta in metas}) > 1:
+    if any(
+        (meta.logit_temperature, meta.logit_temperature_by_mode)
+        != (metas[0].logit_temperature, metas[0].logit_temperature_by_mode)
+        for meta in metas
+    ):
         raise ValueError("the posteriors have different logit temperatures; merge them before fitting it.")
     sources = [
         {"method": m.method, "num_examples": m.num_examples, "ess": m.ess, "history": list(m.history)} for m in metas
@@ -319,6 +330,11 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
     )
 
 
+def _diagonal(q: object, where: str) -> None:
+    if not isinstance(q, DiagonalGaussian):
+        raise TypeError(f"{where}: closed forms are given for DiagonalGaussian, not for {type(q).__name__}.")
+
+
 def _same_tensors(posteriors: Sequence[DiagonalGaussian]) -> None:
     first = {key: m.shape for key, m in posteriors[0].mean.items()}
     for other in posteriors[1:]:
@@ -330,21 +346,22 @@ def _same_tensors(posteriors: Sequence[DiagonalGaussian]) -> None:
             raise ValueError(f"{key} is {tuple(first[key])} in one posterior and {tuple(shapes[key])} in another.")
 
 
-def _fixed(q: PointMass | DiagonalGaussian, key: str) -> bool:
+def _fixed(q: DiagonalGaussian, key: str) -> bool:
     """Whether a tensor did not train: known exactly as a whole, and not by pruning."""
-    if isinstance(q, PointMass):
-        return False
     return bool(torch.isinf(q.precision[key]).all()) and bool((q.mean[key] != 0).any())
 
 
-def _scores(q: PointMass | DiagonalGaussian, by: Criterion) -> dict[str, Tensor]:
-    """What to prune by, lowest first; entries pruned before come first of all."""
-    if by == "snr":
-        return snr(q)
-    if by == "variance" and isinstance(q, DiagonalGaussian):
-        # The largest variance is the lowest precision.
-        return {key: torch.where(torch.isinf(p), -math.inf, p) for key, p in q.precision.items()}
-    return {key: m.abs() for key, m in q.mean.items()}
+def _scores(q: Posterior, by: Criterion) -> dict[str, Tensor]:
+    """What to prune by, lowest first, without the tensors that stay; entries pruned before come first of all."""
+    if by == "magnitude" and isinstance(q, (PointMass, DropoutMasks)):
+        return {key: m.abs() for key, m in q.mean.items()}
+    variance = q.variance
+    varied = {key: m for key, m in q.mean.items() if bool((variance[key] > 0).any()) or not bool(m.any())}
+    if by == "magnitude":
+        return {key: m.abs() for key, m in varied.items()}
+    if by == "variance":
+        return {key: torch.where(variance[key] == 0, -math.inf, -variance[key]) for key in varied}
+    return {key: torch.where(m == 0, 0.0, m.abs() * variance[key].rsqrt()) for key, m in varied.items()}
 
 
 def _lowest(scores: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:

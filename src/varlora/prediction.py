@@ -26,7 +26,7 @@ from varlora.draws import held_batches, on_device_of, over_draws, progress_bar
 from varlora.posterior import PointMass, Posterior
 from varlora.readout import Readout
 
-Mode = Literal["model", "mean", "samples"]
+Mode = Literal["model", "mean", "samples", "linearised"]
 _FORMAT = "varlora.prediction.v1"
 
 
@@ -39,7 +39,8 @@ class Prediction:
         labels: Class indices (N,), int64; -100 where unknown.
         classes: The C classes' names, or empty.
         ids: The N examples' names, or empty.
-        mode: "model" (the weights as they stood), "mean" (the posterior's mean) or "samples" (its draws).
+        mode: "model" (the weights as they stood), "mean" (the posterior's point, a Gaussian's mean), "samples" (its
+            draws) or "linearised" (draws of the logits of the model linearised at the point).
         antithetic: Whether draws 2k and 2k + 1 mirror each other around the mean.
         seed: Seed of the draws; None where none was drawn.
         logit_temperature: What divided the logits.
@@ -152,6 +153,22 @@ class Prediction:
             raise ValueError(f"{file} is not a saved prediction: {error}") from error
 
 
+def modes_of(q: Posterior, samples: int = 1) -> tuple[Mode, ...]:
+    """The modes in which a posterior can be predicted with; the last is the method's own.
+
+    Args:
+        q: the posterior.
+        samples: S, the number of draws there are to be; 0 leaves the point alone.
+
+    Example:
+        >>> modes_of(PointMass(mean={"w": torch.ones(1)}))
+        ('mean',)
+    """
+    if isinstance(q, PointMass) or samples == 0:
+        return ("mean",)
+    return ("mean", "samples", "linearised") if q.meta.linearised else ("mean", "samples")
+
+
 def predict(
     model: nn.Module,
     q: Posterior | None,
@@ -200,9 +217,10 @@ def predict(
         >>> prediction.log_probs.shape, prediction.probs[0].tolist()
         (torch.Size([3, 4, 2]), [0.5, 0.5])
     """
+    mode: Mode = "model" if q is None else "samples" if samples and not isinstance(q, PointMass) else "mean"
     temperature = logit_temperature
     if temperature is None:
-        temperature = q.meta.logit_temperature if q is not None else 1.0
+        temperature = q.meta.logit_temperature_of(mode) if q is not None else 1.0
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"the logit temperature must be positive and finite, got {temperature}")
     held = held_batches(batches)
@@ -231,14 +249,13 @@ def predict(
             f"the model gives NaN logits, first for example {broken}; its weights or the posterior's scale are broken"
         )
     names = getattr(readout, "answers", getattr(readout, "classes", ()))
-    mode: Mode = "model" if q is None else "samples" if samples and not isinstance(q, PointMass) else "mean"
     return Prediction(
         log_probs=log_probs,
         labels=labels,
         classes=tuple(names),
         ids=tuple(str(i) for batch in held for i in batch.get("id", ())),
         mode=mode,
-        antithetic=mode == "samples" and antithetic and samples > 1,
+        antithetic=mode == "samples" and q is not None and q.symmetric and antithetic and samples > 1,
         seed=seed if mode == "samples" else None,
         logit_temperature=temperature,
     )

@@ -68,3 +68,24 @@ def test_a_bound_is_said_to_be_one(labels: list[int], bound: float, caplog: pyte
 def test_what_cannot_be_fitted_is_refused(logits: torch.Tensor, labels: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit_temperature(logits, torch.tensor(labels, dtype=torch.long))
+
+
+def test_several_draws_share_the_temperature_of_their_average() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, 4, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (200,), generator=generator)
+    labels = torch.where(torch.rand(200, generator=generator) < 0.5, logits.mean(1).argmax(1), labels)
+    best = fit_temperature(logits, labels)
+
+    def nll(temperature: float) -> float:
+        probs = (logits / temperature).softmax(-1).mean(1)
+        return -float(probs[torch.arange(200), labels].log().mean())
+
+    tried = [nll(0.01 * 1.01**i) for i in range(926)]
+    assert nll(best) <= min(tried) + 1e-12
+    assert best != pytest.approx(fit_temperature(logits.mean(1), labels), rel=0.01)  # logits are not averaged
+
+
+def test_one_draw_is_no_draws() -> None:
+    logits, labels = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 3
+    assert fit_temperature(logits[:, None], labels) == fit_temperature(logits, labels)

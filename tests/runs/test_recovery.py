@@ -11,8 +11,9 @@ import pytest
 from transformers import TrainerCallback
 
 from small_runs import config, films, save_model, write_rows
+from varlora.methods.method import last_checkpoint
 from varlora.runs import RunConfig, load_setting, method_of, run, train
-from varlora.runs.run import checkpoints_of, last_checkpoint
+from varlora.runs.run import checkpoints_of
 
 
 class Killed(BaseException):

@@ -12,13 +12,13 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
+from transformers import Trainer
 
 from small_runs import StopAfter, Stopped, config, films, save_model, write_rows
 from varlora.checkpoint import posterior_from_checkpoint
 from varlora.methods import Ivon, with_options
-from varlora.methods.method import AnyPosterior
-from varlora.optim import IVON
-from varlora.posterior import DiagonalGaussian
+from varlora.methods.method import Job
+from varlora.posterior import DiagonalGaussian, Posterior
 from varlora.prediction import Prediction
 from varlora.runs import (
     CompletionScores,
@@ -60,7 +60,7 @@ def interrupt(settings: RunConfig, step: int) -> None:
         )
 
 
-def assert_equal(first: AnyPosterior, second: AnyPosterior) -> None:
+def assert_equal(first: Posterior, second: Posterior) -> None:
     assert first.mean.keys() == second.mean.keys()
     for key in first.mean:
         assert torch.equal(first.mean[key], second.mean[key]), key
@@ -205,17 +205,14 @@ def test_early_stopping_keeps_the_best_checkpoint_with_its_own_hessian(model: st
 
 @dataclass(frozen=True, kw_only=True)
 class Watched(Ivon):
-    """Keeps the optimizer that trained."""
+    """Keeps its trainer."""
 
-    def posterior(self, job: Any, trainer: Any) -> AnyPosterior:
-        optimizer = trainer.optimizer
-        while hasattr(optimizer, "optimizer"):
-            optimizer = optimizer.optimizer
-        OPTIMIZERS.append((optimizer, trainer))
-        return super().posterior(job, trainer)
+    def trainer(self, job: Job) -> Trainer:
+        TRAINERS.append(super().trainer(job))
+        return TRAINERS[-1]
 
 
-OPTIMIZERS: list[tuple[IVON, Any]] = []
+TRAINERS: list[Any] = []
 
 
 def test_every_option_of_ivon_reaches_the_optimizer(model: str, tmp_path: Path) -> None:
@@ -232,10 +229,10 @@ def test_every_option_of_ivon_reaches_the_optimizer(model: str, tmp_path: Path) 
     }
     settings = config(tmp_path, model, max_steps=2, lr_scheduler_type="constant", **options)
     method = with_options(Watched, options)
-    OPTIMIZERS.clear()
+    TRAINERS.clear()
     result = train(load_setting(settings), method, checkpoints=checkpoints_of(settings), progress=False)
-    [(optimizer, trainer)] = OPTIMIZERS
-    [group] = optimizer.param_groups
+    [trainer] = TRAINERS
+    [group] = trainer.optimizer.param_groups
     assert (group["lr"], group["ess"], group["hess_init"]) == (0.5, 1234.0, 0.25)
     assert (group["betas"], group["clip_radius"], group["weight_decay"]) == ((0.5, 0.75), 0.125, 0.01)
     assert group["prior"] == "adaptive"

@@ -10,12 +10,12 @@ from typing import Any
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.finished import add_options, check_new_file, load_finished, modes_of, read_finished, rows_of
+from varlora.cli.finished import add_options, check_new_file, load_finished, read_finished, rows_of
 from varlora.cli.parsing import CommandParser
 from varlora.cli.tables import metrics_tables
 from varlora.folders import atomic_file
 from varlora.metrics import Interval, evaluate_with_intervals
-from varlora.prediction import Prediction
+from varlora.prediction import Prediction, modes_of
 from varlora.runs import Setting, finite, measure, predict_split
 from varlora.runs.folder import CompletionScores
 from varlora.runs.measure import IN_SCOPE
@@ -59,8 +59,8 @@ def execute(arguments: Namespace) -> None:
     splits = arguments.split or [split for split in setting.task.splits if split != "train"]
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {
         split: {
-            mode: predict_split(setting, run.posterior, split, samples=samples, progress=not arguments.no_progress)
-            for mode, samples in modes_of(run, config.samples).items()
+            mode: predict_split(setting, run.posterior, split, mode=mode, progress=not arguments.no_progress)
+            for mode in modes_of(run.posterior, config.samples)
         }
         for split in _with_in_scope(setting, splits)
     }

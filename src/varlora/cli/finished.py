@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from argparse import Namespace
 from pathlib import Path
-from typing import Literal
 
 from transformers import AutoTokenizer
 
 from varlora.cli.parsing import CommandParser
-from varlora.posterior import DiagonalGaussian
 from varlora.runs import RunConfig, RunFolder, Setting, read_run, reload_setting
 from varlora.tasks import Task, load_more
 
@@ -53,12 +51,6 @@ def rows_of(file: str, run: RunFolder, config: RunConfig, *, split: str, labelle
         label_answers=config.label_answers,
         tokenizer=AutoTokenizer.from_pretrained(str(run.path)) if chat else None,
     )
-
-
-def modes_of(run: RunFolder, samples: int) -> dict[Literal["mean", "samples"], int]:
-    """What to predict with: the mean, and the draws where there are any to draw."""
-    sampled = isinstance(run.posterior, DiagonalGaussian) and samples > 0
-    return {"mean": 0, "samples": samples} if sampled else {"mean": 0}
 
 
 def check_new_file(file: str | None, *, overwrite: bool) -> Path | None:

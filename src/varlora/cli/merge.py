@@ -57,6 +57,8 @@ def execute(arguments: Namespace) -> None:
         q = read_posterior(source)
         if isinstance(q, PointMass):
             raise ValueError(f"{source} holds a point mass, which has no variance to weigh it by.")
+        if not isinstance(q, DiagonalGaussian):
+            raise ValueError(f"{source} is of kind {q.kind}; only diagonal Gaussians (ivon, blob, tfb) can be merged.")
         posteriors.append(q)
     precision = arguments.prior_precision
     if precision is None:

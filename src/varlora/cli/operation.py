@@ -11,7 +11,7 @@ from varlora.checkpoint import MANIFEST, load_posterior, posterior_from_checkpoi
 from varlora.cli.console import out
 from varlora.cli.parsing import CommandParser
 from varlora.folders import atomic_folder, check_target
-from varlora.methods.method import AnyPosterior
+from varlora.posterior import Posterior
 from varlora.runs import is_run, write_derived
 
 SOURCES = "a run, a posterior folder, or a checkpoint-N folder of a Trainer with IVON"
@@ -23,7 +23,7 @@ def add_options(made: CommandParser) -> None:
     made.flag("overwrite", "Replace that folder.")
 
 
-def read_posterior(folder: str) -> AnyPosterior:
+def read_posterior(folder: str) -> Posterior:
     """The posterior of a run, of a bare posterior folder, or of a Trainer checkpoint."""
     path = Path(folder)
     if not (path / MANIFEST).is_file() and (path / "optimizer.pt").is_file():
@@ -42,7 +42,7 @@ def check_output(output_dir: str, sources: Sequence[str], *, overwrite: bool) ->
     check_target(output_dir, overwrite=overwrite)
 
 
-def write(q: AnyPosterior, sources: Sequence[str], output_dir: str, *, overwrite: bool, changed: str) -> None:
+def write(q: Posterior, sources: Sequence[str], output_dir: str, *, overwrite: bool, changed: str) -> None:
     """Writes the new folder, and says what changed and what can be done with it."""
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_derived(folder, q, sources=[Path(source) for source in sources], name=Path(output_dir).name)

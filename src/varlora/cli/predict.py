@@ -14,11 +14,11 @@ import torch
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.finished import add_options, check_new_file, load_finished, modes_of, read_finished, rows_of
+from varlora.cli.finished import add_options, check_new_file, load_finished, read_finished, rows_of
 from varlora.cli.parsing import CommandParser
 from varlora.folders import atomic_file
 from varlora.metrics import mutual_information, predictive_entropy
-from varlora.prediction import Prediction
+from varlora.prediction import Prediction, modes_of
 from varlora.runs import predict_split
 
 SPLIT = "input"
@@ -57,16 +57,16 @@ def execute(arguments: Namespace) -> None:
     run, config = read_finished(arguments)
     task = rows_of(arguments.input_file, run, config, split=SPLIT, labelled=False)
     setting = load_finished(run, config, task)
-    samples = max(modes_of(run, config.samples).values())
-    prediction = predict_split(setting, run.posterior, SPLIT, samples=samples, progress=not arguments.no_progress)
+    mode = modes_of(run.posterior, config.samples)[-1]
+    prediction = predict_split(setting, run.posterior, SPLIT, mode=mode, progress=not arguments.no_progress)
     assert isinstance(prediction, Prediction)
     with atomic_file(target, overwrite=arguments.overwrite) as file:
         _write(list(_answers(prediction)), file, target.suffix)
-    how = (
-        f"the average over {prediction.num_draws} draw{'s' * (prediction.num_draws > 1)}"
-        if prediction.mode == "samples"
-        else "the posterior's mean"
-    )
+    draws = f"{prediction.num_draws} draw{'s' * (prediction.num_draws > 1)}"
+    how = {
+        "samples": f"the average over {draws}",
+        "linearised": f"the average over {draws} of the linearised model's logits",
+    }.get(prediction.mode, "the posterior's mean")
     rows = len(prediction.labels)
     out.print(
         f"{rows} {'row' if rows == 1 else 'rows'} answered by {how}; written to [bold]{escape(str(target))}[/bold]."
@@ -78,7 +78,7 @@ def _answers(prediction: Prediction) -> Iterator[dict[str, Any]]:
     probs, draws = prediction.probs, prediction.log_probs
     confidence, predicted = probs.max(dim=1)
     entropy = predictive_entropy(draws)
-    disagreement = mutual_information(draws) if prediction.mode == "samples" else None
+    disagreement = mutual_information(draws) if prediction.num_draws > 1 else None
     offered = ~torch.isneginf(draws).all(dim=1)
     for n, name in enumerate(prediction.ids):
         answer: dict[str, Any] = {

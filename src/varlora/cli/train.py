@@ -9,8 +9,14 @@ from rich.markup import escape
 from varlora.cli.console import out
 from varlora.cli.parsing import CommandParser
 from varlora.cli.tables import metrics_tables
-from varlora.posterior import DiagonalGaussian
+from varlora.prediction import modes_of
 from varlora.runs import RunConfig, run
+
+MODES = {
+    "mean": "mean: one set of weights, the posterior's mean (an ensemble's first member)",
+    "samples": "samples: the average over its draws",
+    "linearised": "linearised: the average over draws of the linearised model's logits",
+}
 
 EXAMPLES = """
   varlora train --model_name_or_path Qwen/Qwen3-0.6B --task arc_challenge --output_dir runs/arc
@@ -54,8 +60,9 @@ def execute(arguments: Namespace) -> None:
         out.print(table)
     where = f"[bold]{escape(config.output_dir)}[/bold]"
     out.print(f"Trained in {result.seconds['train']:.0f} s. The run is in {where}.", soft_wrap=True)
-    if isinstance(result.posterior, DiagonalGaussian):
-        out.print("[dim]mean: the posterior's mean; samples: the average over its draws.[/dim]", highlight=False)
+    explained = [MODES[mode] for mode in modes_of(result.posterior, config.samples)]
+    if len(explained) > 1:
+        out.print(f"[dim]{'; '.join(explained)}.[/dim]", highlight=False)
     following = f"varlora eval {config.output_dir}"
     if result.setting.readout is not None:
         following += f"   or   varlora predict {config.output_dir} --input_file new.jsonl --output_file answers.jsonl"

@@ -22,9 +22,8 @@ import torch
 from varlora.checkpoint import save_posterior
 from varlora.demo.data import model_folder, write_task
 from varlora.folders import check_target
-from varlora.methods import Temperature
+from varlora.methods import with_temperatures
 from varlora.ops import prune
-from varlora.posterior import DiagonalGaussian
 from varlora.prediction import Prediction
 from varlora.report import Comparison, PosteriorFacts, Row, RunNotes, Scale, write_page
 from varlora.runs import RunConfig, RunResult, predict_split, run
@@ -137,9 +136,9 @@ def _add_adamw(rows: list[Row], result: RunResult, seed: int) -> float:
     """Adds AdamW as it is, and with the temperature that its validation rows ask for; returns the temperature."""
     validation = result.predictions["validation"]["mean"]
     assert isinstance(validation, Prediction)
-    scaled = Temperature().calibrate(result.posterior, validation)
+    scaled = with_temperatures(result.posterior, {"mean": validation})
     start = time.perf_counter()
-    prediction = predict_split(result.setting, scaled, "test", samples=0)
+    prediction = predict_split(result.setting, scaled, "test", mode="mean")
     seconds = time.perf_counter() - start
     trained = result.seconds["train"]
     rows += [
@@ -152,7 +151,6 @@ def _add_adamw(rows: list[Row], result: RunResult, seed: int) -> float:
 def _add_ivon(rows: list[Row], result: RunResult, seed: int, folder: Path) -> float:
     """Adds IVON at the mean, by samples, and pruned as far as validation allows; returns the fraction pruned."""
     q = result.posterior
-    assert isinstance(q, DiagonalGaussian)
     fraction = largest_free_fraction(result.setting, q, samples=SAMPLES)
     pruned = prune(q, fraction)
     save_posterior(pruned, folder)

@@ -12,9 +12,8 @@ from typing import ClassVar
 
 from transformers import Trainer
 
-from varlora.methods.method import AnyPosterior, Job
+from varlora.methods.method import Fit, Job, record
 from varlora.posterior import point_mass_of
-from varlora.prediction import Prediction
 from varlora.training import AnswerTrainer
 
 
@@ -30,8 +29,8 @@ class AdamW:
         ValueError: an option is out of its range.
 
     Example:
-        >>> AdamW(weight_decay=0.01).samples
-        False
+        >>> AdamW(weight_decay=0.01).learning_rate
+        5e-05
     """
 
     name: ClassVar[str] = "adamw"
@@ -45,11 +44,6 @@ class AdamW:
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay={self.weight_decay!r}; it must be at least 0.")
 
-    @property
-    def samples(self) -> bool:
-        """A point has nothing to sample."""
-        return False
-
     def trainer(self, job: Job) -> Trainer:
         """A Trainer with its own AdamW."""
         job.arguments.learning_rate = self.learning_rate
@@ -58,15 +52,7 @@ class AdamW:
             return Trainer(**job.trainer_options())
         return AnswerTrainer(**job.trainer_options(), readout=job.readout)
 
-    def posterior(self, job: Job, trainer: Trainer) -> AnyPosterior:
+    def fit(self, job: Job) -> Fit:
         """The trained weights as a point mass."""
-        return point_mass_of(
-            job.model,
-            method=self.name,
-            num_examples=len(job.train),
-            readout=job.readout.to_dict() if job.readout is not None else None,
-        )
-
-    def calibrate(self, q: AnyPosterior, validation: Prediction) -> AnyPosterior:
-        """Nothing to fit."""
-        return q
+        log = job.run(self.trainer(job))
+        return Fit(posterior=point_mass_of(job.model, **record(job, self.name)), log=log)

@@ -12,10 +12,9 @@ from typing import ClassVar
 import torch
 from transformers import Trainer
 
-from varlora.methods.method import AnyPosterior, Job
+from varlora.methods.method import Fit, Job, record
 from varlora.optim.ivon import IVON, Prior
 from varlora.posterior import posterior_of
-from varlora.prediction import Prediction
 from varlora.training import IVONConfig, VariationalAnswerTrainer, VariationalTrainerMixin
 
 
@@ -62,11 +61,6 @@ class Ivon:
         IVON([torch.zeros(1, requires_grad=True)], **self.config.optimizer_kwargs())  # it checks the options
 
     @property
-    def samples(self) -> bool:
-        """A Gaussian can be sampled."""
-        return True
-
-    @property
     def config(self) -> IVONConfig:
         """The optimizer's options."""
         return IVONConfig(
@@ -86,16 +80,8 @@ class Ivon:
             return VariationalTrainer(**job.trainer_options(), variational=self.config)
         return VariationalAnswerTrainer(**job.trainer_options(), readout=job.readout, variational=self.config)
 
-    def posterior(self, job: Job, trainer: Trainer) -> AnyPosterior:
+    def fit(self, job: Job) -> Fit:
         """The Gaussian that training has reached."""
-        return posterior_of(
-            job.model,
-            trainer.optimizer,
-            method=self.name,
-            num_examples=len(job.train),
-            readout=job.readout.to_dict() if job.readout is not None else None,
-        )
-
-    def calibrate(self, q: AnyPosterior, validation: Prediction) -> AnyPosterior:
-        """Nothing to fit."""
-        return q
+        trainer = self.trainer(job)
+        log = job.run(trainer)
+        return Fit(posterior=posterior_of(job.model, trainer.optimizer, **record(job, self.name)), log=log)

@@ -1,25 +1,25 @@
 """What a method is: how to train an adapter, and what posterior comes out.
 
-A method is one frozen dataclass in one file: its fields are its options. `trainer` builds the transformers
-Trainer that trains it; `posterior` reads the result out of the trained model; `calibrate` may use validation
-predictions, never test ones.
+A method is one frozen dataclass in one file: its fields are its options, and `fit` trains the model's adapter and
+returns the posterior. Training goes through `Job.train`, which runs a transformers Trainer and resumes it; what needs
+the data again afterwards (curvature, an anchor set) reads them through `Job.batches`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import datasets
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from varlora.posterior import DiagonalGaussian, PointMass
-from varlora.prediction import Prediction
+from varlora.methods.progress import show_progress
+from varlora.posterior import Posterior
 from varlora.readout import Readout
-
-AnyPosterior = PointMass | DiagonalGaussian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,14 @@ class Job:
 
     Attributes:
         model: the model with its adapter attached.
-        arguments: transformers' training arguments.
+        arguments: transformers' training arguments; checkpoints go to its `output_dir`.
         train: encoded training rows.
         validation: encoded validation rows, or None.
         collate: makes a batch of rows.
         readout: how the answer is read; None trains on completions with the model's own loss.
         callbacks: more of the trainer's callbacks.
+        resume: go on from the last complete checkpoint in `arguments.output_dir`, if there is one.
+        progress: show progress bars.
     """
 
     model: nn.Module
@@ -43,6 +45,8 @@ class Job:
     collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
     readout: Readout | None
     callbacks: Sequence[TrainerCallback] = ()
+    resume: bool = False
+    progress: bool = False
 
     def trainer_options(self) -> dict[str, Any]:
         """Keyword arguments that every trainer class takes."""
@@ -55,6 +59,35 @@ class Job:
             "callbacks": list(self.callbacks),
         }
 
+    def run(self, trainer: Trainer) -> list[dict[str, Any]]:
+        """Trains, from the last checkpoint if the job is to resume.
+
+        Returns:
+            The trainer's log, one entry per logged step.
+        """
+        show_progress(trainer, shown=self.progress)
+        checkpoint = last_checkpoint(Path(str(trainer.args.output_dir))) if self.resume else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        return [dict(entry) for entry in trainer.state.log_history]
+
+    def batches(self, rows: datasets.Dataset, batch_size: int | None = None) -> DataLoader[Any]:
+        """Batches of rows in order, for passes over the data after training.
+
+        Args:
+            rows: encoded rows.
+            batch_size: rows per batch; None: as at evaluation.
+        """
+        size = batch_size if batch_size is not None else self.arguments.per_device_eval_batch_size
+        return DataLoader(rows, batch_size=size, collate_fn=self.collate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What a method leaves: the posterior, and the trainer's log."""
+
+    posterior: Posterior
+    log: list[dict[str, Any]]
+
 
 class Method(Protocol):
     """A way to train an adapter and to get a posterior from it."""
@@ -62,18 +95,28 @@ class Method(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]
 
-    @property
-    def samples(self) -> bool:
-        """Whether the posterior can be sampled."""
+    def fit(self, job: Job) -> Fit:
+        """Trains the job's model; afterwards its trained tensors are the posterior's point.
 
-    def trainer(self, job: Job) -> Trainer:
-        """The trainer, ready for `train()`."""
+        Raises:
+            ValueError: the job lacks something that the method needs.
+        """
 
-    def posterior(self, job: Job, trainer: Trainer) -> AnyPosterior:
-        """The posterior of the trained model."""
 
-    def calibrate(self, q: AnyPosterior, validation: Prediction) -> AnyPosterior:
-        """The posterior with whatever the method fits on predictions for validation rows at the mean."""
+def record(job: Job, name: str) -> dict[str, Any]:
+    """What every method writes into its posterior's meta: its name, N, and how the answer is read."""
+    return {
+        "method": name,
+        "num_examples": len(job.train),
+        "readout": job.readout.to_dict() if job.readout is not None else None,
+    }
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a trainer's folder; a kill may have left a newer one half-written."""
+    # The trainer writes trainer_state.json last.
+    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(complete, key=lambda found: int(found.name.removeprefix("checkpoint-")), default=None)
 
 
 M = TypeVar("M")

@@ -101,7 +101,29 @@ class RunConfig:
     beta1: float | None = _method("IVON: decay of the momentum.")
     beta2: float | None = _method("IVON: decay of the Hessian.")
     prior: Literal["fixed", "adaptive"] | None = _method("IVON: one fixed prior, or one learned per tensor.")
-    draws: int | None = _method("IVON: Monte-Carlo draws per micro-batch in training.")
+    draws: int | None = _method("IVON: Monte-Carlo draws per micro-batch in training. TFB: draws for each scale tried.")
+
+    curvature: Literal["kron", "diag"] | None = _method("Laplace: structure of the curvature.")
+    fisher: Literal["ggn", "mc"] | None = _method("Laplace: exact GGN, or a Fisher with labels drawn from the model.")
+    prior_choice: Literal["marglik", "validation"] | None = _method(
+        "Laplace: prior precision by the marginal likelihood, or by the NLL of validation rows."
+    )
+    per_tensor: bool | None = _method("Laplace: a prior precision for each tensor, or one for all.")
+    curvature_rank: int | None = _method("Laplace: eigenpairs kept of a large Kronecker factor.")
+    curvature_rank_above: int | None = _method("Laplace: dimensions above which a Kronecker factor is large.")
+    tolerance: float | None = _method("TFB: relative change of the anchor set's NLL that is borne.")
+    anchor_examples: int | None = _method("TFB: size of the anchor set.")
+    members: int | None = _method("ensemble: number of adapters.")
+    snapshots: int | None = _method("SWAG: snapshots of the adapter.")
+    swag_start: float | None = _method("SWAG: share of the steps before the first snapshot.")
+    swag_learning_rate: float | None = _method("SWAG: constant learning rate of the snapshots.")
+    kl_learning_rate: float | None = _method("BLoB, ScalaBL: learning rate of the KL's gradient descent.")
+    kl_reweighting: bool | None = _method("BLoB, ScalaBL: weight the KL by BLoB's cycle, or by 1/N in every step.")
+    prior_std: float | None = _method("BLoB, ScalaBL: standard deviation of the prior.")
+    initial_std_bound: float | None = _method("BLoB, ScalaBL: bound of the square root of the initial deviations.")
+    temperature_scaling: bool = _method(
+        "Divide the logits by a temperature fitted on validation rows, one for each mode of prediction.", False
+    )
 
     num_train_epochs: float = _training("Passes over the training rows.", 3.0)
     max_steps: int = _training("Optimizer steps; overrides the epochs when positive.", -1)

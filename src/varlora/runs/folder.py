@@ -28,7 +28,7 @@ import yaml
 from torch import Tensor
 
 from varlora.checkpoint import load_posterior, write_posterior_files
-from varlora.methods.method import AnyPosterior
+from varlora.posterior import Posterior
 from varlora.prediction import Prediction
 from varlora.report.model_card import model_card
 from varlora.runs.config import RunConfig, read_yaml
@@ -92,10 +92,11 @@ def write_run(
     *,
     config: RunConfig,
     task: Task,
-    posterior: AnyPosterior,
+    posterior: Posterior,
     predictions: Mapping[str, Mapping[str, Prediction | CompletionScores]],
     metrics: Mapping[str, Any],
     seconds: Mapping[str, float],
+    peak_memory: int | None = None,
     log: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes a run's files into an existing folder (one from `varlora.folders.atomic_folder`)."""
@@ -115,6 +116,7 @@ def write_run(
             "rows": {split: len(rows) for split, rows in task.splits.items()},
         },
         "seconds": dict(seconds),
+        "peak_memory_bytes": peak_memory,
         "versions": versions(),
     }
     _write_json(folder / FACTS, facts)
@@ -151,7 +153,7 @@ class RunFolder:
 
     path: Path
     config: RunConfig
-    posterior: AnyPosterior
+    posterior: Posterior
     metrics: Mapping[str, Any]
     facts: Mapping[str, Any]
 
@@ -196,7 +198,7 @@ def is_run(folder: str | Path) -> bool:
     return all((Path(folder) / name).is_file() for name in (CONFIG, FACTS))
 
 
-def write_derived(folder: Path, posterior: AnyPosterior, *, sources: Sequence[Path], name: str) -> None:
+def write_derived(folder: Path, posterior: Posterior, *, sources: Sequence[Path], name: str) -> None:
     """Writes a posterior that was made from others, with what makes a run of it if the first of them was one.
 
     The tokenizer, the settings and the facts are the first source's; metrics and predictions are not taken over,

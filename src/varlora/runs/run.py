@@ -1,46 +1,44 @@
 """A run from start to end: load, train, read the posterior, predict, measure, write the folder.
 
-load_setting ──► train ──► Posterior ──► predictions ──► measure ──► write_run
+load_setting ──► train (Method.fit) ──► Posterior ──► predictions ──► measure ──► write_run
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from torch import Tensor
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from varlora.checkpoint import MANIFEST
 from varlora.completions import predict_completions
 from varlora.folders import atomic_folder, check_target
-from varlora.methods import METHODS, Job, Method, with_options
-from varlora.methods.method import AnyPosterior
-from varlora.prediction import Prediction, predict
+from varlora.linearised import predict_linearised
+from varlora.methods import METHODS, Job, Method, with_options, with_temperatures
+from varlora.posterior import Posterior
+from varlora.prediction import Mode, Prediction, modes_of, predict
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, write_run
 from varlora.runs.measure import measure
-from varlora.runs.progress import show_progress
 from varlora.runs.setting import Setting, load_setting
 
 logger = logging.getLogger(__name__)
 
-METHOD_OPTIONS = (
-    "learning_rate",
-    "weight_decay",
-    "ess",
-    "hess_init",
-    "clip_radius",
-    "beta1",
-    "beta2",
-    "prior",
-    "draws",
+METHOD_OPTIONS = tuple(
+    f.name
+    for f in fields(RunConfig)
+    if f.metadata["group"] == "Method" and f.name not in ("method", "temperature_scaling")
 )
 VALIDATIONS_PER_RUN = 20
 
@@ -52,17 +50,19 @@ class RunResult:
     Attributes:
         setting: what was run.
         posterior: what training gave.
-        predictions: by split and mode ("mean", "samples").
+        predictions: by split and mode ("mean", "samples", "linearised").
         metrics: the same, measured.
         seconds: wall-clock seconds of training, and of each prediction.
+        peak_memory: bytes that the process has held at most (on a GPU: that torch has allocated there).
         log: the trainer's log, one entry per logged step.
     """
 
     setting: Setting
-    posterior: AnyPosterior
+    posterior: Posterior
     predictions: Mapping[str, Mapping[str, Prediction | CompletionScores]]
     metrics: Mapping[str, Any]
     seconds: Mapping[str, float]
+    peak_memory: int
     log: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -81,9 +81,9 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, pro
     check_target(config.output_dir, overwrite=overwrite)
     method = method_of(config)
     checkpoints = checkpoints_of(config)
-    start_from = _last_checkpoint(checkpoints, config, resume=resume, overwrite=overwrite)
+    _settle_checkpoints(checkpoints, config, resume=resume, overwrite=overwrite)
     setting = load_setting(config)
-    trained = train(setting, method, checkpoints=checkpoints, resume_from=start_from, progress=progress)
+    trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
     result = evaluate(setting, method, trained, progress=progress)
     with atomic_folder(config.output_dir, overwrite=overwrite) as folder:
         write_run(
@@ -94,6 +94,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, pro
             predictions=result.predictions,
             metrics=result.metrics,
             seconds=result.seconds,
+            peak_memory=result.peak_memory,
             log=result.log,
         )
         setting.tokenizer.save_pretrained(str(folder))
@@ -103,9 +104,9 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, pro
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trained adapter's posterior, before calibration, and how long training took."""
+    """A trained adapter's posterior, before temperature scaling, and how long training took."""
 
-    posterior: AnyPosterior
+    posterior: Posterior
     seconds: float
     log: list[dict[str, Any]]
 
@@ -126,7 +127,7 @@ def train(
     method: Method,
     *,
     checkpoints: Path,
-    resume_from: str | None = None,
+    resume: bool = False,
     progress: bool = True,
     callbacks: Iterable[TrainerCallback] = (),
 ) -> Trained:
@@ -136,7 +137,7 @@ def train(
         setting: what is trained on what.
         method: how.
         checkpoints: folder for the trainer's checkpoints.
-        resume_from: a checkpoint to go on from.
+        resume: go on from what is in `checkpoints`.
         progress: show a progress bar.
         callbacks: more of the trainer's callbacks.
     """
@@ -150,40 +151,38 @@ def train(
         collate=setting.collate,
         readout=setting.readout,
         callbacks=tuple(callbacks),
+        resume=resume,
+        progress=progress,
     )
     checkpoints.mkdir(parents=True, exist_ok=True)
     (checkpoints / "fingerprint").write_text(config.fingerprint, encoding="utf-8")
     rows = _digest(job.train, job.validation)
-    if resume_from is not None and (checkpoints / "rows").read_text(encoding="utf-8") != rows:
+    known = checkpoints / "rows"
+    if resume and known.is_file() and known.read_text(encoding="utf-8") != rows:
         raise ValueError(
             f"the training or validation rows have changed since the unfinished run in {checkpoints} began, so it "
             "cannot go on. Put the former rows back, or start afresh with --overwrite."
         )
-    (checkpoints / "rows").write_text(rows, encoding="utf-8")
-    trainer = method.trainer(job)
-    show_progress(trainer, shown=progress)
+    known.write_text(rows, encoding="utf-8")
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume_from)
-    seconds = time.perf_counter() - start
-    return Trained(posterior=method.posterior(job, trainer), seconds=seconds, log=_history(trainer))
+    fit = method.fit(job)
+    return Trained(posterior=fit.posterior, seconds=time.perf_counter() - start, log=fit.log)
 
 
 def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bool = True) -> RunResult:
-    """Calibrates on validation rows where the method does, then predicts and measures every split but train."""
+    """Fits the temperatures where that is wanted, then predicts and measures every split but train."""
     q = trained.posterior
     seconds = {"train": trained.seconds}
     splits = [split for split in setting.task.splits if split != "train"]
-    if setting.readout is not None and "validation" in splits:
-        at_mean = predict_split(setting, q, "validation", samples=0)
-        assert isinstance(at_mean, Prediction)
-        q = method.calibrate(q, at_mean)
+    modes = modes_of(q, samples=setting.config.samples)
+    if setting.config.temperature_scaling:
+        q = with_temperatures(q, {mode: _unscaled(setting, q, mode) for mode in modes})
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {}
-    modes = {"mean": 0, **({"samples": setting.config.samples} if method.samples and setting.config.samples else {})}
     for split in splits:
         predictions[split] = {}
-        for mode, samples in modes.items():
+        for mode in modes:
             start = time.perf_counter()
-            predictions[split][mode] = predict_split(setting, q, split, samples=samples, progress=progress)
+            predictions[split][mode] = predict_split(setting, q, split, mode=mode, progress=progress)
             seconds[f"predict/{split}/{mode}"] = time.perf_counter() - start
     return RunResult(
         setting=setting,
@@ -191,28 +190,73 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
         predictions=predictions,
         metrics=measure(predictions),
         seconds=seconds,
+        peak_memory=_peak_memory(),
         log=trained.log,
     )
 
 
 def predict_split(
-    setting: Setting, q: AnyPosterior, split: str, *, samples: int, progress: bool = False
+    setting: Setting,
+    q: Posterior,
+    split: str,
+    *,
+    mode: Mode = "samples",
+    samples: int | None = None,
+    progress: bool = False,
 ) -> Prediction | CompletionScores:
     """Predictions for one split, in the order of its rows; the draws' seed is the run's.
 
     Rows of like length are batched together, which saves padding.
+
+    Args:
+        setting: the model and the rows.
+        q: the posterior.
+        split: name of the split.
+        mode: "mean" (the posterior's point), "samples" or "linearised".
+        samples: number of draws; None: the run's.
+        progress: show a progress bar.
     """
+    if samples is None:
+        samples = setting.config.samples
+    if mode == "mean":
+        samples = 0
     seed = setting.config.seed
-    encoded = setting.encoded(split)
-    by_length = torch.tensor([len(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
-    batches = setting.batches(encoded.select(by_length.tolist()))
-    back = by_length.argsort()
-    ids = tuple(str(name) for name in encoded["id"])
+    batches, back, ids = _by_length(setting, split)
     if setting.readout is None:
         scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
         return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
-    found = predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
+    if mode == "linearised":
+        found = predict_linearised(setting.model, q, batches, readout=setting.readout, seed=seed, progress=progress)
+    else:
+        found = predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
     return replace(found, log_probs=found.log_probs[back], labels=found.labels[back], ids=ids)
+
+
+def _by_length(setting: Setting, split: str) -> tuple[Iterable[Mapping[str, Any]], Tensor, tuple[str, ...]]:
+    """Batches of a split's rows in order of length, the permutation back, and the rows' names."""
+    encoded = setting.encoded(split)
+    by_length = torch.tensor([len(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
+    ids = tuple(str(name) for name in encoded["id"])
+    return setting.batches(encoded.select(by_length.tolist())), by_length.argsort(), ids
+
+
+def _unscaled(setting: Setting, q: Posterior, mode: Mode) -> Prediction:
+    """Predictions for the validation rows, divided by no temperature."""
+    if setting.readout is None:
+        raise ValueError("temperature_scaling scales the logits of classes; completions have none. Leave it out.")
+    if "validation" not in setting.task.splits:
+        raise ValueError("temperature_scaling needs validation rows; give validation_file or validation_size.")
+    plain = replace(q.meta, logit_temperature=1.0, logit_temperature_by_mode=None)
+    prediction = predict_split(setting, replace(q, meta=plain), "validation", mode=mode)  # type: ignore[type-var]
+    assert isinstance(prediction, Prediction)
+    return prediction
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _arguments(setting: Setting, checkpoints: Path, *, progress: bool) -> TrainingArguments:
@@ -262,39 +306,33 @@ def _validation_interval(setting: Setting) -> int:
     return max(1, int((config.max_steps if config.max_steps > 0 else epochs_steps) // VALIDATIONS_PER_RUN))
 
 
-def last_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest complete checkpoint of a run; a kill may have left a newer one half-written."""
-    # The trainer writes trainer_state.json last.
-    complete = [file.parent for file in checkpoints.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda folder: int(folder.name.removeprefix("checkpoint-")), default=None)
+def unfinished(checkpoints: Path) -> bool:
+    """Whether a folder of checkpoints holds something that training can go on from."""
+    # The trainer writes trainer_state.json last; a method of several trainings keeps what is done as posteriors.
+    return any(any(checkpoints.glob(f"**/{file}")) for file in ("checkpoint-*/trainer_state.json", MANIFEST))
 
 
-def _last_checkpoint(checkpoints: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> str | None:
-    last = last_checkpoint(checkpoints)
-    if last is None:
+def _settle_checkpoints(checkpoints: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Whether to go on from former checkpoints, remove them, or refuse."""
+    if not unfinished(checkpoints):
         if resume:
             logger.warning("there is no checkpoint in %s; starting from the beginning", checkpoints)
-        return None
+        return
     if resume:
         if (checkpoints / "fingerprint").read_text(encoding="utf-8") != config.fingerprint:
             raise ValueError(
                 f"the unfinished run in {checkpoints} had other settings, so it cannot be resumed with these. Repeat "
                 "its settings, choose another output_dir, or start afresh with --overwrite."
             )
-        return str(last)
+        return
     if not overwrite:
         raise ValueError(
             f"an unfinished run is in {checkpoints}. Go on with it by --resume, or start afresh with --overwrite."
         )
     shutil.rmtree(checkpoints)
-    return None
 
 
 def _digest(*parts: datasets.Dataset | None) -> str:
     """A hash of encoded rows: what is read, and what is to be answered."""
     content = [(part["input_ids"][:], part["labels"][:]) for part in parts if part is not None]
     return hashlib.sha256(repr(content).encode()).hexdigest()
-
-
-def _history(trainer: Trainer) -> list[dict[str, Any]]:
-    return [dict(entry) for entry in trainer.state.log_history]

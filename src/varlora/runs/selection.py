@@ -10,7 +10,7 @@ from torch import Tensor
 
 from varlora.metrics import mean_log_probs
 from varlora.ops import prune
-from varlora.posterior import DiagonalGaussian
+from varlora.posterior import Posterior
 from varlora.prediction import Prediction
 from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting
@@ -19,7 +19,7 @@ FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def largest_free_fraction(
-    setting: Setting, q: DiagonalGaussian, *, samples: int, fractions: Sequence[float] = FRACTIONS
+    setting: Setting, q: Posterior, *, samples: int, fractions: Sequence[float] = FRACTIONS
 ) -> float:
     """The largest fraction that can be pruned by SNR for no more than one standard error of validation NLL.
 
@@ -52,7 +52,7 @@ def largest_free_fraction(
     return best
 
 
-def _losses(setting: Setting, q: DiagonalGaussian, samples: int) -> Tensor:
+def _losses(setting: Setting, q: Posterior, samples: int) -> Tensor:
     """Negative log-likelihood of every labelled validation row, (N,)."""
     prediction = predict_split(setting, q, "validation", samples=samples)
     assert isinstance(prediction, Prediction)

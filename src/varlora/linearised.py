@@ -1,0 +1,216 @@
+"""Predictions of the model linearised at the posterior's point: the Gaussian over weights becomes one over logits.
+
+    f(x; θ) ≈ f(x; m) + J (θ − m),  θ ~ N(m, Σ)    so    f ~ N(f(x; m), J Σ Jᵀ),   J = ∂f/∂θ at m
+
+The Laplace posterior is one of this linear model, not of the network itself. Then, for T the logits' temperature,
+
+    "mc"      p = (1/S) Σ_s softmax(f_s / T), with S draws of the logits
+    "probit"  p = softmax( f_m / T / sqrt(1 + π/8 · diag(J Σ Jᵀ) / T²) )
+
+Every example's logits are drawn by themselves: a draw is no set of weights. The probit form sees the variances of the
+logits one by one, and is not invariant to a shift of all logits of an example, which the softmax is: where logits are
+far from 0 (a causal LM's answer tokens), each is shrunk towards 0 by its own factor. The default does not have this.
+
+Source: Immer et al. 2021, arXiv 2008.08400 (linearised predictive); MacKay 1992 (probit); Yang et al. 2023, arXiv
+2308.13111 (for LoRA).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as progress_bars
+
+from varlora.adapters import applied
+from varlora.draws import held_batches, on_device_of
+from varlora.layer_gradients import jacobian_bytes, linear_tensors, recorded
+from varlora.posterior import LinearisableGaussian, Posterior
+from varlora.prediction import Prediction
+from varlora.readout import Readout
+
+logger = logging.getLogger(__name__)
+
+Form = Literal["mc", "probit"]
+
+
+class NotLinearisableError(ValueError):
+    """The posterior is not one Gaussian whose tensors are independent of each other."""
+
+
+def predict_linearised(
+    model: nn.Module,
+    q: Posterior,
+    batches: Iterable[Mapping[str, Any]],
+    samples: int = 100,
+    *,
+    readout: Readout,
+    form: Form = "mc",
+    seed: int = 0,
+    logit_temperature: float | None = None,
+    progress: bool = False,
+) -> Prediction:
+    """Predict every example of some batches with the linearised model.
+
+    Takes one forward and C backward passes a batch (more where a batch's Jacobian does not fit into a GiB), and no more
+    for more draws. The model is left as `predict` leaves it.
+
+    Args:
+        model: the model, on its device; what varies in it are weights of linear layers.
+        q: a `DiagonalGaussian`, `KroneckerGaussian`, or another `LinearisableGaussian`.
+        batches: as for `predict`.
+        samples: S, the number of draws of the logits, for "mc".
+        readout: how the answer is read.
+        form: "mc" or "probit"; the second gives one "draw" and is not invariant to a shift of the logits.
+        seed: decides the draws, which come from a generator of their own.
+        logit_temperature: T, divides the logits; None takes the posterior's own.
+        progress: show a progress bar.
+
+    Raises:
+        NotLinearisableError: `q` is another kind of posterior.
+        ValueError: an option is out of range, a batch has no labels, or the logits are not numbers.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from varlora.posterior import DiagonalGaussian
+        >>> from varlora.readout import ClassHead
+        >>> class Classifier(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Linear(1, 2, bias=False)
+        ...     def forward(self, input_ids):
+        ...         return SimpleNamespace(logits=self.layer(input_ids))
+        >>> q = DiagonalGaussian(mean={"layer.weight": torch.tensor([[1.0], [0.0]])},
+        ...                      precision={"layer.weight": torch.ones(2, 1)})
+        >>> batch = {"input_ids": torch.tensor([[1.0], [9.0]]), "labels": torch.tensor([0, 0])}
+        >>> found = predict_linearised(Classifier(), q, [batch], readout=ClassHead(classes=("a", "b")), form="probit")
+        >>> found.probs[:, 0].round(decimals=2).tolist()    # without a variance: 0.73 and 0.9999
+        [0.7, 0.83]
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"form {form!r}; allowed: {', '.join(get_args(Form))}")
+    if form == "mc" and (samples < 1 or samples != int(samples)):
+        raise ValueError(f"samples is {samples}; allowed: 1, 2, ...")
+    temperature = logit_temperature if logit_temperature is not None else q.meta.logit_temperature_of("linearised")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"the logit temperature must be positive and finite, got {temperature}")
+    held = held_batches(batches)
+    labels = _labels(held, readout)
+    mean, covariances = linearised_logits(model, [q], held, readout=readout, progress=progress)
+    mean, covariance = mean / temperature, covariances[0] / temperature**2
+    if form == "probit":
+        log_probs = probit_log_probs(mean, covariance)
+    else:
+        noise = torch.randn(
+            len(mean), samples, mean.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        log_probs = drawn_log_probs(mean, covariance, noise)
+    return Prediction(
+        log_probs=log_probs,
+        labels=labels,
+        classes=tuple(getattr(readout, "answers", getattr(readout, "classes", ()))),
+        ids=tuple(str(i) for batch in held for i in batch.get("id", ())),
+        mode="linearised",
+        seed=seed if form == "mc" else None,
+        logit_temperature=temperature,
+    )
+
+
+def linearised_logits(
+    model: nn.Module,
+    posteriors: Sequence[Posterior],
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    readout: Readout,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the logits, under posteriors with the same point: one pass for all of them.
+
+    Args:
+        model: the model, on its device.
+        posteriors: Q of them, such as for different priors.
+        batches: what the readout reads.
+        readout: how the answer is read.
+        progress: show a progress bar.
+
+    Returns:
+        f (N, C) and J Σ Jᵀ (Q, N, C, C), float64, on the CPU. A choice that does not exist has mean -inf, variance 0.
+
+    Raises:
+        NotLinearisableError: one is not a Gaussian with tensors independent of each other.
+        ValueError: the tensors do not fit the model, or the logits or covariances are not numbers.
+    """
+    gaussians = [_linearisable(q) for q in posteriors]
+    q = gaussians[0]
+    varying = [key for key, v in q.variance.items() if bool((v > 0).any())]
+    tensors = linear_tensors(model, varying) if varying else {}
+    if tensors:
+        rows = max(len(batch["input_ids"]) for batch in batches)
+        needed = jacobian_bytes(tensors, rows, readout.num_classes)
+        logger.info("the linearised prediction holds up to %.1f MB of a batch's Jacobian", needed / 1e6)
+    means, covariances = [], []
+    with torch.random.fork_rng(devices=[]), applied(model, q.point), recorded(model, tensors) as recorder:
+        for batch in progress_bars.tqdm(batches, desc="linearise", unit="batch", disable=not progress):
+            logits = recorder.logits(readout, on_device_of(model, batch))
+            rows, classes = logits.shape
+            covariance = torch.zeros(len(gaussians), rows, classes, classes, dtype=torch.float64)
+            for key, jacobian in recorder.jacobians(logits) if tensors else ():
+                for total, gaussian in zip(covariance, gaussians, strict=True):
+                    total += gaussian.quadratic_form(key, jacobian).cpu().double()
+            means.append(logits.detach().cpu().double())
+            covariances.append((covariance + covariance.mT) / 2)
+    mean, found = torch.cat(means), torch.cat(covariances, dim=1)
+    broken = torch.log_softmax(mean, 1).isnan().any(1) | ~torch.isfinite(found).all(-1).all(-1).all(0)
+    if bool(broken.any()):
+        raise ValueError(
+            f"the linearised logits are NaN or infinite, first for example {int(broken.nonzero()[0])}; the model's "
+            "weights or the posterior's scale are broken"
+        )
+    return mean, found
+
+
+def drawn_log_probs(mean: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
+    """Log-probabilities (N, S, C) of logits N(mean, covariance), by the covariance's symmetric root.
+
+    Args:
+        mean: (N, C); -inf for a choice that does not exist.
+        covariance: (N, C, C), positive semidefinite up to rounding.
+        noise: (N, S, C), standard normal.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt()[:, None, :] @ vectors.mT
+    return torch.log_softmax(mean[:, None, :] + noise @ root, dim=-1)
+
+
+def probit_log_probs(mean: Tensor, covariance: Tensor) -> Tensor:
+    """Log-probabilities (N, 1, C) by MacKay's approximation of the average.
+
+    Args:
+        mean: (N, C); -inf for a choice that does not exist.
+        covariance: (N, C, C).
+    """
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    return torch.log_softmax(mean / (1 + math.pi / 8 * variance).sqrt(), dim=-1)[:, None]
+
+
+def _linearisable(q: Posterior) -> LinearisableGaussian:
+    if isinstance(q, LinearisableGaussian):
+        return q
+    raise NotLinearisableError(
+        f"a posterior of kind {q.kind!r} cannot be linearised: that needs one Gaussian with a variance (methods "
+        "laplace, ivon). Predict at its mean or by samples."
+    )
+
+
+def _labels(held: Sequence[Mapping[str, Any]], readout: Readout) -> Tensor:
+    for i, batch in enumerate(held):
+        if "labels" not in batch or batch["labels"].ndim != 1:
+            raise ValueError(f"batch {i} needs 'labels' (B,), class indices; give -100 where the class is unknown")
+    labels = torch.cat([batch["labels"].cpu().long() for batch in held])
+    if int(labels.max()) >= readout.num_classes:
+        raise ValueError(f"label {int(labels.max())} for a readout of {readout.num_classes} classes")
+    return labels

@@ -1,0 +1,211 @@
+"""Laplace-LoRA: AdamW, then a Gaussian at the weights it found, as wide as the loss is flat there.
+
+    q = N(θ_MAP, (H + δ I)⁻¹)
+
+with the curvature H of the summed loss over the adapter (`varlora.curvature`) and a prior precision δ that maximises
+the evidence (`varlora.methods.evidence`) or minimises the NLL of the linearised predictions for validation rows. The
+posterior is one of the linearised model, so it is predicted with by mode "linearised"; draws of the weights in the
+network itself are another, usually worse, use of it.
+
+Source: Yang et al. 2023, arXiv 2308.13111.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from varlora.adapters import fixed_tensors
+from varlora.curvature import Curvature, Fisher, Structure, curvature_of
+from varlora.draws import held_batches
+from varlora.layer_gradients import linear_tensors
+from varlora.linearised import drawn_log_probs, linearised_logits
+from varlora.methods.adamw import AdamW
+from varlora.methods.evidence import best_prior_precision, log_marginal_likelihood
+from varlora.methods.method import Fit, Job, record
+from varlora.posterior import PosteriorMeta, model_meta
+from varlora.readout import Readout
+
+logger = logging.getLogger(__name__)
+
+PriorChoice = Literal["marglik", "validation"]
+GRID: Sequence[float] = tuple(10 ** (i / 4) for i in range(-8, 29))
+"""Prior precisions tried on validation rows: four a decade from 0.01 to 1e7."""
+_GRID_DRAWS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laplace(AdamW):
+    """AdamW, then Laplace's approximation over the adapter.
+
+    Attributes:
+        learning_rate: AdamW's, > 0.
+        weight_decay: AdamW's decoupled decay, >= 0.
+        curvature: "kron" (a Kronecker product for each tensor) or "diag".
+        fisher: "ggn" (exact; one backward pass for each class) or "mc" (one backward pass, with labels drawn from the
+            model).
+        prior_choice: how the prior precision is chosen: "marglik" (by the evidence) or "validation" (by the NLL of the
+            linearised predictions for validation rows).
+        per_tensor: a prior precision for each tensor instead of one for all; with "marglik" only.
+        curvature_rank: eigenpairs kept of a Kronecker factor with more than `curvature_rank_above` dimensions.
+        curvature_rank_above: see `curvature_rank`.
+
+    Raises:
+        ValueError: an option is out of its range, or two do not go together.
+
+    Example:
+        >>> Laplace(curvature="diag").prior_choice
+        'marglik'
+    """
+
+    name: ClassVar[str] = "laplace"
+    summary: ClassVar[str] = "AdamW, then a Gaussian by the curvature there (Laplace-LoRA)"
+    curvature: Structure = "kron"
+    fisher: Fisher = "ggn"
+    prior_choice: PriorChoice = "marglik"
+    per_tensor: bool = False
+    curvature_rank: int = 10
+    curvature_rank_above: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kinds in (("curvature", Structure), ("fisher", Fisher), ("prior_choice", PriorChoice)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(kinds))}.")
+        for name in ("curvature_rank", "curvature_rank_above"):
+            if getattr(self, name) < 1 or getattr(self, name) != int(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r}; it must be a positive integer.")
+        if self.per_tensor and self.prior_choice == "validation":
+            raise ValueError(
+                "per_tensor needs prior_choice='marglik': validation rows choose one prior for all tensors."
+            )
+
+    def fit(self, job: Job) -> Fit:
+        """Trains, then takes one pass over the training rows for the curvature.
+
+        Raises:
+            ValueError: the task has no classes, a trained tensor is not one of a linear layer, or the prior is to be
+                chosen on validation rows and there are none.
+            NoBestPriorError: training has left all weights, or all curvature, at 0.
+        """
+        readout = job.readout
+        if readout is None:
+            raise ValueError("method 'laplace' needs the logits of classes; completions have none. Use 'ivon'.")
+        if self.prior_choice == "validation" and job.validation is None:
+            raise ValueError("prior_choice='validation' needs validation rows; give some, or use 'marglik'.")
+        linear_tensors(job.model)  # refuses what it cannot handle before training
+        log = job.run(self.trainer(job))
+        curvature = curvature_of(
+            job.model,
+            job.batches(job.train),
+            readout=readout,
+            structure=self.curvature,
+            fisher=self.fisher,
+            seed=int(job.arguments.seed),
+            low_rank=self.curvature_rank,
+            low_rank_above=self.curvature_rank_above,
+            progress=job.progress,
+        )
+        prior, tried = self._prior(job, curvature, readout)
+        meta = dataclasses.replace(
+            model_meta(job.model),
+            **record(job, self.name),
+            ess=float(curvature.num_examples),
+            prior_precision={key: delta for key, delta in prior.items() if math.isfinite(delta)},
+            linearised=True,
+            diagnostics={
+                "log_likelihood": curvature.log_likelihood,
+                "log_marginal_likelihood": log_marginal_likelihood(curvature, prior),
+                "known_exactly": [key for key, delta in prior.items() if math.isinf(delta)],
+                **tried,
+            },
+        )
+        return Fit(posterior=curvature.posterior(prior, meta, fixed=fixed_tensors(job.model)), log=log)
+
+    def _prior(self, job: Job, curvature: Curvature, readout: Readout) -> tuple[dict[str, float], dict[str, Any]]:
+        """The prior precision by key, and what to record of the choice."""
+        if self.prior_choice == "validation":
+            assert job.validation is not None
+            nll = validation_nll(
+                job.model,
+                curvature,
+                held_batches(job.batches(job.validation)),
+                readout=readout,
+                grid=GRID,
+                seed=int(job.arguments.seed),
+                progress=job.progress,
+            )
+            best = min(nll, key=lambda delta: nll[delta])
+            if best in (GRID[0], GRID[-1]):
+                logger.warning("the best prior precision on validation rows is at the end of the grid: %g", best)
+            return dict.fromkeys(curvature.weights, best), {"validation_nll": nll[best]}
+        if not self.per_tensor:
+            return dict.fromkeys(curvature.weights, best_prior_precision(curvature)), {}
+        return _per_tensor(curvature), {}
+
+
+def validation_nll(
+    model: nn.Module,
+    curvature: Curvature,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    readout: Readout,
+    grid: Sequence[float] = GRID,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[float, float]:
+    """Mean NLL of the linearised predictions under each prior precision: one pass, the same draws for all.
+
+    Args:
+        model: the model, on its device.
+        curvature: at the model's weights.
+        batches: what the readout reads, with `labels`.
+        readout: how the answer is read.
+        grid: prior precisions, one for all tensors.
+        seed: decides the draws of the logits.
+        progress: show a progress bar.
+
+    Returns:
+        NLL by prior precision.
+    """
+    posteriors = [
+        curvature.posterior(dict.fromkeys(curvature.weights, delta), PosteriorMeta(), fixed=fixed_tensors(model))
+        for delta in grid
+    ]
+    mean, covariances = linearised_logits(model, posteriors, batches, readout=readout, progress=progress)
+    labels = torch.cat([batch["labels"].cpu().long() for batch in batches])
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(mean), _GRID_DRAWS, mean.shape[1], generator=generator, dtype=torch.float64)
+    return {
+        delta: _nll(drawn_log_probs(mean, covariance, noise), labels)
+        for delta, covariance in zip(grid, covariances, strict=True)
+    }
+
+
+def _nll(log_probs: Tensor, labels: Tensor) -> float:
+    averaged = torch.logsumexp(log_probs, dim=1) - math.log(log_probs.shape[1])
+    return float(-averaged.gather(1, labels[:, None]).mean())
+
+
+def _per_tensor(curvature: Curvature) -> dict[str, float]:
+    """Each tensor's best prior precision. A tensor of zeros is known exactly (its best is infinite), and one without
+    curvature (best: 0, a flat prior) takes the best of all tensors together; both are said.
+    """
+    prior = {}
+    for key, h in curvature.eigenvalues.items():
+        if not bool((curvature.weights[key] != 0).any()):
+            prior[key] = math.inf
+            logger.warning("all of %s is 0, so its best prior precision is infinite: it is known exactly", key)
+        elif not bool((h > 0).any()):
+            prior[key] = best_prior_precision(curvature)
+            logger.warning("%s has no curvature; it takes the best prior of all tensors, %g", key, prior[key])
+        else:
+            prior[key] = best_prior_precision(curvature, key)
+    return prior

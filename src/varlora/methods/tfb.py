@@ -1,0 +1,262 @@
+"""TFB: AdamW's adapter made random without training, with the largest noise that its predictions bear.
+
+For each adapted module, with the thin SVD B = U diag(D) Vᵀ, the adapter is written as
+
+    B' = U diag(D),   A' = Vᵀ A                                        (B' A' = B A: the same function)
+    A'_ij ~ N(mean, (σ_q / D_i)²),   B' known exactly
+
+so that a column of ΔW = B' A' has covariance σ_q² U Uᵀ: the same in all directions that B reaches. One σ_q is shared by
+all modules; it is the largest for which
+
+    |NLL(σ_q) − NLL(0)| ≤ tolerance · NLL(0)
+
+on an anchor set of training examples labelled with the deterministic adapter's own answers. NLL(σ) is that of the
+probabilities averaged over S draws, as in prediction. The draws are the same ε for every σ and come in mirrored pairs
+(our choice), so the NLL is a smooth function of σ without a linear part. σ_q is bracketed by doubling, then bisected;
+what is returned satisfies the condition.
+
+Source: Shi et al. 2024, arXiv 2412.05723.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from varlora.adapters import adapter_config, load_into, trained_tensors
+from varlora.methods.adamw import AdamW
+from varlora.methods.method import Fit, Job
+from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
+from varlora.prediction import predict
+
+logger = logging.getLogger(__name__)
+
+FIRST_SCALE = 0.01
+LARGEST_SCALE = 10.0
+SMALLEST_SCALE = 1e-6
+RELATIVE_STEP = 0.05
+"""σ_q is found to 5 %."""
+
+
+class NoScaleError(ValueError):
+    """No noise, however small, satisfies the condition."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tfb(AdamW):
+    """AdamW, then the largest noise on the adapter that changes its predictions by no more than a tolerance.
+
+    Attributes:
+        learning_rate: AdamW's, > 0.
+        weight_decay: decoupled decay, >= 0.
+        tolerance: relative change of the anchor set's NLL that is borne, > 0.
+        anchor_examples: size of the anchor set, drawn from the training set with the run's seed; all if it has fewer.
+        draws: S >= 1, draws of the weights for each σ_q that is tried.
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> Tfb(learning_rate=1e-4).tolerance
+        0.003
+    """
+
+    name: ClassVar[str] = "tfb"
+    summary: ClassVar[str] = "AdamW, then the largest noise its predictions bear, without training (TFB)"
+    tolerance: float = 0.003
+    anchor_examples: int = 500
+    draws: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.tolerance < math.inf:
+            raise ValueError(f"tolerance={self.tolerance!r}; it must be a positive, finite number.")
+        for name in ("anchor_examples", "draws"):
+            value = getattr(self, name)
+            if value < 1 or value != int(value):
+                raise ValueError(f"{name}={value!r}; it must be a positive integer.")
+
+    def fit(self, job: Job) -> Fit:
+        """The Gaussian on the rotated adapter, which the model then holds.
+
+        Raises:
+            ValueError: the task has no classes, or an adapted module is no linear layer with A and B both trained.
+            NoScaleError: the anchor set's NLL is so small that no noise stays within the tolerance.
+        """
+        if job.readout is None:
+            raise ValueError("method 'tfb' watches the NLL of classes; completions have none. Use 'swag' or 'ivon'.")
+        pairs = factor_pairs(trained_tensors(job.model), adapter_config(job.model))
+        fit = super().fit(job)
+        rotated = rotate(fit.posterior.mean, pairs)
+        load_into(job.model, rotated.mean)
+        q, diagnostics = self._widest(job, rotated, fit.posterior.meta)
+        meta = dataclasses.replace(q.meta, diagnostics=diagnostics)
+        return Fit(posterior=dataclasses.replace(q, meta=meta), log=fit.log)
+
+    def _widest(self, job: Job, rotated: Rotated, meta: PosteriorMeta) -> tuple[DiagonalGaussian, dict[str, Any]]:
+        readout = job.readout
+        assert readout is not None
+        generator = torch.Generator().manual_seed(job.arguments.seed)
+        chosen = torch.randperm(len(job.train), generator=generator)[: self.anchor_examples].sort().values
+        batches = list(job.batches(job.train.select(chosen.tolist())))
+        at_mean = predict(job.model, PointMass(mean=rotated.mean), batches, 0, readout=readout).probs
+        nll_at_mean = -at_mean.amax(1).log().mean().item()
+        own_labels = at_mean.argmax(1, keepdim=True)
+        tried: dict[float, float] = {}
+
+        def bearable(scale: float) -> bool:
+            q = rotated.gaussian(scale, meta)
+            seed = job.arguments.seed + 1  # not the draws that the run predicts with
+            probs = predict(job.model, q, batches, self.draws, readout=readout, seed=seed).probs
+            tried[scale] = -probs.gather(1, own_labels).log().mean().item()
+            return abs(tried[scale] - nll_at_mean) <= self.tolerance * nll_at_mean
+
+        scale = largest_satisfying(bearable)
+        return rotated.gaussian(scale, meta), {
+            "sigma_q": scale,
+            "nll": tried[scale],
+            "nll_at_mean": nll_at_mean,
+            "anchor_examples": len(chosen),
+            "tried": [[s, nll] for s, nll in sorted(tried.items()) if math.isfinite(nll)],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rotated:
+    """An adapter in the coordinates of its B's singular vectors.
+
+    Attributes:
+        mean: all tensors by checkpoint key, A' and B' among them.
+        singular_values: D of each module, (r,), by the key of its A'; 0 where a rank has no effect.
+    """
+
+    mean: Mapping[str, Tensor]
+    singular_values: Mapping[str, Tensor]
+
+    def gaussian(self, scale: float, meta: PosteriorMeta) -> DiagonalGaussian:
+        """The posterior at σ_q = `scale`: sd σ_q / D_i on row i of A'; everything else is known exactly."""
+        precision = {key: torch.full_like(m, math.inf, dtype=torch.float32) for key, m in self.mean.items()}
+        for key, values in self.singular_values.items():
+            rows = torch.where(values > 0, (values / scale).square(), math.inf)
+            precision[key] = rows.float()[:, None].expand_as(self.mean[key]).contiguous()
+        return DiagonalGaussian(mean=self.mean, precision=precision, meta=meta)
+
+
+def factor_pairs(trained: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The keys of A and B of every adapted module.
+
+    Args:
+        trained: the tensors that train, by checkpoint key.
+        config: the adapter's configuration.
+
+    Raises:
+        ValueError: there is no LoRA module, or one is not linear, or its A and B do not both train.
+
+    Example:
+        >>> factor_pairs({"q.lora_A.weight": torch.ones(1, 2), "q.lora_B.weight": torch.ones(3, 1)}, None)
+        [('q.lora_A.weight', 'q.lora_B.weight')]
+    """
+    if (config or {}).get("target_parameters"):
+        raise ValueError("method 'tfb' knows linear modules only, no target_parameters (stacked experts).")
+    lora = [key for key in trained if ".lora_" in key and "lora_magnitude_vector" not in key]
+    weights = {key for key in lora if key.endswith((".lora_A.weight", ".lora_B.weight"))}
+    others = [key for key in lora if key not in weights and not key.endswith(".bias")]
+    others += [key for key in weights if trained[key].ndim != 2]
+    if others:
+        raise ValueError(
+            f"method 'tfb' knows LoRA on linear modules only, and {sorted(others)[0]} is none. Leave embeddings and "
+            "convolutions out of the target modules."
+        )
+    pairs = [(key, key.replace(".lora_A.", ".lora_B.")) for key in sorted(weights) if key.endswith(".lora_A.weight")]
+    if alone := sorted(weights ^ {key for pair in pairs for key in pair}):
+        raise ValueError(f"method 'tfb' rotates A and B together, but of {alone[0]} and its partner only one trains.")
+    if not pairs:
+        raise ValueError("method 'tfb' needs a LoRA adapter that trains; the model has none.")
+    return pairs
+
+
+def rotate(mean: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> Rotated:
+    """B' = U D and A' = Vᵀ A from the thin SVD B = U D Vᵀ; other tensors stay.
+
+    A singular value below rounding error (all of them, if B never moved from 0) counts as 0: row i of A' and column i
+    of B' are then exactly 0.
+
+    Args:
+        mean: all tensors by checkpoint key.
+        pairs: keys of A (r, in) and B (out, r).
+
+    Raises:
+        ValueError: every B is 0, so the adapter has no effect.
+    """
+    rotated, singular_values = dict(mean), {}
+    for key_a, key_b in pairs:
+        a, b = mean[key_a], mean[key_b]
+        u, values, vt = torch.linalg.svd(b.double(), full_matrices=False)
+        values = torch.where(values > values.amax() * max(b.shape) * torch.finfo(torch.float32).eps, values, 0.0)
+        kept = (values > 0).double()
+        rank, found = a.shape[0], len(values)  # a wide B has fewer singular values than columns
+        rotated[key_a] = torch.zeros_like(a)
+        rotated[key_a][:found] = (kept[:, None] * (vt @ a.double())).to(a.dtype)
+        rotated[key_b] = torch.zeros_like(b)
+        rotated[key_b][:, :found] = (u * values).to(b.dtype)
+        singular_values[key_a] = torch.cat([values, values.new_zeros(rank - found)])
+    if not any(bool(values.any()) for values in singular_values.values()):
+        raise ValueError("every lora_B is 0, so the adapter has no effect and no noise on A has any. Train it first.")
+    return Rotated(mean=rotated, singular_values=singular_values)
+
+
+def largest_satisfying(
+    ok: Callable[[float], bool],
+    *,
+    first: float = FIRST_SCALE,
+    smallest: float = SMALLEST_SCALE,
+    largest: float = LARGEST_SCALE,
+    relative_step: float = RELATIVE_STEP,
+) -> float:
+    """The largest number that satisfies a condition that holds for small numbers and fails for large ones.
+
+    Args:
+        ok: the condition.
+        first: where the search begins; it doubles, or halves, until it has a bracket.
+        smallest: where halving gives up.
+        largest: where doubling ends; returned, with a warning, if it satisfies the condition.
+        relative_step: how close below the first number that fails.
+
+    Returns:
+        A number that was tried and satisfies the condition; one at most `relative_step` larger fails it.
+
+    Raises:
+        NoScaleError: no number from `smallest` on satisfies it.
+
+    Example:
+        >>> found = largest_satisfying(lambda x: x <= 0.3, relative_step=0.01)
+        >>> 0.3 / 1.01 < found <= 0.3
+        True
+    """
+    if ok(first):
+        low, high = first, min(2 * first, largest)
+        while ok(high):
+            if high == largest:
+                logger.warning("the noise could grow to %g and stay within the tolerance; using that", largest)
+                return largest
+            low, high = high, min(2 * high, largest)
+    else:
+        low, high = first / 2, first
+        while not ok(low):
+            low, high = low / 2, low
+            if low < smallest:
+                raise NoScaleError(
+                    f"no sigma_q down to {smallest:g} keeps the anchor set's NLL within the tolerance: the model is so "
+                    "sure of its answers that any change is large next to its NLL. Raise the tolerance, or train less."
+                )
+    while high > low * (1 + relative_step):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if ok(middle) else (low, middle)
+    return low

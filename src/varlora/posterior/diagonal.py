@@ -1,0 +1,135 @@
+"""The Gaussian with independent entries: what IVON trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from varlora.posterior.kinds import check_mean, sorted_tensors, standard_normal, with_zeros
+from varlora.posterior.meta import PosteriorMeta
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiagonalGaussian:
+    """q = N(m, diag v), v = 1 / precision, with independent entries.
+
+    Tensors are held, not copied.
+
+    Args:
+        mean: m by checkpoint key; floating point and finite.
+        precision: 1 / v, same keys and shapes; float32 or float64, > 0. Infinity marks an entry that is known
+            exactly: one pruned to zero, or all entries of a tensor that did not train.
+        meta: see `PosteriorMeta`.
+
+    Raises:
+        ValueError: keys, shapes, dtypes or values do not fit; the message names the tensor.
+
+    Example:
+        >>> q = DiagonalGaussian(mean={"w": torch.zeros(2)}, precision={"w": torch.tensor([4.0, torch.inf])})
+        >>> q.variance["w"]
+        tensor([0.2500, 0.0000])
+        >>> q.sample(torch.Generator().manual_seed(0))["w"].shape
+        torch.Size([2])
+    """
+
+    kind: ClassVar[str] = "diagonal_gaussian"
+    symmetric: ClassVar[bool] = True
+    mean: Mapping[str, Tensor]
+    precision: Mapping[str, Tensor]
+    meta: PosteriorMeta = field(default_factory=PosteriorMeta)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", sorted_tensors(self.mean))
+        object.__setattr__(self, "precision", sorted_tensors(self.precision))
+        check_mean(self.mean)
+        _check_precision(self.mean, self.precision)
+
+    @property
+    def variance(self) -> dict[str, Tensor]:
+        """v = 1 / precision, by checkpoint key."""
+        return {key: precision.reciprocal() for key, precision in self.precision.items()}
+
+    @property
+    def point(self) -> Mapping[str, Tensor]:
+        """The mean."""
+        return self.mean
+
+    def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """One draw m + sqrt(v) ε, ε ~ N(0, I): in float32, or float64 where the mean is.
+
+        ε is drawn on the generator's device, for every tensor in sorted order of the keys, exactly known
+        entries included: so equal seeds give equal ε before and after pruning.
+
+        Args:
+            generator: the only source of randomness.
+
+        Returns:
+            Tensors by checkpoint key, in sorted order, on the mean's device.
+        """
+        draw = {}
+        for key, mean in self.mean.items():
+            eps = standard_normal(mean, generator)
+            std = self.precision[key].to(mean.device, eps.dtype).rsqrt()
+            draw[key] = torch.addcmul(mean.to(eps.dtype), std, eps)
+        return draw
+
+    def quadratic_form(self, key: str, vectors: Tensor) -> Tensor:
+        """V diag(v) Vᵀ for one tensor; see `LinearisableGaussian`."""
+        flat = vectors.flatten(2)
+        variance = self.precision[key].reciprocal().flatten().to(flat)
+        return (flat * variance) @ flat.mT
+
+    def zeroed(self, masks: Mapping[str, Tensor], meta: PosteriorMeta) -> Self:
+        """The masked entries are known to be 0: their precision is infinite."""
+        return type(self)(
+            mean=with_zeros(self.mean, masks), precision=with_zeros(self.precision, masks, math.inf), meta=meta
+        )
+
+    def scaled(self, temperature: float, meta: PosteriorMeta) -> Self:
+        """Every precision divided by the temperature.
+
+        Raises:
+            ValueError: a precision leaves the range of its dtype.
+        """
+        precision = {key: p / temperature for key, p in self.precision.items()}
+        for key, p in precision.items():
+            if bool(((p == 0) | (torch.isinf(p) & torch.isfinite(self.precision[key]))).any()):
+                raise ValueError(
+                    f"temperature {temperature!r} takes precisions of {key} out of the range of {p.dtype}."
+                )
+        return type(self)(mean=self.mean, precision=precision, meta=meta)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The precisions, by checkpoint key."""
+        return dict(self.precision)
+
+    @classmethod
+    def from_tensors(cls, point: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: PosteriorMeta) -> Self:
+        """A Gaussian with the point as its mean."""
+        return cls(mean=point, precision=tensors, meta=meta)
+
+
+def _check_precision(mean: Mapping[str, Tensor], precisions: Mapping[str, Tensor]) -> None:
+    if differing := sorted(mean.keys() ^ precisions.keys()):
+        raise ValueError(f"mean and precision must have the same keys; only one of them has {differing}.")
+    for key, precision in precisions.items():
+        if precision.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"precision of {key} has dtype {precision.dtype}; it must be float32 or float64.")
+        if precision.shape != mean[key].shape:
+            raise ValueError(
+                f"precision of {key} has shape {tuple(precision.shape)}, its mean {tuple(mean[key].shape)}."
+            )
+        if bad := int((~(precision > 0)).sum()):
+            raise ValueError(f"precision of {key} has {bad} value(s) of {precision.numel()} that are NaN or not > 0.")
+        exact = torch.isinf(precision)
+        if not bool(exact.all()) and (bad := int((exact & (mean[key] != 0)).sum())):
+            raise ValueError(
+                f"precision of {key} has {bad} infinite value(s) where the mean is not 0; infinity marks a pruned "
+                "entry, or all entries of a tensor that did not train."
+            )

@@ -1,0 +1,192 @@
+"""Posteriors read out of a trained model and its optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from varlora.adapters import adapter_config, base_model_of, fixed_tensors, trained_tensors
+from varlora.posterior.diagonal import DiagonalGaussian
+from varlora.posterior.meta import PosteriorMeta
+from varlora.posterior.point_mass import PointMass
+
+
+class GaussianOptimizer(Protocol):
+    """An optimizer that holds a posterior over what it trains, as `varlora.IVON` does."""
+
+    param_groups: list[dict[str, Any]]
+    state: MutableMapping[Any, Any]
+
+    def mean(self, p: Tensor) -> Tensor:
+        """Posterior mean of `p`, in float32 or float64."""
+
+    def precision(self, p: Tensor) -> Tensor:
+        """Posterior precision of `p`, elementwise."""
+
+    def prior_precision(self, p: Tensor) -> float:
+        """Precision of the prior of `p`."""
+
+
+def posterior_of(
+    model: nn.Module,
+    optimizer: GaussianOptimizer | Any,
+    *,
+    method: str = "ivon",
+    num_examples: int | None = None,
+    readout: Mapping[str, Any] | None = None,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+) -> DiagonalGaussian:
+    """The posterior that training has reached: a copy, independent of further steps.
+
+    Under FSDP2 every rank must call it, and every rank gets the whole.
+
+    Adapter tensors that do not train (`fixed_tensors`) are part of it, known exactly.
+
+    Args:
+        model: the trained model.
+        optimizer: the `IVON` that trained it, possibly inside accelerate's wrapper.
+        method: name for the record.
+        num_examples: N, size of the training set.
+        readout: how answers are read, `Readout.to_dict()`.
+        base_model: name or path of the pre-trained model; None: as the model says.
+        base_revision: its revision; None: as the model says.
+
+    Raises:
+        ValueError: the optimizer holds no posterior, or not all trained parameters; nothing trains; the
+            adapter is merged.
+
+    Example:
+        >>> from varlora import IVON
+        >>> model = torch.nn.Linear(2, 1)
+        >>> q = posterior_of(model, IVON(model.parameters(), lr=0.1, ess=10.0, hess_init=0.1))
+        >>> q.precision["bias"]
+        tensor([1.])
+    """
+    optimizer = _unwrapped(optimizer)
+    trained = trained_tensors(model)
+    if not trained:
+        raise ValueError(
+            "no parameter of the model trains (requires_grad), so there is nothing to have a posterior over."
+        )
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    if unheld := [key for key, p in trained.items() if p not in groups]:
+        raise ValueError(
+            f"the optimizer does not hold {len(unheld)} trained parameter(s), such as {unheld[0]}. Pass the "
+            "optimizer that trained this model; freeze what it is not meant to train."
+        )
+    mean = {key: _whole(optimizer.mean(p)).detach().clone() for key, p in trained.items()}
+    precision = {key: _whole(optimizer.precision(p)).detach().clone() for key, p in trained.items()}
+    for key, fixed in fixed_tensors(model).items():
+        mean[key] = fixed.detach().clone()
+        precision[key] = torch.full_like(fixed, math.inf, dtype=torch.promote_types(fixed.dtype, torch.float32))
+
+    ess = sorted({float(groups[p]["ess"]) for p in trained.values()})
+    hessians = {
+        key: (_whole(optimizer.state[p]["hessian"]), float(groups[p]["hess_init"])) for key, p in trained.items()
+    }
+    diagnostics: dict[str, Any] = {"hessian_moved": hessian_moved(hessians)}
+    diagnostics["steps"] = int(max(optimizer.state[p]["step"] for p in trained.values()))
+    diagnostics["skipped_steps"] = int(getattr(optimizer, "skipped_steps", 0))
+    if len(ess) > 1:
+        diagnostics["ess_of_groups"] = ess
+    return DiagonalGaussian(
+        mean=mean,
+        precision=precision,
+        meta=dataclasses.replace(
+            model_meta(model, base_model, base_revision),
+            method=method,
+            num_examples=num_examples,
+            ess=ess[0] if len(ess) == 1 else None,
+            prior_precision={key: optimizer.prior_precision(p) for key, p in trained.items()},
+            readout=readout,
+            diagnostics=diagnostics,
+        ),
+    )
+
+
+def point_mass_of(
+    model: nn.Module,
+    *,
+    method: str,
+    num_examples: int | None = None,
+    readout: Mapping[str, Any] | None = None,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+) -> PointMass:
+    """The model's weights as they stand, as a point mass: a copy, in float32 (float64 for float64 weights).
+
+    Args:
+        model: the trained model, or one with an adapter loaded for inference.
+        method: name for the record: "adamw", ...
+        num_examples: N, size of the training set.
+        readout: how answers are read, `Readout.to_dict()`.
+        base_model: name or path of the pre-trained model; None: as the model says.
+        base_revision: its revision; None: as the model says.
+
+    Raises:
+        ValueError: there is no adapter and nothing trains, or the adapter is merged.
+
+    Example:
+        >>> sorted(point_mass_of(torch.nn.Linear(2, 1), method="adamw").mean)
+        ['bias', 'weight']
+    """
+    tensors = {**trained_tensors(model), **fixed_tensors(model)}
+    return PointMass(
+        mean={key: t.detach().to(torch.promote_types(t.dtype, torch.float32), copy=True) for key, t in tensors.items()},
+        meta=dataclasses.replace(
+            model_meta(model, base_model, base_revision), method=method, num_examples=num_examples, readout=readout
+        ),
+    )
+
+
+def hessian_moved(hessians: Mapping[str, tuple[Tensor, float]]) -> dict[str, Any]:
+    """How far the Hessian has moved from its start: median |h/h0 − 1|, overall and by tensor.
+
+    Near 0, the posterior's variance is the one it was started with, not one that was learned: at β2 = .99999 the
+    start keeps 90 % of its weight after 10 000 steps.
+
+    Args:
+        hessians: (h, h0) by checkpoint key.
+
+    Example:
+        >>> hessian_moved({"w": (torch.tensor([1.0, 1.5, 3.0]), 1.0)})
+        {'overall': 0.5, 'by_tensor': {'w': 0.5}}
+    """
+    moved = {key: (h.detach() / h0 - 1).abs().flatten().cpu() for key, (h, h0) in hessians.items()}
+    return {
+        "overall": torch.cat([m.double() for m in moved.values()]).median().item(),
+        "by_tensor": {key: m.median().item() for key, m in sorted(moved.items())},
+    }
+
+
+def model_meta(model: nn.Module, base_model: str | None = None, base_revision: str | None = None) -> PosteriorMeta:
+    """What a model says about itself: its base model, revision and adapter configuration."""
+    name, revision = base_model_of(model)
+    return PosteriorMeta(
+        base_model=base_model or name,
+        base_revision=base_revision or (revision if base_model in (None, name) else None),
+        adapter_config=adapter_config(model),
+    )
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    given = type(optimizer).__name__
+    while not hasattr(optimizer, "precision") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not hasattr(optimizer, "precision"):
+        raise ValueError(
+            f"{given} holds no posterior. Pass the varlora.IVON that trained the model; for weights trained by "
+            "another optimizer, point_mass_of(model, method=...) keeps them as a point mass."
+        )
+    return optimizer
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that FSDP2 has sharded over ranks (every rank must ask), or the tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
