@@ -6,8 +6,10 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -17,7 +19,7 @@ from varlora.demo.data import model_folder, write_task
 from varlora.tasks.prompts import LETTERS, choice_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -92,11 +94,12 @@ def test_snippets_run(
     here = tmp_path / "here"
     shutil.copytree(workspace, here)
     monkeypatch.chdir(here)
-    namespace = {"__name__": "snippet"}
+    module = ModuleType("snippet")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # a dataclass looks for the module that it stands in
     for block in blocks(page):
         if block.language == "python":
             # Blank lines in front, so that a traceback gives the line of the page.
-            exec(compile("\n" * block.line + block.text, name_of(page), "exec"), namespace)
+            exec(compile("\n" * block.line + block.text, name_of(page), "exec"), module.__dict__)
 
 
 @pytest.mark.parametrize(("page", "line"), list(commands("varlora")), ids=name_of)

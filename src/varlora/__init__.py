@@ -15,10 +15,20 @@ if TYPE_CHECKING:
     from varlora import metrics
     from varlora.adapters import applied, load_into
     from varlora.checkpoint import load_posterior, posterior_from_checkpoint, save_posterior
+    from varlora.linearised import predict_linearised
     from varlora.noise import NoiseController
     from varlora.ops import isotropic_prior, kl, merge, prune, snr, temper
     from varlora.optim import IVON
-    from varlora.posterior import DiagonalGaussian, PointMass, point_mass_of, posterior_of
+    from varlora.posterior import (
+        DiagonalGaussian,
+        DropoutMasks,
+        KroneckerGaussian,
+        LowRankGaussian,
+        Mixture,
+        PointMass,
+        point_mass_of,
+        posterior_of,
+    )
     from varlora.prediction import Prediction, predict
     from varlora.readout import AnswerTokens, ClassHead
     from varlora.tasks import answer_tokens
@@ -31,7 +41,11 @@ __all__ = [
     "AnswerTokens",
     "ClassHead",
     "DiagonalGaussian",
+    "DropoutMasks",
     "IVONConfig",
+    "KroneckerGaussian",
+    "LowRankGaussian",
+    "Mixture",
     "NoiseController",
     "PointMass",
     "Prediction",
@@ -50,6 +64,7 @@ __all__ = [
     "posterior_from_checkpoint",
     "posterior_of",
     "predict",
+    "predict_linearised",
     "prune",
     "save_posterior",
     "snr",
@@ -59,10 +74,20 @@ __all__ = [
 _MODULES = {
     "adapters": ("applied", "load_into"),
     "checkpoint": ("load_posterior", "posterior_from_checkpoint", "save_posterior"),
+    "linearised": ("predict_linearised",),
     "noise": ("NoiseController",),
     "ops": ("isotropic_prior", "kl", "merge", "prune", "snr", "temper"),
     "optim": ("IVON",),
-    "posterior": ("DiagonalGaussian", "PointMass", "point_mass_of", "posterior_of"),
+    "posterior": (
+        "DiagonalGaussian",
+        "DropoutMasks",
+        "KroneckerGaussian",
+        "LowRankGaussian",
+        "Mixture",
+        "PointMass",
+        "point_mass_of",
+        "posterior_of",
+    ),
     "prediction": ("Prediction", "predict"),
     "readout": ("AnswerTokens", "ClassHead"),
     "tasks": ("answer_tokens",),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -148,7 +149,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return float(loss), -float((of_label.softmax(1) * rise).sum(1).mean())
 
     low, high = BOUNDS
-    grid = [low * (high / low) ** (i / (GRID - 1)) for i in range(GRID)]
+    grid: list[float] = [low * (high / low) ** (i / (GRID - 1)) for i in range(GRID)]
     best = min(range(GRID), key=lambda i: loss_and_slope(1 / grid[i])[0])
     if best in (0, GRID - 1):
         bound = low if best == 0 else high
@@ -156,6 +157,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return bound
     left, right = 1 / grid[best + 1], 1 / grid[best - 1]
     for _ in range(100):  # bisection on the slope, which rises through 0 between the neighbours
-        middle = (left * right) ** 0.5
+        middle = math.sqrt(left * right)
         left, right = (left, middle) if loss_and_slope(middle)[1] > 0 else (middle, right)
     return 1 / right

@@ -17,7 +17,20 @@ from varlora.report.tables import Cell, Number, Table, escape_markdown
 from varlora.report.vocabulary import FULL, METRICS, coldness, learning, listing, show
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_VARIANTS = {"mean": "at the mean", "samples": "averaged over samples", "pruned": "pruned, averaged over samples"}
+_VARIANTS = {
+    "mean": "at the mean",
+    "samples": "averaged over samples",
+    "linearised": "linearised",
+    "pruned": "pruned, averaged over samples",
+}
+_HELD = {
+    "diagonal_gaussian": ("the mean of the weights", "their precision (1 / variance)"),
+    "kronecker_gaussian": ("the mean of the weights", "the Kronecker factors of their precision"),
+    "low_rank_gaussian": ("the mean of the weights", "the diagonal and the directions of their covariance"),
+    "mixture": ("the first of several adapters", "the others, over whose answers"),
+    "mc_dropout": ("the weights", "the rate of the dropout that stays on, with which"),
+}
+"""What the adapter's file and the file beside it hold, by kind."""
 
 
 def model_card(
@@ -33,7 +46,7 @@ def model_card(
 
     Args:
         name: Of the run; its folder's name.
-        kind: The posterior's kind, as in posterior.json: "diagonal_gaussian" or "point_mass".
+        kind: The posterior's kind, as in posterior.json.
         meta: The fields of `PosteriorMeta`, as in posterior.json; what is missing is left out.
         metrics: Content of metrics.json: {split: {"mean": {...}, "samples": {...}}}.
         task: Name, kind, answers, source, licence and notes of the task, as far as known.
@@ -81,10 +94,17 @@ def _what_it_is(kind: str, meta: Mapping[str, Any]) -> str:
     )
     if kind == "point_mass":
         return f"A LoRA adapter{of}{trained}. It holds one set of weights and no uncertainty about them."
+    point, beside = _HELD[kind]
+    how = {
+        "mixture": "averages to say how sure an answer is",
+        "mc_dropout": "predicts several times to say how sure an answer is",
+    }.get(kind, "draws weights to say how sure an answer is")
+    if kind not in ("mixture", "mc_dropout"):
+        beside += ", from which"
     return (
-        f"A LoRA adapter{of} **with its posterior**{trained}. `adapter_model.safetensors` holds the mean of the "
-        "weights and is an ordinary PEFT adapter; `posterior.safetensors` holds their precision (1 / variance), from "
-        "which [varlora](https://pypi.org/project/varlora/) draws weights to say how sure an answer is."
+        f"A LoRA adapter{of} **with its posterior**{trained}. `adapter_model.safetensors` holds {point} and is an "
+        f"ordinary PEFT adapter; `posterior.safetensors` holds {beside} "
+        f"[varlora](https://pypi.org/project/varlora/) {how}."
     )
 
 
@@ -138,20 +158,24 @@ from transformers import {auto}
 
 base = {auto}.from_pretrained({meta["base_model"]!r}{labels})
 model = PeftModel.from_pretrained(base, {folder!r})"""
-    sections = [f"## How to load it\n\nWith PEFT alone, at the mean:\n\n```python\n{mean}\n```"]
+    alone = "its first adapter" if kind == "mixture" else "at the mean"
+    sections = [f"## How to load it\n\nWith PEFT alone, {alone}:\n\n```python\n{mean}\n```"]
     if readout:
-        samples = 0 if kind == "point_mass" else 10
-        averaged = "# (N, C)" if kind == "point_mass" else "# (N, C), averaged over 10 draws of the weights"
+        module, call, averaged = "prediction", "predict(model, q, batches, samples=10", "# (N, C), averaged over draws"
+        if kind == "point_mass":
+            call, averaged = "predict(model, q, batches, samples=0", "# (N, C)"
+        if meta.get("linearised"):
+            module, call = "linearised", "predict_linearised(model, q, batches"
         sections.append(f"""\
 With varlora, probabilities of the answers (`batches`: token ids as `varlora.tasks.Collator` makes them):
 
 ```python
 from varlora.checkpoint import load_posterior
-from varlora.prediction import predict
+from varlora.{module} import {call.split("(")[0]}
 from varlora.readout import readout_from_dict
 
 q = load_posterior({folder!r})
-prediction = predict(model, q, batches, samples={samples}, readout=readout_from_dict(q.meta.readout))
+prediction = {call}, readout=readout_from_dict(q.meta.readout))
 prediction.probs  {averaged}
 ```""")
     return sections
