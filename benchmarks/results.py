@@ -35,11 +35,15 @@ from varlora.runs import RunFolder, read_run
 RECIPES = Path(__file__).parent.parent / "recipes" / "results"
 FOLDERS = {"sst2": "sst2", "trec6": "trec6", "clinc150": "clinc150_small"}
 SEEDS = (0, 1, 2)
-LEARNING_RATES: Mapping[str, tuple[float, ...]] = {
-    "adamw": (3e-4, 1e-3, 3e-3),
-    "ivon": (0.3, 1.0, 3.0),  # the largest step is this times 1e-3
-    "blob": (1e-3, 3e-3, 1e-2),
-    "scalabl": (1e-3, 3e-3, 1e-2),
+LEARNING_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "trec6": {
+        "adamw": (3e-4, 1e-3, 3e-3),
+        "ivon": (0.3, 1.0, 3.0),  # the largest step is this times 1e-3
+        "blob": (1e-3, 3e-3, 1e-2),
+        "scalabl": (1e-3, 3e-3, 1e-2),
+    },
+    "sst2": {"adamw": (1e-3, 3e-3), "ivon": (1.0, 3.0), "blob": (1e-3, 3e-3), "scalabl": (1e-3, 3e-3)},
+    "clinc150": {"adamw": (3e-3,), "ivon": (1.0,)},
 }
 HESS_INIT = {"sst2": 8e-3, "trec6": 8e-3, "clinc150": 6e-3}  # initial noise of sd 0.03 at the default λ
 
@@ -82,6 +86,13 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     "blob": Entry(
         method="blob", rates="blob", own="samples", rows={"mean": "BLoB, mean", "samples": "BLoB, 10 samples"}
+    ),
+    "blob-bayes": Entry(
+        method="blob",
+        rates="blob",
+        own="samples",
+        rows={"samples": "BLoB with KL/N, 10 samples"},
+        options=("--kl_reweighting", "false"),
     ),
     "scalabl": Entry(method="scalabl", rates="scalabl", own="samples", rows={"samples": "ScalaBL, 10 samples"}),
     "swag": Entry(method="swag", own="samples", rows={"samples": "SWAG, 10 samples"}),
@@ -133,16 +144,15 @@ class Bench:
 
     def chosen_rates(self, task: str) -> dict[str, float]:
         """The learning rate of each group, by validation NLL at seed 0."""
-        groups = {
-            rates: name for name in reversed(ENTRIES_OF[task]) if (rates := ENTRIES[name].rates) in LEARNING_RATES
-        }
-        self.train(task, [(name, rate, SEEDS[0]) for group, name in groups.items() for rate in LEARNING_RATES[group]])
+        grids = LEARNING_RATES[task]
+        groups = {ENTRIES[name].rates: name for name in reversed(ENTRIES_OF[task])}
+        self.train(task, [(name, rate, SEEDS[0]) for group, name in groups.items() for rate in grids[group]])
         chosen = {}
         print(f"| {task}: validation NLL at seed 0 | learning rate: NLL |\n| --- | --- |")
         for group, name in sorted(groups.items()):
             losses = {
                 rate: read_run(self.folder(task, name, rate, SEEDS[0])).metrics["validation"][ENTRIES[name].own]["nll"]
-                for rate in LEARNING_RATES[group]
+                for rate in grids[group]
             }
             chosen[group] = min(losses, key=lambda rate: losses[rate])
             cells = [f"**{r:g}: {v:.3f}**" if r == chosen[group] else f"{r:g}: {v:.3f}" for r, v in losses.items()]

@@ -15,8 +15,18 @@ from laplace_problems import CASES, READOUT, batches, by_key, network, tensor, u
 from models import lora, tiny_bert_classifier, tiny_llama, token_ids
 from varlora.adapters import load_into, trained_tensors
 from varlora.curvature import curvature_of
-from varlora.linearised import NotLinearisableError, drawn_log_probs, linearised_logits, predict_linearised
-from varlora.posterior import DiagonalGaussian, KroneckerGaussian, PointMass, Posterior, PosteriorMeta
+from varlora.linearised import drawn_log_probs, linearised_logits, predict_linearised
+from varlora.posterior import (
+    DiagonalGaussian,
+    DropoutMasks,
+    KroneckerGaussian,
+    LowRankGaussian,
+    Mixture,
+    NotLinearisableError,
+    PointMass,
+    Posterior,
+    PosteriorMeta,
+)
 from varlora.readout import AnswerTokens, ClassHead
 
 META = PosteriorMeta(method="laplace", linearised=True)
@@ -231,10 +241,27 @@ def test_the_memory_is_said(caplog: pytest.LogCaptureFixture) -> None:
 # What is refused -----------------------------------------------------------------------------------------------
 
 
-def test_a_posterior_of_another_kind_is_refused() -> None:
+def of_kind(kind: str, point: dict[str, Tensor]) -> Posterior:
+    """A posterior that cannot be linearised."""
+    if kind == "low_rank_gaussian":
+        zeros = {key: torch.zeros_like(p) for key, p in point.items()}
+        return LowRankGaussian(
+            mean=point, diagonal=zeros, deviations={k: z[None] for k, z in zeros.items()}, shared=True
+        )
+    made = {
+        "point_mass": PointMass(mean=point),
+        "mixture": Mixture(components=(PointMass(mean=point), PointMass(mean=point))),
+        "dropout_masks": DropoutMasks(mean=point, rate=0.1),
+    }
+    return made[kind]
+
+
+@pytest.mark.parametrize("kind", ["point_mass", "mixture", "dropout_masks", "low_rank_gaussian"])
+def test_a_posterior_of_another_kind_is_refused(kind: str) -> None:
     model = network("lora")
-    q = PointMass(mean={key: p.detach() for key, p in trained_tensors(model).items()})
-    with pytest.raises(NotLinearisableError, match="kind 'point_mass' cannot be linearised"):
+    q = of_kind(kind, {key: p.detach() for key, p in trained_tensors(model).items()})
+    assert isinstance(q, Posterior)
+    with pytest.raises(NotLinearisableError, match=f"kind '{kind}' cannot be linearised"):
         predict_linearised(model, q, [unseen_batch("lora")], readout=READOUT)
 
 

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 Structure = Literal["kron", "diag"]
 Fisher = Literal["ggn", "mc"]
-_ENTRIES_AT_A_TIME = 2**26
+_ENTRIES_AT_A_TIME = 2**22
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,7 +187,9 @@ def curvature_of(
 def curvature_bytes(
     tensors: Mapping[str, LinearTensor], *, structure: Structure, low_rank: int = 10, low_rank_above: int = 1024
 ) -> int:
-    """What `curvature_of` holds beside the model and one batch's activations.
+    """What `curvature_of` holds beside the model and one batch's activations, in bytes.
+
+    The gradients of single examples, taken for the diagonal, add a tensor's size or 4M numbers, whichever is more.
 
     Example:
         >>> tensors = linear_tensors(nn.Linear(4096, 8, bias=False))

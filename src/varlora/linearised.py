@@ -29,17 +29,13 @@ from transformers.utils import logging as progress_bars
 from varlora.adapters import applied
 from varlora.draws import held_batches, on_device_of
 from varlora.layer_gradients import jacobian_bytes, linear_tensors, recorded
-from varlora.posterior import LinearisableGaussian, Posterior
+from varlora.posterior import Posterior, linearisable
 from varlora.prediction import Prediction
 from varlora.readout import Readout
 
 logger = logging.getLogger(__name__)
 
 Form = Literal["mc", "probit"]
-
-
-class NotLinearisableError(ValueError):
-    """The posterior is not one Gaussian whose tensors are independent of each other."""
 
 
 def predict_linearised(
@@ -144,7 +140,7 @@ def linearised_logits(
         NotLinearisableError: one is not a Gaussian with tensors independent of each other.
         ValueError: the tensors do not fit the model, or the logits or covariances are not numbers.
     """
-    gaussians = [_linearisable(q) for q in posteriors]
+    gaussians = [linearisable(q) for q in posteriors]
     q = gaussians[0]
     varying = [key for key, v in q.variance.items() if bool((v > 0).any())]
     tensors = linear_tensors(model, varying) if varying else {}
@@ -195,15 +191,6 @@ def probit_log_probs(mean: Tensor, covariance: Tensor) -> Tensor:
     """
     variance = covariance.diagonal(dim1=1, dim2=2)
     return torch.log_softmax(mean / (1 + math.pi / 8 * variance).sqrt(), dim=-1)[:, None]
-
-
-def _linearisable(q: Posterior) -> LinearisableGaussian:
-    if isinstance(q, LinearisableGaussian):
-        return q
-    raise NotLinearisableError(
-        f"a posterior of kind {q.kind!r} cannot be linearised: that needs one Gaussian with a variance (methods "
-        "laplace, ivon). Predict at its mean or by samples."
-    )
 
 
 def _labels(held: Sequence[Mapping[str, Any]], readout: Readout) -> Tensor:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from varlora.optim import IVON
+from varlora.optim.wrapped import unwrapped
 
 
 class NoiseWarning(UserWarning):
@@ -242,8 +243,7 @@ class NoiseController:
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)
-        while hasattr(optimizer, "optimizer"):
-            optimizer = optimizer.optimizer
+        optimizer = unwrapped(optimizer)
         if not isinstance(optimizer, IVON):
             raise TypeError(f"NoiseController needs varlora's IVON, got {type(optimizer).__name__}.")
         self.optimizer = optimizer

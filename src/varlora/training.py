@@ -17,9 +17,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sized
+from collections.abc import Sized
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +30,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from varlora.noise import NoiseController
 from varlora.optim import IVON
 from varlora.optim.ivon import Prior
+from varlora.optim.wrapped import restore_from, unwrapped
 
 if TYPE_CHECKING:
     from varlora.readout import Readout
@@ -169,10 +169,24 @@ class VariationalCallback(TrainerCallback):
         self.noise.detach()
         self.noise = None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            _restore_state(ivon, Path(state.best_model_checkpoint))
+            restore_from(ivon, state.best_model_checkpoint)
 
 
-class VariationalTrainerMixin:
+class QuietEvaluation:
+    """Makes a trainer's evaluation leave the random state of training alone: put it first among the bases.
+
+    A pass over a data loader draws a seed from the global generator, so that dropout masks would depend on how often
+    the model was evaluated.
+    """
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's evaluation."""
+        device: torch.device = self.args.device  # type: ignore[attr-defined]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+
+class VariationalTrainerMixin(QuietEvaluation):
     """Makes any trainer class variational: put it first among the bases.
 
     Args:
@@ -226,12 +240,6 @@ class VariationalTrainerMixin:
             self._draw_weight = 1.0
         return torch.stack(losses).sum()
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's evaluation, at the mean; dropout masks of the training that follows do not depend on it."""
-        device: torch.device = self.args.device  # type: ignore[attr-defined]
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
-
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's loss, weighted by 1/S within a training step."""
         loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
@@ -242,7 +250,11 @@ class VariationalTrainerMixin:
         return loss * self._draw_weight
 
 
-class AnswerTrainer(Trainer):
+class CompletionTrainer(QuietEvaluation, Trainer):
+    """transformers' Trainer, for completions with the model's own loss."""
+
+
+class AnswerTrainer(QuietEvaluation, Trainer):
     """A Trainer for tasks with C possible answers: cross-entropy over the answers' logits.
 
     The same `readout` reads the answer in training and in prediction: the answer tokens of a causal language
@@ -300,14 +312,13 @@ class VariationalAnswerTrainer(VariationalTrainerMixin, AnswerTrainer):
 
 
 def _unwrapped_ivon(optimizer: torch.optim.Optimizer) -> IVON:
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, IVON):
+    ivon = unwrapped(optimizer)
+    if not isinstance(ivon, IVON):
         raise TypeError(
-            f"VariationalCallback needs a trainer whose optimizer is IVON, but it is {type(optimizer).__name__}. Pass "
+            f"VariationalCallback needs a trainer whose optimizer is IVON, but it is {type(ivon).__name__}. Pass "
             "optimizer_cls_and_kwargs=(IVON, IVONConfig().optimizer_kwargs()), or use VariationalTrainerMixin."
         )
-    return optimizer
+    return ivon
 
 
 def _refuse_unsupported(args: TrainingArguments) -> None:
@@ -346,14 +357,3 @@ def _num_examples(loader: DataLoader[Any] | None) -> int:
         "ess is None and the training set has no length, so λ cannot be set from it. Pass IVONConfig(ess=...), or "
         "VariationalCallback(num_examples=...)."
     )
-
-
-def _restore_state(ivon: IVON, checkpoint: Path) -> None:
-    file = checkpoint / "optimizer.pt"
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{file} is missing: the best checkpoint's weights were loaded, but not its posterior variance. "
-            "Keep the optimizer state in the checkpoints (save_only_model=False)."
-        )
-    saved: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    ivon.load_state_dict(dict(saved))

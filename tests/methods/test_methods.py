@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from small_runs import LEARNED, StopAfter, Stopped, config, save_model
+from small_runs import LEARNED, StopAfter, Stopped, config, films, save_model, write_rows
+from tiny_runs import save_encoder
 from varlora.checkpoint import load_posterior, save_posterior
 from varlora.methods import METHODS, AdamW, Ivon, Method, Temperature, with_options, with_temperatures
 from varlora.ops import prune, temper
@@ -53,6 +55,7 @@ class Result:
     setting: Setting
     method: Method
     posterior: Posterior
+    log: list[dict[str, Any]]
     frozen_before: dict[str, Tensor]
 
 
@@ -66,7 +69,7 @@ def trained(folder: Path, model: str, name: str, **options: Any) -> Result:
     before = frozen(setting)
     method = method_of(settings)
     result = train(setting, method, checkpoints=folder / "checkpoints", progress=False)
-    return Result(setting, method, result.posterior, before)
+    return Result(setting, method, result.posterior, result.log, before)
 
 
 @pytest.fixture(scope="module")
@@ -203,12 +206,37 @@ def test_temperature_scaling_goes_on_top(result: Result) -> None:
         )
 
 
-def test_early_stopping_keeps_the_best_checkpoint(result: Result, tmp_path: Path) -> None:
-    source, name = result.setting.config.model_name_or_path, result.method.name
-    stopped = trained(tmp_path, source, name, early_stopping=True, eval_steps=5, learning_rate=0.5)
-    assert stopped.posterior.kind == result.posterior.kind
-    live = {n.replace(".default", ""): p for n, p in stopped.setting.model.named_parameters() if p.requires_grad}
-    assert all(torch.equal(live[key].detach(), point) for key, point in stopped.posterior.point.items())
+@pytest.mark.parametrize("name", ["adamw", "ensemble", "laplace", "mc_dropout", "temperature", "tfb"])
+def test_early_stopping_keeps_the_best_checkpoint(name: str, model_folder: str, tmp_path: Path) -> None:
+    """Of the methods that AdamW trains; the others have tests of their own."""
+    wrong = [{**row, "label": "negative" if row["label"] == "positive" else "positive"} for row in films(8)]
+    validation = write_rows(tmp_path / "wrong.jsonl", wrong)  # the more is learned, the worse
+    options = {"early_stopping": True, "eval_steps": 5, "max_steps": 20, "validation_file": validation}
+    stopped = trained(tmp_path, model_folder, name, **options)
+    folder = tmp_path / "checkpoints" / ("member-0" if name == "ensemble" else "")
+    log = [entry for entry in stopped.log if entry.get("member", 0) == 0]
+    losses = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    best = min(losses, key=losses.__getitem__)
+    assert list(losses) == [5, 10, 15, 20]
+    assert best < 20, "this test needs a best step before the last"
+    kept = load_file(folder / f"checkpoint-{best}" / "adapter_model.safetensors")
+    point = stopped.posterior.point
+    assert kept.keys() == point.keys()
+    if name == "tfb":  # another way to write the same product
+        kept, point = ({k: t[k.replace("_A", "_B")] @ t[k] for k in t if "lora_A" in k} for t in (kept, dict(point)))
+    for key, tensor in kept.items():
+        torch.testing.assert_close(point[key], tensor)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_it_learns_a_classification_head_too(name: str, tmp_path: Path) -> None:
+    encoder = save_encoder(tmp_path / "model")
+    result = trained(tmp_path / name, encoder, name, max_steps=60, lora_target_modules="query,value")
+    assert any("classifier" in key for key in result.posterior.point)
+    for mode in modes_of(result.posterior):
+        prediction = predicted(result.setting, result.posterior, mode=mode)
+        if mode in ("mean", modes_of(result.posterior)[-1]):  # the linearised model's posterior is not the model's
+            assert (prediction.probs.argmax(1) == prediction.labels).double().mean() > 0.9, mode
 
 
 @pytest.mark.parametrize("name", NO_NOISE_IN_TRAINING)

@@ -164,3 +164,19 @@ def test_a_gradient_that_bypassed_the_noise_is_an_error() -> None:
 def test_no_gaussian_parameter_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"no Gaussian parameter; use torch\.optim\.AdamW"):
         MeanFieldAdamW([parameters()[0]], gaussians=[], cycle=1, **OPTIONS)
+
+
+def test_the_width_without_data_is_what_the_kl_alone_makes() -> None:
+    mean, rho = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.full((1,), 0.04))
+    optimizer = MeanFieldAdamW(
+        [mean, rho], gaussians=[(mean, rho)], prior_std=0.2, num_examples=50, cycle=5, lr=0.1, kl_lr=0.01
+    )
+    for _ in range(7):
+        mean.grad, rho.grad = torch.zeros(1), torch.zeros(1)
+        optimizer.step()
+    assert optimizer.std_without_data == pytest.approx(rho.item() ** 2, rel=1e-5)
+    assert optimizer.std_without_data > 0.04**2
+    rho.grad = torch.ones(1)  # what the data say does not count
+    mean.grad = torch.zeros(1)
+    optimizer.step()
+    assert optimizer.std_without_data > rho.item() ** 2

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from varlora.posterior import LinearisableGaussian, Posterior, PosteriorMeta
-from varlora.posterior.low_rank import CoupledTensorsError, LowRankGaussian
+from varlora.posterior import NotLinearisableError, Posterior, PosteriorMeta, linearisable
+from varlora.posterior.low_rank import LowRankGaussian
 
 META = PosteriorMeta(method="test")
 
@@ -115,13 +115,13 @@ def test_tempering_multiplies_the_whole_covariance(shared: bool) -> None:
 
 def test_quadratic_forms_are_those_of_the_dense_covariance() -> None:
     q = gaussian(shared=False, dtype=torch.float64)
-    assert isinstance(q, LinearisableGaussian)
+    assert linearisable(q) is q
     vectors = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = vectors.flatten(2) @ dense(q)[:4, :4] @ vectors.flatten(2).mT
     torch.testing.assert_close(q.quadratic_form("a", vectors), expected)
     with pytest.raises(ValueError, match=r"vectors for a must be \(B, C, 2, 2\): \(5, 3, 4\)"):
         q.quadratic_form("a", vectors.flatten(2))
-    with pytest.raises(CoupledTensorsError, match=r"correlated with each other .* Predict by samples"):
+    with pytest.raises(NotLinearisableError, match=r"correlated with each other .* Predict by samples"):
         gaussian(shared=True).quadratic_form("a", vectors)
 
 

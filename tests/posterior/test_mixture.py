@@ -148,7 +148,7 @@ def test_the_first_components_point_is_not_kept_twice() -> None:
         ((point(0), PointMass(mean={"b": torch.zeros(2)})), r"0 and 1 .*only one of them has \['a.lora_A.weight'\]"),
         ((point(0), PointMass(mean={**tensors(0), "b": torch.zeros(3)})), r"component 1 has b of shape \(3,\).*\(2,\)"),
         ((point(0), Mixture(components=(point(0), point(1)))), "component 1 is a mixture; .* one by one"),
-        ((point(0), DropoutMasks(mean=tensors(0), rate=0.1)), "component 1 is a mc_dropout"),
+        ((point(0), DropoutMasks(mean=tensors(0), rate=0.1)), "component 1 is a dropout_masks"),
     ],
 )
 def test_components_that_do_not_fit_are_named(components: tuple[Posterior, ...], message: str) -> None:

@@ -19,8 +19,8 @@ Q = DiagonalGaussian(mean={"w": torch.arange(1.0, 11.0)}, precision={"w": torch.
 def predictions(monkeypatch: pytest.MonkeyPatch, cost: Any, rows: int) -> None:
     """Predictions whose NLL rises by cost(entries pruned) in every row, by a little more in every other one."""
 
-    def predict_split(setting: Any, q: DiagonalGaussian, split: str, *, samples: int) -> Prediction:
-        assert split == "validation"
+    def predict_split(setting: Any, q: DiagonalGaussian, split: str, *, mode: str, samples: int) -> Prediction:
+        assert (split, mode) == ("validation", "samples")
         pruned = int((q.mean["w"] == 0).sum())
         spread = torch.arange(rows) % 2 * 0.01 * pruned
         right = -(0.1 + cost(pruned) + spread).double()

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from varlora.methods.method import Fit, Job, record
 from varlora.posterior import point_mass_of
-from varlora.training import AnswerTrainer
+from varlora.training import AnswerTrainer, CompletionTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class AdamW:
         job.arguments.learning_rate = self.learning_rate
         job.arguments.weight_decay = self.weight_decay
         if job.readout is None:
-            return Trainer(**job.trainer_options())
+            return CompletionTrainer(**job.trainer_options())
         return AnswerTrainer(**job.trainer_options(), readout=job.readout)
 
     def fit(self, job: Job) -> Fit:

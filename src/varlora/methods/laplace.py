@@ -30,6 +30,7 @@ from varlora.linearised import drawn_log_probs, linearised_logits
 from varlora.methods.adamw import AdamW
 from varlora.methods.evidence import best_prior_precision, log_marginal_likelihood
 from varlora.methods.method import Fit, Job, record
+from varlora.metrics import mean_log_probs
 from varlora.posterior import PosteriorMeta, model_meta
 from varlora.readout import Readout
 
@@ -98,8 +99,8 @@ class Laplace(AdamW):
         readout = job.readout
         if readout is None:
             raise ValueError("method 'laplace' needs the logits of classes; completions have none. Use 'ivon'.")
-        if self.prior_choice == "validation" and job.validation is None:
-            raise ValueError("prior_choice='validation' needs validation rows; give some, or use 'marglik'.")
+        if self.prior_choice == "validation" and (job.validation is None or max(job.validation["labels"]) < 0):
+            raise ValueError("prior_choice='validation' needs labelled validation rows; give some, or use 'marglik'.")
         linear_tensors(job.model)  # refuses what it cannot handle before training
         log = job.run(self.trainer(job))
         curvature = curvature_of(
@@ -181,17 +182,17 @@ def validation_nll(
     ]
     mean, covariances = linearised_logits(model, posteriors, batches, readout=readout, progress=progress)
     labels = torch.cat([batch["labels"].cpu().long() for batch in batches])
+    known = labels >= 0
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(mean), _GRID_DRAWS, mean.shape[1], generator=generator, dtype=torch.float64)
     return {
-        delta: _nll(drawn_log_probs(mean, covariance, noise), labels)
+        delta: _nll(drawn_log_probs(mean[known], covariance[known], noise[known]), labels[known])
         for delta, covariance in zip(grid, covariances, strict=True)
     }
 
 
 def _nll(log_probs: Tensor, labels: Tensor) -> float:
-    averaged = torch.logsumexp(log_probs, dim=1) - math.log(log_probs.shape[1])
-    return float(-averaged.gather(1, labels[:, None]).mean())
+    return float(-mean_log_probs(log_probs).gather(1, labels[:, None]).mean())
 
 
 def _per_tensor(curvature: Curvature) -> dict[str, float]:

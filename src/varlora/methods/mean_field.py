@@ -17,7 +17,7 @@ from varlora.methods.method import Fit, Job, record
 from varlora.methods.random_factors import RandomFactors, release
 from varlora.optim.mean_field import MeanFieldAdamW, kl_cycle
 from varlora.posterior import PointMass, Posterior, point_mass_of
-from varlora.training import AnswerTrainer
+from varlora.training import AnswerTrainer, CompletionTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ class MeanField(ABC):
             diagnostics={
                 "steps": optimizer.step_index,
                 "kl_cycle": optimizer.cycle,
+                "std_without_data": None if optimizer.cycle is None else optimizer.std_without_data,
                 "median_std": torch.cat([s.flatten() for s in std.values()]).median().item(),
                 "prior_std": self.prior_std,
             },
@@ -160,8 +161,8 @@ class MeanFieldTrainerMixin:
         return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
 
 
-class MeanFieldTrainer(MeanFieldTrainerMixin, Trainer):
-    """transformers' Trainer with a random `lora_A`."""
+class MeanFieldTrainer(MeanFieldTrainerMixin, CompletionTrainer):
+    """`CompletionTrainer` with a random `lora_A`."""
 
 
 class MeanFieldAnswerTrainer(MeanFieldTrainerMixin, AnswerTrainer):

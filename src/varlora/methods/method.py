@@ -1,7 +1,7 @@
 """What a method is: how to train an adapter, and what posterior comes out.
 
 A method is one frozen dataclass in one file: its fields are its options, and `fit` trains the model's adapter and
-returns the posterior. Training goes through `Job.train`, which runs a transformers Trainer and resumes it; what needs
+returns the posterior. Training goes through `Job.run`, which runs a transformers Trainer and resumes it; what needs
 the data again afterwards (curvature, an anchor set) reads them through `Job.batches`.
 """
 

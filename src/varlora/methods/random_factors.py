@@ -173,7 +173,7 @@ class RandomFactors:
     def sampling(self) -> bool:
         """Whether `lora_A` is random now."""
         recomputing = torch._C._current_graph_task_id() != -1
-        return self._draw is not None and self.model.training and (self._in_forward or recomputing)
+        return self._draw is not None and (self._in_forward or recomputing)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def perturb(self, factor: Factor, x: Tensor, output: Tensor) -> Tensor:

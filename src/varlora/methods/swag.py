@@ -21,7 +21,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -33,9 +32,10 @@ from varlora.adapters import applied, fixed_tensors, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.optim.snapshots import SnapshotAdamW, snapshot_adamw
+from varlora.optim.wrapped import restore_from
 from varlora.posterior import PosteriorMeta, model_meta
 from varlora.posterior.low_rank import LowRankGaussian
-from varlora.training import AnswerTrainer
+from varlora.training import AnswerTrainer, CompletionTrainer
 
 VARIANCE_MIN = 1e-30
 
@@ -112,7 +112,7 @@ class Swag(AdamW):
         optimizer = snapshot_adamw(trainer.optimizer)
         best = trainer.state.best_model_checkpoint if job.arguments.load_best_model_at_end else None
         if best is not None:
-            optimizer.load_state_dict(torch.load(Path(best) / "optimizer.pt", map_location="cpu", weights_only=True))
+            restore_from(optimizer, best)
         snapshots = {key: optimizer.state[p]["snapshots"] for key, p in trained_tensors(job.model).items()}
         steps = snapshot_steps(trainer.state.max_steps, self.swag_start, self.snapshots)
         diagnostics = {
@@ -284,8 +284,8 @@ class SwagTrainerMixin:
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
 
-class SwagTrainer(SwagTrainerMixin, Trainer):
-    """transformers' Trainer with SWAG."""
+class SwagTrainer(SwagTrainerMixin, CompletionTrainer):
+    """`CompletionTrainer` with SWAG."""
 
 
 class SwagAnswerTrainer(SwagTrainerMixin, AnswerTrainer):

@@ -33,6 +33,7 @@ from torch import Tensor
 from varlora.adapters import adapter_config, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job
+from varlora.metrics import mean_log_probs
 from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
 from varlora.prediction import predict
 
@@ -106,16 +107,16 @@ class Tfb(AdamW):
         generator = torch.Generator().manual_seed(job.arguments.seed)
         chosen = torch.randperm(len(job.train), generator=generator)[: self.anchor_examples].sort().values
         batches = list(job.batches(job.train.select(chosen.tolist())))
-        at_mean = predict(job.model, PointMass(mean=rotated.mean), batches, 0, readout=readout).probs
-        nll_at_mean = -at_mean.amax(1).log().mean().item()
+        at_mean = predict(job.model, PointMass(mean=rotated.mean), batches, 0, readout=readout).log_probs[:, 0]
+        nll_at_mean = -at_mean.amax(1).mean().item()
         own_labels = at_mean.argmax(1, keepdim=True)
         tried: dict[float, float] = {}
 
         def bearable(scale: float) -> bool:
             q = rotated.gaussian(scale, meta)
             seed = job.arguments.seed + 1  # not the draws that the run predicts with
-            probs = predict(job.model, q, batches, self.draws, readout=readout, seed=seed).probs
-            tried[scale] = -probs.gather(1, own_labels).log().mean().item()
+            log_probs = predict(job.model, q, batches, self.draws, readout=readout, seed=seed).log_probs
+            tried[scale] = -mean_log_probs(log_probs).gather(1, own_labels).mean().item()
             return abs(tried[scale] - nll_at_mean) <= self.tolerance * nll_at_mean
 
         scale = largest_satisfying(bearable)

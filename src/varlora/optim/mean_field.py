@@ -144,8 +144,15 @@ class MeanFieldAdamW(torch.optim.AdamW):
         self.num_examples = num_examples
         self.cycle = cycle
         self.kl_lr_ratio = kl_lr / lr
+        start = torch.cat([rho.detach().abs().flatten() for _, rho in self.gaussians]).median().item()
         for group in self.param_groups:
             group["step_index"] = 0
+            group["sqrt_std_without_data"] = start
+
+    @property
+    def std_without_data(self) -> float:
+        """Where the KL's descent alone would have taken the median σ by now: how much of σ the schedule has made."""
+        return float(self.param_groups[0]["sqrt_std_without_data"]) ** 2
 
     @property
     def step_index(self) -> int:
@@ -188,9 +195,17 @@ class MeanFieldAdamW(torch.optim.AdamW):
                 p.grad = gradient * weight if p.grad is None else p.grad.add_(gradient, alpha=weight)
 
     def _descend_kl(self, rate: float) -> None:
-        best = math.sqrt(self.prior_std)  # the ρ of the KL's minimum
         for mean, rho in self.gaussians:
             mean.mul_(max(0.0, 1 - rate / self.prior_std**2))
-            size = rho.abs()
-            moved = size - rate * kl_gradients(mean, size, self.prior_std)[1] if rate > 0 else size
-            rho.copy_(torch.where(size < best, moved.clamp(max=best), moved.clamp(min=best)).copysign(rho))
+            rho.copy_(self._widened(rho.abs(), rate).copysign(rho))
+        for group in self.param_groups:
+            alone = torch.tensor(group["sqrt_std_without_data"], dtype=torch.float64)
+            group["sqrt_std_without_data"] = self._widened(alone, rate).item()
+
+    def _widened(self, size: Tensor, rate: float) -> Tensor:
+        """|ρ| after a step down the KL, never past the KL's minimum at ρ² = s."""
+        if rate <= 0:
+            return size
+        best = math.sqrt(self.prior_std)
+        moved = size - rate * kl_gradients(size, size, self.prior_std)[1]
+        return torch.where(size < best, moved.clamp(max=best), moved.clamp(min=best))

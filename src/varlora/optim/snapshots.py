@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from varlora.optim.wrapped import unwrapped
+
 
 class Snapshots(torch.optim.Optimizer):
     """Keeps copies of the parameters as its state; mix it into an optimizer, in front.
@@ -60,8 +62,7 @@ def snapshot_adamw(optimizer: Any) -> SnapshotAdamW:
     Raises:
         TypeError: it takes no snapshots.
     """
-    while not isinstance(optimizer, SnapshotAdamW) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, SnapshotAdamW):
-        raise TypeError(f"SWAG needs its own AdamW, but the trainer's optimizer is {type(optimizer).__name__}.")
-    return optimizer
+    inner = unwrapped(optimizer)
+    if not isinstance(inner, SnapshotAdamW):
+        raise TypeError(f"SWAG needs its own AdamW, but the trainer's optimizer is {type(inner).__name__}.")
+    return inner

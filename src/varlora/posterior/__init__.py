@@ -9,7 +9,14 @@ from typing import Any
 
 from varlora.posterior.diagonal import DiagonalGaussian
 from varlora.posterior.dropout_masks import DropoutMasks
-from varlora.posterior.kinds import LinearisableGaussian, NotAWeightSampleError, PointMassError, Posterior
+from varlora.posterior.kinds import (
+    LinearisableGaussian,
+    NotAWeightSampleError,
+    NotLinearisableError,
+    PointMassError,
+    Posterior,
+    linearisable,
+)
 from varlora.posterior.kronecker import KroneckerGaussian
 from varlora.posterior.low_rank import LowRankGaussian
 from varlora.posterior.meta import PosteriorMeta
@@ -32,11 +39,13 @@ __all__ = [
     "LowRankGaussian",
     "Mixture",
     "NotAWeightSampleError",
+    "NotLinearisableError",
     "PointMass",
     "PointMassError",
     "Posterior",
     "PosteriorMeta",
     "hessian_moved",
+    "linearisable",
     "model_meta",
     "point_mass_of",
     "posterior_of",

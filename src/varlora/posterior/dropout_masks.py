@@ -38,7 +38,7 @@ class DropoutMasks:
         tensor([1., 1.])
     """
 
-    kind: ClassVar[str] = "mc_dropout"
+    kind: ClassVar[str] = "dropout_masks"
     symmetric: ClassVar[bool] = False
     mean: Mapping[str, Tensor]
     rate: float

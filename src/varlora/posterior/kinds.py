@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Protocol, Self, runtime_checkable  # theirs evaluates no property of an instance
 
 from varlora.posterior.meta import PosteriorMeta
 
@@ -77,9 +77,15 @@ class Posterior(Protocol):
         """
 
 
-@runtime_checkable
+class NotLinearisableError(ValueError):
+    """A posterior that cannot be pushed through a linear map: not one Gaussian of independent tensors."""
+
+
 class LinearisableGaussian(Posterior, Protocol):
-    """A Gaussian whose tensors are independent of each other, so that it can be pushed through a linear map."""
+    """A Gaussian whose tensors are independent of each other, so that it can be pushed through a linear map.
+
+    Whether a posterior is one is asked of `linearisable`, not of `isinstance`, which would evaluate its variance.
+    """
 
     def quadratic_form(self, key: str, vectors: Tensor) -> Tensor:
         """V Σ Vᵀ for the covariance Σ of one tensor.
@@ -127,3 +133,18 @@ def standard_normal(mean: Tensor, generator: torch.Generator) -> Tensor:
     """ε ~ N(0, I) of a mean's shape, in the dtype of draws, drawn on the generator's device, on the mean's."""
     eps = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=draw_dtype(mean))
     return eps.to(mean.device)
+
+
+def linearisable(q: Posterior) -> LinearisableGaussian:
+    """The posterior, if it can be pushed through a linear map.
+
+    Raises:
+        NotLinearisableError: it has no quadratic form, or none of one tensor alone.
+    """
+    if hasattr(type(q), "quadratic_form") and not getattr(q, "shared", False):
+        return q  # type: ignore[return-value]
+    raise NotLinearisableError(
+        f"a posterior of kind {q.kind!r} cannot be linearised{' (one z for all tensors)' * hasattr(q, 'shared')}: "
+        "that needs one Gaussian with a variance, whose tensors are independent (methods laplace, ivon). Predict at "
+        "its point or by samples."
+    )

@@ -19,12 +19,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from varlora.posterior.kinds import check_mean, sorted_tensors, standard_normal, with_zeros
+from varlora.posterior.kinds import NotLinearisableError, check_mean, sorted_tensors, standard_normal, with_zeros
 from varlora.posterior.meta import PosteriorMeta
-
-
-class CoupledTensorsError(ValueError):
-    """Something was asked of one tensor alone that only all tensors together have."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,11 +116,11 @@ class LowRankGaussian:
         """V (diag d + Dᵀ D) Vᵀ for one tensor; see `LinearisableGaussian`.
 
         Raises:
-            CoupledTensorsError: one z moves all tensors (shared), so the covariance is no sum over tensors.
+            NotLinearisableError: one z moves all tensors (shared), so the covariance is no sum over tensors.
             ValueError: the vectors do not fit the tensor.
         """
         if self.shared:
-            raise CoupledTensorsError(
+            raise NotLinearisableError(
                 "this posterior's tensors are correlated with each other (one z moves them all), so its covariance is "
                 "no sum over tensors, and linearised prediction cannot use it. Predict by samples."
             )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from varlora.adapters import adapter_config, base_model_of, fixed_tensors, trained_tensors
+from varlora.optim.wrapped import unwrapped
 from varlora.posterior.diagonal import DiagonalGaussian
 from varlora.posterior.meta import PosteriorMeta
 from varlora.posterior.point_mass import PointMass
@@ -177,8 +178,7 @@ def model_meta(model: nn.Module, base_model: str | None = None, base_revision: s
 
 def _unwrapped(optimizer: Any) -> Any:
     given = type(optimizer).__name__
-    while not hasattr(optimizer, "precision") and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
+    optimizer = unwrapped(optimizer)
     if not hasattr(optimizer, "precision"):
         raise ValueError(
             f"{given} holds no posterior. Pass the varlora.IVON that trained the model; for weights trained by "

@@ -28,7 +28,7 @@ _HELD = {
     "kronecker_gaussian": ("the mean of the weights", "the Kronecker factors of their precision"),
     "low_rank_gaussian": ("the mean of the weights", "the diagonal and the directions of their covariance"),
     "mixture": ("the first of several adapters", "the others, over whose answers"),
-    "mc_dropout": ("the weights", "the rate of the dropout that stays on, with which"),
+    "dropout_masks": ("the weights", "the rate of the dropout that stays on, with which"),
 }
 """What the adapter's file and the file beside it hold, by kind."""
 
@@ -97,9 +97,9 @@ def _what_it_is(kind: str, meta: Mapping[str, Any]) -> str:
     point, beside = _HELD[kind]
     how = {
         "mixture": "averages to say how sure an answer is",
-        "mc_dropout": "predicts several times to say how sure an answer is",
+        "dropout_masks": "predicts several times to say how sure an answer is",
     }.get(kind, "draws weights to say how sure an answer is")
-    if kind not in ("mixture", "mc_dropout"):
+    if kind not in ("mixture", "dropout_masks"):
         beside += ", from which"
     return (
         f"A LoRA adapter{of} **with its posterior**{trained}. `adapter_model.safetensors` holds {point} and is an "

@@ -121,16 +121,13 @@ class RunConfig:
     kl_reweighting: bool | None = _method("BLoB, ScalaBL: weight the KL by BLoB's cycle, or by 1/N in every step.")
     prior_std: float | None = _method("BLoB, ScalaBL: standard deviation of the prior.")
     initial_std_bound: float | None = _method("BLoB, ScalaBL: bound of the square root of the initial deviations.")
-    temperature_scaling: bool = _method(
-        "Divide the logits by a temperature fitted on validation rows, one for each mode of prediction.", False
-    )
 
     num_train_epochs: float = _training("Passes over the training rows.", 3.0)
     max_steps: int = _training("Optimizer steps; overrides the epochs when positive.", -1)
     per_device_train_batch_size: int = _training("Rows per device and micro-batch.", 8)
     gradient_accumulation_steps: int = _training("Micro-batches per step.", 1)
     lr_scheduler_type: str = _training("Learning-rate schedule.", "linear")
-    warmup_steps: int = _training("Steps of linear warm-up.", 0)
+    warmup_steps: int = _training("Steps of linear warm-up; BLoB and ScalaBL take 6 % of the steps for 0.", 0)
     max_grad_norm: float = _training("Norm to which gradients are clipped; 0 does not clip.", 1.0)
     gradient_checkpointing: bool = _training("Recompute activations to save memory.", False)
     bf16: bool = _training("Compute in bfloat16 (autocast).", False)
@@ -141,7 +138,12 @@ class RunConfig:
     save_steps: int = _training("Steps between checkpoints, from which --resume goes on.", 500)
     seed: int = _training("Seed of initialisation, data order, dropout and noise.", 0)
 
-    samples: int = _evaluation("Posterior draws at evaluation.", 10)
+    samples: int = _evaluation(
+        "Posterior draws at evaluation. Of a linearised model always 100, which cost nothing.", 10
+    )
+    temperature_scaling: bool = _evaluation(
+        "Divide the logits by a temperature fitted on validation rows, one for each mode of prediction.", False
+    )
     per_device_eval_batch_size: int = _evaluation("Rows per device at evaluation.", 32)
 
     output_dir: str = _result("Folder for the result.", "")

@@ -35,11 +35,7 @@ from varlora.runs.setting import Setting, load_setting
 
 logger = logging.getLogger(__name__)
 
-METHOD_OPTIONS = tuple(
-    f.name
-    for f in fields(RunConfig)
-    if f.metadata["group"] == "Method" and f.name not in ("method", "temperature_scaling")
-)
+METHOD_OPTIONS = tuple(f.name for f in fields(RunConfig) if f.metadata["group"] == "Method" and f.name != "method")
 VALIDATIONS_PER_RUN = 20
 
 

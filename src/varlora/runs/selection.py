@@ -11,7 +11,7 @@ from torch import Tensor
 from varlora.metrics import mean_log_probs
 from varlora.ops import prune
 from varlora.posterior import Posterior
-from varlora.prediction import Prediction
+from varlora.prediction import Prediction, modes_of
 from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting
 
@@ -29,7 +29,7 @@ def largest_free_fraction(
     Args:
         setting: a setting with a "validation" split.
         q: the posterior.
-        samples: draws per prediction.
+        samples: draws per prediction, in the posterior's own mode.
         fractions: what to try, in rising order.
 
     Returns:
@@ -54,7 +54,7 @@ def largest_free_fraction(
 
 def _losses(setting: Setting, q: Posterior, samples: int) -> Tensor:
     """Negative log-likelihood of every labelled validation row, (N,)."""
-    prediction = predict_split(setting, q, "validation", samples=samples)
+    prediction = predict_split(setting, q, "validation", mode=modes_of(q, samples)[-1], samples=samples)
     assert isinstance(prediction, Prediction)
     known = prediction.labels >= 0
     averaged, labels = mean_log_probs(prediction.log_probs)[known], prediction.labels[known]

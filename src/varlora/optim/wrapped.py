@@ -1,0 +1,36 @@
+"""Optimizers inside the wrappers of accelerate, and their states in a trainer's checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The innermost optimizer.
+
+    Example:
+        >>> plain = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> unwrapped(plain) is plain
+        True
+    """
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def restore_from(optimizer: torch.optim.Optimizer, checkpoint: str | Path) -> None:
+    """Loads the optimizer's state from a `checkpoint-N` folder, as after training has gone back to its best weights.
+
+    Raises:
+        FileNotFoundError: the folder holds no optimizer state.
+    """
+    file = Path(checkpoint) / "optimizer.pt"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file} is missing: the best checkpoint's weights were loaded, but not its posterior variance. "
+            "Keep the optimizer state in the checkpoints (save_only_model=False)."
+        )
+    optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
