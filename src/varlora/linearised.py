@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers.utils import logging as progress_bars
 
 from varlora.adapters import applied
+from varlora.curvature.layers import jacobian_bytes, linear_tensors, recorded
 from varlora.draws import held_batches, on_device_of
-from varlora.layer_gradients import jacobian_bytes, linear_tensors, recorded
 from varlora.posterior import Posterior, linearisable
 from varlora.prediction import Prediction
 from varlora.readout import Readout

@@ -15,12 +15,11 @@ from torch import Tensor
 from laplace_problems import READOUT, batches, network, unseen_batch
 from small_runs import LEARNED, config, save_model
 from varlora.checkpoint import load_posterior, save_posterior
-from varlora.curvature import Curvature, curvature_of
-from varlora.layer_gradients import linear_tensors
+from varlora.curvature import Curvature, curvature_of, log_marginal_likelihood
+from varlora.curvature.layers import linear_tensors
 from varlora.linearised import predict_linearised
 from varlora.methods import AdamW, Laplace
 from varlora.methods import laplace as module
-from varlora.methods.evidence import log_marginal_likelihood
 from varlora.methods.laplace import GRID, validation_nll
 from varlora.posterior import DiagonalGaussian, KroneckerGaussian, Posterior, PosteriorMeta
 from varlora.prediction import Prediction
@@ -205,7 +204,7 @@ def test_what_it_cannot_do_is_refused_before_training(model_folder: str, tmp_pat
     before = [p.detach().clone() for p in parameters]
     without = {"readout": None}, {"validation": None}
 
-    for change, message in zip(without, ("completions have none", "needs validation rows"), strict=True):
+    for change, message in zip(without, ("completions have none", "needs labelled validation rows"), strict=True):
 
         class Changed(Laplace):
             def fit(self, job: Any, change: dict[str, None] = change) -> Any:

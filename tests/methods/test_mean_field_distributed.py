@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from models import lora, tiny_llama, token_ids
 from varlora.methods.blob import Blob
 from varlora.methods.mean_field import MeanField
-from varlora.methods.random_factors import Draw, RandomFactors
 from varlora.methods.scalabl import Scalabl
 from varlora.optim.mean_field import MeanFieldAdamW
+from varlora.random_factors import Draw, RandomFactors
 
 STEPS, RANKS = 3, 2
 METHODS: dict[str, MeanField] = {"blob": Blob(initial_std_bound=0.5), "scalabl": Scalabl(initial_std_bound=0.5)}

@@ -7,10 +7,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from models import lora, tiny_llama, token_ids
-from varlora.methods.random_factors import Draw, Factor
 from varlora.methods.scalabl import Scalabl, along_rows, directions, orthogonalise
 from varlora.noise import CounterNoise
 from varlora.posterior import PointMass
+from varlora.random_factors import Draw, Factor
 
 KEY, OTHER = "m.lora_A.weight", "m.lora_B.weight"
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from models import lora, tiny_bert_classifier, tiny_llama, token_ids
 from small_runs import StopAfter, Stopped, config, save_model
-from varlora.adapters import adapter_config, fixed_tensors, load_into, trained_tensors
+from varlora.adapters import adapter_config, factor_keys, fixed_tensors, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Job
-from varlora.methods.tfb import NoScaleError, Tfb, factor_pairs, largest_satisfying, rotate
+from varlora.methods.tfb import NoScaleError, Tfb, largest_satisfying, rotate
 from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
 from varlora.prediction import predict
 from varlora.runs import Setting, load_setting, train
@@ -85,7 +85,7 @@ def test_a_models_function_stays_as_it_was(options: dict[str, Any]) -> None:
     model, ids = lora(tiny_llama(), **options), token_ids()
     before = model(ids).logits
     trained = trained_tensors(model)
-    rotated = rotate(dict(trained), factor_pairs(trained, adapter_config(model)))
+    rotated = rotate(dict(trained), factor_keys(trained, adapter_config(model)))
     load_into(model, {key: t.detach() for key, t in rotated.mean.items()})
     torch.testing.assert_close(model(ids).logits, before, rtol=1e-4, atol=2e-6)
     assert not torch.equal(model(ids).logits, before)  # it did rotate
@@ -112,17 +112,17 @@ def frozen_a() -> PeftModel:
         (lambda: get_peft_model(Convolution(), LoraConfig(r=2, target_modules=["conv"])), "conv.lora_A.weight is none"),
         (
             frozen_a,
-            r"rotates A and B together, but of .*layers.0.*q_proj.lora_B.weight and its partner only one trains",
+            r"A and B have to train together, but of .*layers.0.*q_proj.lora_B.weight and its partner only one trains",
         ),
-        (lambda: nn.Linear(2, 1), "needs a LoRA adapter that trains"),
+        (lambda: nn.Linear(2, 1), "there is no LoRA adapter that trains"),
     ],
 )
 def test_other_adapters_are_refused_by_name(make: Callable[[], nn.Module], message: str) -> None:
     model = make()
     with pytest.raises(ValueError, match=message):
-        factor_pairs(trained_tensors(model), adapter_config(model))
+        factor_keys(trained_tensors(model), adapter_config(model))
     with pytest.raises(ValueError, match="target_parameters"):
-        factor_pairs({A: torch.ones(1, 2), B: torch.ones(2, 1)}, {"target_parameters": ["experts.up"]})
+        factor_keys({A: torch.ones(1, 2), B: torch.ones(2, 1)}, {"target_parameters": ["experts.up"]})
 
 
 # The search ------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_the_posterior_is_adamws_point_rotated_and_the_model_holds_it(fitted: tu
     setting, point, q = fitted
     assert isinstance(q, DiagonalGaussian)
     assert q.meta.method == "tfb"
-    pairs = factor_pairs(trained_tensors(setting.model), adapter_config(setting.model))
+    pairs = factor_keys(trained_tensors(setting.model), adapter_config(setting.model))
     for a, b in pairs:
         torch.testing.assert_close(product(q.mean, a, b), product(point.mean, a, b), rtol=1e-4, atol=1e-6)
         values = torch.linalg.svdvals(point.mean[b].double())
@@ -283,7 +283,7 @@ def test_a_point_mass_and_a_head_in_full_are_kept_exactly() -> None:
     model = lora(tiny_bert_classifier(), target_modules=["query"], modules_to_save=["classifier"])
     trained = trained_tensors(model)
     mean = PointMass(mean=dict(trained)).mean
-    rotated = rotate(mean, factor_pairs(trained, adapter_config(model)))
+    rotated = rotate(mean, factor_keys(trained, adapter_config(model)))
     q = rotated.gaussian(0.1, PosteriorMeta())
     head = [key for key in mean if "classifier" in key]
     assert len(head) == 2

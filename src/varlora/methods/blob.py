@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from varlora.methods.mean_field import MeanField
-from varlora.methods.random_factors import Draw, Factor, RandomFactors
 from varlora.posterior import DiagonalGaussian, PointMass
+from varlora.random_factors import Draw, Factor, RandomFactors
 
 LARGEST_PRECISION = 1e30
 """Of an entry with a standard deviation below 1e-15; float32 ends at 3e38."""

@@ -3,7 +3,7 @@
     q = N(θ_MAP, (H + δ I)⁻¹)
 
 with the curvature H of the summed loss over the adapter (`varlora.curvature`) and a prior precision δ that maximises
-the evidence (`varlora.methods.evidence`) or minimises the NLL of the linearised predictions for validation rows. The
+the evidence (`varlora.curvature.evidence`) or minimises the NLL of the linearised predictions for validation rows. The
 posterior is one of the linearised model, so it is predicted with by mode "linearised"; draws of the weights in the
 network itself are another, usually worse, use of it.
 
@@ -23,12 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from varlora.adapters import fixed_tensors
-from varlora.curvature import Curvature, Fisher, Structure, curvature_of
+from varlora.curvature import Curvature, Fisher, Structure, best_prior_precision, curvature_of, log_marginal_likelihood
+from varlora.curvature.layers import linear_tensors
 from varlora.draws import held_batches
-from varlora.layer_gradients import linear_tensors
 from varlora.linearised import drawn_log_probs, linearised_logits
 from varlora.methods.adamw import AdamW
-from varlora.methods.evidence import best_prior_precision, log_marginal_likelihood
 from varlora.methods.method import Fit, Job, record
 from varlora.metrics import mean_log_probs
 from varlora.posterior import PosteriorMeta, model_meta

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from varlora.methods.method import Fit, Job, record
-from varlora.methods.random_factors import RandomFactors, release
 from varlora.optim.mean_field import MeanFieldAdamW, kl_cycle
 from varlora.posterior import PointMass, Posterior, point_mass_of
+from varlora.random_factors import RandomFactors, release
 from varlora.training import AnswerTrainer, CompletionTrainer
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class MeanField(ABC):
         """
 
     def trainer(self, job: Job) -> Trainer:
-        """A Trainer whose model's `lora_A` is random in training; `varlora.methods.random_factors.release` ends that.
+        """A Trainer whose model's `lora_A` is random in training; `varlora.random_factors.release` ends that.
 
         Raises:
             ValueError: the adapter is not plain LoRA on linear layers, or the training is distributed in a way that

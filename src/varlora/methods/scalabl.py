@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from varlora.methods.mean_field import MeanField
-from varlora.methods.random_factors import Draw, Factor, RandomFactors
 from varlora.posterior import LowRankGaussian, PointMass
+from varlora.random_factors import Draw, Factor, RandomFactors
 
 SHORTEST_ROW = 1e-12
 """Length by which shorter rows of A are divided: what is 0 has no direction, and no noise."""

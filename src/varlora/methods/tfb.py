@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from varlora.adapters import adapter_config, load_into, trained_tensors
+from varlora.adapters import adapter_config, factor_keys, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job
 from varlora.metrics import mean_log_probs
@@ -93,7 +93,7 @@ class Tfb(AdamW):
         """
         if job.readout is None:
             raise ValueError("method 'tfb' watches the NLL of classes; completions have none. Use 'swag' or 'ivon'.")
-        pairs = factor_pairs(trained_tensors(job.model), adapter_config(job.model))
+        pairs = factor_keys(trained_tensors(job.model), adapter_config(job.model))
         fit = super().fit(job)
         rotated = rotate(fit.posterior.mean, pairs)
         load_into(job.model, rotated.mean)
@@ -148,39 +148,6 @@ class Rotated:
             rows = torch.where(values > 0, (values / scale).square(), math.inf)
             precision[key] = rows.float()[:, None].expand_as(self.mean[key]).contiguous()
         return DiagonalGaussian(mean=self.mean, precision=precision, meta=meta)
-
-
-def factor_pairs(trained: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The keys of A and B of every adapted module.
-
-    Args:
-        trained: the tensors that train, by checkpoint key.
-        config: the adapter's configuration.
-
-    Raises:
-        ValueError: there is no LoRA module, or one is not linear, or its A and B do not both train.
-
-    Example:
-        >>> factor_pairs({"q.lora_A.weight": torch.ones(1, 2), "q.lora_B.weight": torch.ones(3, 1)}, None)
-        [('q.lora_A.weight', 'q.lora_B.weight')]
-    """
-    if (config or {}).get("target_parameters"):
-        raise ValueError("method 'tfb' knows linear modules only, no target_parameters (stacked experts).")
-    lora = [key for key in trained if ".lora_" in key and "lora_magnitude_vector" not in key]
-    weights = {key for key in lora if key.endswith((".lora_A.weight", ".lora_B.weight"))}
-    others = [key for key in lora if key not in weights and not key.endswith(".bias")]
-    others += [key for key in weights if trained[key].ndim != 2]
-    if others:
-        raise ValueError(
-            f"method 'tfb' knows LoRA on linear modules only, and {sorted(others)[0]} is none. Leave embeddings and "
-            "convolutions out of the target modules."
-        )
-    pairs = [(key, key.replace(".lora_A.", ".lora_B.")) for key in sorted(weights) if key.endswith(".lora_A.weight")]
-    if alone := sorted(weights ^ {key for pair in pairs for key in pair}):
-        raise ValueError(f"method 'tfb' rotates A and B together, but of {alone[0]} and its partner only one trains.")
-    if not pairs:
-        raise ValueError("method 'tfb' needs a LoRA adapter that trains; the model has none.")
-    return pairs
 
 
 def rotate(mean: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> Rotated:

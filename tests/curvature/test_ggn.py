@@ -18,7 +18,7 @@ from laplace_problems import CASES, READOUT, batches, network, tensor
 from models import lora, tiny_bert_classifier, tiny_llama, token_ids
 from varlora.adapters import trained_tensors
 from varlora.curvature import Curvature, curvature_bytes, curvature_of
-from varlora.layer_gradients import jacobian_bytes, linear_tensors, recorded
+from varlora.curvature.layers import jacobian_bytes, linear_tensors, recorded
 from varlora.readout import AnswerTokens, ClassHead, Readout
 
 ANSWERS = AnswerTokens(token_ids=(3, 7, 9), answers=("A", "B", "C"))
@@ -395,7 +395,7 @@ def test_the_memory_is_said_before_the_pass(caplog: pytest.LogCaptureFixture) ->
         assert "the kron curvature of 2 tensors holds 0.0 MB" in caplog.text
         yield from batches("lora")
 
-    with caplog.at_level(logging.INFO, "varlora.curvature"):
+    with caplog.at_level(logging.INFO, "varlora.curvature.ggn"):
         curvature_of(network("lora"), nothing(), readout=READOUT)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from varlora.curvature import Curvature
+from varlora.curvature.ggn import Curvature
 
 
 class NoBestPriorError(ValueError):

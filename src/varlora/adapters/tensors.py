@@ -1,4 +1,4 @@
-"""Reads and writes the trained tensors of a model; the only file that knows PEFT's names.
+"""Reads and writes the trained tensors of a model.
 
 Tensors are keyed as in PEFT's `adapter_model.safetensors` (no adapter name, `modules_to_save` removed), or by
 parameter name where the model holds no adapter. PEFT itself says which tensors belong to an adapter and what
@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from peft import LoraConfig, PeftModel, PeftType, get_peft_model_state_dict
-from peft.tuners.lora import Embedding, LoraLayer
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import EMBEDDING_LAYER_NAMES
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     named = _named_tensors(model)
     trained = {key: t for key, t in named.items() if isinstance(t, nn.Parameter) and t.requires_grad}
     held = {id(t) for t in trained.values()}
-    outside = [n for n, p in _unwrapped(model).named_parameters() if p.requires_grad and id(p) not in held]
+    outside = [n for n, p in unwrapped_model(model).named_parameters() if p.requires_grad and id(p) not in held]
     if outside:
         raise ValueError(
             f"{len(outside)} trained parameter(s) are not part of the adapter and would be lost: {_some(outside)}. "
@@ -59,7 +58,7 @@ def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
     Usually empty; a frozen `lora_A` or the running statistics of a trained head are found here. Always empty
     for a model without an adapter.
     """
-    if not isinstance(_unwrapped(model), PeftModel):
+    if not isinstance(unwrapped_model(model), PeftModel):
         return {}
     return {key: t for key, t in _named_tensors(model).items() if not t.requires_grad}
 
@@ -69,10 +68,10 @@ def adapter_config(model: nn.Module) -> dict[str, Any] | None:
 
     Sets are sorted, so equal configurations give equal files.
     """
-    peft_model = _unwrapped(model)
+    peft_model = unwrapped_model(model)
     if not isinstance(peft_model, PeftModel):
         return None
-    config = peft_model.peft_config[_active_adapter(peft_model)].to_dict()
+    config = peft_model.peft_config[active_adapter(peft_model)].to_dict()
     config["base_model_name_or_path"], _ = base_model_of(peft_model)
     config["inference_mode"] = True
     if config["task_type"] is None:
@@ -103,10 +102,10 @@ def base_model_of(model: nn.Module) -> tuple[str | None, str | None]:
         >>> base_model_of(torch.nn.Linear(2, 1))
         (None, None)
     """
-    inner = _unwrapped(model)
+    inner = unwrapped_model(model)
     name = revision = None
     if isinstance(inner, PeftModel):
-        config = inner.peft_config[_active_adapter(inner)]
+        config = inner.peft_config[active_adapter(inner)]
         name, revision = config.base_model_name_or_path, config.revision
         inner = inner.get_base_model()
     commit = getattr(getattr(inner, "config", None), "_commit_hash", None)
@@ -160,115 +159,6 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     _copy(tensors, _fitting(model, tensors))
 
 
-def reset_adapter(model: nn.Module, seed: int) -> None:
-    """Gives the active LoRA adapter a new start, drawn by PEFT's own initialisation, from a seed.
-
-    A is drawn and B is 0 (for embeddings the other way round), and DoRA's magnitudes are the norms of the base weights
-    again, so the model computes what its base model does. What else trains stays as it is: heads of
-    `modules_to_save`, biases and token rows may be pre-trained, and nothing says which are.
-
-    The draw is made on the CPU, so a seed gives the same values wherever the model is. Parameters keep their storage;
-    the global random state is left as it was.
-
-    Args:
-        model: a PEFT model; its active adapter is reset.
-        seed: decides the draw.
-
-    Raises:
-        ValueError: there is no LoRA adapter, it is merged, or its initialisation is not a random draw of its own
-            (`init_lora_weights` computed from the base weights or from data, variants of LoRA other than DoRA).
-
-    Example:
-        >>> from peft import LoraConfig, get_peft_model
-        >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), LoraConfig(r=1, target_modules=["0"]))
-        >>> key = "base_model.model.0.lora_A.weight"
-        >>> before = trained_tensors(model)[key].detach().clone()
-        >>> reset_adapter(model, seed=1)
-        >>> torch.equal(trained_tensors(model)[key], before)
-        False
-    """
-    peft_model = _unwrapped(model)
-    if not isinstance(peft_model, PeftModel):
-        raise ValueError("the model has no LoRA adapter to start anew; attach one with peft.get_peft_model.")
-    adapter = _active_adapter(peft_model)
-    config = peft_model.peft_config[adapter]
-    if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
-        raise ValueError(f"the adapter is by {type(config).__name__}; only LoRA adapters can be started anew.")
-    start = config.init_lora_weights
-    if start is not True and start != "gaussian":
-        raise ValueError(
-            f"init_lora_weights={start!r} is no random start, so it cannot be drawn again with another seed. Use "
-            "init_lora_weights=True or 'gaussian'."
-        )
-    _refuse_merged(peft_model)
-    layers: list[Any] = [
-        module for module in peft_model.modules() if isinstance(module, LoraLayer) and adapter in module.r
-    ]
-    for layer in layers:
-        if adapter in layer.lora_variant and adapter not in layer.lora_magnitude_vector:
-            raise ValueError(
-                f"the adapter is of the kind {type(layer.lora_variant[adapter]).__name__}, whose start varlora does "
-                "not know; use plain LoRA or DoRA."
-            )
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(seed)
-        for layer in layers:
-            with _on_cpu(_factors(layer, adapter)):
-                layer.reset_lora_parameters(adapter, start)
-        for layer in layers:
-            if adapter in layer.lora_magnitude_vector:
-                held = layer.lora_magnitude_vector[adapter]
-                layer.lora_variant[adapter].init(layer, adapter_name=adapter)  # makes a new module
-                held.weight.copy_(layer.lora_magnitude_vector[adapter].weight)
-                layer.lora_magnitude_vector[adapter] = held
-
-
-def dropout_modules(model: nn.Module) -> dict[str, nn.Dropout]:
-    """The active LoRA adapter's dropout modules, by name; empty where its dropout rate is 0, or without an adapter.
-
-    The model's own dropout is not among them, nor that of adapted embeddings, which PEFT makes but never applies.
-
-    Example:
-        >>> from peft import LoraConfig, get_peft_model
-        >>> base = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
-        >>> model = get_peft_model(base, LoraConfig(r=1, target_modules=["0"], lora_dropout=0.1))
-        >>> dropout_modules(model)
-        {'base_model.model.0.lora_dropout.default': Dropout(p=0.1, inplace=False)}
-    """
-    return {name: dropout for name, (_, dropout) in _dropout_sites(model).items()}
-
-
-@contextmanager
-def dropout_on(model: nn.Module, rate: float) -> Iterator[None]:
-    """Within the block the active LoRA adapter drops its inputs at `rate`; every other module keeps its mode.
-
-    Masks come from the global generator of the inputs' device.
-
-    Args:
-        model: a PEFT model.
-        rate: the probability with which an input is dropped.
-
-    Raises:
-        ValueError: the adapter has no dropout, or is merged.
-    """
-    _refuse_merged(_unwrapped(model))
-    sites = _dropout_sites(model)
-    if not sites:
-        raise ValueError(
-            "the model's adapter has no dropout (lora_dropout=0), so every pass would be the same. Train with "
-            "lora_dropout > 0 to predict with dropout masks."
-        )
-    before = [(layer, layer.training, dropout, dropout.training, dropout.p) for layer, dropout in sites.values()]
-    try:
-        for layer, dropout in sites.values():
-            layer.training = dropout.training = True  # DoRA asks the layer, plain LoRA its dropout; the base is neither
-            dropout.p = rate
-        yield
-    finally:
-        for layer, layer_mode, dropout, dropout_mode, p in before:
-            layer.training, dropout.training, dropout.p = layer_mode, dropout_mode, p
-
-
 def checkpoint_key(name: str, adapter: str | None = "default") -> str:
     """The checkpoint key of a parameter, from its name alone.
 
@@ -319,7 +209,7 @@ def _fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     """The live tensors that `tensors` are for, once keys and shapes are known to fit."""
     named = _named_tensors(model)
     required = set(trained_tensors(model))
-    if not required and isinstance(_unwrapped(model), PeftModel):
+    if not required and isinstance(unwrapped_model(model), PeftModel):
         required = set(named)
     problems = []
     if unknown := sorted(tensors.keys() - named.keys()):
@@ -343,14 +233,14 @@ def _fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every live tensor that a checkpoint of the adapter (or of the plain module) holds, in sorted order."""
-    model = _unwrapped(model)
-    _refuse_merged(model)
+    model = unwrapped_model(model)
+    refuse_merged(model)
     if isinstance(model, PeftModel):
         # keep_vars hands out the live parameters; the embeddings that PEFT may add to a file are the base model's.
         state = get_peft_model_state_dict(
             model,
             state_dict=model.state_dict(keep_vars=True),
-            adapter_name=_active_adapter(model),
+            adapter_name=active_adapter(model),
             save_embedding_layers=False,
         )
         named = {key: t for key, t in state.items() if t.is_floating_point()}
@@ -367,42 +257,7 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {key: named[key] for key in first_key.values()}
 
 
-def _dropout_sites(model: nn.Module) -> dict[str, tuple[Any, nn.Dropout]]:
-    """Where the active adapter applies dropout, layer and dropout module, by the latter's name."""
-    peft_model = _unwrapped(model)
-    if not isinstance(peft_model, PeftModel):
-        return {}
-    adapter = _active_adapter(peft_model)
-    sites: dict[str, tuple[Any, nn.Dropout]] = {}
-    for name, layer in peft_model.named_modules():
-        if isinstance(layer, LoraLayer) and not isinstance(layer, Embedding) and adapter in layer.lora_dropout:
-            dropout = layer.lora_dropout[adapter]
-            if isinstance(dropout, nn.Dropout) and dropout.p > 0:
-                sites[f"{name}.lora_dropout.{adapter}"] = (layer, dropout)
-    return sites
-
-
-def _factors(layer: LoraLayer, adapter: str) -> list[nn.Parameter]:
-    """The parameters that PEFT's initialisation writes."""
-    modules = [held[adapter] for held in (layer.lora_A, layer.lora_B) if adapter in held]
-    embeddings = [held[adapter] for held in (layer.lora_embedding_A, layer.lora_embedding_B) if adapter in held]
-    return [*(p for module in modules for p in module.parameters()), *embeddings]
-
-
-@contextmanager
-def _on_cpu(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Within the block the parameters are float32 on the CPU; then the values are copied to where they were."""
-    own = [(p, p.data) for p in parameters]
-    try:
-        for p, data in own:
-            p.data = data.to("cpu", torch.float32, copy=True)
-        yield
-    finally:
-        for p, data in own:
-            p.data = data.copy_(p.data)
-
-
-def _refuse_merged(model: nn.Module) -> None:
+def refuse_merged(model: nn.Module) -> None:
     merged = [n for n, module in model.named_modules() if isinstance(module, BaseTunerLayer) and module.merged]
     if merged:
         raise ValueError(
@@ -411,14 +266,14 @@ def _refuse_merged(model: nn.Module) -> None:
         )
 
 
-def _active_adapter(model: PeftModel) -> str:
+def active_adapter(model: PeftModel) -> str:
     active = model.active_adapters
     if len(active) != 1:
         raise ValueError(f"exactly one adapter must be active, not {active}; call model.set_adapter(name).")
     return str(active[0])
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped_model(model: nn.Module) -> nn.Module:
     inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
     return inner
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from laplace_problems import CASES, READOUT, batches, by_key, network
-from varlora.curvature import Curvature, curvature_of
-from varlora.methods.evidence import NoBestPriorError, best_prior_precision, log_marginal_likelihood
+from varlora.curvature import Curvature, NoBestPriorError, best_prior_precision, curvature_of, log_marginal_likelihood
 
 ORACLE = [(kind, structure) for kind in CASES for structure in ("diag", "kron")]
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from models import lora, tiny_bert_classifier, tiny_llama, token_ids
 from varlora.adapters import trained_tensors
 from varlora.methods.blob import flipout
-from varlora.methods.random_factors import RandomFactors, release
 from varlora.methods.scalabl import along_rows
 from varlora.noise import CounterNoise
+from varlora.random_factors import RandomFactors, release
 
 PERTURBATIONS = {"blob": flipout, "scalabl": along_rows}
 

@@ -25,12 +25,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import extract_model_from_parallel
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
-from varlora.adapters import trained_tensors
+from varlora.adapters import linear_factors
 from varlora.noise import CounterNoise, NoiseSource
 from varlora.optim.mean_field import MeanFieldAdamW
 
@@ -142,7 +139,7 @@ class RandomFactors:
         self._draw: Draw | None = None
         self._used = True  # whether a backward pass has used the present draw
         self._in_forward = False  # whether the model's own training forward is under way
-        self.factors = find_factors(self.model)
+        self.factors = [Factor(*found) for found in linear_factors(self.model)]
         for factor in self.factors:
             like = factor.mean.new_empty(std_shape(factor.mean.shape))
             normal = CounterNoise(seed).draw(f"{factor.key} start", like, step=0, draw=0, rank=0)
@@ -220,48 +217,3 @@ def release(model: nn.Module) -> None:
     for hook in hooks:
         if isinstance(hook, _Perturb):
             hook.factors.detach()
-
-
-def find_factors(model: nn.Module) -> list[Factor]:
-    """Every `lora_A` that trains, in the order of the model's modules.
-
-    Raises:
-        ValueError: see `RandomFactors`.
-    """
-    if not isinstance(model, PeftModel):
-        raise ValueError("there is no LoRA adapter to be random; wrap the model with peft.get_peft_model first.")
-    keys = {id(p): key for key, p in trained_tensors(model).items()}
-    (adapter,) = model.active_adapters
-    factors = []
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer) or adapter not in (*layer.lora_A, *layer.lora_embedding_A):
-            continue
-        _refuse_unsupported(name, layer, adapter)
-        lora_a, lora_b = layer.lora_A[adapter], layer.lora_B[adapter]
-        assert isinstance(lora_a, nn.Linear)
-        assert isinstance(lora_b, nn.Linear)
-        if id(lora_a.weight) in keys:
-            factors.append(Factor(keys[id(lora_a.weight)], lora_a, lora_b))
-    if not factors:
-        raise ValueError("no lora_A of the active adapter trains, so nothing would be random; unfreeze lora_A.")
-    return factors
-
-
-def _refuse_unsupported(name: str, layer: LoraLayer, adapter: str) -> None:
-    reason = None
-    if adapter in layer.lora_embedding_A:
-        reason = "is an embedding; leave it out of target_modules"
-    elif not isinstance(layer.lora_A[adapter], nn.Linear):
-        reason = f"adapts a {type(layer.get_base_layer()).__name__}; leave it out of target_modules"
-    elif isinstance(layer, ParamWrapper):
-        reason = "adapts a bare parameter; leave out target_parameters"
-    elif variant := getattr(layer, "lora_variant", {}).get(adapter):
-        reason = f"is a LoRA variant ({variant.__name__ if isinstance(variant, type) else type(variant).__name__})"
-        reason += "; use plain LoRA, without use_dora and the like"
-    elif layer.lora_A[adapter].weight.dtype not in (torch.float32, torch.float64):
-        reason = (
-            f"has its adapter in {layer.lora_A[adapter].weight.dtype}, too coarse for a posterior's steps; keep the "
-            "adapter in float32 (PEFT's autocast_adapter_dtype=True) whatever the base model's dtype"
-        )
-    if reason is not None:
-        raise ValueError(f"a random lora_A needs plain LoRA on linear layers, but {name} {reason}.")

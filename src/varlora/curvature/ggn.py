@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as progress_bars
 
+from varlora.curvature.gram import Gram, SketchedGram, accumulating, sketch_width
+from varlora.curvature.layers import LinearTensor, OutputGradient, example_gradients, linear_tensors, recorded
 from varlora.draws import on_device_of
-from varlora.gram import Gram, SketchedGram, accumulating, sketch_width
-from varlora.layer_gradients import LinearTensor, OutputGradient, example_gradients, linear_tensors, recorded
 from varlora.posterior import DiagonalGaussian, PosteriorMeta
 from varlora.posterior.kronecker import KroneckerFactors, KroneckerGaussian
 from varlora.readout import Readout

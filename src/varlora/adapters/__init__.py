@@ -1,0 +1,36 @@
+"""The adapter on a model: the only room that knows PEFT's names.
+
+`tensors` reads and writes what trains, by the keys of PEFT's files; `lora` knows the layers of a LoRA adapter.
+"""
+
+from varlora.adapters.lora import dropout_modules, dropout_on, factor_keys, linear_factors, reset_adapter
+from varlora.adapters.tensors import (
+    adapter_config,
+    applied,
+    base_model_of,
+    checkpoint_key,
+    fixed_tensors,
+    in_fixed_order,
+    is_base_embedding,
+    load_into,
+    same_scaling,
+    trained_tensors,
+)
+
+__all__ = [
+    "adapter_config",
+    "applied",
+    "base_model_of",
+    "checkpoint_key",
+    "dropout_modules",
+    "dropout_on",
+    "factor_keys",
+    "fixed_tensors",
+    "in_fixed_order",
+    "is_base_embedding",
+    "linear_factors",
+    "load_into",
+    "reset_adapter",
+    "same_scaling",
+    "trained_tensors",
+]
