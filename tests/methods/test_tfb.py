@@ -20,7 +20,7 @@ from small_runs import StopAfter, Stopped, config, save_model
 from varlora.adapters import adapter_config, factor_keys, fixed_tensors, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Job
-from varlora.methods.tfb import NoScaleError, Tfb, largest_satisfying, rotate
+from varlora.methods.tfb import LARGEST_SCALE, NoScaleError, Tfb, largest_satisfying, rotate
 from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
 from varlora.prediction import predict
 from varlora.runs import Setting, load_setting, train
@@ -290,3 +290,13 @@ def test_a_point_mass_and_a_head_in_full_are_kept_exactly() -> None:
     for key in head:
         assert torch.equal(q.mean[key], mean[key])
         assert torch.isinf(q.precision[key]).all()
+
+
+def test_a_module_too_small_for_float32_has_no_effect() -> None:
+    mean = {A: torch.ones(1, 2), B: torch.full((3, 1), 1e-25), A.replace("q", "v"): torch.ones(1, 2)}
+    mean[B.replace("q", "v")] = torch.ones(3, 1)
+    rotated = rotate(mean, [(A, B), (A.replace("q", "v"), B.replace("q", "v"))])
+    assert not rotated.singular_values[A].any()
+    q = rotated.gaussian(LARGEST_SCALE, PosteriorMeta())
+    assert bool((q.variance[A] == 0).all())
+    assert bool((q.variance[A.replace("q", "v")] > 0).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from accelerate import PartialState
 from rich.markup import escape
 
 from varlora.cli.console import out
@@ -56,6 +57,8 @@ def execute(arguments: Namespace) -> None:
             "interrupted. The same command with --resume goes on from the last checkpoint, if there is one yet "
             f"(--save_steps is {config.save_steps}); with --overwrite it starts afresh."
         ) from stop
+    if not PartialState().is_main_process:  # under torchrun one process speaks for all
+        return
     for table in metrics_tables(result.metrics):
         out.print(table)
     where = f"[bold]{escape(config.output_dir)}[/bold]"

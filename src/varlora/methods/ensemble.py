@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -84,7 +86,10 @@ class Ensemble(AdamW):
                 folder holds members of an earlier training and the job is not to resume it.
         """
         folders = [Path(str(job.arguments.output_dir)) / f"member-{i}" for i in range(self.members)]
+        # What the main process sees counts for all: their file systems may differ, and their steps must not.
         done = [folder for folder in folders if (folder / _FINISHED / MANIFEST).is_file()]
+        if job.arguments.world_size > 1:
+            [done] = broadcast_object_list([done])
         if done and not job.resume:
             raise ValueError(
                 f"{done[0]} holds a member of an earlier training. Go on with it by resuming, or give another folder."
@@ -117,9 +122,12 @@ class Ensemble(AdamW):
             callbacks=[copy.deepcopy(c) if isinstance(c, ExportableState) else c for c in job.callbacks],
         )
         log = member.run(self.trainer(member))
-        with atomic_folder(folder / _FINISHED) as new:
-            (new / _LOG).write_text(json.dumps(log), encoding="utf-8")
-            write_posterior_files(point_mass_of(job.model, **record(job, AdamW.name)), new)
+        if member.arguments.should_save:
+            with atomic_folder(folder / _FINISHED) as new:
+                (new / _LOG).write_text(json.dumps(log), encoding="utf-8")
+                write_posterior_files(point_mass_of(job.model, **record(job, AdamW.name)), new)
+        if member.arguments.world_size > 1:
+            PartialState().wait_for_everyone()
 
 
 def member_seed(seed: int, member: int) -> int:

@@ -44,6 +44,8 @@ LARGEST_SCALE = 10.0
 SMALLEST_SCALE = 1e-6
 RELATIVE_STEP = 0.05
 """σ_q is found to 5 %."""
+SMALLEST_SINGULAR_VALUE = 1e-17
+"""Below it, (D / σ_q)² at the largest σ_q would leave float32."""
 
 
 class NoScaleError(ValueError):
@@ -167,7 +169,8 @@ def rotate(mean: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> Rota
     for key_a, key_b in pairs:
         a, b = mean[key_a], mean[key_b]
         u, values, vt = torch.linalg.svd(b.double(), full_matrices=False)
-        values = torch.where(values > values.amax() * max(b.shape) * torch.finfo(torch.float32).eps, values, 0.0)
+        rounding = values.amax() * max(b.shape) * torch.finfo(torch.float32).eps
+        values = torch.where(values > rounding.clamp(min=SMALLEST_SINGULAR_VALUE), values, 0.0)
         kept = (values > 0).double()
         rank, found = a.shape[0], len(values)  # a wide B has fewer singular values than columns
         rotated[key_a] = torch.zeros_like(a)

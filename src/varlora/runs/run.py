@@ -18,6 +18,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
@@ -74,27 +75,33 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, pro
     Raises:
         ValueError: settings, data or model do not fit, or the folder is taken.
     """
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     check_target(config.output_dir, overwrite=overwrite)
     method = method_of(config)
     checkpoints = checkpoints_of(config)
-    _settle_checkpoints(checkpoints, config, resume=resume, overwrite=overwrite)
+    if processes.is_main_process:
+        _settle_checkpoints(checkpoints, config, resume=resume, overwrite=overwrite)
+    processes.wait_for_everyone()
     setting = load_setting(config)
+    _check_temperature_scaling(setting)
     trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
     result = evaluate(setting, method, trained, progress=progress)
-    with atomic_folder(config.output_dir, overwrite=overwrite) as folder:
-        write_run(
-            folder,
-            config=config,
-            task=setting.task,
-            posterior=result.posterior,
-            predictions=result.predictions,
-            metrics=result.metrics,
-            seconds=result.seconds,
-            peak_memory=result.peak_memory,
-            log=result.log,
-        )
-        setting.tokenizer.save_pretrained(str(folder))
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if processes.is_main_process:  # every process has the same result; one writes it
+        with atomic_folder(config.output_dir, overwrite=overwrite) as folder:
+            write_run(
+                folder,
+                config=config,
+                task=setting.task,
+                posterior=result.posterior,
+                predictions=result.predictions,
+                metrics=result.metrics,
+                seconds=result.seconds,
+                peak_memory=result.peak_memory,
+                log=result.log,
+            )
+            setting.tokenizer.save_pretrained(str(folder))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    processes.wait_for_everyone()
     return result
 
 
@@ -238,14 +245,20 @@ def _by_length(setting: Setting, split: str) -> tuple[Iterable[Mapping[str, Any]
 
 def _unscaled(setting: Setting, q: Posterior, mode: Mode) -> Prediction:
     """Predictions for the validation rows, divided by no temperature."""
-    if setting.readout is None:
-        raise ValueError("temperature_scaling scales the logits of classes; completions have none. Leave it out.")
-    if "validation" not in setting.task.splits:
-        raise ValueError("temperature_scaling needs validation rows; give validation_file or validation_size.")
     plain = replace(q.meta, logit_temperature=1.0, logit_temperature_by_mode=None)
     prediction = predict_split(setting, replace(q, meta=plain), "validation", mode=mode)  # type: ignore[type-var]
     assert isinstance(prediction, Prediction)
     return prediction
+
+
+def _check_temperature_scaling(setting: Setting) -> None:
+    """Whether there will be something to fit a temperature on; asked before hours of training."""
+    if not setting.config.temperature_scaling:
+        return
+    if setting.readout is None:
+        raise ValueError("temperature_scaling scales the logits of classes; completions have none. Leave it out.")
+    if "validation" not in setting.task.splits or max(setting.task.rows("validation")["label"]) < 0:
+        raise ValueError("temperature_scaling needs labelled validation rows; give validation_file or validation_size.")
 
 
 def _peak_memory() -> int:
