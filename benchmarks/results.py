@@ -34,7 +34,6 @@ from varlora.runs import RunFolder, read_run
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "results"
 FOLDERS = {"sst2": "sst2", "trec6": "trec6", "clinc150": "clinc150_small"}
-SEEDS = (0, 1, 2)
 LEARNING_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "trec6": {
         "adamw": (3e-4, 1e-3, 3e-3),
@@ -78,6 +77,12 @@ ENTRIES: Mapping[str, Entry] = {
         own="linearised",
         rows={"linearised": "Laplace (Kronecker), linearised", "samples": "Laplace (Kronecker), 10 weight samples"},
     ),
+    "laplace-kron-validation": Entry(
+        method="laplace",
+        own="linearised",
+        rows={"linearised": "Laplace (Kronecker), linearised, prior by validation NLL"},
+        options=("--prior_choice", "validation"),
+    ),
     "laplace-diag": Entry(
         method="laplace",
         own="linearised",
@@ -107,6 +112,12 @@ ENTRIES: Mapping[str, Entry] = {
 }
 ENTRIES_OF = {"sst2": tuple(ENTRIES), "trec6": tuple(ENTRIES), "clinc150": ("adamw", "adamw-early", "ivon")}
 Runs = Mapping[tuple[str, int], RunFolder]
+"""By training and seed."""
+
+
+def seeds_of(runs: Runs) -> list[int]:
+    """The seeds, in order."""
+    return sorted({seed for _, seed in runs})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +127,7 @@ class Bench:
     output_dir: Path
     data: Path | None
     jobs: int
+    seeds: tuple[int, ...]
 
     def folder(self, task: str, name: str, rate: float, seed: int) -> Path:
         """A run's folder."""
@@ -143,15 +155,17 @@ class Bench:
             sys.exit(f"{' '.join(command)} failed:\n{done.stdout}")
 
     def chosen_rates(self, task: str) -> dict[str, float]:
-        """The learning rate of each group, by validation NLL at seed 0."""
+        """The learning rate of each group, by validation NLL at the first seed."""
         grids = LEARNING_RATES[task]
         groups = {ENTRIES[name].rates: name for name in reversed(ENTRIES_OF[task])}
-        self.train(task, [(name, rate, SEEDS[0]) for group, name in groups.items() for rate in grids[group]])
+        self.train(task, [(name, rate, self.seeds[0]) for group, name in groups.items() for rate in grids[group]])
         chosen = {}
-        print(f"| {task}: validation NLL at seed 0 | learning rate: NLL |\n| --- | --- |")
+        print(f"| {task}: validation NLL at seed {self.seeds[0]} | learning rate: NLL |\n| --- | --- |")
         for group, name in sorted(groups.items()):
             losses = {
-                rate: read_run(self.folder(task, name, rate, SEEDS[0])).metrics["validation"][ENTRIES[name].own]["nll"]
+                rate: read_run(self.folder(task, name, rate, self.seeds[0])).metrics["validation"][ENTRIES[name].own][
+                    "nll"
+                ]
                 for rate in grids[group]
             }
             chosen[group] = min(losses, key=lambda rate: losses[rate])
@@ -203,17 +217,19 @@ def comparison_of(task: str, runs: Runs, split: str, *, scaled: bool) -> Compari
     rows = [
         row_of(runs[name, seed], label, seed, split, mode, scaled=scaled)
         for label, name, mode in labels_of(task)
-        for seed in SEEDS
+        for seed in seeds_of(runs)
     ]
     if not scaled:
         with_temperature = "AdamW + temperature"
-        rows += [row_of(runs["adamw", s], with_temperature, s, split, "mean", scaled=True) for s in SEEDS]
+        rows += [row_of(runs["adamw", s], with_temperature, s, split, "mean", scaled=True) for s in seeds_of(runs)]
     return Comparison(task=task, rows=rows)
 
 
 def mean_and_error(values: Sequence[float], digits: int = 3) -> str:
-    """Mean ± standard error over seeds."""
+    """Mean ± standard error over seeds; of one seed the value alone."""
     found = torch.tensor(values)
+    if len(values) == 1:
+        return f"{found.mean():.{digits}f}"
     return f"{found.mean():.{digits}f} ± {found.std() / len(values) ** 0.5:.{digits}f}"
 
 
@@ -223,7 +239,7 @@ def auroc_table(task: str, runs: Runs, split: str, *, outside: str | None) -> st
     lines = [f"| AUROC for {what} | entropy | mutual information |", "| --- | --- | --- |"]
     for label, name, mode in labels_of(task):
         values: dict[str, list[float]] = {"entropy": [], "mutual information": []}
-        for seed in SEEDS:
+        for seed in seeds_of(runs):
             inside = prediction_of(runs[name, seed], split, mode)
             log_probs, positive = inside.log_probs, inside.probs.argmax(1) != inside.labels
             if outside is not None:
@@ -242,8 +258,8 @@ def cost_table(task: str, runs: Runs) -> str:
     """What each training cost: time, memory and the size of what is kept."""
     lines = ["| Training | time against AdamW | peak memory, MiB | files, MiB |", "| --- | --- | --- | --- |"]
     for name in ENTRIES_OF[task]:
-        found = [runs[name, seed] for seed in SEEDS]
-        base = [runs["adamw", seed].facts["seconds"]["train"] for seed in SEEDS]
+        found = [runs[name, seed] for seed in seeds_of(runs)]
+        base = [runs["adamw", seed].facts["seconds"]["train"] for seed in seeds_of(runs)]
         ratio = [run.facts["seconds"]["train"] / seconds for run, seconds in zip(found, base, strict=True)]
         memory = [run.facts["peak_memory_bytes"] / 2**20 for run in found]
         size = [sum(f.stat().st_size for f in run.path.glob("*.safetensors")) / 2**20 for run in found]
@@ -254,7 +270,7 @@ def cost_table(task: str, runs: Runs) -> str:
 
 def show(task: str, runs: Runs) -> None:
     """The task's tables."""
-    metrics = runs["adamw", SEEDS[0]].metrics
+    metrics = runs["adamw", seeds_of(runs)[0]].metrics
     for split in [s for s in ("test", "shift") if s in metrics]:
         comparison = comparison_of(task, runs, split, scaled=False)
         print(f"\n### {task}, {split}\n\n{reading(comparison, split=split)}\n")
@@ -277,12 +293,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the tasks' folders; the hub otherwise")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/results"))
     parser.add_argument("--tasks", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; times are measured with as many beside")
     arguments = parser.parse_args()
-    bench = Bench(output_dir=arguments.output_dir, data=arguments.data, jobs=arguments.jobs)
+    bench = Bench(
+        output_dir=arguments.output_dir, data=arguments.data, jobs=arguments.jobs, seeds=tuple(arguments.seeds)
+    )
     for task in arguments.tasks:
         rates = bench.chosen_rates(task)
-        wanted = [(name, rates[ENTRIES[name].rates], seed) for seed in SEEDS for name in ENTRIES_OF[task]]
+        wanted = [(name, rates[ENTRIES[name].rates], seed) for seed in bench.seeds for name in ENTRIES_OF[task]]
         bench.train(task, wanted)
         show(task, {(name, seed): read_run(bench.folder(task, name, rate, seed)) for name, rate, seed in wanted})
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as progress_bars
 
 from varlora.adapters import applied
-from varlora.curvature.layers import jacobian_bytes, linear_tensors, recorded
+from varlora.curvature.layers import Recorder, jacobian_bytes, linear_tensors, recorded
 from varlora.draws import held_batches, on_device_of
 from varlora.posterior import Posterior, linearisable
 from varlora.prediction import Prediction
@@ -142,31 +142,69 @@ def linearised_logits(
     """
     gaussians = [linearisable(q) for q in posteriors]
     q = gaussians[0]
-    varying = [key for key, v in q.variance.items() if bool((v > 0).any())]
+    found = linearised_batches(
+        model,
+        q.point,
+        [key for key, v in q.variance.items() if bool((v > 0).any())],
+        lambda key, jacobian: torch.stack([gaussian.quadratic_form(key, jacobian) for gaussian in gaussians]),
+        len(gaussians),
+        batches,
+        readout=readout,
+        progress=progress,
+    )
+    means, covariances = zip(*found, strict=True)
+    return torch.cat(means), torch.cat(covariances, dim=1)
+
+
+def linearised_batches(
+    model: nn.Module,
+    point: Mapping[str, Tensor],
+    varying: Sequence[str],
+    forms: Callable[[str, Tensor], Tensor],
+    number: int,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    readout: Readout,
+    progress: bool = False,
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Mean and covariance of the logits under Q Gaussians with the same point, batch by batch.
+
+    Meanwhile the model holds the point and is in eval mode; it is put back at the end, or when the generator is closed.
+
+    Args:
+        model: the model, on its device.
+        point: the weights to linearise at, by checkpoint key.
+        varying: keys of the tensors with a variance.
+        forms: from a key and J (B, C, *shape) to J Σ Jᵀ (Q, B, C, C) of that tensor alone.
+        number: Q.
+        batches: what the readout reads.
+        readout: how the answer is read.
+        progress: show a progress bar.
+
+    Yields:
+        f (B, C) and J Σ Jᵀ (Q, B, C, C), float64, on the CPU. A choice that does not exist has mean -inf, variance 0.
+
+    Raises:
+        ValueError: the tensors do not fit the model, or the logits or covariances are not numbers.
+    """
     tensors = linear_tensors(model, varying) if varying else {}
     if tensors:
         rows = max(len(batch["input_ids"]) for batch in batches)
         needed = jacobian_bytes(tensors, rows, readout.num_classes)
         logger.info("the linearised prediction holds up to %.1f MB of a batch's Jacobian", needed / 1e6)
-    means, covariances = [], []
-    with torch.random.fork_rng(devices=[]), applied(model, q.point), recorded(model, tensors) as recorder:
+    before = 0
+    with torch.random.fork_rng(devices=[]), applied(model, point), recorded(model, tensors) as recorder:
         for batch in progress_bars.tqdm(batches, desc="linearise", unit="batch", disable=not progress):
-            logits = recorder.logits(readout, on_device_of(model, batch))
-            rows, classes = logits.shape
-            covariance = torch.zeros(len(gaussians), rows, classes, classes, dtype=torch.float64)
-            for key, jacobian in recorder.jacobians(logits) if tensors else ():
-                for total, gaussian in zip(covariance, gaussians, strict=True):
-                    total += gaussian.quadratic_form(key, jacobian).cpu().double()
-            means.append(logits.detach().cpu().double())
-            covariances.append((covariance + covariance.mT) / 2)
-    mean, found = torch.cat(means), torch.cat(covariances, dim=1)
-    broken = torch.log_softmax(mean, 1).isnan().any(1) | ~torch.isfinite(found).all(-1).all(-1).all(0)
-    if bool(broken.any()):
-        raise ValueError(
-            f"the linearised logits are NaN or infinite, first for example {int(broken.nonzero()[0])}; the model's "
-            "weights or the posterior's scale are broken"
-        )
-    return mean, found
+            mean, covariance = _of_batch(recorder, readout, on_device_of(model, batch), forms, number)
+            broken = torch.log_softmax(mean, 1).isnan().any(1) | ~torch.isfinite(covariance).all(-1).all(-1).all(0)
+            if bool(broken.any()):
+                raise ValueError(
+                    "the linearised logits are NaN or infinite, first for example "
+                    f"{before + int(broken.nonzero()[0])}; the model's weights or the posterior's scale are broken"
+                )
+            before += len(mean)
+            yield mean, covariance
+            del mean, covariance  # before the next ones are made
 
 
 def drawn_log_probs(mean: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
@@ -191,6 +229,22 @@ def probit_log_probs(mean: Tensor, covariance: Tensor) -> Tensor:
     """
     variance = covariance.diagonal(dim1=1, dim2=2)
     return torch.log_softmax(mean / (1 + math.pi / 8 * variance).sqrt(), dim=-1)[:, None]
+
+
+def _of_batch(
+    recorder: Recorder,
+    readout: Readout,
+    batch: Mapping[str, Any],
+    forms: Callable[[str, Tensor], Tensor],
+    number: int,
+) -> tuple[Tensor, Tensor]:
+    """f (B, C) and J Σ Jᵀ (Q, B, C, C) of one batch."""
+    logits = recorder.logits(readout, batch)
+    rows, classes = logits.shape
+    covariance = torch.zeros(number, rows, classes, classes, dtype=torch.float64)
+    for key, jacobian in recorder.jacobians(logits) if recorder.tensors else ():
+        covariance += forms(key, jacobian).cpu()
+    return logits.detach().cpu().double(), (covariance + covariance.mT) / 2
 
 
 def _labels(held: Sequence[Mapping[str, Any]], readout: Readout) -> Tensor:

@@ -51,7 +51,7 @@ def snr(q: Posterior) -> dict[str, Tensor]:
         tensor([4., 0.])
     """
     variance = q.variance
-    return {key: torch.where(m == 0, 0.0, m.abs() * variance[key].rsqrt()) for key, m in q.mean.items()}
+    return {key: _ratio(m, variance[key]) for key, m in q.mean.items()}
 
 
 def prune(q: P, fraction: float, by: Criterion = "snr", scope: Scope = "global") -> P:
@@ -153,7 +153,8 @@ def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float])
         >>> isotropic_prior(q, 25.0).variance["w"]
         tensor([0.0400, 0.0400])
     """
-    trained = [key for key in q.mean if not _fixed(q, key)]
+    variance = q.variance
+    trained = [key for key, m in q.mean.items() if not _known(m, variance[key])]
     by_key = precision if isinstance(precision, Mapping) else dict.fromkeys(trained, precision)
     for key in trained:
         if key not in by_key or not 0 < by_key[key] < math.inf:
@@ -346,9 +347,9 @@ def _same_tensors(posteriors: Sequence[DiagonalGaussian]) -> None:
             raise ValueError(f"{key} is {tuple(first[key])} in one posterior and {tuple(shapes[key])} in another.")
 
 
-def _fixed(q: DiagonalGaussian, key: str) -> bool:
-    """Whether a tensor did not train: known exactly as a whole, and not by pruning."""
-    return bool(torch.isinf(q.precision[key]).all()) and bool((q.mean[key] != 0).any())
+def _known(mean: Tensor, variance: Tensor) -> bool:
+    """Whether a tensor is known exactly as a whole, and not by pruning: it did not train, or only as a point."""
+    return not bool((variance > 0).any()) and bool((mean != 0).any())
 
 
 def _scores(q: Posterior, by: Criterion) -> dict[str, Tensor]:
@@ -356,12 +357,16 @@ def _scores(q: Posterior, by: Criterion) -> dict[str, Tensor]:
     if by == "magnitude" and isinstance(q, (PointMass, DropoutMasks)):
         return {key: m.abs() for key, m in q.mean.items()}
     variance = q.variance
-    varied = {key: m for key, m in q.mean.items() if bool((variance[key] > 0).any()) or not bool(m.any())}
+    varied = {key: m for key, m in q.mean.items() if not _known(m, variance[key])}
     if by == "magnitude":
         return {key: m.abs() for key, m in varied.items()}
     if by == "variance":
         return {key: torch.where(variance[key] == 0, -math.inf, -variance[key]) for key in varied}
-    return {key: torch.where(m == 0, 0.0, m.abs() * variance[key].rsqrt()) for key, m in varied.items()}
+    return {key: _ratio(m, variance[key]) for key, m in varied.items()}
+
+
+def _ratio(mean: Tensor, variance: Tensor) -> Tensor:
+    return torch.where(mean == 0, 0.0, mean.abs() * variance.rsqrt())
 
 
 def _lowest(scores: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:

@@ -17,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from laplace_problems import CASES, READOUT, batches, network, tensor
 from models import lora, tiny_bert_classifier, tiny_llama, token_ids
 from varlora.adapters import trained_tensors
-from varlora.curvature import Curvature, curvature_bytes, curvature_of
+from varlora.curvature import Curvature, curvature_bytes, curvature_of, ggn
 from varlora.curvature.layers import jacobian_bytes, linear_tensors, recorded
+from varlora.posterior import PosteriorMeta
+from varlora.posterior.kronecker import KroneckerFactors
 from varlora.readout import AnswerTokens, ClassHead, Readout
 
 ANSWERS = AnswerTokens(token_ids=(3, 7, 9), answers=("A", "B", "C"))
@@ -382,6 +384,59 @@ def test_a_low_rank_factor_keeps_the_leading_eigenpairs_of_a_long_side() -> None
     torch.testing.assert_close(found.in_values, values.flip(0)[:10], rtol=1e-6, atol=0)
     overlaps = (found.in_vectors * vectors.flip(1)[:, :10]).sum(0).abs()
     torch.testing.assert_close(overlaps, torch.ones(10).double(), rtol=1e-6, atol=0)
+
+
+# Under many priors ---------------------------------------------------------------------------------------------
+
+PRIORS = (1e-2, 1.0, 30.0, 1e7)
+
+
+@pytest.mark.parametrize("at_a_time", [2**22, 100])
+@pytest.mark.parametrize(("structure", "above"), [("kron", 1024), ("kron", 4), ("diag", 1024)])
+def test_quadratic_forms_are_those_of_each_priors_posterior(
+    structure: str, above: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classifier has a weight and a bias of its own beside LoRA's weights; above 4 dimensions all have low rank."""
+    monkeypatch.setattr(ggn, "_ENTRIES_AT_A_TIME", at_a_time)
+    model = classifier().double()
+    found = curvature_of(
+        model,
+        [text_batch()],
+        readout=CLASSES,
+        structure=structure,  # type: ignore[arg-type]
+        low_rank=2,
+        low_rank_above=above,
+    )
+    low = {key for key, f in found.factors.items() if not f.complete}
+    assert {w.ndim for w in found.weights.values()} == {1, 2}
+    assert bool(low) == (structure == "kron" and above == 4)
+    posteriors = [found.posterior(dict.fromkeys(found.weights, delta), PosteriorMeta()) for delta in PRIORS]
+    generator = torch.Generator().manual_seed(0)
+    for key, weight in found.weights.items():
+        vectors = torch.randn(5, 3, *weight.shape, generator=generator, dtype=torch.float64)
+        forms = found.quadratic_forms(key, vectors, PRIORS)
+        assert torch.equal(forms, forms.mT)
+        for form, q in zip(forms, posteriors, strict=True):
+            torch.testing.assert_close(form, q.quadratic_form(key, vectors), rtol=1e-9, atol=1e-14)
+        known = found.quadratic_forms(key, vectors, [math.inf])
+        assert torch.equal(known, torch.zeros(1, 5, 3, 3).double())
+
+
+def test_a_small_prior_does_not_enlarge_the_rounding_of_what_is_within_the_factors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, 3, generator=generator, dtype=torch.float64)).Q for n in (50, 40))
+    factors = KroneckerFactors(out_vectors=u, out_values=torch.ones(3).double(), in_vectors=v, in_values=torch.ones(3))
+    found = Curvature(weights={"w": torch.ones(50, 40)}, log_likelihood=0.0, num_examples=1, factors={"w": factors})
+    inside = torch.randn(2, 3, 3, 3, generator=generator, dtype=torch.float64)
+    (form,) = found.quadratic_forms("w", (u @ inside @ v.mT).float(), [1e-8])
+    flat = inside.flatten(2)
+    torch.testing.assert_close(form, (flat @ flat.mT).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_prior_precision_that_is_not_positive_is_refused() -> None:
+    found = curvature_of(network("lora"), batches("lora"), readout=READOUT)
+    with pytest.raises(ValueError, match=r"prior precision of A.weight is 0.0; it must be positive"):
+        found.quadratic_forms("A.weight", torch.zeros(1, 3, 2, 7).double(), [1.0, 0.0])
 
 
 def test_the_memory_is_said_before_the_pass(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from laplace_problems import READOUT, batches, network, unseen_batch
 from small_runs import LEARNED, config, save_model
+from varlora import linearised
 from varlora.checkpoint import load_posterior, save_posterior
 from varlora.curvature import Curvature, curvature_of, log_marginal_likelihood
 from varlora.curvature.layers import linear_tensors
@@ -110,16 +112,86 @@ def test_validation_rows_choose_the_prior_with_the_least_nll(model_folder: str, 
     assert q.meta.diagnostics["validation_nll"] == pytest.approx(nll[chosen], rel=1e-3)
 
 
-def test_the_nll_on_the_grid_is_that_of_linearised_predictions() -> None:
+@pytest.mark.parametrize(("structure", "above"), [("kron", 1024), ("kron", 6), ("diag", 1024)])
+def test_the_nll_on_the_grid_is_that_of_linearised_predictions(structure: str, above: int) -> None:
     model, batch = network("lora"), unseen_batch("lora")
-    curvature = curvature_of(model, batches("lora"), readout=READOUT)
-    nll = validation_nll(model, curvature, [batch], readout=READOUT, grid=(0.1, 10.0), seed=3)
+    curvature = curvature_of(
+        model,
+        batches("lora"),
+        readout=READOUT,
+        structure=structure,  # type: ignore[arg-type]
+        low_rank=2,
+        low_rank_above=above,
+    )
+    nll = validation_nll(model, curvature, [batch], readout=READOUT, seed=3)
+    assert tuple(nll) == GRID
     for delta, value in nll.items():
         q = curvature.posterior(dict.fromkeys(curvature.weights, delta), PosteriorMeta())
         assert value == pytest.approx(
             mean_nll(predict_linearised(model, q, [batch], readout=READOUT, seed=3)), rel=1e-9
         )
-    assert nll[0.1] != nll[10.0]
+    assert len(set(nll.values())) == len(GRID)
+
+
+def test_the_nll_on_the_grid_does_not_depend_on_batches_nor_on_rows_without_a_label() -> None:
+    model, whole = network("lora"), unseen_batch("lora")
+    whole["labels"] = torch.tensor([0, -100, -100, 2, 1])
+    curvature = curvature_of(model, batches("lora"), readout=READOUT)
+    nll = validation_nll(model, curvature, [whole], readout=READOUT, seed=3)
+    parts = [{name: t[part] for name, t in whole.items()} for part in (slice(0, 1), slice(1, 3), slice(3, 5))]
+    cut = validation_nll(model, curvature, parts, readout=READOUT, seed=3)  # the second has no label at all
+    assert cut == pytest.approx(nll, rel=1e-10)
+
+    known = whole["labels"] >= 0
+    for delta in GRID[::12]:
+        q = curvature.posterior(dict.fromkeys(curvature.weights, delta), PosteriorMeta())
+        found = predict_linearised(model, q, [whole], readout=READOUT, seed=3)
+        of_known = -found.probs[known].log().gather(1, found.labels[known][:, None]).mean()
+        assert nll[delta] == pytest.approx(float(of_known), rel=1e-9)
+    whole["labels"] = torch.full((5,), -100)
+    with pytest.raises(ValueError, match="no validation row has a label"):
+        validation_nll(model, curvature, [whole], readout=READOUT)
+
+
+def test_one_batchs_covariances_are_held_at_a_time_and_said_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, whole = network("lora"), unseen_batch("lora")
+    curvature = curvature_of(model, batches("lora"), readout=READOUT)
+    original, made = linearised._of_batch, []
+
+    def watched(*arguments: Any) -> tuple[Tensor, Tensor]:
+        assert "the NLL under 2000 prior precisions holds 0.3 MB of a batch's covariances and 0.0 MB" in caplog.text
+        assert all(earlier() is None for earlier in made)
+        mean, covariances = original(*arguments)
+        assert covariances.shape == (2000, 2, 3, 3)  # 8 · 2000 · 2 · 9 bytes
+        made.append(weakref.ref(covariances.untyped_storage()))
+        return mean, covariances
+
+    monkeypatch.setattr(linearised, "_of_batch", watched)
+    parts = [{name: t[part] for name, t in whole.items()} for part in (slice(0, 2), slice(2, 4))]
+    with caplog.at_level(logging.INFO, "varlora.methods.laplace"):
+        validation_nll(model, curvature, parts, readout=READOUT, grid=[1 + i / 100 for i in range(2000)])
+    assert len(made) == 2
+
+
+def test_a_grid_that_fails_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = network("lora").train(), unseen_batch("lora")
+    curvature = curvature_of(model, batches("lora"), readout=READOUT)
+    with torch.no_grad():
+        model.A.weight.zero_()
+
+    def fails(*_: Any) -> Tensor:
+        assert model.A.weight.any()  # the curvature's weights
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(module, "_summed_nll", fails)
+    with pytest.raises(RuntimeError, match="no room") as caught:
+        validation_nll(model, curvature, [batch], readout=READOUT)
+    assert caught.tb is not None  # held here, and with it the frames and what they hold
+    assert model.training
+    assert not model.A.weight.any()
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_an_end_of_the_grid_is_said(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -96,6 +96,45 @@ class Curvature:
         precision = {key: torch.full_like(m, math.inf) for key, m in mean.items()}
         precision |= {key: (h + prior_precision[key]).to(mean[key]) for key, h in self.diagonal.items()}
         return DiagonalGaussian(mean=mean, precision=precision, meta=meta)
+
+    def quadratic_forms(self, key: str, vectors: Tensor, priors: Sequence[float]) -> Tensor:
+        """X (H + δ I)⁻¹ Xᵀ of one tensor for each of Q prior precisions: what does not depend on δ is computed once.
+
+        With P = Uᵀ X V (see `varlora.posterior.kronecker`) and R = X − U P Vᵀ, what of X is outside the factors' span,
+
+            diagonal   Σ_k x_k x_kᵀ / (h_k + δ)          Kronecker   Σ_ij p_ij p_ijᵀ / (λ_i μ_j + δ) + R Rᵀ / δ
+
+        R is subtracted before it is squared: X Xᵀ − P Pᵀ would leave rounding, which a small δ makes large.
+
+        Args:
+            key: the tensor.
+            vectors: X (B, C, *shape): C vectors for each of B examples.
+            priors: δ > 0; infinity: the tensor is known exactly.
+
+        Returns:
+            (Q, B, C, C), in the vectors' dtype.
+
+        Raises:
+            ValueError: a δ is not > 0.
+
+        Example:
+            >>> curvature = Curvature(weights={"w": torch.tensor([1.0])}, log_likelihood=0.0, num_examples=1,
+            ...                       diagonal={"w": torch.tensor([2.0])})
+            >>> curvature.quadratic_forms("w", torch.tensor([[[6.0]]]), [1.0, 4.0]).flatten().tolist()
+            [12.0, 6.0]
+        """
+        if bad := [delta for delta in priors if not delta > 0]:
+            raise ValueError(f"the prior precision of {key} is {bad[0]}; it must be positive.")
+        if key in self.diagonal:
+            return _weighted_products(vectors.flatten(2), self.diagonal[key].flatten(), priors)
+        factors = self.factors[key]
+        matrices = vectors.unsqueeze(-1) if self.weights[key].ndim == 1 else vectors
+        inside, outside = factors.to(vectors).split(matrices)
+        forms = _weighted_products(inside.flatten(2), factors.eigenvalues.flatten(), priors)
+        if outside is not None:
+            flat = outside.flatten(2)
+            forms += (flat @ flat.mT) / vectors.new_tensor(priors)[:, None, None, None]
+        return forms
 
 
 def curvature_of(
@@ -257,6 +296,19 @@ class _Kronecker:
             in_vectors=in_vectors,
             in_values=in_values / max(1, self._positions),
         )
+
+
+def _weighted_products(vectors: Tensor, eigenvalues: Tensor, priors: Sequence[float]) -> Tensor:
+    """Σ_k x_k x_kᵀ / (h_k + δ) (Q, B, C, C) of x (B, C, K) and h (K,), some k at a time."""
+    rows, classes, _ = vectors.shape
+    deltas = eigenvalues.new_tensor(priors)
+    forms = vectors.new_zeros(len(deltas), rows, classes, classes)
+    width = max(1, _ENTRIES_AT_A_TIME // max(len(deltas), rows * classes))
+    for x, h in zip(torch.split(vectors, width, dim=2), torch.split(eigenvalues, width), strict=True):
+        inverse = (h[:, None] + deltas).reciprocal().to(x)
+        for c in range(classes):
+            forms[..., c, c:] += ((x[:, c:] * x[:, c : c + 1]) @ inverse).permute(2, 0, 1)
+    return forms + forms.triu(1).mT
 
 
 def _sides(tensor: LinearTensor) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -26,11 +27,11 @@ from varlora.adapters import fixed_tensors
 from varlora.curvature import Curvature, Fisher, Structure, best_prior_precision, curvature_of, log_marginal_likelihood
 from varlora.curvature.layers import linear_tensors
 from varlora.draws import held_batches
-from varlora.linearised import drawn_log_probs, linearised_logits
+from varlora.linearised import drawn_log_probs, linearised_batches
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.metrics import mean_log_probs
-from varlora.posterior import PosteriorMeta, model_meta
+from varlora.posterior import model_meta
 from varlora.readout import Readout
 
 logger = logging.getLogger(__name__)
@@ -161,12 +162,15 @@ def validation_nll(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[float, float]:
-    """Mean NLL of the linearised predictions under each prior precision: one pass, the same draws for all.
+    """Mean NLL of the linearised predictions under each prior precision, one pass for all.
+
+    The draws are those of `predict_linearised` with the same seed, and the same for all priors. The covariances of one
+    batch are held at a time; that memory is logged (level INFO) before the pass.
 
     Args:
         model: the model, on its device.
         curvature: at the model's weights.
-        batches: what the readout reads, with `labels`.
+        batches: what the readout reads, with `labels`; a row with a label < 0 is left out.
         readout: how the answer is read.
         grid: prior precisions, one for all tensors.
         seed: decides the draws of the logits.
@@ -174,24 +178,44 @@ def validation_nll(
 
     Returns:
         NLL by prior precision.
+
+    Raises:
+        ValueError: a prior precision is not > 0, no row has a label, or the logits are not numbers.
     """
-    posteriors = [
-        curvature.posterior(dict.fromkeys(curvature.weights, delta), PosteriorMeta(), fixed=fixed_tensors(model))
-        for delta in grid
-    ]
-    mean, covariances = linearised_logits(model, posteriors, batches, readout=readout, progress=progress)
-    labels = torch.cat([batch["labels"].cpu().long() for batch in batches])
-    known = labels >= 0
+    labels = [batch["labels"].cpu().long() for batch in batches]
+    sizes, classes = [len(y) for y in labels], readout.num_classes
+    rows = sum(int((y >= 0).sum()) for y in labels)
+    if not rows:
+        raise ValueError("no validation row has a label, so there is no NLL to choose a prior by.")
+    logger.info(
+        "the NLL under %d prior precisions holds %.1f MB of a batch's covariances and %.1f MB of draws",
+        len(grid),
+        8 * len(grid) * max(sizes) * classes**2 / 1e6,
+        8 * sum(sizes) * _GRID_DRAWS * classes / 1e6,
+    )
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(len(mean), _GRID_DRAWS, mean.shape[1], generator=generator, dtype=torch.float64)
-    return {
-        delta: _nll(drawn_log_probs(mean[known], covariance[known], noise[known]), labels[known])
-        for delta, covariance in zip(grid, covariances, strict=True)
-    }
+    noise = torch.randn(sum(sizes), _GRID_DRAWS, classes, generator=generator, dtype=torch.float64)
+    found = linearised_batches(
+        model,
+        {**fixed_tensors(model), **curvature.weights},
+        list(curvature.weights),
+        lambda key, jacobian: curvature.quadratic_forms(key, jacobian, grid),
+        len(grid),
+        batches,
+        readout=readout,
+        progress=progress,
+    )
+    with closing(found):  # map keeps no batch's covariances while the next are made
+        sums = list(map(_summed_nll, labels, torch.split(noise, sizes), found))
+    return dict(zip(grid, (torch.stack(sums).sum(0) / rows).tolist(), strict=True))
 
 
-def _nll(log_probs: Tensor, labels: Tensor) -> float:
-    return float(-mean_log_probs(log_probs).gather(1, labels[:, None]).mean())
+def _summed_nll(labels: Tensor, noise: Tensor, logits: tuple[Tensor, Tensor]) -> Tensor:
+    """Σ over a batch's labelled rows (Q,), of logits with mean (B, C) and covariances (Q, B, C, C)."""
+    known = labels >= 0
+    mean, noise, answers = logits[0][known], noise[known], labels[known][:, None]
+    log_probs = [mean_log_probs(drawn_log_probs(mean, covariance[known], noise)) for covariance in logits[1]]
+    return torch.stack([-p.gather(1, answers).sum() for p in log_probs])
 
 
 def _per_tensor(curvature: Curvature) -> dict[str, float]:

@@ -74,6 +74,12 @@ class KroneckerFactors:
         """The same in another tensor's dtype and on its device."""
         return KroneckerFactors(**{name: t.to(like) for name, t in self.named().items()})
 
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """P = Uᵀ X V (..., p, q) of X (..., out, in), and X − U P Vᵀ, None where nothing is outside the span."""
+        u, v = self.out_vectors, self.in_vectors
+        p = u.mT @ x @ v
+        return p, None if self.complete else x - u @ p @ v.mT
+
     def named(self) -> dict[str, Tensor]:
         """The four tensors by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -252,10 +258,9 @@ class KroneckerGaussian:
     def _split(self, key: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Λ^-½ X within the factors' span, and outside it (None where nothing is outside); X is (..., out, in)."""
         factors, delta = self.factors[key].to(x), self.prior_precision[key]
-        u, v = factors.out_vectors, factors.in_vectors
-        p = u.mT @ x @ v
-        inside = u @ (p * (factors.eigenvalues + delta).rsqrt()) @ v.mT
-        return inside, None if factors.complete else (x - u @ p @ v.mT) / math.sqrt(delta)
+        p, outside = factors.split(x)
+        inside = factors.out_vectors @ (p * (factors.eigenvalues + delta).rsqrt()) @ factors.in_vectors.mT
+        return inside, None if outside is None else outside / math.sqrt(delta)
 
 
 def _as_matrix(t: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class RunConfig:
     per_device_train_batch_size: int = _training("Rows per device and micro-batch.", 8)
     gradient_accumulation_steps: int = _training("Micro-batches per step.", 1)
     lr_scheduler_type: str = _training("Learning-rate schedule.", "linear")
-    warmup_steps: int = _training("Steps of linear warm-up; BLoB and ScalaBL take 6 % of the steps for 0.", 0)
+    warmup_steps: int = _training("Steps of linear warm-up; BLoB and ScalaBL take 6 percent of the steps for 0.", 0)
     max_grad_norm: float = _training("Norm to which gradients are clipped; 0 does not clip.", 1.0)
     gradient_checkpointing: bool = _training("Recompute activations to save memory.", False)
     bf16: bool = _training("Compute in bfloat16 (autocast).", False)
