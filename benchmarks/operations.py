@@ -1,17 +1,16 @@
 """Pruning and tempering of stored posteriors: what docs/results.md says of Laplace, BLoB and IVON.
 
-    python benchmarks/operations.py --runs runs/results/trec6 --methods ivon laplace-kron blob
+    python benchmarks/operations.py --runs runs/results/trec6 --methods laplace-kron-validation blob
 
 The runs are those that benchmarks/results.py has made. Each posterior is pruned by signal-to-noise and tempered, and
-predicted in its own mode; the fraction and the temperature in bold are the best by the validation rows' NLL, averaged
-over seeds, and the table shows test rows. It prints Markdown.
+the test rows are predicted in its own mode. Nothing is chosen: every row is shown. It prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,42 +29,35 @@ OPERATIONS: Mapping[str, Callable[[Posterior], Posterior]] = {
     "tempered, τ = 1/4": lambda q: temper(q, 0.25),
     "tempered, τ = 4": lambda q: temper(q, 4.0),
 }
-SPLITS = ("validation", "test")
-Measured = Mapping[str, Mapping[str, float]]
+METRICS = ("accuracy", "nll", "ece_15")
 
 
-def measured(run: RunFolder) -> dict[str, Measured]:
-    """Accuracy, NLL and ECE by operation and split."""
+def measured(run: RunFolder) -> dict[str, dict[str, float]]:
+    """Test metrics by operation."""
     setting = reload_setting(run.config, run.path, run.posterior.meta)
-    found: dict[str, Measured] = {}
+    found = {}
     for name, operation in OPERATIONS.items():
         q = operation(run.posterior)
-        by_split = {}
-        for split in SPLITS:
-            prediction = predict_split(setting, q, split, mode=modes_of(q)[-1])
-            assert isinstance(prediction, Prediction)
-            by_split[split] = evaluate(prediction.log_probs, prediction.labels)
-        found[name] = by_split
+        prediction = predict_split(setting, q, "test", mode=modes_of(q)[-1])
+        assert isinstance(prediction, Prediction)
+        found[name] = evaluate(prediction.log_probs, prediction.labels)
     return found
 
 
-def table(name: str, runs: list[dict[str, Measured]]) -> str:
+def table(name: str, runs: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
     """One method's operations, averaged over seeds."""
-    values: dict[tuple[str, str, str], torch.Tensor] = {}
-    for operation in OPERATIONS:
-        for split in SPLITS:
-            for metric in ("accuracy", "nll", "ece_15"):
-                values[operation, split, metric] = torch.tensor([run[operation][split][metric] for run in runs])
-    best = min(OPERATIONS, key=lambda operation: float(values[operation, "validation", "nll"].mean()))
+    seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     lines = [
-        f"| {name} | accuracy % | NLL | ECE % | NLL against as trained, by seed |",
+        f"| {name}, {seeds} | accuracy % | NLL | ECE % | NLL's change, by seed |",
         "| --- | --- | --- | --- | --- |",
     ]
     for operation in OPERATIONS:
-        accuracy, nll, ece = (values[operation, "test", metric] for metric in ("accuracy", "nll", "ece_15"))
-        moved = ", ".join(f"{d:+.3f}" for d in (nll - values["as trained", "test", "nll"]).tolist())
-        label = f"**{operation}**" if operation == best else operation
-        lines.append(f"| {label} | {100 * accuracy.mean():.1f} | {nll.mean():.3f} | {100 * ece.mean():.1f} | {moved} |")
+        accuracy, nll, ece = (torch.tensor([run[operation][metric] for run in runs]) for metric in METRICS)
+        before = torch.tensor([run["as trained"]["nll"] for run in runs])
+        moved = ", ".join(f"{change:+.3f}" for change in (nll - before).tolist())
+        lines.append(
+            f"| {operation} | {100 * accuracy.mean():.1f} | {nll.mean():.3f} | {100 * ece.mean():.1f} | {moved} |"
+        )
     return "\n".join(lines)
 
 
@@ -73,7 +65,9 @@ def main() -> None:
     """Measure every run of the methods, then print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of a task's runs")
-    parser.add_argument("--methods", nargs="+", default=["ivon", "laplace-kron", "blob"], help="names of trainings")
+    parser.add_argument(
+        "--methods", nargs="+", default=["laplace-kron-validation", "blob", "ivon"], help="names of trainings"
+    )
     arguments = parser.parse_args()
     for name in arguments.methods:
         by_rate = defaultdict(list)
