@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from models import tiny_llama
 from tiny_tokenizers import word_level
-from varlora.runs import RunConfig
+from varlora.runs import RunConfig, run
 
 WORDS = ("fine", "dull", "film", "negative", "positive", "a", "cat", "dog", "cow", "hen")
 LEARNED: Mapping[str, Mapping[str, Any]] = {
@@ -22,9 +22,10 @@ LEARNED: Mapping[str, Mapping[str, Any]] = {
     "scalabl": {"learning_rate": 0.02},
     "swag": {"learning_rate": 0.02, "snapshots": 4},
     "tfb": {"learning_rate": 0.02},
+    "ema": {"learning_rate": 0.02, "ema_decay": 0.8},
     "ensemble": {"learning_rate": 0.02, "members": 2},
     "mc_dropout": {"learning_rate": 0.02},
-    "ivon": {"learning_rate": 20.0, "ess": 1e5},
+    "ivon": {"learning_rate": 0.02},
 }
 """Options with which each method learns the task in `STEPS` steps."""
 STEPS = 25
@@ -45,6 +46,19 @@ def films(rows: int, offset: int = 0) -> list[dict[str, Any]]:
         {
             "id": f"film-{i}",
             "text": f"a {'fine' if i % 2 else 'dull'} {('cat', 'dog', 'cow', 'hen')[i // 2 % 4]} film",
+            "label": "positive" if i % 2 else "negative",
+        }
+        for i in range(offset, offset + rows)
+    ]
+
+
+def herds(rows: int, offset: int = 0) -> list[dict[str, Any]]:
+    """Up to 128 films with three animals each; they all differ, from each other and from `films`."""
+    animals = ("cat", "dog", "cow", "hen")
+    return [
+        {
+            "id": f"herd-{i}",
+            "text": f"a {('dull', 'fine')[i % 2]} {animals[i // 2 % 4]} {animals[i // 8 % 4]} {animals[i // 32]} film",
             "label": "positive" if i % 2 else "negative",
         }
         for i in range(offset, offset + rows)
@@ -77,6 +91,20 @@ def config(folder: Path, model: str, **options: Any) -> RunConfig:
         **options,
     }
     return RunConfig(**given)
+
+
+def finish_herds(folder: Path, model: str, **options: Any) -> Path:
+    """A run with 48 validation rows that are no test rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {
+        "train_file": write_rows(folder / "train-herds.jsonl", [*films(16), *herds(32, offset=64)]),
+        "validation_file": write_rows(folder / "held-out.jsonl", herds(48)),
+        **({"held_out": "none"} if options.get("method", "ivon") == "ivon" else {}),  # training leaves no temperature
+        **options,
+    }
+    settings = config(folder, model, **given)
+    run(settings, progress=False)
+    return Path(settings.output_dir)
 
 
 class Stopped(Exception):

@@ -529,15 +529,15 @@ def test_a_posterior_can_share_a_folder_that_appears_whole(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("files", [[], {"mean.safetensors": {}, "posterior.safetensors": None}])
 def test_a_manifest_of_another_shape_is_refused(tmp_path, files):
-    from varlora import checkpoint
+    from varlora import manifest as manifests
 
     q = DiagonalGaussian(mean={"w": torch.zeros(2)}, precision={"w": torch.ones(2)})
     folder = save_posterior(q, tmp_path / "posterior")
     manifest = json.loads((folder / "posterior.json").read_text())
     del manifest["sha256"]
     manifest["files"] = files
-    manifest["sha256"] = checkpoint._sha256(checkpoint._json(manifest))
-    (folder / "posterior.json").write_bytes(checkpoint._json(manifest))
+    manifest["sha256"] = manifests.sha256(manifests.to_json(manifest))
+    (folder / "posterior.json").write_bytes(manifests.to_json(manifest))
     with pytest.raises(CheckpointError, match=r"posterior\.json must (give size and sha256|list exactly)"):
         load_posterior(folder)
 

@@ -12,6 +12,7 @@ from varlora import IVON, NoiseController, posterior_of
 from varlora.noise import CounterNoise, ReplayedNoise
 
 OPTIONS = {"lr": 0.1, "ess": 200.0, "hess_init": 0.1, "betas": (0.9, 0.9), "weight_decay": 0.01}
+ADAM = {"lr": 0.01, "ess": 200.0, "hess_init": 0.1, "betas": (0.9, 0.9), "update": "adam", "prior": "adaptive"}
 STEPS, RANKS, MICRO = 3, 2, 2
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file store")
@@ -36,23 +37,23 @@ def batch(step, rank, micro):
 
 
 def flat(model, optimizer):
-    """Means, Hessians and momenta, in parameter order."""
+    """Means and the whole state (Hessians, momenta, ...), in parameter order."""
     ps = list(model.parameters())
     return torch.cat(
         [getattr(t, "full_tensor", lambda t=t: t)().detach().flatten() for t in ps]
         + [
-            getattr(s, "full_tensor", lambda s=s: s)().flatten()
+            getattr(s, "full_tensor", lambda s=s: s)().flatten().double()
             for p in ps
             if optimizer.state.get(p)
-            for s in (optimizer.state[p]["hessian"], optimizer.state[p]["momentum"])
+            for _, s in sorted(optimizer.state[p].items())
         ]
     )
 
 
-def train_on_rank(rank, wrap, poison_step=None, everywhere=False):
+def train_on_rank(rank, wrap, poison_step=None, everywhere=False, options=OPTIONS):
     model = Net()
     wrapped = wrap(model)
-    optimizer = IVON(model.parameters(), **OPTIONS)
+    optimizer = IVON(model.parameters(), **options)
     NoiseController(wrapped, optimizer, seed=7)
     for step in range(STEPS):
         for micro in range(MICRO):
@@ -66,7 +67,7 @@ def train_on_rank(rank, wrap, poison_step=None, everywhere=False):
     return flat(model, optimizer), optimizer.skipped_steps, dict(posterior.mean), dict(posterior.precision)
 
 
-def in_one_process(steps=STEPS, everywhere=False):
+def in_one_process(steps=STEPS, everywhere=False, options=OPTIONS):
     """All four draws of both ranks in one step, each loss weighted by 1 / (ranks * micro-batches)."""
     model, source = Net(), CounterNoise(7)
     order = [(s, r, m) for s in range(steps) for r in range(RANKS) for m in range(MICRO)]
@@ -74,7 +75,7 @@ def in_one_process(steps=STEPS, everywhere=False):
         name: [source.draw(name, p, step=s, draw=m, rank=r) for s, r, m in order]
         for name, p in model.named_parameters()
     }
-    optimizer = IVON(model.parameters(), **OPTIONS)
+    optimizer = IVON(model.parameters(), **options)
     NoiseController(model, optimizer, ReplayedNoise(noise))
     for step in range(steps):
         for rank in range(RANKS):
@@ -103,6 +104,8 @@ def fsdp2(model):
 SCENARIOS = {
     "ddp": lambda rank: train_on_rank(rank, ddp),
     "fsdp2": lambda rank: train_on_rank(rank, fsdp2, everywhere=True),  # the ranks gather every shard together
+    "ddp adam": lambda rank: train_on_rank(rank, ddp, options=ADAM),
+    "fsdp2 adam": lambda rank: train_on_rank(rank, fsdp2, everywhere=True, options=ADAM),
     "poison": lambda rank: train_on_rank(rank, ddp, poison_step=STEPS - 1),
 }
 
@@ -122,15 +125,17 @@ def results(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("scenario", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("scenario", ["ddp", "fsdp2", "ddp adam", "fsdp2 adam"])
 def test_two_ranks_equal_one_process_with_both_draws(results, scenario):
     (first, *_), (second, *_) = (result[scenario] for result in results)
     assert torch.equal(first, second)  # bit for bit
-    torch.testing.assert_close(first, in_one_process(everywhere=scenario == "fsdp2"), rtol=1e-12, atol=1e-14)
+    alone = in_one_process(everywhere="fsdp2" in scenario, options=ADAM if "adam" in scenario else OPTIONS)
+    torch.testing.assert_close(first, alone, rtol=1e-12, atol=1e-14)
 
 
-def test_the_posterior_of_sharded_parameters_is_whole(results):
-    sharded, plain = (results[0][scenario] for scenario in ("fsdp2", "ddp"))
+@pytest.mark.parametrize("update", ["", " adam"])
+def test_the_posterior_of_sharded_parameters_is_whole(results, update):
+    sharded, plain = (results[0][f"{scenario}{update}"] for scenario in ("fsdp2", "ddp"))
     for tensors, reference in zip(sharded[2:], plain[2:], strict=True):
         assert {key: (type(t), t.shape) for key, t in tensors.items()} == {
             key: (torch.Tensor, t.shape) for key, t in reference.items()

@@ -166,6 +166,18 @@ def test_merge_refuses_posteriors_that_do_not_belong_together(first: dict, secon
         merge([one([1.0], [1.0], **first), one([1.0], [1.0], **second)], prior=one([0.0], [2.0]))
 
 
+def test_merge_leaves_out_what_trainings_left_as_temperatures_of_samples_if_they_differ(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, same = (one([1.0], [1.0], logit_temperature_by_mode={"samples": 0.9}) for _ in range(2))
+    other = one([1.0], [1.0], logit_temperature_by_mode={"samples": 0.8})
+    prior = one([0.0], [2.0])
+    assert merge([first, same], prior=prior).meta.logit_temperature_of("samples") == 0.9
+    assert not caplog.records
+    assert merge([first, other], prior=prior).meta.logit_temperature_of("samples") == 1.0
+    assert "the merged one has none" in caplog.text
+
+
 def test_merge_refuses_point_masses_and_empty_lists() -> None:
     q = one([1.0], [1.0])
     with pytest.raises(PointMassError, match="average their means"):

@@ -204,7 +204,7 @@ def test_an_adaptive_prior_is_recorded_by_tensor() -> None:
     model = nn.Linear(2, 1)
     optimizer = ivon(model, prior="adaptive", weight_decay=0.5)
     optimizer.precision(model.weight)
-    optimizer.state[model.weight]["delta"].fill_(0.25)
+    optimizer.state[model.weight]["prior_precision"].fill_(2500.0)
     q = posterior_of(model, optimizer)
     assert q.meta.prior_precision == pytest.approx({"bias": 5000.0, "weight": 2500.0})
     torch.testing.assert_close(q.precision["weight"], torch.full((1, 2), 3500.0))

@@ -1,23 +1,24 @@
 """Trainer, SFTTrainer and DPOTrainer against the plain loop; resume; the settings that would spoil a posterior."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments, set_seed
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from models import lora, tiny_llama, tiny_qwen3
 from varlora import IVON, IVONConfig, NoiseController, VariationalCallback, VariationalTrainerMixin
-from varlora.training import default_ess
 
 ROWS = [
     {"input_ids": ids, "labels": ids, "attention_mask": [1] * 6}
     for ids in torch.arange(96).view(16, 6).remainder(60).tolist()
 ]
-CONFIG = IVONConfig(lr=1.0, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99), weight_decay=0.0)
+CONFIG = IVONConfig(recipe="cong2024", lr=1.0, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99))
+ADAM = IVONConfig(lr=1e-3, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99))  # otherwise as recipe "auto" says
 
 
 class VariationalTrainer(VariationalTrainerMixin, Trainer):
@@ -111,19 +112,19 @@ def batches_of(trainer, count):
     raise AssertionError
 
 
-@pytest.mark.parametrize("build", [tiny_llama, tiny_qwen3])
+@pytest.mark.parametrize(("build", "config"), [(tiny_llama, CONFIG), (tiny_qwen3, CONFIG), (tiny_llama, ADAM)])
 @pytest.mark.parametrize("make", [unmodified, mixed_in])
 @pytest.mark.parametrize(
     "settings", [{}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.05}, {"gradient_checkpointing": True}]
 )
-def test_trainer_equals_the_plain_loop(tmp_path, build, make, settings):
+def test_trainer_equals_the_plain_loop(tmp_path, build, config, make, settings):
     model = lora(build())
     twin = copy.deepcopy(model)
-    trainer = make(model, arguments(tmp_path, **settings))
+    trainer = make(model, arguments(tmp_path, **settings), config)
     accumulation = settings.get("gradient_accumulation_steps", 1)
-    batches = batches_of(make(copy.deepcopy(model), arguments(tmp_path, **settings)), 4 * accumulation)
+    batches = batches_of(make(copy.deepcopy(model), arguments(tmp_path, **settings), config), 4 * accumulation)
     trainer.train()
-    optimizer = plain_loop(twin, batches, accumulation, settings.get("max_grad_norm", 0.0))
+    optimizer = plain_loop(twin, batches, accumulation, settings.get("max_grad_norm", 0.0), config)
     assert_same(adapter(model), adapter(twin), rtol=1e-5, atol=1e-7)
     assert_same(hessians(model, trainer.optimizer), hessians(twin, optimizer), rtol=1e-5, atol=1e-7)
 
@@ -140,10 +141,19 @@ def test_bf16_autocast_stays_close_to_float32(tmp_path):
     assert difference < 0.35 * moved  # sign-like steps at bf16's resolution of the gradient
 
 
+class WarmerByTheStep(TrainerCallback):
+    """Changes λ after every step."""
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        for group in optimizer.param_groups:
+            group["ess"] /= 1.2
+
+
+@pytest.mark.parametrize("config", [CONFIG, IVONConfig(lr=1e-3)], ids=["newton", "auto"])
 @pytest.mark.parametrize("make", [unmodified, mixed_in])
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_resuming_from_any_step_is_bit_identical(tmp_path, make, stop):
-    """With dropout on and accumulation, so that every random stream matters."""
+def test_resuming_from_any_step_is_bit_identical(tmp_path, make, stop, config):
+    """With dropout on, accumulation and a λ that moves, so that every random stream and number matters."""
     settings = {
         "max_steps": 6,
         "gradient_accumulation_steps": 2,
@@ -153,15 +163,19 @@ def test_resuming_from_any_step_is_bit_identical(tmp_path, make, stop):
         "lr_scheduler_type": "linear",
     }
     model = lora(tiny_llama(), lora_dropout=0.1)
-    trainer = make(model, arguments(tmp_path, **settings))
+    trainer = make(model, arguments(tmp_path, **settings), config)
+    trainer.add_callback(WarmerByTheStep())
     trainer.train()
 
     resumed_model = lora(tiny_llama(), lora_dropout=0.1, seed=11)
-    resumed = make(resumed_model, arguments(tmp_path, **settings))
+    resumed = make(resumed_model, arguments(tmp_path, **settings), config)
+    resumed.add_callback(WarmerByTheStep())
     torch.rand(17)  # whatever the new process drew meanwhile
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
     assert_same(adapter(model), adapter(resumed_model))
     assert_same(hessians(model, trainer.optimizer), hessians(resumed_model, resumed.optimizer))
+    ess = [t.optimizer.param_groups[0]["ess"] for t in (trainer, resumed)]
+    assert ess[0] == ess[1] == pytest.approx((1600.0 if config.ess is None else 1e4) / 1.2**6)
 
 
 @pytest.mark.parametrize(("make", "dropout"), [(unmodified, 0.0), (mixed_in, 0.1)])
@@ -225,15 +239,77 @@ def test_several_draws_per_step_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize("make", [unmodified, mixed_in])
-def test_ess_comes_from_the_size_of_the_training_set(tmp_path, make):
-    config = IVONConfig(lr=1.0)
+@pytest.mark.parametrize(
+    ("config", "ess", "hess_init"),
+    [
+        (IVONConfig(lr=1e-3), 1600.0, 0.01),
+        (IVONConfig(lr=1e-3, ess=4e3), 4e3, 0.004),
+        (IVONConfig(recipe="cong2025"), 20000.0, 1e-3),
+        (IVONConfig(recipe="cong2024"), 1e6, 1e-3),
+    ],
+)
+def test_ess_and_h0_come_from_the_size_of_the_training_set(tmp_path, make, config, ess, hess_init):
     trainer = make(lora(tiny_llama()), arguments(tmp_path, max_steps=1), config)
     trainer.train()
-    assert {group["ess"] for group in trainer.optimizer.param_groups} == {default_ess(16)} == {20000.0}
+    [(found_ess, found_init)] = {(g["ess"], g["hess_init"]) for g in trainer.optimizer.param_groups if g["params"]}
+    assert (found_ess, found_init) == pytest.approx((ess, hess_init))
+
+
+def test_a_set_without_a_length_needs_its_size_from_the_user(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(dataset())
+
+    def train(callback):
+        trainer = Trainer(
+            model=lora(tiny_llama()),
+            args=arguments(tmp_path, max_steps=1),
+            train_dataset=Stream(),
+            optimizer_cls_and_kwargs=(IVON, IVONConfig(lr=1e-3).optimizer_kwargs()),
+            callbacks=[callback],
+        )
+        trainer.train()
+        return trainer.optimizer.param_groups[0]["ess"]
+
+    with pytest.raises(ValueError, match=r"no length\. Pass VariationalCallback\(num_examples="):
+        train(VariationalCallback())
+    assert train(VariationalCallback(num_examples=50)) == 5000.0
+
+
+def test_auto_trains_with_the_trainers_learning_rate_and_schedule(tmp_path):
+    settings = {"learning_rate": 3e-4, "lr_scheduler_type": "linear", "max_steps": 4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer = mixed_in(lora(tiny_llama()), arguments(tmp_path, **settings), IVONConfig())
+    seen = []
+
+    class Rates(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    trainer.add_callback(Rates())
+    before = adapter(trainer.model)
+    trainer.train()
+    assert seen == pytest.approx([3e-4, 2.25e-4, 1.5e-4, 0.75e-4])
+    largest = max((value - before[name]).abs().max() for name, value in adapter(trainer.model).items())
+    assert 2e-4 < largest < 8e-4  # AdamW's step is of the size of its learning rate
+
+
+def test_the_mixins_default_is_auto(tmp_path):
+    trainer = VariationalTrainer(
+        model=lora(tiny_llama()), args=arguments(tmp_path, learning_rate=7e-4), train_dataset=dataset()
+    )
+    [group] = trainer.create_optimizer().param_groups
+    assert (group["update"], group["prior"], group["lr"]) == ("adam", "adaptive", 7e-4)
+
+
+def test_the_plain_callback_path_needs_the_learning_rate(tmp_path):
+    with pytest.raises(ValueError, match=r"IVONConfig\(lr=args\.learning_rate\)"):
+        unmodified(lora(tiny_llama()), arguments(tmp_path), IVONConfig())
 
 
 def test_the_trainers_weight_decay_does_not_reach_the_prior_unnoticed(tmp_path):
-    config = IVONConfig(lr=1.0, ess=1e4, weight_decay=1e-3)
+    config = IVONConfig(recipe="cong2024", lr=1.0, ess=1e4, weight_decay=1e-3)
     with pytest.raises(ValueError, match=r"weight_decay=0\.001 given to IVON was overwritten with 0\.0"):
         unmodified(lora(tiny_llama()), arguments(tmp_path), config).train()
     trainer = mixed_in(lora(tiny_llama()), arguments(tmp_path, max_steps=1), config)
@@ -243,9 +319,16 @@ def test_the_trainers_weight_decay_does_not_reach_the_prior_unnoticed(tmp_path):
         mixed_in(lora(tiny_llama()), arguments(tmp_path, weight_decay=0.1), config)
 
 
-def test_a_learning_rate_that_has_no_effect_is_warned_about(tmp_path):
-    with pytest.warns(UserWarning, match=r"learning_rate=0\.0001\) has no effect"):
-        mixed_in(lora(tiny_llama()), arguments(tmp_path, learning_rate=1e-4))
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (IVONConfig(recipe="cong2024"), r"recipe='cong2024', lr=0\.03"),
+        (IVONConfig(lr=1e-3), r"recipe='auto', lr=0\.001"),
+    ],
+)
+def test_a_learning_rate_that_has_no_effect_is_warned_about(tmp_path, config, named):
+    with pytest.warns(UserWarning, match=rf"learning_rate=0\.0001\) has no effect: .*{named}"):
+        mixed_in(lora(tiny_llama()), arguments(tmp_path, learning_rate=1e-4), config)
 
 
 def test_a_callback_without_ivon_is_an_error_that_says_what_to_pass(tmp_path):

@@ -16,7 +16,7 @@ from models import lora, tiny_llama, token_ids
 from varlora import IVON, IVONConfig, NoiseController, VariationalTrainerMixin
 from varlora.posterior import posterior_of
 
-CONFIG = IVONConfig(lr=1.0, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99))
+CONFIG = IVONConfig(recipe="cong2024", lr=1.0, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99))
 
 
 class VariationalTrainer(VariationalTrainerMixin, Trainer):

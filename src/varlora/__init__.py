@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from varlora import metrics
     from varlora.adapters import applied, load_into
     from varlora.checkpoint import load_posterior, posterior_from_checkpoint, save_posterior
+    from varlora.ivon_config import IVONConfig
     from varlora.linearised import predict_linearised
     from varlora.noise import NoiseController
     from varlora.ops import isotropic_prior, kl, merge, prune, snr, temper
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from varlora.prediction import Prediction, predict
     from varlora.readout import AnswerTokens, ClassHead
     from varlora.tasks import answer_tokens
-    from varlora.training import IVONConfig, VariationalCallback, VariationalTrainerMixin
+    from varlora.training import VariationalCallback, VariationalTrainer, VariationalTrainerMixin
+    from varlora.tuned import as_tuned, without_tuning
 
     __version__: str
 
@@ -50,10 +52,12 @@ __all__ = [
     "PointMass",
     "Prediction",
     "VariationalCallback",
+    "VariationalTrainer",
     "VariationalTrainerMixin",
     "__version__",
     "answer_tokens",
     "applied",
+    "as_tuned",
     "isotropic_prior",
     "kl",
     "load_into",
@@ -69,12 +73,14 @@ __all__ = [
     "save_posterior",
     "snr",
     "temper",
+    "without_tuning",
 ]
 
 _MODULES = {
     "adapters": ("applied", "load_into"),
     "checkpoint": ("load_posterior", "posterior_from_checkpoint", "save_posterior"),
     "linearised": ("predict_linearised",),
+    "ivon_config": ("IVONConfig",),
     "noise": ("NoiseController",),
     "ops": ("isotropic_prior", "kl", "merge", "prune", "snr", "temper"),
     "optim": ("IVON",),
@@ -91,7 +97,8 @@ _MODULES = {
     "prediction": ("Prediction", "predict"),
     "readout": ("AnswerTokens", "ClassHead"),
     "tasks": ("answer_tokens",),
-    "training": ("IVONConfig", "VariationalCallback", "VariationalTrainerMixin"),
+    "training": ("VariationalCallback", "VariationalTrainer", "VariationalTrainerMixin"),
+    "tuned": ("as_tuned", "without_tuning"),
 }
 _find = lazily("varlora", {name: f"varlora.{home}" for home, names in _MODULES.items() for name in names})
 

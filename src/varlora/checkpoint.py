@@ -13,10 +13,6 @@ pickle and runs nothing from the folder.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import importlib.metadata
-import json
 import logging
 import math
 import os
@@ -31,25 +27,40 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from varlora.adapters import checkpoint_key, in_fixed_order, is_base_embedding
-from varlora.folders import atomic_folder, interrupted
-from varlora.posterior import KINDS, DiagonalGaussian, PointMass, Posterior, PosteriorMeta, hessian_moved
+from varlora.folders import atomic_folder
+from varlora.manifest import (
+    ADAPTER_CONFIG,
+    ADAPTER_MEAN,
+    BESIDE,
+    COPY_AGAIN,
+    FORMAT_VERSION,
+    MANIFEST,
+    CheckpointError,
+    library_version,
+    mean_file,
+    meta_fields,
+    parse_json,
+    read_bytes,
+    read_manifest,
+    sha256,
+    to_json,
+)
+from varlora.posterior import KINDS, DiagonalGaussian, Posterior, PosteriorMeta, hessian_moved
+from varlora.posterior.training import held_out_diagnostics, remaining_temperature
+
+__all__ = [
+    "MANIFEST",
+    "CheckpointError",
+    "load_posterior",
+    "posterior_from_checkpoint",
+    "save_posterior",
+    "write_posterior_files",
+]
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-MANIFEST = "posterior.json"
-BESIDE = "posterior.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_MEAN = "adapter_model.safetensors"
-PLAIN_MEAN = "mean.safetensors"
-
 _LIBRARIES = ("varlora", "torch", "transformers", "peft", "safetensors")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive; a bare pickle
-_COPY_AGAIN = "Copy the folder again from its source, or save the posterior anew."
-
-
-class CheckpointError(ValueError):
-    """A folder that is no sound posterior; the message names the file and what to do."""
 
 
 def save_posterior(q: Posterior, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -93,22 +104,21 @@ def write_posterior_files(q: Posterior, folder: Path) -> None:
     KINDS[q.kind].from_tensors(q.point, beside, q.meta)  # tensors that were changed since must still fit together
     files: dict[str, bytes] = {}
     if q.meta.adapter_config is not None:
-        files[ADAPTER_CONFIG] = _json(q.meta.adapter_config)
-    files[_mean_file(q.meta.adapter_config is not None)] = _tensor_bytes(q.point)
+        files[ADAPTER_CONFIG] = to_json(q.meta.adapter_config)
+    files[mean_file(q.meta.adapter_config is not None)] = _tensor_bytes(q.point)
     if beside:
         files[BESIDE] = _tensor_bytes(beside)
-    meta = {f.name: getattr(q.meta, f.name) for f in dataclasses.fields(PosteriorMeta) if f.name != "adapter_config"}
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "kind": q.kind,
-        "meta": meta,
+        "meta": meta_fields(q.meta),
         "ess_over_num_examples": q.meta.ess / q.meta.num_examples if q.meta.ess and q.meta.num_examples else None,
         "num_entries": sum(m.numel() for m in q.point.values()),
-        "files": {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()},
-        "versions": {name: _version(name) for name in _LIBRARIES},
+        "files": {name: {"size": len(data), "sha256": sha256(data)} for name, data in files.items()},
+        "versions": {name: library_version(name) for name in _LIBRARIES},
     }
-    manifest["sha256"] = _sha256(_json(manifest))
-    for name, data in {**files, MANIFEST: _json(manifest)}.items():
+    manifest["sha256"] = sha256(to_json(manifest))
+    for name, data in {**files, MANIFEST: to_json(manifest)}.items():
         (folder / name).write_bytes(data)
 
 
@@ -125,26 +135,26 @@ def load_posterior(folder: str | os.PathLike[str], *, base_model: str | None = N
             fit or are not finite; the base model is another. The message names the file and what to do.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     where = folder / MANIFEST
     contents = {name: _read_checked(folder / name, entry) for name, entry in manifest["files"].items()}
     config = None
     if ADAPTER_CONFIG in contents:
-        config = _parse_json(folder / ADAPTER_CONFIG, contents[ADAPTER_CONFIG])
+        config = parse_json(folder / ADAPTER_CONFIG, contents[ADAPTER_CONFIG])
     try:
         meta = PosteriorMeta(**manifest["meta"], adapter_config=config)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: {error} {_COPY_AGAIN}") from error
+        raise CheckpointError(f"{where}: {error} {COPY_AGAIN}") from error
     _check_base_model(where, meta.base_model, base_model)
 
-    path = folder / _mean_file(config is not None)
+    path = folder / mean_file(config is not None)
     point = _tensors(path, contents[path.name])
     beside = _tensors(folder / BESIDE, contents[BESIDE]) if BESIDE in contents else {}
     try:
         q: Posterior = KINDS[manifest["kind"]].from_tensors(point, beside, meta)
     except ValueError as error:
         named = path if not beside else f"{path} or {folder / BESIDE}"
-        raise CheckpointError(f"{named}: {error} {_COPY_AGAIN}") from error
+        raise CheckpointError(f"{named}: {error} {COPY_AGAIN}") from error
     return q
 
 
@@ -174,9 +184,9 @@ def posterior_from_checkpoint(
     files = folder if adapter == "default" else folder / adapter
     config, weights = None, folder / "model.safetensors"
     if (files / ADAPTER_CONFIG).is_file():
-        config = in_fixed_order(_parse_json(files / ADAPTER_CONFIG, _read(files / ADAPTER_CONFIG)))
+        config = in_fixed_order(parse_json(files / ADAPTER_CONFIG, read_bytes(files / ADAPTER_CONFIG)))
         weights = files / ADAPTER_MEAN
-    saved = _tensors(weights, _read(weights))
+    saved = _tensors(weights, read_bytes(weights))
     groups, state = _ivon_state(folder / "optimizer.pt")
 
     mean, precision, prior, hessians, steps = {}, {}, {}, {}, 0
@@ -198,10 +208,11 @@ def posterior_from_checkpoint(
                     f"{key} is {tuple(saved[key].shape)} in {weights} and {tuple(h.shape)} in optimizer.pt; the two "
                     "are not from one training run. Take both from the same checkpoint."
                 )
-            delta = entry.get("delta", group["weight_decay"])
+            learned = entry.get("prior_precision")  # λδ of an adaptive prior
+            delta = group["weight_decay"] if learned is None else learned / group["ess"]
             mean[key] = master.to(h.dtype)
             precision[key] = group["ess"] * (h + delta)
-            prior[key] = float(group["ess"] * delta)
+            prior[key] = float(group["ess"] * delta if learned is None else learned)
             hessians[key] = (h, float(group["hess_init"]))
             steps = max(steps, int(entry.get("step", 0)))
     if config is not None:
@@ -220,6 +231,8 @@ def posterior_from_checkpoint(
     diagnostics["skipped_steps"] = int(groups[0].get("skipped_steps", 0))
     if len(ess) > 1:
         diagnostics["ess_of_groups"] = ess
+    if found := held_out_diagnostics(groups[0]):
+        diagnostics["held_out"] = found
     try:
         return DiagonalGaussian(
             mean=mean,
@@ -233,6 +246,7 @@ def posterior_from_checkpoint(
                 base_revision=(config or {}).get("revision"),
                 adapter_config=config,
                 readout=readout,
+                logit_temperature_by_mode=remaining_temperature(found) if readout else None,
                 diagnostics=diagnostics,
             ),
         )
@@ -269,68 +283,15 @@ def _ivon_state(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, T
     return groups, state
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """The checked content of posterior.json."""
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        left = ", ".join(str(sibling) for sibling in interrupted(folder))
-        hint = f" An interrupted save left {left}: rename the one you want to {folder}." if left else ""
-        raise CheckpointError(f"{folder} is not a folder that exists.{hint}")
-    if not path.is_file():
-        hint = "Give a folder written by save_posterior."
-        if (folder / "optimizer.pt").is_file():
-            hint = "This is a Trainer checkpoint: use posterior_from_checkpoint(folder)."
-        elif (folder / ADAPTER_MEAN).is_file():
-            hint = "This is a plain adapter without a posterior: load it with PEFT."
-        raise CheckpointError(f"{path} does not exist. {hint}")
-    manifest = _parse_json(path, _read(path))
-    version = manifest.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise CheckpointError(
-            f"{path} has format version {version!r}; this varlora ({_version('varlora')}) reads {FORMAT_VERSION}. "
-            "If the version is higher, install a newer varlora."
-        )
-    stated = manifest.pop("sha256", None)
-    if stated != _sha256(_json(manifest)):
-        raise CheckpointError(f"{path} was changed or damaged after it was written. {_COPY_AGAIN}")
-    if manifest.get("kind") not in KINDS:
-        raise CheckpointError(
-            f"{path} is of kind {manifest.get('kind')!r}; this varlora reads {', '.join(KINDS)}. Install a newer one."
-        )
-    files: Any = manifest.get("files")
-    if not isinstance(files, dict):
-        files = {}
-    adapter = ADAPTER_CONFIG in files
-    expected = {_mean_file(adapter)} | ({ADAPTER_CONFIG} if adapter else set())
-    if manifest["kind"] != PointMass.kind:
-        expected.add(BESIDE)
-    if set(files) != expected or not isinstance(manifest.get("meta"), dict):
-        raise CheckpointError(f"{path} must list exactly {sorted(expected)} and hold meta. {_COPY_AGAIN}")
-    if not all(map(_is_entry, files.values())):
-        raise CheckpointError(f"{path} must give size and sha256 of each of its files. {_COPY_AGAIN}")
-    return manifest
-
-
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("size"), int) and isinstance(value.get("sha256"), str)
-
-
 def _read_checked(path: Path, expected: Mapping[str, Any]) -> bytes:
-    data = _read(path)
+    data = read_bytes(path)
     _refuse_pickle(path, data)
     if len(data) != expected["size"]:
         kind = "truncated" if len(data) < expected["size"] else "not the file that was written"
-        raise CheckpointError(f"{path} is {kind}: {len(data)} bytes of {expected['size']}. {_COPY_AGAIN}")
-    if _sha256(data) != expected["sha256"]:
-        raise CheckpointError(f"{path} was changed or damaged after it was written (SHA-256 differs). {_COPY_AGAIN}")
+        raise CheckpointError(f"{path} is {kind}: {len(data)} bytes of {expected['size']}. {COPY_AGAIN}")
+    if sha256(data) != expected["sha256"]:
+        raise CheckpointError(f"{path} was changed or damaged after it was written (SHA-256 differs). {COPY_AGAIN}")
     return data
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist. {_COPY_AGAIN}") from error
 
 
 def _refuse_pickle(path: Path, data: bytes) -> None:
@@ -347,7 +308,7 @@ def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a sound safetensors file ({error}). {_COPY_AGAIN}") from error
+        raise CheckpointError(f"{path} is not a sound safetensors file ({error}). {COPY_AGAIN}") from error
 
 
 def _check_base_model(path: Path, trained_on: str | None, given: str | None) -> None:
@@ -362,38 +323,6 @@ def _check_base_model(path: Path, trained_on: str | None, given: str | None) -> 
         )
 
 
-def _mean_file(adapter: bool) -> str:
-    return ADAPTER_MEAN if adapter else PLAIN_MEAN
-
-
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     cpu = {key: t.detach().to("cpu", copy=True).contiguous() for key, t in tensors.items()}
     return safetensors.torch.save(cpu, metadata={"format": "pt"})
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        value = json.loads(data, parse_constant=refuse)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not sound JSON ({error}). {_COPY_AGAIN}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}. {_COPY_AGAIN}")
-    return value
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

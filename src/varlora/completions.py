@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from varlora.answer_logits import decoder_inputs, forward_parameters, widened
 from varlora.draws import held_batches, on_device_of, over_draws, progress_bar
 from varlora.posterior import Posterior
+from varlora.tuned import SAMPLES, settled
 
 
 def completion_log_likelihood(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -44,7 +45,7 @@ def predict_completions(
     model: nn.Module,
     q: Posterior | None,
     batches: Iterable[Mapping[str, Any]],
-    samples: int = 10,
+    samples: int | None = None,
     *,
     antithetic: bool = True,
     seed: int = 0,
@@ -56,7 +57,7 @@ def predict_completions(
         model: A causal LM.
         q: The posterior, or None for the model as it stands.
         batches: `input_ids`, `attention_mask`, `labels` (B, T) with -100 on the prompt.
-        samples: S; 0 is the mean.
+        samples: S; 0 is the mean. None: what `varlora tune` chose, or 10.
         antithetic: Draw in mirrored pairs.
         seed: Decides the draws.
         progress: Show a progress bar.
@@ -65,6 +66,7 @@ def predict_completions(
         Log-likelihoods (N, S) float64, and the completions' numbers of tokens (N,) int64. Under the posterior
         a completion's log-likelihood is logsumexp over S minus log S.
     """
+    q, samples = (None, SAMPLES) if q is None else settled(q, samples)
     held = held_batches(batches)
     counts: list[Tensor] = []
 

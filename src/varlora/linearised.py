@@ -32,6 +32,7 @@ from varlora.draws import held_batches, on_device_of
 from varlora.posterior import Posterior, linearisable
 from varlora.prediction import Prediction
 from varlora.readout import Readout
+from varlora.tuned import as_tuned
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def predict_linearised(
     """Predict every example of some batches with the linearised model.
 
     Takes one forward and C backward passes a batch (more where a batch's Jacobian does not fit into a GiB), and no more
-    for more draws. The model is left as `predict` leaves it.
+    for more draws. The model is left as `predict` leaves it, and a tuned posterior is predicted with as tuned.
 
     Args:
         model: the model, on its device; what varies in it are weights of linear layers.
@@ -91,6 +92,12 @@ def predict_linearised(
         raise ValueError(f"form {form!r}; allowed: {', '.join(get_args(Form))}")
     if form == "mc" and (samples < 1 or samples != int(samples)):
         raise ValueError(f"samples is {samples}; allowed: 1, 2, ...")
+    if (q.meta.tuned or {}).get("temperature") == 0:
+        raise ValueError(
+            "`varlora tune` chose this posterior's mean (temperature 0), which has no variance to push through the "
+            "linearised model. Predict with varlora.predict, or linearise varlora.without_tuning(q)."
+        )
+    q = as_tuned(q)
     temperature = logit_temperature if logit_temperature is not None else q.meta.logit_temperature_of("linearised")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"the logit temperature must be positive and finite, got {temperature}")

@@ -246,6 +246,8 @@ def merge(
         >>> merged.precision["w"].item(), round(merged.mean["w"].item(), 4)
         (5.0, 1.2)
     """
+    if any(q.meta.tuned is not None for q in posteriors):
+        logger.warning("what `varlora tune` chose for the parts is left out of the merged posterior; tune that one")
     if invalid not in ("raise", "prior"):
         raise ValueError(f"invalid is {invalid!r}; it must be 'raise' or 'prior'.")
     if not posteriors:
@@ -304,12 +306,15 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
             raise ValueError(f"only posteriors of one {name} can be merged, not of {' and '.join(values)}.")
     if not all(same_scaling(metas[0].adapter_config, meta.adapter_config) for meta in metas):
         raise ValueError("the adapters differ in rank, alpha or another scaling, so their weights do not compare.")
-    if any(
-        (meta.logit_temperature, meta.logit_temperature_by_mode)
-        != (metas[0].logit_temperature, metas[0].logit_temperature_by_mode)
-        for meta in metas
-    ):
+    if any(meta.logit_temperature != metas[0].logit_temperature for meta in metas):
         raise ValueError("the posteriors have different logit temperatures; merge them before fitting it.")
+    by_mode = metas[0].logit_temperature_by_mode
+    if any(meta.logit_temperature_by_mode != by_mode for meta in metas):
+        logger.warning(
+            "the posteriors were left with different logit temperatures by their trainings; the merged one has none. "
+            "Fit one on validation rows."
+        )
+        by_mode = None
     sources = [
         {"method": m.method, "num_examples": m.num_examples, "ess": m.ess, "history": list(m.history)} for m in metas
     ]
@@ -319,6 +324,7 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
     priors = [m.prior_precision for m in metas]
     return dataclasses.replace(
         metas[0],
+        logit_temperature_by_mode=by_mode,
         method=metas[0].method if len({m.method for m in metas}) == 1 else "merge",
         num_examples=sum(counts) if len(counts) == len(metas) else None,
         ess=sum(sizes) if len(sizes) == len(metas) else None,
@@ -326,6 +332,7 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
         base_model=next((m.base_model for m in metas if m.base_model), None),
         base_revision=next((m.base_revision for m in metas if m.base_revision), None),
         readout=next((m.readout for m in metas if m.readout), None),
+        tuned=None,
         history=(merged,),
         diagnostics=None,
     )

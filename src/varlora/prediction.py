@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from varlora.draws import held_batches, on_device_of, over_draws, progress_bar
 from varlora.posterior import PointMass, Posterior
 from varlora.readout import Readout
+from varlora.tuned import SAMPLES, settled
 
 Mode = Literal["model", "mean", "samples", "linearised"]
 _FORMAT = "varlora.prediction.v1"
@@ -173,7 +174,7 @@ def predict(
     model: nn.Module,
     q: Posterior | None,
     batches: Iterable[Mapping[str, Any]],
-    samples: int = 10,
+    samples: int | None = None,
     *,
     readout: Readout,
     antithetic: bool = True,
@@ -184,13 +185,15 @@ def predict(
     """Predict every example of some batches.
 
     The model is in eval mode meanwhile; afterwards its weights, each module's mode and the global random state
-    are what they were, also after an exception. The batches are read once and held, so a generator will do.
+    are what they were, also after an exception. The batches are read once and held, so a generator will do. A
+    posterior that `varlora tune` has tuned is predicted with as it chose (`varlora.tuned`).
 
     Args:
         model: The model, on its device.
         q: The posterior whose weights to predict with; None takes the model as it stands, once.
         batches: As `varlora.tasks.Collator` makes them: what the readout reads, `labels` (B,), optionally `id`.
-        samples: S, the number of draws; 0 predicts at the posterior's mean. A `PointMass` is drawn once.
+        samples: S, the number of draws; 0 predicts at the posterior's mean. A `PointMass` is drawn once. None: what
+            `varlora tune` chose, or 10.
         readout: How the answer is read.
         antithetic: Draw in pairs mean + e, mean - e (an odd last draw stays single): better averaged
             probabilities for the same S, worse mutual information.
@@ -217,6 +220,7 @@ def predict(
         >>> prediction.log_probs.shape, prediction.probs[0].tolist()
         (torch.Size([3, 4, 2]), [0.5, 0.5])
     """
+    q, samples = (None, SAMPLES) if q is None else settled(q, samples)
     mode: Mode = "model" if q is None else "samples" if samples and not isinstance(q, PointMass) else "mean"
     temperature = logit_temperature
     if temperature is None:

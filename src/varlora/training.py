@@ -1,24 +1,21 @@
-"""IVON inside transformers.Trainer and TRL's trainers: one config, one callback, one mixin.
+"""IVON inside transformers.Trainer and TRL's trainers: one callback, one mixin; the options are `IVONConfig`.
 
-Three ways in, from least to most:
+Four ways in, from least to most:
 
+0. `VariationalTrainer` in place of transformers' `Trainer`: one changed line.
 1. Any Trainer that takes `optimizer_cls_and_kwargs` (transformers.Trainer, TRL's SFTTrainer), unmodified:
-   `optimizer_cls_and_kwargs=(IVON, IVONConfig().optimizer_kwargs()), callbacks=[VariationalCallback()]`.
+   `optimizer_cls_and_kwargs=(IVON, IVONConfig(lr=1e-4).optimizer_kwargs()), callbacks=[VariationalCallback()]`.
 2. Any trainer class at all (DPOTrainer takes no optimizer arguments): put `VariationalTrainerMixin` in front of it.
 3. Your own loop: `IVON` and `NoiseController` directly.
 
 The loop, accumulation, mixed precision, distribution, checkpoints and logging stay the trainer's.
-
-Source of the defaults: Cong et al. 2024, arXiv 2411.04421 (recipe) and 2025, arXiv 2506.14280 (λ rule).
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import warnings
-from collections.abc import Sized
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,108 +24,53 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from varlora.held_out import HeldOut
+from varlora.ivon_config import IVONConfig
 from varlora.noise import NoiseController
 from varlora.optim import IVON
-from varlora.optim.ivon import Prior
+from varlora.optim.auto import is_open, settle
 from varlora.optim.wrapped import restore_from, unwrapped
+from varlora.steering import EpochOfSampler, HeldOutRows, Steering
 
 if TYPE_CHECKING:
     from varlora.readout import Readout
 
 logger = logging.getLogger(__name__)
 
-ESS_PER_ROOT_EXAMPLE = 5000.0
-"""γ of the rule λ = γ √N (arXiv 2506.14280)."""
-
-
-def default_ess(num_examples: int) -> float:
-    """The effective sample size λ = 5000 √N.
-
-    Args:
-        num_examples: N, the number of training examples.
-
-    Returns:
-        λ. It is larger than N below N = 25 million, so the posterior is colder than Bayes' (λ = N).
-
-    Example:
-        >>> default_ess(400)
-        100000.0
-
-    Source: arXiv 2506.14280.
-    """
-    return ESS_PER_ROOT_EXAMPLE * math.sqrt(num_examples)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IVONConfig:
-    """IVON's options for LoRA fine-tuning; the defaults are the published recipe's.
-
-    Attributes:
-        lr: learning rate. With `clip_radius` the largest step per weight is `lr * clip_radius` (3e-5), the
-            size of an AdamW step at that learning rate.
-        ess: λ; None means 5000 √N for the N examples of the training set.
-        hess_init: h0.
-        betas: (β1, β2).
-        weight_decay: δ of the prior; the trainer's own `weight_decay` plays no part.
-        clip_radius: ξ.
-        rescale_lr: multiply lr by (h0 + δ).
-        prior: "fixed" or "adaptive".
-        draws: Monte-Carlo draws S per micro-batch, each a forward and a backward pass (mixin only).
-
-    Raises:
-        ValueError: `draws` is not a positive integer (the other options are checked by IVON).
-
-    Example:
-        >>> IVONConfig(ess=1e6).optimizer_kwargs()["ess"]
-        1000000.0
-
-    Source: arXiv 2411.04421; λ rule arXiv 2506.14280.
-    """
-
-    lr: float = 0.03
-    ess: float | None = None
-    hess_init: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99999)
-    weight_decay: float = 0.0
-    clip_radius: float = 1e-3
-    rescale_lr: bool = False
-    prior: Prior = "fixed"
-    draws: int = 1
-
-    def __post_init__(self) -> None:
-        if self.draws < 1 or self.draws != int(self.draws):
-            raise ValueError(f"IVONConfig got draws={self.draws!r}; it must be a positive integer.")
-
-    def optimizer_kwargs(self) -> dict[str, Any]:
-        """The options that `IVON(params, ...)` takes."""
-        options = asdict(self)
-        del options["draws"]
-        return options
-
 
 class VariationalCallback(TrainerCallback):
     """Attaches a `NoiseController` for the span of training; for a trainer whose optimizer is IVON.
 
-    It sets `ess` where it was left None, refuses settings that would spoil the posterior unnoticed, and after
-    `load_best_model_at_end` brings the optimizer's Hessian back to the best checkpoint too.
+    It sets `ess` and `hess_init` where they were left open ("auto" or None), refuses settings that would spoil the
+    posterior unnoticed, and after `load_best_model_at_end` brings the optimizer's Hessian back to the best checkpoint
+    too.
 
     Args:
         seed: the noise's seed; None takes the trainer's.
-        num_examples: N for the λ rule; None takes the size of the training set.
+        num_examples: N for λ and h0; None takes the size of the training set.
+        held_out: rows that steer λ where it is "auto" (`varlora.held_out`), or a function that gives them when training
+            begins; None leaves it at 100 N. `VariationalTrainerMixin` finds them by itself.
 
     Example:
         >>> from transformers import Trainer
         >>> from varlora import IVON, IVONConfig, VariationalCallback
         >>> arguments = dict(
-        ...     optimizer_cls_and_kwargs=(IVON, IVONConfig().optimizer_kwargs()),
+        ...     optimizer_cls_and_kwargs=(IVON, IVONConfig(lr=1e-4).optimizer_kwargs()),
         ...     callbacks=[VariationalCallback()],
         ... )    # Trainer(model=..., args=..., train_dataset=..., **arguments)
     """
 
-    def __init__(self, seed: int | None = None, num_examples: int | None = None) -> None:
+    def __init__(
+        self,
+        seed: int | None = None,
+        num_examples: int | None = None,
+        held_out: HeldOut | Callable[[], HeldOut | None] | None = None,
+    ) -> None:
         self.seed = seed
         self.num_examples = num_examples
+        self.held_out = held_out
         self.noise: NoiseController | None = None
+        self.steering: Steering | None = None
 
     def on_train_begin(
         self,
@@ -140,7 +82,7 @@ class VariationalCallback(TrainerCallback):
         train_dataloader: DataLoader[Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Checks the run's settings, fills in λ and attaches the noise."""
+        """Checks the run's settings, fills in λ and h0, and attaches the noise."""
         assert model is not None
         assert optimizer is not None
         if self.noise is not None:  # a former train() that was interrupted
@@ -148,13 +90,51 @@ class VariationalCallback(TrainerCallback):
         _refuse_unsupported(args)
         ivon = _unwrapped_ivon(optimizer)
         _check_weight_decay(ivon, args)
-        if any(group["ess"] is None for group in ivon.param_groups):
-            num_examples = self.num_examples if self.num_examples is not None else _num_examples(train_dataloader)
-            ess = default_ess(num_examples)
-            logger.info("ess = 5000 * sqrt(%d examples) = %.4g", num_examples, ess)
-            for group in ivon.param_groups:
-                group["ess"] = ess if group["ess"] is None else group["ess"]
+        for group in ivon.param_groups:
+            if is_open(group):
+                num_examples = self.num_examples if self.num_examples is not None else _num_examples(train_dataloader)
+                settle(group, num_examples)
+                logger.info("%d examples: ess = %.4g, h0 = %.4g", num_examples, group["ess"], group["hess_init"])
         self.noise = NoiseController(model, optimizer, seed=self.seed if self.seed is not None else args.seed)
+        self.steering = None
+        if any(group.get("auto_ess") is not None for group in ivon.param_groups):
+            if isinstance(self.held_out, HeldOut):
+                self.held_out.check(model)
+            held_out = self.held_out() if callable(self.held_out) else self.held_out
+            if held_out is not None:
+                rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+                self.steering = Steering(
+                    held_out,
+                    self.noise,
+                    rows_per_step=rows_per_step,
+                    steps=state.max_steps,
+                    epochs=state.num_train_epochs,
+                )
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Steers λ by the held-out rows."""
+        if self.steering is not None:
+            assert model is not None
+            self.steering.after_step(model, state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Logs λ where it is steered."""
+        if self.steering is not None and logs is not None and "loss" in logs:
+            state.log_history[-1]["ess"] = logs["ess"] = self.steering.noise.optimizer.param_groups[0]["ess"]
 
     def on_train_end(
         self,
@@ -186,21 +166,22 @@ class QuietEvaluation:
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
 
-class VariationalTrainerMixin(QuietEvaluation):
+class VariationalTrainerMixin(HeldOutRows, QuietEvaluation):
     """Makes any trainer class variational: put it first among the bases.
 
     Args:
         variational: IVON's options; everything else goes to the trainer unchanged. `TrainingArguments.learning_rate`
-            and `weight_decay` belong to AdamW and are not used.
+            is used by the recipe "auto", the default, and by no other; `weight_decay` belongs to AdamW and never is.
 
     Raises:
         ValueError: the training arguments set a weight decay (the prior is `IVONConfig.weight_decay`), or ask for
-            something that would spoil the posterior.
+            something that would spoil the posterior; there are no held-out rows of the kind that `IVONConfig.held_out`
+            names.
 
     Example:
         >>> from transformers import Trainer
-        >>> class VariationalTrainer(VariationalTrainerMixin, Trainer):
-        ...     pass                 # VariationalTrainer(model=..., args=..., variational=IVONConfig())
+        >>> class MyVariationalTrainer(VariationalTrainerMixin, Trainer):
+        ...     pass                 # MyVariationalTrainer(model=..., args=..., variational=IVONConfig())
     """
 
     def __init__(self, *args: Any, variational: IVONConfig | None = None, **kwargs: Any) -> None:
@@ -208,25 +189,31 @@ class VariationalTrainerMixin(QuietEvaluation):
         self._draw_weight = 1.0
         super().__init__(*args, **kwargs)
         arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
-        if arguments.weight_decay not in (0.0, self.variational.weight_decay):
+        options = self.variational.resolved(arguments.learning_rate)
+        if arguments.weight_decay not in (0.0, options.weight_decay):
             raise ValueError(
                 f"TrainingArguments(weight_decay={arguments.weight_decay}) is AdamW's; IVON's prior is "
-                f"IVONConfig(weight_decay={self.variational.weight_decay}). Set the latter and leave the former out."
+                f"IVONConfig(weight_decay={options.weight_decay}). Set the latter and leave the former out."
             )
-        if arguments.learning_rate != type(arguments).__dataclass_fields__["learning_rate"].default:
+        given = arguments.learning_rate != type(arguments).__dataclass_fields__["learning_rate"].default
+        if given and arguments.learning_rate != options.lr:
             warnings.warn(
                 f"TrainingArguments(learning_rate={arguments.learning_rate}) has no effect: IVON's learning rate is "
-                f"IVONConfig(lr={self.variational.lr}).",
+                f"IVONConfig(recipe={options.recipe!r}, lr={options.lr}).",
                 stacklevel=2,
             )
-        self.add_callback(VariationalCallback())  # type: ignore[attr-defined]
+        self.choose_held_out(options)
+        held_out = self.held_out_rows if options.held_out != "none" else None
+        self.add_callback(VariationalCallback(held_out=held_out))  # type: ignore[attr-defined]
+        self.add_callback(EpochOfSampler(self))  # type: ignore[attr-defined]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """IVON over every trained parameter, in one group."""
         if self.optimizer is None:
             trained: nn.Module = self.model if model is None else model  # type: ignore[attr-defined]
             parameters = [p for p in trained.parameters() if p.requires_grad]
-            self.optimizer: torch.optim.Optimizer | None = IVON(parameters, **self.variational.optimizer_kwargs())
+            options = self.variational.resolved(self.args.learning_rate)  # type: ignore[attr-defined]
+            self.optimizer: torch.optim.Optimizer | None = IVON(parameters, **options.optimizer_kwargs())
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -248,6 +235,15 @@ class VariationalTrainerMixin(QuietEvaluation):
         if isinstance(loss, tuple):
             return (loss[0] * self._draw_weight, *loss[1:])
         return loss * self._draw_weight
+
+
+class VariationalTrainer(VariationalTrainerMixin, Trainer):
+    """transformers' Trainer with IVON: `VariationalTrainer(...)` in place of `Trainer(...)` is the one changed line.
+
+    Example:
+        >>> issubclass(VariationalTrainer, Trainer)
+        True
+    """
 
 
 class CompletionTrainer(QuietEvaluation, Trainer):
@@ -280,9 +276,11 @@ class AnswerTrainer(QuietEvaluation, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean negative log-likelihood of the labels, in nats."""
+        """Mean negative log-likelihood of the labels, in nats; in training, of smoothed labels where that is asked."""
         logits = self.readout.logits(model, inputs)  # (B, C)
         total = F.cross_entropy(logits, inputs["labels"], reduction="sum")
+        if model.training and self.args.label_smoothing_factor:
+            total = smoothed(total, logits, self.args.label_smoothing_factor)
         if num_items_in_batch is None:
             loss = total / len(logits)
         else:
@@ -307,8 +305,31 @@ class AnswerTrainer(QuietEvaluation, Trainer):
         return loss, outputs["logits"], inputs["labels"]
 
 
+def smoothed(total: Tensor, logits: Tensor, share: float) -> Tensor:
+    """The summed negative log-likelihood of labels of which a share is spread evenly over each row's choices.
+
+    Args:
+        total: that of the labels themselves.
+        logits: (B, C); -inf for choices that a row does not have, which get nothing.
+        share: in [0, 1).
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 0.0, -torch.inf]])
+        >>> own = F.cross_entropy(logits, torch.tensor([0]), reduction="sum")
+        >>> round((smoothed(own, logits, 0.2) - own).item(), 4)                 # .1 of the label went to choice 1
+        0.1
+    """
+    exist = torch.isfinite(logits)
+    log_probs = logits.log_softmax(-1).masked_fill(~exist, 0.0)
+    return (1 - share) * total - share * (log_probs.sum(-1) / exist.sum(-1)).sum()
+
+
 class VariationalAnswerTrainer(VariationalTrainerMixin, AnswerTrainer):
     """`AnswerTrainer` with IVON; see `VariationalTrainerMixin`."""
+
+    def answer_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and labels (B,) of a batch of held-out rows."""
+        return self.readout.logits(model, batch), batch["labels"]
 
 
 def _unwrapped_ivon(optimizer: torch.optim.Optimizer) -> IVON:
@@ -316,7 +337,8 @@ def _unwrapped_ivon(optimizer: torch.optim.Optimizer) -> IVON:
     if not isinstance(ivon, IVON):
         raise TypeError(
             f"VariationalCallback needs a trainer whose optimizer is IVON, but it is {type(ivon).__name__}. Pass "
-            "optimizer_cls_and_kwargs=(IVON, IVONConfig().optimizer_kwargs()), or use VariationalTrainerMixin."
+            "optimizer_cls_and_kwargs=(IVON, IVONConfig(lr=args.learning_rate).optimizer_kwargs()), or use "
+            "VariationalTrainerMixin."
         )
     return ivon
 
@@ -354,6 +376,6 @@ def _num_examples(loader: DataLoader[Any] | None) -> int:
     if isinstance(dataset, Sized):
         return len(dataset)
     raise ValueError(
-        "ess is None and the training set has no length, so λ cannot be set from it. Pass IVONConfig(ess=...), or "
-        "VariationalCallback(num_examples=...)."
+        "ess and hess_init are set from the number of training examples, and this training set has no length. Pass "
+        "VariationalCallback(num_examples=...), or numbers as IVONConfig(ess=..., hess_init=...)."
     )

@@ -64,9 +64,9 @@ def test_merge(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path)
     other = tmp_path / "other"
     assert call(*workshop.training(other, data_seed=1)).code == 0
 
-    without = call("merge", run_folder, other, "--output_dir", tmp_path / "merged")
-    assert (without.code, "a flat prior (weight_decay is 0)" in without.err) == (1, True)
-    assert "--prior_precision" in without.err
+    learned = call("merge", run_folder, other, "--output_dir", tmp_path / "merged")
+    assert (learned.code, "an adaptive prior is each run's own" in learned.err) == (1, True)
+    assert "--prior_precision" in learned.err
     done = call("merge", run_folder, other, "--prior_precision", 1.0, "--output_dir", tmp_path / "merged")
     assert done.code == 0, done.err
 
@@ -75,6 +75,16 @@ def test_merge(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path)
     merged = load_posterior(tmp_path / "merged")
     assert all(torch.equal(merged.mean[key], expected.mean[key]) for key in expected.mean)
     assert read_run(tmp_path / "merged").facts["derived_from"] == [str(run_folder), str(other)]
+
+
+def test_merge_refuses_a_flat_prior(call: Call, workshop: Workshop, tmp_path: Path) -> None:
+    flat = [tmp_path / "first", tmp_path / "second"]
+    for seed, folder in enumerate(flat):
+        assert call(*workshop.training(folder, data_seed=seed, prior="fixed", max_steps=1)).code == 0
+
+    refused = call("merge", *flat, "--output_dir", tmp_path / "merged")
+
+    assert (refused.code, "a flat prior (weight_decay is 0)" in refused.err) == (1, True)
 
 
 def test_a_name_in_brackets_is_a_name(call: Call, run_folder: Path, tmp_path: Path) -> None:

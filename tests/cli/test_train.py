@@ -17,7 +17,8 @@ from cli.workshop import Outcome, Workshop, reviews, write_rows
 from models import tiny_bert_classifier
 from tiny_tokenizers import word_piece
 from varlora import load_posterior
-from varlora.runs import read_run
+from varlora.cli.train import parser
+from varlora.runs import RunConfig, read_run
 from varlora.runs.run import train
 
 Call = Callable[..., Outcome]
@@ -57,6 +58,25 @@ def test_the_command_line_goes_before_yaml_and_yaml_before_defaults(
     config = read_run(tmp_path / "run").config
     assert (config.lora_alpha, config.learning_rate, config.seed, config.lora_dropout) == (4, 0.01, 5, 0.0)
     assert (config.method, config.lora_target_modules) == ("adamw", "q_proj,o_proj")
+
+
+@pytest.mark.parametrize(
+    ("words", "ess"), [([], None), (["--ess", "auto"], "auto"), (["--ess=2e3"], 2000.0), (["--config", "YAML"], 3000.0)]
+)
+def test_ess_is_a_number_or_auto(words: list[str], ess: float | str | None, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("ess: 3e3\nhess_init: auto\n")
+    made = parser()
+    least = ["--model_name_or_path=m", "--task=sst2", "--output_dir=o", "--recipe=cong2025", "--update=newton"]
+    arguments = made.parse([*least, *(str(recipe) if word == "YAML" else word for word in words)])
+    config = made.build(RunConfig, arguments)
+    assert (config.ess, config.recipe, config.update) == (ess, "cong2025", "newton")
+    assert config.hess_init == ("auto" if "YAML" in words else None)
+
+
+def test_neither_a_number_nor_auto_is_refused(call: Call) -> None:
+    done = call("train", "--ess", "many", "--model_name_or_path=m", "--task=sst2", "--output_dir=o")
+    assert (done.code, "--ess: invalid number or 'auto' value: 'many'" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize("rank", ["--lora_r", "--lora-r"])

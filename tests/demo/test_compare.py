@@ -10,6 +10,8 @@ import pytest
 from varlora import load_posterior
 from varlora.demo import compare
 from varlora.folders import FolderExistsError
+from varlora.report.health_text import sentence
+from varlora.runs import read_run
 
 
 def test_the_demo_writes_runs_posteriors_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +23,10 @@ def test_the_demo_writes_runs_posteriors_and_a_report(tmp_path: Path, monkeypatc
     assert len(comparison.methods) == 5
     stored = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     assert stored == json.loads(json.dumps(compare.finite(comparison.to_dict())))
-    assert "AdamW + temperature" in (folder / "report.html").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "AdamW + temperature" in page
+    assert "Health of the posterior" in page
+    assert sentence(read_run(folder / "runs" / "ivon-seed-1").health()) in page
     for seed in (0, 1):
         assert load_posterior(folder / "runs" / f"ivon-seed-{seed}").kind == "diagonal_gaussian"
         assert load_posterior(folder / "pruned" / f"ivon-seed-{seed}").kind == "diagonal_gaussian"

@@ -15,6 +15,7 @@ from torch import Tensor
 from small_runs import LEARNED, StopAfter, Stopped, config, films, save_model, write_rows
 from tiny_runs import save_encoder
 from varlora.checkpoint import load_posterior, save_posterior
+from varlora.ivon_config import IVONConfig
 from varlora.methods import METHODS, AdamW, Ivon, Method, Temperature, with_options, with_temperatures
 from varlora.ops import prune, temper
 from varlora.posterior import (
@@ -35,6 +36,7 @@ from varlora.runs.run import METHOD_OPTIONS
 KIND: Mapping[str, type] = {
     "adamw": PointMass,
     "blob": DiagonalGaussian,
+    "ema": PointMass,
     "ensemble": Mixture,
     "ivon": DiagonalGaussian,
     "laplace": KroneckerGaussian,
@@ -44,7 +46,7 @@ KIND: Mapping[str, type] = {
     "temperature": PointMass,
     "tfb": DiagonalGaussian,
 }
-NO_NOISE_IN_TRAINING = ("adamw", "ensemble", "laplace", "swag", "temperature", "tfb")
+NO_NOISE_IN_TRAINING = ("adamw", "ema", "ensemble", "laplace", "swag", "temperature", "tfb")
 """Methods whose steps depend on the rows of a batch alone, not on how it is cut into micro-batches."""
 
 
@@ -194,7 +196,7 @@ def test_a_saved_posterior_predicts_the_same(result: Result, tmp_path: Path) -> 
 
 def test_temperature_scaling_goes_on_top(result: Result) -> None:
     setting, q = result.setting, result.posterior
-    plain = replace(q, meta=replace(q.meta, logit_temperature=1.0))  # type: ignore[type-var]
+    plain = replace(q, meta=replace(q.meta, logit_temperature=1.0, logit_temperature_by_mode=None))
     raw = {mode: predicted(setting, plain, "validation", mode) for mode in modes_of(q)}
     scaled = with_temperatures(plain, raw)
     assert equal(scaled, q)
@@ -294,13 +296,15 @@ def test_a_calibrated_temperature_divides_the_logits(model_folder: str, tmp_path
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("adamw", {"ess": 1e5}, r"method 'adamw' has no option ess; it has learning_rate, weight_decay"),
+        ("adamw", {"ess": 1e5}, r"method 'adamw' has no option ess; it has label_smoothing, learning_rate"),
         ("temperature", {"draws": 2, "prior": "fixed"}, r"'temperature' has no option draws, prior"),
         ("adamw", {"learning_rate": 0.0}, r"learning_rate=0.0; it must be positive"),
         ("adamw", {"weight_decay": -0.1}, r"weight_decay=-0.1; it must be at least 0"),
         ("ivon", {"learning_rate": -1.0}, r"lr=-1.0; it must be a positive"),
-        ("ivon", {"beta2": 1.0}, r"betas=\(0.9, 1.0\); it must be two numbers in \[0, 1\)"),
+        ("ivon", {"beta1": 1.0}, r"betas=\(1.0, 1.0\); it must be two numbers"),
         ("ivon", {"ess": 0.0}, r"ess=0.0; it must be a positive"),
+        ("ivon", {"recipe": "cong2026"}, r"recipe='cong2026'; it must be one of auto, cong2024, cong2025"),
+        ("ivon", {"clip_radius": 1e-3}, r"clip_radius=0.001, which has no effect with update='adam'"),
         ("ivon", {"draws": 0}, r"draws=0; it must be a positive integer"),
         ("ivon", {"prior": "learned"}, r"prior='learned'; it must be 'fixed' or 'adaptive'"),
     ],
@@ -314,6 +318,22 @@ def test_options_left_open_keep_their_defaults() -> None:
     everything = {f.name: None for f in fields(Ivon)}
     assert with_options(Ivon, everything) == Ivon()
     assert with_options(AdamW, {"ess": None, "learning_rate": 1e-3}) == AdamW(learning_rate=1e-3)
+
+
+def test_ivons_learning_rate_is_adamws_or_the_recipes() -> None:
+    assert Ivon().config.lr == AdamW().learning_rate
+    assert Ivon(learning_rate=1e-3).config.lr == 1e-3
+    published = Ivon(recipe="cong2024", beta1=0.5).config
+    assert (published.lr, published.betas) == (0.03, (0.5, 0.99999))
+    assert published == replace(IVONConfig(recipe="cong2024").resolved(), betas=(0.5, 0.99999))
+
+
+@pytest.mark.parametrize("recipe", ["cong2024", "cong2025"])
+def test_the_published_recipes_of_ivon_learn_too(recipe: str, model_folder: str, tmp_path: Path) -> None:
+    result = trained(tmp_path, model_folder, "ivon", recipe=recipe, learning_rate=20.0, ess=1e5)
+    for mode in modes_of(result.posterior):
+        prediction = predicted(result.setting, result.posterior, mode=mode)
+        assert (prediction.probs.argmax(1) == prediction.labels).double().mean() > 0.9, mode
 
 
 @pytest.mark.parametrize(("part", "message"), [("readout", "completions have none"), ("validation", "validation rows")])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from varlora.methods import fit_temperature
+from varlora.methods import cross_fitted, fit_temperature
 from varlora.methods.temperature import BOUNDS
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "metrics.json").read_text())["temperature"]
@@ -89,3 +89,39 @@ def test_several_draws_share_the_temperature_of_their_average() -> None:
 def test_one_draw_is_no_draws() -> None:
     logits, labels = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 3
     assert fit_temperature(logits[:, None], labels) == fit_temperature(logits, labels)
+
+
+def test_cross_fitting_is_the_loop_over_folds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = 3 * torch.randn(43, 1, 3, generator=generator, dtype=torch.float64)
+    logits = common + torch.randn(43, 4, 3, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial((common[:, 0] / 2).softmax(1), 1, generator=generator)[:, 0]
+
+    losses, temperatures = cross_fitted(logits, labels, folds=4, seed=2)
+
+    order = torch.randperm(43, generator=torch.Generator().manual_seed(2)).tolist()
+    for fold in range(4):
+        inside = [row for row in range(43) if order[row] % 4 != fold]
+        outside = [row for row in range(43) if order[row] % 4 == fold]
+        assert len(outside) in (10, 11)
+        fitted = fit_temperature(logits[inside], labels[inside])
+        for row in outside:
+            draws = [torch.softmax(draw / fitted, 0)[labels[row]] for draw in logits[row]]
+            assert float(losses[row]) == pytest.approx(-math.log(sum(draws) / 4), rel=1e-12)
+            assert float(temperatures[row]) == fitted
+    assert len(set(temperatures.tolist())) == 4
+    in_sample = fit_temperature(logits, labels)
+    flattered = -torch.log_softmax(logits / in_sample, 2).logsumexp(1)[torch.arange(43), labels] + math.log(4)
+    assert float(losses.mean()) > float(flattered.mean())
+
+
+@pytest.mark.parametrize("folds", [1, 6])
+def test_folds_out_of_range(folds: int) -> None:
+    with pytest.raises(ValueError, match=f"folds is {folds} for 5 rows"):
+        cross_fitted(torch.randn(5, 1, 2), torch.zeros(5, dtype=torch.int64), folds=folds)
+
+
+def test_folds_do_not_warn_of_bounds(caplog: pytest.LogCaptureFixture) -> None:
+    logits = torch.tensor([[[2.0, 0.0]]]).repeat(10, 1, 1)
+    cross_fitted(logits, torch.zeros(10, dtype=torch.int64))
+    assert not caplog.text

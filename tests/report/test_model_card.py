@@ -7,7 +7,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from varlora.report import model_card
+from varlora.report import Health, model_card
+from varlora.report.health import Paired
+from varlora.report.scales import ScaleGroup, TensorScale
 
 META: dict[str, Any] = {
     "method": "ivon",
@@ -106,3 +108,25 @@ def test_names_cannot_break_out() -> None:
         "## Results",
         "## Limitations",
     ]
+
+
+def test_health_stands_between_results_and_loading() -> None:
+    health = Health(
+        kind="diagonal_gaussian",
+        method="ivon",
+        draws=10,
+        sampling=Paired(difference=-0.12, standard_error=0.03),
+        sampling_rows=300,
+        validation_rows=300,
+        hessian_moved=0.0,
+        hessian_kept=True,
+        groups=(ScaleGroup(name="LoRA A", tensors=(TensorScale(key="a", noise=1.0, weights=4.0, entries=1),)),),
+    )
+    text = model_card(name="run_1", kind=health.kind, meta=META, metrics=METRICS, health=health)
+    section = text.partition("## Health of the posterior\n")[2].partition("\n## ")[0]
+    assert "**Sampling helps here (validation NLL −0.12 ± 0.03): use samples=10.**" in section
+    assert "`varlora tune run_1` chooses how to predict with it on the 300 validation rows." in section
+    assert "- **Movement of h**: 0 % median \\|h/h0 − 1\\|: kept at h0 by the recipe." in section
+    assert "| LoRA A (1) | 0.25 | 0.25<br>a | 0.25<br>a |" in section
+    assert text.index("## Results") < text.index("## Health") < text.index("## How to load it")
+    assert "## Health" not in card()

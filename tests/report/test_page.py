@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from varlora.report import Comparison, PosteriorFacts, RunNotes, Scale, reading, render_page, write_page
+from varlora.report import Comparison, Health, PosteriorFacts, RunNotes, reading, render_page, write_page
+from varlora.report.health import Agreement, Paired
+from varlora.report.scales import ScaleGroup, TensorScale
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -65,21 +67,40 @@ NOTES = RunNotes(
 )
 POSTERIOR = PosteriorFacts(
     num_weights=98304,
-    scales={"LoRA A": Scale(noise_sd=0.0183, weight_rms=0.0712)},
     hessian_moved=0.031,
     ess=1e6,
     num_examples=300,
     pruned_fraction=0.1,
 )
+HEALTH = Health(
+    kind="diagonal_gaussian",
+    method="ivon",
+    draws=10,
+    sampling=Paired(difference=0.01, standard_error=0.02),
+    one_draw=Paired(difference=0.07, standard_error=0.01),
+    sampling_rows=150,
+    validation_rows=150,
+    agreement=Agreement(rows=150, single=0.97, all_draws=0.9, mutual_information=0.02),
+    num_examples=300,
+    ess=1e6,
+    groups=(
+        ScaleGroup(
+            name="LoRA A",
+            tensors=(
+                TensorScale(key="base_model.model.model.layers.0.q.lora_A", noise=0.0183, weights=0.0712, entries=8),
+            ),
+        ),
+    ),
+)
 
 
 @pytest.fixture(scope="module")
 def html(comparison: Comparison) -> str:
-    return render_page(comparison, title="A report", notes=NOTES, posterior=POSTERIOR, version="0.1.0")
+    return render_page(comparison, title="A report", notes=NOTES, posterior=POSTERIOR, health=HEALTH, version="0.1.0")
 
 
 def test_numbers_parse_back_to_those_of_to_dict(comparison: Comparison, html: str) -> None:
-    tables = [table for table in Page(html).tables if table]
+    tables = [table for table in Page(html).tables if table]  # with exact numbers of a metric
     splits = comparison.to_dict()["splits"]
     assert len(tables) == 2 * len(splits)
     for number, split in enumerate(splits.values()):
@@ -117,6 +138,23 @@ def test_says_what_was_found_and_how(comparison: Comparison, html: str) -> None:
         assert words in text
 
 
+def test_says_how_the_posterior_does(html: str) -> None:
+    text = " ".join(Page(html).text.split())
+    section = text.partition("Health of the posterior")[2].partition("How it was run")[0]
+    for words in (
+        "Sampling does nothing here (validation NLL +0.01 ± 0.02): use the mean (samples=0), it is ten times cheaper.",
+        "varlora tune RUN chooses how to predict with it on the 150 validation rows.",
+        "+0.07 ± 0.01",
+        "97.0 %",
+        "λ/N",
+        "3,330",
+        "LoRA A (1)",
+        "0.26",
+    ):
+        assert words in section, words
+    assert "<code>varlora tune RUN</code>" in html
+
+
 def test_every_colour_is_defined_for_light_and_dark(html: str) -> None:
     used = set(re.findall(r"var\((--[\w-]+)\)", html))
     light, dark = (set(re.findall(r"(--[\w-]+):", part)) for part in html.split("prefers-color-scheme: dark")[:2])
@@ -134,7 +172,9 @@ def test_hostile_names_stay_text(hostile: Comparison) -> None:
 
 
 def test_the_same_bytes(comparison: Comparison, html: str) -> None:
-    assert html == render_page(comparison, title="A report", notes=NOTES, posterior=POSTERIOR, version="0.1.0")
+    assert html == render_page(
+        comparison, title="A report", notes=NOTES, posterior=POSTERIOR, health=HEALTH, version="0.1.0"
+    )
 
 
 def test_without_notes_posterior_or_reference(comparison: Comparison) -> None:
@@ -143,6 +183,7 @@ def test_without_notes_posterior_or_reference(comparison: Comparison) -> None:
     page = Page(render_page(alone, title="Alone"))
     assert len([table for table in page.tables if table]) == 2
     assert "The posterior" not in page.text
+    assert "Health" not in page.text
 
 
 def test_a_failed_write_leaves_the_old_page(comparison: Comparison, tmp_path: Path, monkeypatch: Any) -> None:
@@ -164,7 +205,7 @@ def test_a_failed_write_leaves_the_old_page(comparison: Comparison, tmp_path: Pa
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_overflows_in_chromium(comparison: Comparison, tmp_path: Path, width: int) -> None:
     """Headless Chromium has no window narrower than 500 pixels, so the page stands in a frame of its own width."""
-    write_page(comparison, tmp_path / "report.html", title="A report", notes=NOTES, posterior=POSTERIOR)
+    write_page(comparison, tmp_path / "report.html", title="A report", notes=NOTES, posterior=POSTERIOR, health=HEALTH)
     (tmp_path / "frame.html").write_text(
         f'<iframe src="report.html" style="width:{width}px;height:3000px"></iframe><p id="out"></p><script>onload=()=>'
         '{const d=document.querySelector("iframe").contentDocument;'

@@ -39,9 +39,12 @@ KNOWN = [field.name for field in dataclasses.fields(RunConfig)]
         ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'; it must be a number"),
         ({"ess": -1}, "ess is -1.0; it must be positive"),
         ({"hess_init": 0}, "hess_init is 0.0; it must be positive"),
+        ({"ess": "many"}, "ess is 'many'; it must be a number or one of 'auto'"),
+        ({"recipe": "cong"}, "recipe is 'cong'; it must be one of 'auto', 'cong2024', 'cong2025'"),
+        ({"update": "sgd"}, "update is 'sgd'; it must be one of 'newton', 'adam'"),
         ({"clip_radius": -1e-3}, "clip_radius is -0.001; it must be positive"),
         ({"beta1": 1}, r"beta1 is 1.0; it must be in \[0, 1\)"),
-        ({"beta2": -0.1}, r"beta2 is -0.1; it must be in \[0, 1\)"),
+        ({"beta2": 1.1}, r"beta2 is 1.1; it must be in \[0, 1\]"),
         ({"weight_decay": -1}, "weight_decay is -1.0; it must be at least 0"),
         ({"prior": "learned"}, "prior is 'learned'; it must be one of 'fixed', 'adaptive'"),
         ({"model_class": "decoder"}, "model_class is 'decoder'; it must be one of 'auto', 'causal', 'encoder'"),
@@ -73,7 +76,7 @@ def test_the_fingerprint_tells_settings_apart_but_not_folders() -> None:
 
 
 def test_settings_survive_their_dict() -> None:
-    one = RunConfig(**LEAST, ess=1e6, prior="adaptive", lora_target_modules="q_proj,v_proj")
+    one = RunConfig(**LEAST, ess=1e6, hess_init="auto", beta2=1, lora_target_modules="q_proj,v_proj")
     assert RunConfig(**one.to_dict()) == one
 
 

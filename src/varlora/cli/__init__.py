@@ -17,6 +17,8 @@ COMMANDS: Mapping[str, str] = {
     "train": "fine-tune a model with LoRA and keep the posterior",
     "eval": "measure a run, with intervals, on its own splits or on another file",
     "predict": "answer rows that have no labels, with the model's uncertainty",
+    "health": "whether sampling helps in a run, and how its posterior does; loads no model",
+    "tune": "choose how to predict with a run, on its validation rows",
     "prune": "set a posterior's least certain entries to zero",
     "temper": "scale a posterior's variance",
     "merge": "combine posteriors that were trained on different data",

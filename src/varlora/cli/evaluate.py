@@ -19,6 +19,7 @@ from varlora.prediction import Prediction, modes_of
 from varlora.runs import Setting, finite, measure, predict_split
 from varlora.runs.folder import CompletionScores
 from varlora.runs.measure import IN_SCOPE
+from varlora.tuned import as_tuned
 
 EXAMPLES = """
   varlora eval runs/arc                                      the run's own splits again
@@ -33,7 +34,8 @@ def parser() -> CommandParser:
         "eval",
         about=(
             "Measure a finished run at the posterior's mean and averaged over its draws, with 95 % bootstrap "
-            "intervals over the rows. Without options it repeats the run's own evaluation exactly."
+            "intervals over the rows. Without options it repeats the run's own evaluation exactly, unless the run was "
+            "tuned: then it predicts as `varlora tune` chose."
         ),
         examples=EXAMPLES,
         usage="RUN [OPTIONS]",
@@ -56,11 +58,12 @@ def execute(arguments: Namespace) -> None:
     if arguments.test_file is not None:
         task = rows_of(arguments.test_file, run, config, split="test", labelled=True)
     setting = load_finished(run, config, task)
+    q = as_tuned(run.posterior)
     splits = arguments.split or [split for split in setting.task.splits if split != "train"]
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {
         split: {
-            mode: predict_split(setting, run.posterior, split, mode=mode, progress=not arguments.no_progress)
-            for mode in modes_of(run.posterior, config.samples)
+            mode: predict_split(setting, q, split, mode=mode, progress=not arguments.no_progress)
+            for mode in modes_of(q, config.samples)
         }
         for split in _with_in_scope(setting, splits)
     }
@@ -78,6 +81,7 @@ def execute(arguments: Namespace) -> None:
         content: Mapping[str, Any] = {
             "run": str(run.path),
             "samples": config.samples,
+            "tuned": run.posterior.meta.tuned,
             "metrics": metrics,
             "intervals": {
                 split: {

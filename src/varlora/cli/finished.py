@@ -1,4 +1,4 @@
-"""What `eval` and `predict` share: a finished run, read back and loaded."""
+"""What `eval`, `predict` and `tune` share: a finished run, read back and loaded."""
 
 from __future__ import annotations
 
@@ -8,28 +8,54 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from varlora.cli.console import out
 from varlora.cli.parsing import CommandParser
-from varlora.runs import RunConfig, RunFolder, Setting, read_run, reload_setting
+from varlora.runs import RunConfig, RunFolder, Setting, in_words, read_run, reload_setting
 from varlora.tasks import Task, load_more
+from varlora.tuned import settled, without_tuning
+
+LOCATION = ("model_name_or_path", "truncation", "per_device_eval_batch_size")
+"""Settings of a run that may be others now."""
 
 
 def add_options(made: CommandParser) -> None:
-    """The run, and where and how it is run now; a command's own options come before."""
+    """The run, how to predict with it, and the output; a command's own options come before."""
+    made.option(
+        "samples", "Posterior draws; 0 is the mean alone. What was tuned, or the run's own number, otherwise.", type=int
+    )
+    made.flag("untuned", "Predict as training left the posterior: leave aside what `varlora tune` chose.")
+    add_run(made)
+    made.flag("overwrite", "Replace the output file.")
+
+
+def add_run(made: CommandParser) -> None:
+    """The run, and where and how it is run now."""
     made.add_argument("run", metavar="RUN", help="Folder of a finished run.")
-    made.option("samples", "Posterior draws; 0 is the mean alone. The run's own number otherwise.", type=int)
     made.option("model_name_or_path", "Where the base model is now, if not where it was in training.", metavar="MODEL")
     made.option("truncation", "What to do with rows that are too long.", choices=["error", "left", "right"])
     made.option("per_device_eval_batch_size", "Rows per device.", type=int)
-    made.flag("overwrite", "Replace the output file.")
     made.flag("no_progress", "Show no progress bars.")
 
 
 def read_finished(arguments: Namespace) -> tuple[RunFolder, RunConfig]:
-    """The run, and its settings with what the command line changes."""
+    """The run, tuned or as trained, and its settings with what was tuned and what the command line asks for.
+
+    Raises:
+        ValueError: it is no run, or draws are asked for of a run whose mean was chosen.
+    """
     run = read_run(arguments.run)
-    names = ("samples", "model_name_or_path", "truncation", "per_device_eval_batch_size")
-    changed = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return run, dataclasses.replace(run.config, **changed)
+    config = changed(run.config, arguments)
+    q = without_tuning(run.posterior) if arguments.untuned else run.posterior
+    if q.meta.tuned is not None:
+        out.print(f"As `varlora tune` chose: {in_words(q.meta.tuned)} (--untuned: as trained).", highlight=False)
+    _, samples = settled(q, arguments.samples, config.samples)
+    return dataclasses.replace(run, posterior=q), dataclasses.replace(config, samples=samples)
+
+
+def changed(config: RunConfig, arguments: Namespace) -> RunConfig:
+    """A run's settings, with where it is run now."""
+    others = {name: value for name in LOCATION if (value := getattr(arguments, name)) is not None}
+    return dataclasses.replace(config, **others)
 
 
 def load_finished(run: RunFolder, config: RunConfig, task: Task | None = None) -> Setting:

@@ -84,8 +84,9 @@ def _common_precision(posteriors: Sequence[DiagonalGaussian], sources: Sequence[
             raise ValueError(f"{source} does not say its prior; give --prior_precision.")
         if q.meta.prior_precision != first:
             raise ValueError(
-                f"{source} and {sources[0]} were trained with different priors (lambda times delta; by default lambda "
-                "grows with the number of rows). Train both with one --ess, or say which prior with --prior_precision."
+                f"{source} and {sources[0]} were trained with different priors (an adaptive prior is each run's own). "
+                "Train both with --prior fixed, one --ess and one --weight_decay, or say with --prior_precision which "
+                "prior to divide out."
             )
     assert first is not None
     if not all(precision > 0 for precision in first.values()):

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from argparse import Action, Namespace
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from rich.text import Text
 from rich_argparse import RawDescriptionRichHelpFormatter, RichHelpFormatter
@@ -75,7 +75,7 @@ class CommandParser(HfArgumentParser):
             bare: Any = dataclasses.field(
                 default=field.default, default_factory=field.default_factory, metadata=metadata
             )
-            bare.name, bare.type = field.name, types[field.name]
+            bare.name, bare.type = field.name, _one_type(types[field.name])
             self._parse_dataclass_field(self if title is None else self.titled_group(title), bare)
 
     def titled_group(self, title: str) -> Any:
@@ -156,6 +156,23 @@ class CommandParser(HfArgumentParser):
                 action.metavar = _placeholder(action)
 
 
+def _one_type(kind: Any) -> Any:
+    """The type by which the command line reads a value: of `float | Literal["auto"] | None` a number or that word."""
+    words = tuple(word for part in get_args(kind) if get_origin(part) is Literal for word in get_args(part))
+    return _NumberOr(words) if words and float in get_args(kind) else kind
+
+
+@dataclasses.dataclass(frozen=True)
+class _NumberOr:
+    words: tuple[str, ...]
+
+    def __call__(self, text: str) -> float | str:
+        return text if text in self.words else float(text)
+
+    def __repr__(self) -> str:  # argparse says "invalid ... value"
+        return f"number or {' or '.join(map(repr, self.words))}"
+
+
 def _config_in(words: Sequence[str]) -> str | None:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
@@ -174,6 +191,8 @@ def _placeholder(action: Action) -> str:
     for ending, word in (("_file", "FILE"), ("_dir", "FOLDER")):
         if action.dest.endswith(ending):
             return word
+    if isinstance(action.type, _NumberOr):
+        return "|".join(("X", *action.type.words))
     names: Mapping[Any, str] = {int: "N", float: "X"}
     return names.get(action.type, "true|false" if action.nargs == "?" else "TEXT")
 

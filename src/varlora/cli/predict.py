@@ -20,6 +20,7 @@ from varlora.folders import atomic_file
 from varlora.metrics import mutual_information, predictive_entropy
 from varlora.prediction import Prediction, modes_of
 from varlora.runs import predict_split
+from varlora.tuned import as_tuned
 
 SPLIT = "input"
 FORMATS = (".jsonl", ".parquet")
@@ -57,8 +58,9 @@ def execute(arguments: Namespace) -> None:
     run, config = read_finished(arguments)
     task = rows_of(arguments.input_file, run, config, split=SPLIT, labelled=False)
     setting = load_finished(run, config, task)
-    mode = modes_of(run.posterior, config.samples)[-1]
-    prediction = predict_split(setting, run.posterior, SPLIT, mode=mode, progress=not arguments.no_progress)
+    q = as_tuned(run.posterior)
+    mode = modes_of(q, config.samples)[-1]
+    prediction = predict_split(setting, q, SPLIT, mode=mode, progress=not arguments.no_progress)
     assert isinstance(prediction, Prediction)
     with atomic_file(target, overwrite=arguments.overwrite) as file:
         _write(list(_answers(prediction)), file, target.suffix)

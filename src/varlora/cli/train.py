@@ -8,10 +8,11 @@ from accelerate import PartialState
 from rich.markup import escape
 
 from varlora.cli.console import out
+from varlora.cli.health import show_health
 from varlora.cli.parsing import CommandParser
 from varlora.cli.tables import metrics_tables
 from varlora.prediction import modes_of
-from varlora.runs import RunConfig, run
+from varlora.runs import RunConfig, run, run_health
 
 MODES = {
     "mean": "mean: one set of weights, the posterior's mean (an ensemble's first member)",
@@ -61,6 +62,8 @@ def execute(arguments: Namespace) -> None:
         return
     for table in metrics_tables(result.metrics):
         out.print(table)
+    validation = result.predictions.get("validation", {})
+    show_health(run_health(result.posterior, validation, config.samples), config.output_dir)
     where = f"[bold]{escape(config.output_dir)}[/bold]"
     out.print(f"Trained in {result.seconds['train']:.0f} s. The run is in {where}.", soft_wrap=True)
     explained = [MODES[mode] for mode in modes_of(result.posterior, config.samples)]

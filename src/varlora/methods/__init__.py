@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from varlora.methods.adamw import AdamW
 from varlora.methods.blob import Blob
+from varlora.methods.ema import Ema
 from varlora.methods.ensemble import Ensemble
 from varlora.methods.ivon import Ivon
 from varlora.methods.laplace import Laplace
@@ -11,7 +12,7 @@ from varlora.methods.mc_dropout import McDropout
 from varlora.methods.method import Fit, Job, Method, with_options
 from varlora.methods.scalabl import Scalabl
 from varlora.methods.swag import Swag
-from varlora.methods.temperature import Temperature, fit_temperature, with_temperatures
+from varlora.methods.temperature import Temperature, cross_fitted, fit_temperature, with_temperatures
 from varlora.methods.tfb import Tfb
 
 METHODS: Mapping[str, Callable[..., Method]] = {
@@ -22,6 +23,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
     "scalabl": Scalabl,
     "swag": Swag,
     "tfb": Tfb,
+    "ema": Ema,
     "ensemble": Ensemble,
     "mc_dropout": McDropout,
     "temperature": Temperature,
@@ -31,6 +33,7 @@ __all__ = [
     "METHODS",
     "AdamW",
     "Blob",
+    "Ema",
     "Ensemble",
     "Fit",
     "Ivon",
@@ -42,6 +45,7 @@ __all__ = [
     "Swag",
     "Temperature",
     "Tfb",
+    "cross_fitted",
     "fit_temperature",
     "with_options",
     "with_temperatures",

@@ -24,6 +24,8 @@ class AdamW:
     Attributes:
         learning_rate: AdamW's, > 0.
         weight_decay: decoupled decay, >= 0; 0 is maximum likelihood (MLE), more is a MAP estimate.
+        label_smoothing: share of each label that training spreads evenly over a row's choices, in [0, 1)
+            (arXiv 1512.00567).
 
     Raises:
         ValueError: an option is out of its range.
@@ -37,17 +39,34 @@ class AdamW:
     summary: ClassVar[str] = "one point by AdamW (MLE; MAP with weight decay)"
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate!r}; it must be positive.")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay={self.weight_decay!r}; it must be at least 0.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing!r}; it must be at least 0 and below 1.")
+
+    def set_arguments(self, job: Job) -> None:
+        """Writes the options into the job's training arguments.
+
+        Raises:
+            ValueError: labels are to be smoothed, and completions have none.
+        """
+        if self.label_smoothing and job.readout is None:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} spreads a label over its choices, and completions have none. "
+                "Leave it out, or give rows with labels."
+            )
+        job.arguments.learning_rate = self.learning_rate
+        job.arguments.weight_decay = self.weight_decay
+        job.arguments.label_smoothing_factor = self.label_smoothing
 
     def trainer(self, job: Job) -> Trainer:
         """A Trainer with its own AdamW."""
-        job.arguments.learning_rate = self.learning_rate
-        job.arguments.weight_decay = self.weight_decay
+        self.set_arguments(job)
         if job.readout is None:
             return CompletionTrainer(**job.trainer_options())
         return AnswerTrainer(**job.trainer_options(), readout=job.readout)

@@ -1,60 +1,70 @@
 """IVON: a Gaussian over the adapter, at about AdamW's cost.
 
 Source: Cong et al. 2024, arXiv 2411.04421 (recipe); Cong et al. 2025, arXiv 2506.14280 (λ rule, adaptive prior);
-Shen et al. 2024, arXiv 2402.17641 (the optimizer).
+Shen et al. 2024, arXiv 2402.17641 (the optimizer); the recipe "auto" is our choice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from transformers import Trainer
 
+from varlora.held_out import HeldOutSource
+from varlora.ivon_config import IVONConfig, Recipe
+from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
-from varlora.optim.ivon import IVON, Prior
+from varlora.optim.auto import Auto
+from varlora.optim.ivon import IVON
+from varlora.optim.options import Prior, Update
 from varlora.posterior import posterior_of
-from varlora.training import IVONConfig, VariationalAnswerTrainer, VariationalTrainerMixin
-
-
-class VariationalTrainer(VariationalTrainerMixin, Trainer):
-    """transformers' Trainer with IVON."""
+from varlora.training import VariationalAnswerTrainer, VariationalTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ivon:
-    """Variational LoRA; the options are those of `varlora.IVONConfig`, whose defaults are the published recipe.
+    """Variational LoRA; the options are those of `varlora.IVONConfig`, and None means "as the recipe says".
 
     Attributes:
-        learning_rate: IVON's `lr`.
-        ess: λ; None means 5000 √N.
-        hess_init: h0.
+        recipe: "auto" (variational Adam, nothing to set but AdamW's learning rate), "cong2024" or "cong2025".
+        learning_rate: IVON's `lr`; under "auto" the default is AdamW's, under the published recipes .03.
+        update: "adam" or "newton".
+        ess: λ; "auto" is 100 N.
+        hess_init: h0; "auto" is N/λ.
         beta1: β1.
-        beta2: β2.
+        beta2: β2; 1 keeps h at h0.
         weight_decay: δ of the prior N(0, 1/(λ δ)).
-        clip_radius: ξ.
+        clip_radius: ξ, of the Newton update.
         prior: "fixed" or "adaptive".
+        held_out: which rows steer λ = "auto": "validation", "train" (some are withheld for a while), "auto" (validation
+            rows if there are some), or "none".
         draws: Monte-Carlo draws per micro-batch in training.
 
     Raises:
         ValueError: an option is out of its range.
 
     Example:
-        >>> Ivon(ess=1e6).config.ess
+        >>> Ivon().config.lr == AdamW().learning_rate
+        True
+        >>> Ivon(recipe="cong2024").config.ess
         1000000.0
     """
 
     name: ClassVar[str] = "ivon"
     summary: ClassVar[str] = "a diagonal Gaussian by the variational optimizer IVON"
-    learning_rate: float = IVONConfig.lr
-    ess: float | None = IVONConfig.ess
-    hess_init: float = IVONConfig.hess_init
-    beta1: float = IVONConfig.betas[0]
-    beta2: float = IVONConfig.betas[1]
-    weight_decay: float = IVONConfig.weight_decay
-    clip_radius: float = IVONConfig.clip_radius
-    prior: Prior = IVONConfig.prior
+    recipe: Recipe = IVONConfig.recipe
+    learning_rate: float | None = None
+    update: Update | None = None
+    ess: float | Auto | None = None
+    hess_init: float | Auto | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    weight_decay: float | None = None
+    clip_radius: float | None = None
+    prior: Prior | None = None
+    held_out: HeldOutSource | None = None
     draws: int = IVONConfig.draws
 
     def __post_init__(self) -> None:
@@ -62,17 +72,23 @@ class Ivon:
 
     @property
     def config(self) -> IVONConfig:
-        """The optimizer's options."""
-        return IVONConfig(
+        """The optimizer's options, filled in by the recipe."""
+        filled = IVONConfig(
+            recipe=self.recipe,
             lr=self.learning_rate,
+            update=self.update,
             ess=self.ess,
             hess_init=self.hess_init,
-            betas=(self.beta1, self.beta2),
             weight_decay=self.weight_decay,
             clip_radius=self.clip_radius,
             prior=self.prior,
+            held_out=self.held_out,
             draws=self.draws,
-        )
+        ).resolved(learning_rate=AdamW.learning_rate)
+        assert filled.betas is not None
+        beta1, beta2 = filled.betas
+        given = (self.beta1 if self.beta1 is not None else beta1, self.beta2 if self.beta2 is not None else beta2)
+        return replace(filled, betas=given)
 
     def trainer(self, job: Job) -> Trainer:
         """A Trainer with IVON and its noise."""

@@ -86,9 +86,8 @@ class Swag(AdamW):
         Raises:
             ValueError: the arguments ask for another optimizer, or for checkpoints without its state.
         """
+        self.set_arguments(job)
         arguments = job.arguments
-        arguments.learning_rate = self.learning_rate
-        arguments.weight_decay = self.weight_decay
         optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
         if optimizer is not torch.optim.AdamW:
             raise ValueError(f"optim={arguments.optim!r} is not PyTorch's AdamW; swag needs 'adamw_torch'.")

@@ -23,11 +23,14 @@ from transformers import Trainer
 
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job
+from varlora.metrics import mean_log_probs
+from varlora.metrics.scoring import log_losses
 from varlora.posterior import Posterior
 from varlora.prediction import Prediction, predict
 
 logger = logging.getLogger(__name__)
 
+FOLDS = 5
 BOUNDS = (0.01, 100.0)
 GRID = 81
 """Temperatures tried before the best bracket is narrowed down."""
@@ -101,7 +104,7 @@ def with_temperatures(q: Posterior, validation: Mapping[str, Prediction]) -> Pos
     return dataclasses.replace(q, meta=meta)  # type: ignore[type-var]
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True) -> float:
     """The temperature that minimises the mean NLL of the average over draws.
 
     For one draw the problem is convex in 1/T. For several it need not be: the best of a grid of temperatures is
@@ -111,6 +114,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         logits: (N, C) or, for S draws, (N, S, C), up to a constant per row and draw (log-probabilities will do); -inf
             for choices that do not exist.
         labels: (N,) class indices.
+        warn: whether to warn of a bound.
 
     Returns:
         T in [0.01, 100]; a bound is returned, with a warning, when the NLL still falls there (when every label is
@@ -153,10 +157,45 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     best = min(range(GRID), key=lambda i: loss_and_slope(1 / grid[i])[0])
     if best in (0, GRID - 1):
         bound = low if best == 0 else high
-        logger.warning("the temperature that minimises the validation NLL lies beyond %g; using %g", bound, bound)
+        if warn:
+            logger.warning("the temperature that minimises the validation NLL lies beyond %g; using %g", bound, bound)
         return bound
     left, right = 1 / grid[best + 1], 1 / grid[best - 1]
     for _ in range(100):  # bisection on the slope, which rises through 0 between the neighbours
         middle = math.sqrt(left * right)
         left, right = (left, middle) if loss_and_slope(middle)[1] > 0 else (middle, right)
     return 1 / right
+
+
+def cross_fitted(logits: Tensor, labels: Tensor, *, folds: int = FOLDS, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The loss of every row under a temperature that was fitted to the other folds' rows.
+
+    What a temperature gains on the rows that it was fitted to is a little too good; this is not.
+
+    Args:
+        logits: (N, S, C), as for `fit_temperature`.
+        labels: (N,) class indices.
+        folds: K, at most N; the rows are dealt out at random, so that their order does not matter.
+        seed: decides how.
+
+    Returns:
+        The losses (N,) in nats, and the temperature that each row was divided by (N,), float64.
+
+    Raises:
+        ValueError: `folds` is out of its range, or as `fit_temperature`.
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, 0.0]]]).repeat(40, 1, 1)
+        >>> losses, temperatures = cross_fitted(logits, torch.tensor([0, 0, 0, 1] * 10))
+        >>> bool(losses.mean() > math.log(4) - 0.75 * math.log(3))     # the loss of the T fitted to all rows
+        True
+    """
+    if not 2 <= folds <= len(labels):
+        raise ValueError(f"folds is {folds} for {len(labels)} rows; it must lie between 2 and their number.")
+    dealt = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)) % folds
+    temperatures = torch.empty(len(labels), dtype=torch.float64)
+    for fold in range(folds):
+        held_out = dealt == fold
+        temperatures[held_out] = fit_temperature(logits[~held_out], labels[~held_out], warn=False)
+    divided = torch.log_softmax(logits.double() / temperatures[:, None, None], dim=-1)
+    return log_losses(mean_log_probs(divided), labels), temperatures

@@ -1,7 +1,7 @@
 """Metrics of probabilistic predictions: `evaluate` for all of them, or one by one.
 
 scoring: accuracy, NLL, Brier. calibration: ECE and its kin. ranking: AUROC, FPR95, risk and coverage. uncertainty:
-entropies of sampled predictions. bootstrap: intervals and paired differences.
+entropies of sampled predictions. bootstrap: intervals and paired differences. selection: which of several to take.
 """
 
 from varlora.metrics.bootstrap import Interval, bootstrap_interval, paired_difference
@@ -16,6 +16,7 @@ from varlora.metrics.calibration import (
 from varlora.metrics.evaluation import compare, evaluate, evaluate_with_intervals
 from varlora.metrics.ranking import accuracy_at_coverage, aurc, auroc, fpr95, risk_coverage
 from varlora.metrics.scoring import accuracy, brier, confidence_and_correct, nll
+from varlora.metrics.selection import largest_free, not_worse, one_standard_error, paired_error
 from varlora.metrics.uncertainty import (
     entropy,
     expected_entropy,
@@ -43,11 +44,15 @@ __all__ = [
     "expected_calibration_error",
     "expected_entropy",
     "fpr95",
+    "largest_free",
     "maximum_calibration_error",
     "mean_log_probs",
     "mutual_information",
     "nll",
+    "not_worse",
+    "one_standard_error",
     "paired_difference",
+    "paired_error",
     "predictive_entropy",
     "reliability_bins",
     "risk_coverage",

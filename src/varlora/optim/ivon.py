@@ -9,8 +9,8 @@ m + noise by `varlora.noise.NoiseController`, which also collects noise · gradi
     h ← β2 h + (1 − β2) f + ½ (1 − β2)² (h − f)² / (h + δ)
     m ← m − lr · clip((g / (1 − β1ᵗ) + δ m) / (h + δ), ±ξ)
 
-With `prior="adaptive"` every tensor has its own δ, moved each step towards the value that minimises the KL,
-δ = 1 / (λ · mean(m² + v)), and δ m is dropped from the step.
+With `update="adam"` the last line is AdamW's instead (`optim.adam_update`, variational Adam). With `prior="adaptive"`
+every tensor has its own δ (`optim.adaptive_prior`), and δ m is dropped from the step.
 
 Source: Shen et al. 2024, arXiv 2402.17641; Cong et al. 2025, arXiv 2506.14280.
 """
@@ -21,20 +21,18 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from varlora.optim.adam_update import adam_update_
+from varlora.optim.adaptive_prior import initial_prior_precision, renewed_prior_precision
+from varlora.optim.auto import Auto
+from varlora.optim.options import Prior, Update, check_options
+
 logger = logging.getLogger(__name__)
-
-Prior = Literal["fixed", "adaptive"]
-
-# The adaptive prior (our choices, see docs/method.md): δ moves a tenth of the way per step, in logarithms,
-# and its standard deviation never falls below .02, since LoRA's B starts at zero and would pull it there.
-PRIOR_DAMPING = 0.1
-PRIOR_STD_MIN = 0.02
 
 
 class NoiseStatistics(Protocol):
@@ -62,24 +60,35 @@ class IVON(torch.optim.Optimizer):
     accelerate do this already).
 
     State per parameter, in float32 (float64 for float64 parameters) whatever the parameter's dtype:
-    `step`, `momentum`, `hessian`; for half-precision parameters `mean`, the master copy; with
-    `prior="adaptive"` also `delta`.
+    `step`, `momentum`, `hessian`; for half-precision parameters `mean`, the master copy; with `update="adam"` also
+    `second_moment`, with `prior="adaptive"` also `prior_precision`.
+
+    λ is read anew each time: `optimizer.param_groups[i]["ess"]` may be changed between a step and the next forward
+    pass, and is part of the state. (Not between a forward pass and its step: the noise of that pass has the old λ.)
 
     Args:
         params: parameters, or groups that override any option below.
-        lr: learning rate, > 0. IVON's is about 600 times AdamW's (with `clip_radius=1e-3`).
+        lr: learning rate, > 0. The Newton update's is about 600 times AdamW's (with `clip_radius=1e-3`).
         ess: λ, effective sample size, > 0. λ = number of training examples is plain Bayes; larger is colder.
-            None leaves it to the integration (`VariationalCallback`), which knows the training set.
-        hess_init: h0, > 0. The initial noise has standard deviation 1 / sqrt(ess (hess_init + δ)).
-        betas: (β1, β2), each in [0, 1).
+            "auto" (λ = 100 N) and None (λ = 5000 √N) leave it to the integration (`VariationalCallback`), which knows
+            the training set.
+        hess_init: h0, > 0. The initial noise has standard deviation 1 / sqrt(ess (hess_init + δ)). "auto" leaves it to
+            the integration: h0 = N / λ.
+        betas: (β1, β2). β1 is in [0, 1); β2 in [0, 1], and with β2 = 1 h stays at h0 to the bit.
         weight_decay: δ >= 0: the prior is N(0, 1 / (ess δ)).
-        clip_radius: ξ > 0, bound on the preconditioned step, elementwise.
-        rescale_lr: multiply lr by (h0 + δ).
-        debias: divide the momentum by 1 − β1ᵗ.
-        prior: "fixed" keeps δ = weight_decay; "adaptive" learns one δ per tensor, starting there.
+        clip_radius: ξ > 0, bound on the preconditioned step, elementwise; of the Newton update.
+        rescale_lr: multiply lr by (h0 + δ); of the Newton update.
+        debias: divide the momentum by 1 − β1ᵗ; without it the Newton update only.
+        prior: "fixed" keeps δ = weight_decay; "adaptive" learns one δ per tensor, starting at weight_decay, or, if that
+            is 0, at the tensor's own 1 / (λ · max(mean(m²), .02²)).
+        update: how the mean moves: "newton" by IVON's preconditioned step, "adam" by AdamW's, with AdamW's learning
+            rate. With a fixed prior δ m is then part of the gradient.
+        adam_beta2: decay of the second moment, in [0, 1); of the Adam update.
+        adam_eps: ε > 0; of the Adam update.
 
     Raises:
-        ValueError: an option is out of its range; the message names it, its value and what is allowed.
+        ValueError: an option is out of its range, or has no effect with the given `update`; the message names it, its
+            value and what is allowed.
 
     Example:
         >>> import torch
@@ -104,14 +113,17 @@ class IVON(torch.optim.Optimizer):
         self,
         params: ParamsT,
         lr: float,
-        ess: float | None,
-        hess_init: float,
+        ess: float | Auto | None,
+        hess_init: float | Auto,
         betas: tuple[float, float] = (0.9, 0.99999),
         weight_decay: float = 0.0,
         clip_radius: float = math.inf,
         rescale_lr: bool = False,
         debias: bool = True,
         prior: Prior = "fixed",
+        update: Update = "newton",
+        adam_beta2: float = 0.999,
+        adam_eps: float = 1e-8,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -123,6 +135,9 @@ class IVON(torch.optim.Optimizer):
             "rescale_lr": rescale_lr,
             "debias": debias,
             "prior": prior,
+            "update": update,
+            "adam_beta2": adam_beta2,
+            "adam_eps": adam_eps,
             "step_index": 0,
             "skipped_steps": 0,
         }
@@ -140,7 +155,7 @@ class IVON(torch.optim.Optimizer):
             param_group["params"] = params
         super().add_param_group(param_group)
         try:
-            _check_options(self.param_groups[-1])
+            check_options(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -160,14 +175,9 @@ class IVON(torch.optim.Optimizer):
         """The posterior precision λ (h + δ) of `p`, elementwise.
 
         Raises:
-            ValueError: `ess` was left open and nobody has set it.
+            ValueError: `ess` or `hess_init` was left open and nobody has set it.
         """
         group = self.group_of(p)
-        if group["ess"] is None:
-            raise ValueError(
-                "ess is None: the effective sample size was never set. Pass IVON(..., ess=...), or train through "
-                "VariationalCallback or VariationalTrainerMixin, which set it from the size of the training set."
-            )
         state = self._state(p)
         return group["ess"] * (state["hessian"] + self._delta(state, group))  # type: ignore[no-any-return]
 
@@ -178,7 +188,8 @@ class IVON(torch.optim.Optimizer):
     def prior_precision(self, p: Tensor) -> float:
         """The prior's precision λ δ for `p`."""
         group = self.group_of(p)
-        return float(group["ess"] * self._delta(self._state(p), group))
+        state = self._state(p)
+        return float(state["prior_precision"] if group["prior"] == "adaptive" else group["ess"] * group["weight_decay"])
 
     def group_of(self, p: Tensor) -> dict[str, Any]:
         """The parameter group that holds `p`; KeyError if none does."""
@@ -257,12 +268,12 @@ class IVON(torch.optim.Optimizer):
         Raises:
             ValueError: the state is another optimizer's.
         """
-        foreign = [i for i, group in enumerate(state_dict["param_groups"]) if "hess_init" not in group]
-        if foreign:
-            raise ValueError(
-                f"this is no IVON state: param group {foreign[0]} has {sorted(state_dict['param_groups'][foreign[0]])} "
-                "and no 'hess_init'. Resume with the optimizer that wrote the checkpoint, or start afresh."
-            )
+        for i, group in enumerate(state_dict["param_groups"]):
+            if missing := [name for name in ("ess", "hess_init", "update") if name not in group]:
+                raise ValueError(
+                    f"this is no IVON state of this version: param group {i} has {sorted(group)} and no "
+                    f"{', '.join(missing)}. Resume with the optimizer that wrote the checkpoint, or start afresh."
+                )
         super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         held = [p for group in self.param_groups for p in group["params"]]
@@ -278,89 +289,90 @@ class IVON(torch.optim.Optimizer):
     # Inside -----------------------------------------------------------------------------------------------
 
     def _update(self, p: Tensor, group: dict[str, Any], product: Tensor) -> None:
-        state = self._state(p)
+        state, mean = self._state(p), self.mean(p)
         beta1, beta2 = group["betas"]
-        ess = group["ess"]
-        delta = self._delta(state, group)
         momentum, hessian = state["momentum"], state["hessian"]
-        mean = self.mean(p)
 
         state["step"] += 1
-        momentum.lerp_(_gradient(p).to(momentum.dtype), 1 - beta1)
+        gradient = _gradient(p).to(momentum.dtype)
+        if group["update"] == "adam" and group["prior"] == "fixed" and group["weight_decay"]:
+            gradient = gradient.add(mean, alpha=group["weight_decay"])
+        momentum.lerp_(gradient, 1 - beta1)
 
-        curvature = hessian + delta
-        excess = product.mul(ess).mul_(curvature).sub_(hessian)  # f − h
-        hessian.add_(excess, alpha=1 - beta2)
-        hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
+        if beta2 < 1:
+            curvature = hessian + self._delta(state, group)
+            excess = product.mul(group["ess"]).mul_(curvature).sub_(hessian)  # f − h
+            hessian.add_(excess, alpha=1 - beta2)
+            hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
+        if group["prior"] == "adaptive":
+            renewed = renewed_prior_precision(state["prior_precision"], mean, hessian, group["ess"])
+            state["prior_precision"].copy_(renewed)
+            if beta2 < 1:  # a falling δ must leave h + δ positive
+                hessian.copy_(torch.maximum(hessian, -0.5 * self._delta(state, group)))
 
-        if group["prior"] == "adaptive" and mean.numel():
-            delta.copy_(_damped_prior(delta, mean, hessian, ess))
-            hessian.clamp_(min=-0.5 * delta)  # a falling δ must leave h + δ positive
-        torch.add(hessian, delta, out=curvature)
-        direction = momentum / (1 - beta1 ** state["step"].item() if group["debias"] else 1.0)
+        if group["update"] == "adam":
+            adam_update_(
+                mean,
+                momentum,
+                state["second_moment"],
+                gradient,
+                step=state["step"].item(),
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=group["adam_beta2"],
+                eps=group["adam_eps"],
+            )
+        else:
+            self._newton_update(mean, state, group)
+        if mean.dtype != p.dtype:
+            p.copy_(mean)
+
+    def _newton_update(self, mean: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        delta = self._delta(state, group)
+        direction = state["momentum"] / (1 - group["betas"][0] ** state["step"].item() if group["debias"] else 1.0)
         if group["prior"] == "fixed":
             direction.add_(mean, alpha=delta)
-        direction.div_(curvature).clamp_(-group["clip_radius"], group["clip_radius"])
-
+        direction.div_(state["hessian"] + delta).clamp_(-group["clip_radius"], group["clip_radius"])
         lr = group["lr"]
         if group["rescale_lr"]:
             lr = lr * (group["hess_init"] + group["weight_decay"])
         mean.add_(direction, alpha=-lr)
-        if mean.dtype != p.dtype:
-            p.copy_(mean)
 
     def _state(self, p: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]
         if not state:
             group = self.group_of(p)
+            _refuse_open(group)
             dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
             like = p.detach().to(dtype)
             state["step"] = torch.tensor(0.0)
             state["momentum"] = torch.zeros_like(like)
             state["hessian"] = torch.full_like(like, group["hess_init"])
+            if group["update"] == "adam":
+                state["second_moment"] = torch.zeros_like(like)
             if p.dtype in self._half:
                 state["mean"] = like.clone()
             if group["prior"] == "adaptive":
-                state["delta"] = torch.tensor(group["weight_decay"], dtype=dtype, device=p.device)
+                start = torch.tensor(group["ess"] * group["weight_decay"], dtype=dtype, device=p.device)
+                state["prior_precision"] = start if group["weight_decay"] else initial_prior_precision(like)
         return state
 
     def _delta(self, state: dict[str, Any], group: dict[str, Any]) -> Any:
-        return state["delta"] if group["prior"] == "adaptive" else group["weight_decay"]
+        return state["prior_precision"] / group["ess"] if group["prior"] == "adaptive" else group["weight_decay"]
 
     def _count(self, key: str) -> None:
         for group in self.param_groups:
             group[key] = group.get(key, 0) + 1
 
 
-def adaptive_prior(mean: Tensor, hessian: Tensor, ess: float, delta: Tensor) -> Tensor:
-    """The δ that minimises KL(N(m, v) ‖ N(0, 1/(λ δ))) with v = 1/(λ (h + δ)) held at the given δ.
-
-    Args:
-        mean: m, any shape.
-        hessian: h, same shape.
-        ess: λ.
-        delta: the present δ, a scalar tensor.
-
-    Returns:
-        1 / (λ · mean(m² + v)), a scalar tensor.
-
-    Example:
-        >>> import torch
-        >>> one = torch.ones(3, dtype=torch.float64)
-        >>> adaptive_prior(one, one, 2.0, torch.tensor(1.0, dtype=torch.float64)).item()
-        0.4
-
-    Source: arXiv 2506.14280 (dKL/ds² = 0 for a prior of variance s² shared by one tensor).
-    """
-    variance = 1 / (ess * (hessian + delta))
-    return 1 / (ess * (mean.square() + variance).mean())
-
-
-def _damped_prior(delta: Tensor, mean: Tensor, hessian: Tensor, ess: float) -> Tensor:
-    largest = 1 / (ess * PRIOR_STD_MIN**2)
-    target = adaptive_prior(mean, hessian, ess, delta).clamp(max=largest)
-    damped = torch.exp(torch.lerp(delta.log(), target.log(), PRIOR_DAMPING))
-    return torch.where(delta > 0, damped, target)
+def _refuse_open(group: Mapping[str, Any]) -> None:
+    for name, meaning in (("ess", "effective sample size"), ("hess_init", "initial Hessian")):
+        if group[name] is None or isinstance(group[name], str):
+            raise ValueError(
+                f"{name} is {group[name]!r}: the {meaning} was never set. Pass IVON(..., {name}=...) a number, or "
+                "train through VariationalCallback or VariationalTrainerMixin, which set it from the size of the "
+                "training set."
+            )
 
 
 def _gradient(p: Tensor) -> Tensor:
@@ -378,24 +390,3 @@ def _all_finite(tensors: Iterable[Tensor]) -> Tensor:
 def _local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, or the tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _check_options(group: Mapping[str, Any]) -> None:
-    def require(name: str, ok: bool, allowed: str) -> None:
-        if not ok:
-            raise ValueError(f"IVON got {name}={group[name]!r}; it must be {allowed}.")
-
-    def number(name: str) -> float:
-        value = group[name]
-        is_number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
-        return float(value) if is_number else math.nan
-
-    require("lr", 0 < number("lr") < math.inf, "a positive finite number")
-    require("ess", group["ess"] is None or 0 < number("ess") < math.inf, "a positive finite number, or None")
-    require("hess_init", 0 < number("hess_init") < math.inf, "a positive finite number")
-    require("weight_decay", 0 <= number("weight_decay") < math.inf, "a finite number, at least 0")
-    require("clip_radius", number("clip_radius") > 0, "positive (math.inf for none)")
-    require("prior", group["prior"] in ("fixed", "adaptive"), "'fixed' or 'adaptive'")
-    betas = group["betas"]
-    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
-    require("betas", pair and all(0 <= b < 1 for b in betas), "two numbers in [0, 1)")

@@ -27,12 +27,23 @@ class Snapshots(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a state; snapshots stay in float32 where torch rounds them to a half-precision parameter's dtype."""
         super().load_state_dict(state_dict)
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        held = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(ids, held, strict=True):
-            saved = state_dict["state"].get(i, {}).get("snapshots")
-            if saved is not None:
-                self.state[p]["snapshots"] = saved.to(p.device, copy=True)
+        restore_exactly(self, state_dict, "snapshots")
+
+
+def restore_exactly(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], key: str) -> None:
+    """Restores one entry of the state as it was saved: torch has just rounded it to the parameter's dtype.
+
+    Args:
+        optimizer: has loaded the state.
+        state_dict: the state.
+        key: the entry's name.
+    """
+    ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, p in zip(ids, held, strict=True):
+        saved = state_dict["state"].get(i, {}).get(key)
+        if saved is not None:
+            optimizer.state[p][key] = saved.to(p.device, copy=True)
 
 
 class SnapshotAdamW(Snapshots, torch.optim.AdamW):

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_TUNED: Mapping[str, tuple[type, ...]] = {
+    "temperature": (int, float),
+    "samples": (int,),
+    "mode": (str,),
+    "logit_temperature": (int, float),
+}
+"""What `tuned` says, besides "pruned"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +37,8 @@ class PosteriorMeta:
             mode "linearised" are its own.
         logit_temperature: divides the logits of predictions at the point; not the posterior's temperature τ.
         logit_temperature_by_mode: the same for other modes of prediction ("samples", "linearised").
+        tuned: what `varlora tune` chose to predict with: "temperature" (τ), "samples", "mode", "logit_temperature" (of
+            that mode, in the place of the one above) and perhaps "pruned" ("fraction", "by"). None: as trained.
         history: the operations done since training, oldest first.
         diagnostics: measurements taken at the end of training.
 
@@ -44,6 +57,7 @@ class PosteriorMeta:
     linearised: bool = False
     logit_temperature: float = 1.0
     logit_temperature_by_mode: Mapping[str, float] | None = None
+    tuned: Mapping[str, Any] | None = None
     history: tuple[Mapping[str, Any], ...] = ()
     diagnostics: Mapping[str, Any] | None = None
 
@@ -60,6 +74,8 @@ class PosteriorMeta:
             kinds = int if name == "num_examples" else (int, float)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value > 0):
                 raise ValueError(f"meta.{name} must be positive, not {value!r}.")
+        if self.tuned is not None:
+            _check_tuned(self.tuned)
 
     def logit_temperature_of(self, mode: str) -> float:
         """What divides the logits of predictions of a mode.
@@ -72,8 +88,32 @@ class PosteriorMeta:
         return (self.logit_temperature_by_mode or {}).get(mode, self.logit_temperature)
 
     def after(self, operation: Mapping[str, Any]) -> PosteriorMeta:
-        """The same with one more operation in its history."""
-        return dataclasses.replace(self, history=(*self.history, operation))
+        """The same with one more operation in its history, and no longer tuned: that held for what it was before."""
+        if self.tuned is not None:
+            logger.warning(
+                "what `varlora tune` chose is left out: it was chosen before %s. Tune the new posterior, if need be",
+                operation.get("op", "an operation"),
+            )
+        return dataclasses.replace(self, tuned=None, history=(*self.history, operation))
+
+
+def _check_tuned(tuned: Mapping[str, Any]) -> None:
+    """Refuses what `varlora.tuned` could not apply."""
+    kinds_fit = all(
+        isinstance(tuned.get(name), kinds) and not isinstance(tuned[name], bool) for name, kinds in _TUNED.items()
+    )
+    pruned = tuned.get("pruned", {"fraction": 0.0, "by": "snr"})
+    if (
+        not kinds_fit
+        or tuned.keys() - {*_TUNED, "pruned"}
+        or not (tuned["temperature"] >= 0 and tuned["samples"] >= 0 and tuned["logit_temperature"] > 0)
+        or not isinstance(pruned, Mapping)
+        or pruned.keys() != {"fraction", "by"}
+    ):
+        raise ValueError(
+            f"meta.tuned is {dict(tuned)!r}; it must give {', '.join(_TUNED)} and may give 'pruned' (fraction, by). "
+            "Write it with `varlora tune`."
+        )
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from varlora.adapters import adapter_config, base_model_of, fixed_tensors, trained_tensors
+from varlora.optim.ess_control import HeldOutRecord
 from varlora.optim.wrapped import unwrapped
 from varlora.posterior.diagonal import DiagonalGaussian
 from varlora.posterior.meta import PosteriorMeta
@@ -54,7 +55,8 @@ def posterior_of(
         optimizer: the `IVON` that trained it, possibly inside accelerate's wrapper.
         method: name for the record.
         num_examples: N, size of the training set.
-        readout: how answers are read, `Readout.to_dict()`.
+        readout: how answers are read, `Readout.to_dict()`. Given one, the meta's logit temperature of mode "samples" is
+            what the rows that steered λ, read alike, ask for beyond one standard error at the end.
         base_model: name or path of the pre-trained model; None: as the model says.
         base_revision: its revision; None: as the model says.
 
@@ -96,6 +98,8 @@ def posterior_of(
     diagnostics["skipped_steps"] = int(getattr(optimizer, "skipped_steps", 0))
     if len(ess) > 1:
         diagnostics["ess_of_groups"] = ess
+    if found := held_out_diagnostics(optimizer.param_groups[0]):
+        diagnostics["held_out"] = found
     return DiagonalGaussian(
         mean=mean,
         precision=precision,
@@ -106,6 +110,7 @@ def posterior_of(
             ess=ess[0] if len(ess) == 1 else None,
             prior_precision={key: optimizer.prior_precision(p) for key, p in trained.items()},
             readout=readout,
+            logit_temperature_by_mode=remaining_temperature(diagnostics.get("held_out")) if readout else None,
             diagnostics=diagnostics,
         ),
     )
@@ -144,6 +149,51 @@ def point_mass_of(
             model_meta(model, base_model, base_revision), method=method, num_examples=num_examples, readout=readout
         ),
     )
+
+
+def held_out_diagnostics(group: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the rows that steered λ said at the end (`varlora.optim.ess_control`); None where none did.
+
+    Args:
+        group: the optimizer's first parameter group.
+
+    Returns:
+        source and number of rows; log T̂ and the gain of sampling over the mean in nats, each with its standard error;
+        the rows' NLL averaged over draws.
+    """
+    if "held_out" not in group:
+        return None
+    record, rows = HeldOutRecord(**group["held_out"]), int(group["held_out_rows"])
+    if record.weight == 0:
+        return {"source": group["held_out_source"], "rows": rows, "measurements": 0}
+    log_temperature, its_error = record.log_temperature(rows)
+    gain, gain_error = record.sampling_gain(rows)
+    return {
+        "source": group["held_out_source"],
+        "rows": rows,
+        "measurements": record.measurements,
+        "ess_start": group.get("auto_ess"),
+        "log_temperature": log_temperature,
+        "log_temperature_error": its_error,
+        "sampling_gain": gain,
+        "sampling_gain_error": gain_error,
+        "nll": record.loss / record.weight,
+        "remaining_temperature": record.remaining_temperature(rows),
+    }
+
+
+def remaining_temperature(found: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """By mode, the logit temperature that the rows which steered λ ask for at the end; None if it is 1.
+
+    Args:
+        found: what `held_out_diagnostics` returned.
+
+    Example:
+        >>> remaining_temperature({"remaining_temperature": 0.9}), remaining_temperature(None)
+        ({'samples': 0.9}, None)
+    """
+    temperature = found.get("remaining_temperature", 1.0) if found is not None else 1.0
+    return {"samples": temperature} if temperature != 1.0 else None
 
 
 def hessian_moved(hessians: Mapping[str, tuple[Tensor, float]]) -> dict[str, Any]:

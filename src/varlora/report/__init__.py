@@ -1,7 +1,8 @@
 """What a comparison of methods shows: tables, figures, one self-contained HTML page, and the model card of a run."""
 
+from varlora.report.health import Health, ValidationLogProbs, health_of
 from varlora.report.model_card import model_card
-from varlora.report.page import PosteriorFacts, RunNotes, Scale, render_page, write_page
+from varlora.report.page import PosteriorFacts, RunNotes, render_page, write_page
 from varlora.report.reading import reading
 from varlora.report.results import Comparison, Difference, Estimate, Summary
 from varlora.report.rows import Row
@@ -11,13 +12,15 @@ __all__ = [
     "Comparison",
     "Difference",
     "Estimate",
+    "Health",
     "PosteriorFacts",
     "Row",
     "RunNotes",
-    "Scale",
     "Summary",
     "Table",
+    "ValidationLogProbs",
     "differences_table",
+    "health_of",
     "model_card",
     "reading",
     "render_page",

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from varlora.report.health import Health
+from varlora.report.health_text import remarks, scale_table, sentence, statements
 from varlora.report.tables import Cell, Number, Table, escape_markdown
 from varlora.report.vocabulary import FULL, METRICS, coldness, learning, listing, show
 
@@ -41,6 +43,7 @@ def model_card(
     metrics: Mapping[str, Mapping[str, Mapping[str, Any]]],
     task: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
+    health: Health | None = None,
 ) -> str:
     """The card as Markdown with YAML front matter.
 
@@ -51,6 +54,7 @@ def model_card(
         metrics: Content of metrics.json: {split: {"mean": {...}, "samples": {...}}}.
         task: Name, kind, answers, source, licence and notes of the task, as far as known.
         versions: Of the libraries.
+        health: How the posterior does.
 
     Example:
         >>> card = model_card(name="run-1", kind="point_mass", meta={"method": "adamw"}, metrics={})
@@ -62,6 +66,7 @@ def model_card(
         _what_it_is(kind, meta),
         *_task_section(task or {}),
         *_metrics_section(metrics),
+        *_health_section(health, name),
         *_loading_section(name, kind, meta),
         "## Limitations\n\n" + _bullets(_limitations(kind, meta, measured=bool(metrics))),
         *_versions_section(versions or {}),
@@ -142,6 +147,27 @@ def _metrics_section(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
 
 def _cell(metric: str, value: float | None) -> Cell:
     return Cell() if value is None else Cell(lines=((Number(METRICS[metric].show(value), value),),))
+
+
+def _health_section(health: Health | None, name: str) -> list[str]:
+    if health is None:
+        return []
+    told = "\n\n".join([f"**{_prose(sentence(health))}**", *(_prose(text) for text in remarks(health, name))])
+    lines = [f"**{name}**: {value} {escape_markdown(meaning)}." for name, value, meaning in statements(health)]
+    table = scale_table(health)
+    return [
+        f"## Health of the posterior\n\n{told}",
+        *([_bullets(lines)] if lines else []),
+        *([table.to_markdown()] if table is not None else []),
+    ]
+
+
+def _prose(text: str) -> str:
+    """Text in which code stands between backticks."""
+    return "".join(
+        _code(part) if i % 2 else f"{' ' * part[:1].isspace()}{escape_markdown(part)}{' ' * part[-1:].isspace()}"
+        for i, part in enumerate(text.split("`"))
+    )
 
 
 def _loading_section(name: str, kind: str, meta: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from varlora.report.figures import BINS, FEW, reliability_diagrams, risk_coverage_curves
+from varlora.report.health import Health
+from varlora.report.health_text import remarks, scale_table, sentence, statements
 from varlora.report.reading import reading
 from varlora.report.results import Comparison
 from varlora.report.tables import Table, differences_table, results_table, times_table
@@ -40,25 +42,11 @@ class RunNotes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How wide the posterior of some weights is, beside how large they are.
-
-    Args:
-        noise_sd: Root mean square of the posterior's standard deviations.
-        weight_rms: Root mean square of the means.
-    """
-
-    noise_sd: float
-    weight_rms: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class PosteriorFacts:
     """What kind of posterior was found. None and empty: not known, left out.
 
     Args:
         num_weights: Trained entries.
-        scales: By group of weights: {"LoRA A": Scale(...), "LoRA B": Scale(...)}.
         hessian_moved: Median of |h/h0 - 1|, `meta.diagnostics["hessian_moved"]["overall"]`.
         ess: λ.
         num_examples: N.
@@ -68,7 +56,6 @@ class PosteriorFacts:
     """
 
     num_weights: int | None = None
-    scales: Mapping[str, Scale] = field(default_factory=dict)
     hessian_moved: float | None = None
     ess: float | None = None
     num_examples: int | None = None
@@ -77,7 +64,7 @@ class PosteriorFacts:
     note: str = ""
 
     def statements(self) -> list[tuple[str, str, str]]:
-        """Name, value and meaning of everything that is known but the scales."""
+        """Name, value and meaning of everything that is known."""
         statements = []
         if self.num_weights is not None:
             statements.append(("Weights", f"{self.num_weights:,}", "adapter entries, each with a mean and a variance"))
@@ -103,6 +90,7 @@ def render_page(
     title: str,
     notes: RunNotes | None = None,
     posterior: PosteriorFacts | None = None,
+    health: Health | None = None,
     version: str = "",
 ) -> str:
     """The page as HTML; the same bytes for the same input.
@@ -112,6 +100,7 @@ def render_page(
         title: Heading of the page.
         notes: How it was run.
         posterior: What kind of posterior it is.
+        health: How that posterior does.
         version: Of varlora, for the foot of the page.
     """
     environment = Environment(
@@ -130,6 +119,7 @@ def render_page(
         measures=measures,
         notes=notes or RunNotes(),
         posterior=posterior,
+        health=health and _health(health),
         times=_times(comparison),
         bins=BINS,
         few=FEW,
@@ -144,10 +134,11 @@ def write_page(
     title: str,
     notes: RunNotes | None = None,
     posterior: PosteriorFacts | None = None,
+    health: Health | None = None,
     version: str = "",
 ) -> Path:
     """`render_page` into a file, which holds the old page or the new one and never half of it."""
-    page = render_page(comparison, title=title, notes=notes, posterior=posterior, version=version)
+    page = render_page(comparison, title=title, notes=notes, posterior=posterior, health=health, version=version)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
@@ -174,6 +165,15 @@ def _split(comparison: Comparison, index: int) -> dict[str, Any]:
             name: Markup(svg) for name, svg in reliability_diagrams(runs, prefix=f"reliability-{index}").items()
         },
         "curves": Markup(risk_coverage_curves(runs, prefix=f"risk-coverage-{index}")),
+    }
+
+
+def _health(health: Health) -> dict[str, Any]:
+    return {
+        "sentence": sentence(health),
+        "remarks": remarks(health),
+        "statements": statements(health),
+        "scales": scale_table(health),
     }
 
 

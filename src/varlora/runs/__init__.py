@@ -2,9 +2,11 @@
 
 from varlora.runs.config import RunConfig, read_yaml
 from varlora.runs.folder import CompletionScores, RunFolder, finite, is_run, read_run, write_derived, write_run
+from varlora.runs.health import run_health
 from varlora.runs.measure import measure
 from varlora.runs.run import RunResult, Trained, evaluate, method_of, predict_split, run, train
 from varlora.runs.setting import Setting, load_setting, load_task, reload_setting
+from varlora.runs.tune import Tuning, in_words, reset, tune
 
 __all__ = [
     "CompletionScores",
@@ -13,8 +15,10 @@ __all__ = [
     "RunResult",
     "Setting",
     "Trained",
+    "Tuning",
     "evaluate",
     "finite",
+    "in_words",
     "is_run",
     "load_setting",
     "load_task",
@@ -24,8 +28,11 @@ __all__ = [
     "read_run",
     "read_yaml",
     "reload_setting",
+    "reset",
     "run",
+    "run_health",
     "train",
+    "tune",
     "write_derived",
     "write_run",
 ]

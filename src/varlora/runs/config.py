@@ -95,12 +95,19 @@ class RunConfig:
     method: str = _method("How the adapter is trained (see `varlora methods`).", "ivon")
     learning_rate: float | None = _method("Learning rate; the method's own default otherwise.")
     weight_decay: float | None = _method("AdamW's decoupled decay; IVON's delta.")
-    ess: float | None = _method("IVON: effective sample size lambda; 5000 * sqrt(N) otherwise.")
-    hess_init: float | None = _method("IVON: initial Hessian h0.")
-    clip_radius: float | None = _method("IVON: bound on the preconditioned step.")
+    recipe: Literal["auto", "cong2024", "cong2025"] | None = _method(
+        "IVON: its other options' defaults. 'auto' needs nothing but AdamW's learning rate; the others are published."
+    )
+    update: Literal["newton", "adam"] | None = _method("IVON: the mean moves by IVON's own step, or by AdamW's.")
+    ess: float | Literal["auto"] | None = _method("IVON: effective sample size lambda; 'auto' is 100 N.")
+    hess_init: float | Literal["auto"] | None = _method("IVON: initial Hessian h0; 'auto' is N / lambda.")
+    clip_radius: float | None = _method("IVON: bound on the preconditioned step, with the Newton update.")
     beta1: float | None = _method("IVON: decay of the momentum.")
-    beta2: float | None = _method("IVON: decay of the Hessian.")
+    beta2: float | None = _method("IVON: decay of the Hessian; 1 keeps it at h0.")
     prior: Literal["fixed", "adaptive"] | None = _method("IVON: one fixed prior, or one learned per tensor.")
+    held_out: Literal["auto", "validation", "train", "none"] | None = _method(
+        "IVON: rows that steer lambda: validation rows, or training rows that are withheld for a while."
+    )
     draws: int | None = _method("IVON: Monte-Carlo draws per micro-batch in training. TFB: draws for each scale tried.")
 
     curvature: Literal["kron", "diag"] | None = _method("Laplace: structure of the curvature.")
@@ -113,6 +120,8 @@ class RunConfig:
     curvature_rank_above: int | None = _method("Laplace: dimensions above which a Kronecker factor is large.")
     tolerance: float | None = _method("TFB: relative change of the anchor set's NLL that is borne.")
     anchor_examples: int | None = _method("TFB: size of the anchor set.")
+    label_smoothing: float | None = _method("AdamW and methods on top of it: share of each label that is spread.")
+    ema_decay: float | None = _method("EMA: share of the average that a step keeps.")
     members: int | None = _method("ensemble: number of adapters.")
     snapshots: int | None = _method("SWAG: snapshots of the adapter.")
     swag_start: float | None = _method("SWAG: share of the steps before the first snapshot.")
@@ -130,6 +139,9 @@ class RunConfig:
     warmup_steps: int = _training("Steps of linear warm-up; BLoB and ScalaBL take 6 percent of the steps for 0.", 0)
     max_grad_norm: float = _training("Norm to which gradients are clipped; 0 does not clip.", 1.0)
     gradient_checkpointing: bool = _training("Recompute activations to save memory.", False)
+    cache_frozen_layers: bool = _training(
+        "Encoders adapted in upper layers only: compute the frozen lower layers once per row, without dropout.", False
+    )
     bf16: bool = _training("Compute in bfloat16 (autocast).", False)
     early_stopping: bool = _training("Keep the checkpoint with the lowest validation loss.", False)
     eval_steps: int | None = _training(
@@ -183,7 +195,7 @@ class RunConfig:
         ):
             require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "ess", "hess_init", "clip_radius"):
-            require(name, getattr(self, name) is None or getattr(self, name) > 0, "positive")
+            require(name, getattr(self, name) in (None, "auto") or getattr(self, name) > 0, "positive")
         for name in (
             "eval_steps",
             "max_train_samples",
@@ -198,8 +210,8 @@ class RunConfig:
         size = self.validation_size
         whole = size >= 1 and size == int(size)
         require("validation_size", 0 < size < 1 or whole, "a fraction below 1, or a number of rows")
-        for name in ("beta1", "beta2"):
-            require(name, getattr(self, name) is None or 0 <= getattr(self, name) < 1, "in [0, 1)")
+        require("beta1", self.beta1 is None or 0 <= self.beta1 < 1, "in [0, 1)")
+        require("beta2", self.beta2 is None or 0 <= self.beta2 <= 1, "in [0, 1]")
         require("weight_decay", self.weight_decay is None or self.weight_decay >= 0, "at least 0")
         require("warmup_steps", self.warmup_steps >= 0, "at least 0")
         schedules = [schedule.value for schedule in SchedulerType]

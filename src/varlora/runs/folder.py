@@ -29,9 +29,11 @@ from torch import Tensor
 
 from varlora.checkpoint import load_posterior, write_posterior_files
 from varlora.posterior import Posterior
-from varlora.prediction import Prediction
+from varlora.prediction import Prediction, modes_of
+from varlora.report import Health
 from varlora.report.model_card import model_card
 from varlora.runs.config import RunConfig, read_yaml
+from varlora.runs.health import SPLIT, run_health
 from varlora.tasks import Task
 
 CONFIG = "config.yaml"
@@ -86,6 +88,23 @@ class CompletionScores:
         }
         pq.write_table(pa.table(columns), file)
 
+    @classmethod
+    def load(cls, file: Path) -> CompletionScores:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: it is no Parquet file of ours.
+        """
+        try:
+            table = pq.read_table(file, columns=["id", "num_tokens", "log_likelihoods"])
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{file} holds no scores of completions: {error}") from error
+        return cls(
+            log_likelihoods=torch.tensor(table["log_likelihoods"].to_pylist(), dtype=torch.float64),
+            num_tokens=torch.tensor(table["num_tokens"].to_pylist(), dtype=torch.int64),
+            ids=tuple(table["id"].to_pylist()),
+        )
+
 
 def write_run(
     folder: Path,
@@ -134,6 +153,7 @@ def write_run(
         metrics=metrics,
         task=facts["task"],  # type: ignore[arg-type]
         versions=versions(),
+        health=run_health(posterior, predictions.get(SPLIT, {}), config.samples),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -168,6 +188,20 @@ class RunFolder:
             there = sorted(p.name.removesuffix(".parquet") for p in (self.path / PREDICTIONS).glob("*.parquet"))
             raise ValueError(f"{self.path} has no predictions {split}.{mode}; it has {', '.join(there) or 'none'}.")
         return Prediction.load(file)
+
+    def health(self) -> Health:
+        """How its posterior does, from this folder alone: no model is loaded.
+
+        Raises:
+            ValueError: a file of predictions is damaged, or not of the same rows as another.
+        """
+        load = CompletionScores.load if self.facts["task"]["kind"] == "completion" else Prediction.load
+        modes = modes_of(self.posterior)
+        files = {mode: self.path / PREDICTIONS / f"{SPLIT}.{mode}.parquet" for mode in {modes[0], modes[-1]}}
+        stored: dict[str, Prediction | CompletionScores] = {
+            mode: load(file) for mode, file in files.items() if file.is_file()
+        }
+        return run_health(self.posterior, stored, self.config.samples)
 
 
 def read_run(folder: str | Path) -> RunFolder:

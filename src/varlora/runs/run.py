@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from varlora.checkpoint import MANIFEST
 from varlora.completions import predict_completions
 from varlora.folders import atomic_folder, check_target
+from varlora.frozen_layers import cached_frozen_layers
 from varlora.linearised import predict_linearised
 from varlora.methods import METHODS, Job, Method, with_options, with_temperatures
 from varlora.posterior import Posterior
@@ -33,6 +35,7 @@ from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, write_run
 from varlora.runs.measure import measure
 from varlora.runs.setting import Setting, load_setting
+from varlora.tuned import settled
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +87,9 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, pro
     processes.wait_for_everyone()
     setting = load_setting(config)
     _check_temperature_scaling(setting)
-    trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
-    result = evaluate(setting, method, trained, progress=progress)
+    with cached_frozen_layers(setting.model) if config.cache_frozen_layers else nullcontext():
+        trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
+        result = evaluate(setting, method, trained, progress=progress)
     if processes.is_main_process:  # every process has the same result; one writes it
         with atomic_folder(config.output_dir, overwrite=overwrite) as folder:
             write_run(
@@ -216,11 +220,11 @@ def predict_split(
         q: the posterior.
         split: name of the split.
         mode: "mean" (the posterior's point), "samples" or "linearised".
-        samples: number of draws; None: the run's.
+        samples: number of draws; None: what `varlora tune` chose, or the run's.
         progress: show a progress bar.
     """
     if samples is None:
-        samples = setting.config.samples
+        samples = settled(q, None, setting.config.samples)[1]
     if mode == "mean":
         samples = 0
     seed = setting.config.seed

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from varlora.metrics import mean_log_probs
+from varlora.metrics import largest_free, mean_log_probs
 from varlora.ops import prune
 from varlora.posterior import Posterior
 from varlora.prediction import Prediction, modes_of
@@ -43,13 +42,7 @@ def largest_free_fraction(
         raise ValueError(
             f"{len(reference)} labelled validation row(s) cannot tell what pruning costs; give at least 2."
         )
-    best = 0.0
-    for fraction in fractions:
-        difference = _losses(setting, prune(q, fraction), samples) - reference
-        if not float(difference.mean()) <= float(difference.std()) / math.sqrt(len(difference)):
-            break
-        best = fraction
-    return best
+    return largest_free(((f, _losses(setting, prune(q, f), samples)) for f in fractions), reference)
 
 
 def _losses(setting: Setting, q: Posterior, samples: int) -> Tensor:

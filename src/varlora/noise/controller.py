@@ -21,177 +21,24 @@ itself and are left unclipped.
 from __future__ import annotations
 
 import functools
-import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from varlora.noise.places import Place, Site, scopes_of, unwrapped_model
+from varlora.noise.sampled import Sample, SampledForward, uncompiled
+from varlora.noise.source import CounterNoise, NoiseSource
 from varlora.optim import IVON
 from varlora.optim.wrapped import unwrapped
 
 
 class NoiseWarning(UserWarning):
     """The noise will be drawn, but not quite as asked."""
-
-
-class NoiseSource(Protocol):
-    """Where standard-normal noise comes from."""
-
-    def draw(self, name: str, like: Tensor, *, step: int, draw: int, rank: int) -> Tensor:
-        """Returns a standard-normal tensor of `like`'s shape, dtype and device.
-
-        Args:
-            name: the tensor's name, the same on every rank and in every run.
-            like: gives shape, dtype and device.
-            step: index of the optimizer step, from 0.
-            draw: index of the draw within the step, from 0.
-            rank: the data-parallel rank.
-        """
-
-
-@dataclass
-class CounterNoise:
-    """Noise that depends on nothing but (seed, step, draw, rank, name).
-
-    Args:
-        seed: any integer; runs with the same seed draw the same noise.
-
-    Example:
-        >>> import torch
-        >>> source, like = CounterNoise(seed=0), torch.zeros(2)
-        >>> first = source.draw("w", like, step=3, draw=0, rank=0)
-        >>> torch.equal(first, CounterNoise(seed=0).draw("w", like, step=3, draw=0, rank=0))
-        True
-        >>> torch.equal(first, source.draw("w", like, step=3, draw=0, rank=1))
-        False
-    """
-
-    seed: int = 0
-    _generators: dict[torch.device, torch.Generator] = field(default_factory=dict, init=False, repr=False)
-
-    def draw(self, name: str, like: Tensor, *, step: int, draw: int, rank: int) -> Tensor:
-        """See `NoiseSource.draw`."""
-        key = repr((self.seed, step, draw, rank, name)).encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
-        if like.device not in self._generators:
-            self._generators[like.device] = torch.Generator(like.device)
-        generator = self._generators[like.device].manual_seed(seed)
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-
-
-@dataclass
-class ReplayedNoise:
-    """Replays given noise, one tensor per call and name: for tests and for comparing implementations.
-
-    Args:
-        draws: per name, the standard-normal tensors in the order in which they are asked for.
-
-    Example:
-        >>> import torch
-        >>> source = ReplayedNoise({"w": [torch.ones(2), torch.zeros(2)]})
-        >>> source.draw("w", torch.empty(2), step=0, draw=0, rank=0)
-        tensor([1., 1.])
-    """
-
-    draws: Mapping[str, Sequence[Tensor]]
-    _calls: dict[str, int] = field(default_factory=dict, init=False, repr=False)
-
-    def draw(self, name: str, like: Tensor, *, step: int, draw: int, rank: int) -> Tensor:
-        """See `NoiseSource.draw`; raises IndexError after the last given draw."""
-        call = self._calls.get(name, 0)
-        self._calls[name] = call + 1
-        return self.draws[name][call].to(like).view_as(like)
-
-
-@dataclass
-class _Site:
-    """One trained parameter: its present noise and the sum of its noise · gradient products."""
-
-    name: str
-    parameter: nn.Parameter  # as the optimizer holds it (under FSDP2, the shard)
-    noise: Tensor | None = None
-    product: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a module reads a trained parameter: `holder.attribute`."""
-
-    site: _Site
-    holder: nn.Module
-    attribute: str
-
-
-class _Sample(torch.autograd.Function):
-    """mean ↦ mean + noise; the backward pass adds noise · gradient to the site."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, mean: Tensor, noise: Tensor, record: Callable[[Tensor], None]) -> Tensor:
-        sample = (mean + noise).to(parameter.dtype)
-        if sample.dtype != mean.dtype:
-            noise = sample.to(mean.dtype) - mean  # the noise that the forward pass really sees
-        ctx.noise, ctx.record = noise, record
-        return sample
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.record(gradient.to(ctx.noise.dtype) * ctx.noise)
-        return gradient, None, None, None
-
-
-def _uncompiled(function: Callable[..., Any], *, but_callees: bool = False) -> Callable[..., Any]:
-    """Keeps torch.compile out of this function and, unless `but_callees`, out of what it calls."""
-    return torch.compiler.disable(function, recursive=not but_callees)  # type: ignore[no-any-return,no-untyped-call]
-
-
-@_uncompiled
-def _unshadow(places: Sequence[_Place]) -> None:
-    for place in places:
-        place.holder.__dict__.pop(place.attribute, None)
-
-
-class _SampledForward:
-    """A module's forward, at sampled weights while the controller is active.
-
-    A wrapper with `finally` rather than a pair of hooks: hooks do not run on KeyboardInterrupt.
-    """
-
-    def __init__(self, controller: NoiseController, scope: nn.Module, places: Sequence[_Place]) -> None:
-        functools.update_wrapper(self, scope.forward)
-        self.forward = scope.forward
-        self.replaced = scope.__dict__.get("forward")  # e.g. accelerate's autocast
-        self.controller, self.scope, self.places = controller, scope, places
-
-    def remove(self) -> None:
-        """Gives the module its forward back, unless somebody has wrapped this one in the meantime."""
-        if self.scope.__dict__.get("forward") is self:
-            del self.scope.forward
-            if self.replaced is not None:
-                self.scope.forward = self.replaced
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.controller._sampling:
-            return self.forward(*args, **kwargs)
-        try:
-            self.controller._shadow(self.places)
-            return self.forward(*args, **kwargs)
-        finally:
-            _unshadow(self.places)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the module is not under control: it computes at its own weights."""
-        copied = memo[id(self.scope)]
-        return functools.partial(type(copied).forward, copied)
-
-    __call__ = _uncompiled(__call__, but_callees=True)
 
 
 class NoiseController:
@@ -249,26 +96,27 @@ class NoiseController:
         self.optimizer = optimizer
         self.source = source if source is not None else CounterNoise(seed)
         self.rank = rank if rank is not None else (dist.get_rank() if dist.is_initialized() else 0)
-        self.model = _unwrapped(model)
+        self.model = unwrapped_model(model)
 
         self._draw_index = 0
         self._consumed = True  # whether a backward pass has used the present noise
         self._active = False  # whether forwards (and their recomputation) see sampled weights
         self._before_inference: bool | None = None
+        self._evaluated = False  # whether forwards in evaluation mode see the draw of `evaluation_draw`
         self._sites = self._find_sites()
         self._held = {site.parameter for site in self._sites.values()}
-        scopes = _scopes(self.model, self._sites)
+        scopes = scopes_of(self.model, self._sites)
         for former in [optimizer.noise, *(getattr(scope.forward, "controller", None) for scope in scopes)]:
             if isinstance(former, NoiseController):  # left behind by a training that was interrupted
                 former.detach()
-        self._wrapped: list[_SampledForward] = []
+        self._wrapped: list[SampledForward] = []
         for scope, places in scopes.items():
-            wrapped = _SampledForward(self, scope, places)
+            wrapped = SampledForward(self, scope, places)
             scope.forward = wrapped
             self._wrapped.append(wrapped)
         self._hooks = [
-            self.model.register_forward_pre_hook(_uncompiled(self._before_forward)),
-            self.model.register_forward_hook(_uncompiled(self._after_forward), always_call=True),
+            self.model.register_forward_pre_hook(uncompiled(self._before_forward)),
+            self.model.register_forward_hook(uncompiled(self._after_forward), always_call=True),
         ]
         optimizer.noise = self
 
@@ -284,6 +132,51 @@ class NoiseController:
         if self.optimizer.noise is self:
             self.optimizer.noise = None
 
+    @contextmanager
+    def evaluation_draw(self, index: int, *, sign: float = 1.0) -> Iterator[None]:
+        """Within it, forwards in evaluation mode and without gradients compute at one draw of the present posterior.
+
+        Training's own draws are untouched: the noise depends on (seed, step, index, name), not on the rank, so that
+        all ranks see the same weights.
+
+        Args:
+            index: which draw of this step, from 0.
+            sign: -1 gives the draw opposite to the one of the same index.
+
+        Raises:
+            RuntimeError: a training step is under way: there was a forward or backward pass since the last `step`; or,
+                within the block, a forward in training mode or with gradients, or a second `evaluation_draw`.
+
+        Example:
+            >>> import torch
+            >>> from varlora import IVON, NoiseController
+            >>> model = torch.nn.Linear(3, 1)
+            >>> noise = NoiseController(model, IVON(model.parameters(), lr=0.1, ess=50.0, hess_init=1.0))
+            >>> x = torch.ones(1, 3)
+            >>> with torch.no_grad(), noise.evaluation_draw(0):
+            ...     plus = model.eval()(x)
+            >>> with torch.no_grad(), noise.evaluation_draw(0, sign=-1.0):
+            ...     minus = model(x)
+            >>> torch.allclose((plus + minus) / 2, model(x))
+            True
+        """
+        if self._evaluated:
+            raise RuntimeError("evaluation_draw() within evaluation_draw(); leave the first block before the second.")
+        pending = any(site.product is not None and site.parameter.grad is not None for site in self._sites.values())
+        if not self._consumed or pending:
+            raise RuntimeError(
+                "evaluation_draw() between a training forward and optimizer.step(); call it after step()."
+            )
+        self.clear()  # without gradients, products belong to a step that was abandoned (see `_draw`)
+        try:
+            self._set_noise("evaluation/", index, rank=0, sign=sign)
+            self._evaluated = True
+            yield
+        finally:
+            self._evaluated = self._active = False
+            for site in self._sites.values():
+                site.noise = None
+
     # For the optimizer (`optim.ivon.NoiseStatistics`) -------------------------------------------------------
 
     def collect(self) -> dict[Tensor, Tensor]:
@@ -293,7 +186,7 @@ class NoiseController:
             RuntimeError: no draw took part in a backward pass, or a gradient bypassed its noise.
         """
         sites = list(self._sites.values())
-        used = torch.tensor([site.product is not None for site in sites], device=self._device)
+        used = torch.tensor([site.product is not None for site in sites], device=self.device)
         products = [site.product for site in sites]
         if self._world_size > 1:
             used, products = self._average_over_ranks(used, sites)
@@ -336,7 +229,7 @@ class NoiseController:
     def all_agree(self, flag: Tensor) -> bool:
         """Whether `flag` is true on every rank."""
         if self._world_size > 1:
-            number = flag.to(self._device, torch.int32)
+            number = flag.to(self.device, torch.int32)
             dist.all_reduce(number, dist.ReduceOp.MIN)
             return bool(number)
         return bool(flag)
@@ -354,13 +247,20 @@ class NoiseController:
     # Forward and backward -----------------------------------------------------------------------------------
 
     @property
-    def _sampling(self) -> bool:
-        """Whether a module reads sampled weights now: in training mode, or recomputed within a backward pass."""
+    def sampling(self) -> bool:
+        """Whether a module reads sampled weights: in training mode, recomputed in a backward pass, or as asked."""
+        if self._evaluated:
+            return not self.model.training
         return self._active and (self.model.training or torch._C._current_graph_task_id() != -1)
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if module is not self.model:  # a copy of it
             return
+        if self._evaluated and (self.model.training or torch.is_grad_enabled()):
+            raise RuntimeError(
+                "a forward within evaluation_draw() in training mode, or with gradients; call model.eval() and use "
+                "torch.no_grad() around it."
+            )
         if not (self.model.training and torch.is_grad_enabled()):
             self._before_inference, self._active = self._active, False
             return
@@ -379,17 +279,20 @@ class NoiseController:
             # that found an overflow, an exception in a loop that went on).
             self.clear()
             self._draw_index = 0
-        for site in self._sites.values():
-            scale = _full(self.optimizer.noise_scale(site.parameter))
-            noise = self.source.draw(
-                site.name, scale, step=self.optimizer.step_index, draw=self._draw_index, rank=self.rank
-            )
-            site.noise = noise * scale
+        self._set_noise("", self._draw_index, rank=self.rank)
         self._draw_index += 1
         self._consumed = False
 
-    @_uncompiled
-    def _shadow(self, places: Sequence[_Place]) -> None:
+    @torch.no_grad()
+    def _set_noise(self, kind: str, draw: int, *, rank: int, sign: float = 1.0) -> None:
+        step = self.optimizer.step_index
+        for site in self._sites.values():
+            scale = _full(self.optimizer.noise_scale(site.parameter))
+            noise = self.source.draw(f"{kind}{site.name}", scale, step=step, draw=draw, rank=rank)
+            site.noise = noise * scale * sign
+
+    @uncompiled
+    def shadow(self, places: Sequence[Place]) -> None:
         """Shadows each parameter by its sample: an instance attribute wins over a registered parameter."""
         for place in places:
             parameter = place.holder._parameters[place.attribute]
@@ -397,19 +300,19 @@ class NoiseController:
             assert place.site.noise is not None
             mean = parameter.detach() if parameter.dtype == place.site.noise.dtype else self._master(place.site)
             record = functools.partial(self._record, place.site)
-            sample = _Sample.apply(parameter, mean, place.site.noise, record)  # type: ignore[no-untyped-call]
+            sample = Sample.apply(parameter, mean, place.site.noise, record)  # type: ignore[no-untyped-call]
             place.holder.__dict__[place.attribute] = sample
 
-    def _master(self, site: _Site) -> Tensor:
+    def _master(self, site: Site) -> Tensor:
         return _full(self.optimizer.mean(site.parameter))
 
-    def _record(self, site: _Site, product: Tensor) -> None:
+    def _record(self, site: Site, product: Tensor) -> None:
         site.product = product if site.product is None else site.product.add_(product)
         self._consumed = True
 
     # Finding the parameters ---------------------------------------------------------------------------------
 
-    def _find_sites(self) -> dict[str, _Site]:
+    def _find_sites(self) -> dict[str, Site]:
         held = {p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
         names = {p: name for name, p in self.model.named_parameters()}
         if not held & names.keys():
@@ -431,7 +334,7 @@ class NoiseController:
             )
         for group in self.optimizer.param_groups:
             group["param_names"] = [names.get(p, "") for p in group["params"]]
-        return {name: _Site(name, p) for p, name in sorted(names.items(), key=lambda item: item[1]) if p in held}
+        return {name: Site(name, p) for p, name in sorted(names.items(), key=lambda item: item[1]) if p in held}
 
     # Ranks --------------------------------------------------------------------------------------------------
 
@@ -440,71 +343,22 @@ class NoiseController:
         return dist.get_world_size() if dist.is_initialized() else 1
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where the trained parameters are (the first of them)."""
         return next(iter(self._sites.values())).parameter.device
 
-    def _average_over_ranks(self, used: Tensor, sites: Sequence[_Site]) -> tuple[Tensor, list[Tensor | None]]:
+    def _average_over_ranks(self, used: Tensor, sites: Sequence[Site]) -> tuple[Tensor, list[Tensor | None]]:
         used = used.to(torch.int32)
         dist.all_reduce(used, dist.ReduceOp.MAX)
         parts = [
             (site.product if site.product is not None else torch.zeros_like(_full(self.optimizer.mean(site.parameter))))
             for site in sites
         ]
-        flat = torch.cat([part.flatten().to(self._device) for part in parts])
+        flat = torch.cat([part.flatten().to(self.device) for part in parts])
         dist.all_reduce(flat)
         flat /= self._world_size
         averaged = torch.split(flat, [part.numel() for part in parts])
         return used.bool(), [a.view_as(part).to(part.device) for a, part in zip(averaged, parts, strict=True)]
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside data-parallel and torch.compile wrappers, whose names do not depend on them."""
-    while True:
-        compiled = getattr(model, "_orig_mod", None)
-        if isinstance(model, nn.DataParallel):
-            raise ValueError(
-                "torch.nn.DataParallel copies the model in every forward pass, so noise cannot be collected from "
-                "it. Start one process per device instead (torchrun or accelerate launch), or make one device visible."
-            )
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(compiled, nn.Module):
-            model = compiled
-        else:
-            return model
-
-
-def _scopes(model: nn.Module, sites: Mapping[str, _Site]) -> dict[nn.Module, list[_Place]]:
-    """For every module whose forward reads trained parameters: where it reads them.
-
-    That is the owner of the parameter, unless a layer around it reads it on the owner's behalf: PEFT's tuner
-    layers (DoRA and embeddings read their submodules' weights), attention's output projection, and whatever
-    holds a ParameterList or ParameterDict, which have no forward.
-    """
-    by_parameter = {id(site.parameter): site for site in sites.values()}
-    scopes: dict[nn.Module, list[_Place]] = {}
-    visited: set[nn.Module] = set()
-
-    def visit(module: nn.Module, reader: nn.Module | None) -> None:
-        if module in visited:
-            return
-        visited.add(module)
-        if isinstance(module, (BaseTunerLayer, nn.MultiheadAttention)):
-            reader = module
-        scope = reader if reader is not None else module
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in by_parameter:
-                scopes.setdefault(scope, []).append(_Place(by_parameter[id(parameter)], module, attribute))
-        for name, child in module.named_children():
-            inner = reader
-            if isinstance(module, BaseTunerLayer) and name == "base_layer":
-                inner = None
-            if inner is None and isinstance(child, (nn.ParameterList, nn.ParameterDict)):
-                inner = module
-            visit(child, inner)
-
-    visit(model, None)
-    return scopes
 
 
 def _full(tensor: Tensor) -> Tensor:

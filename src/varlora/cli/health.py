@@ -1,0 +1,71 @@
+"""`varlora health`: whether sampling helps in a run, and how its posterior does."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from varlora.cli.console import out
+from varlora.cli.operation import SOURCES, read_posterior
+from varlora.cli.parsing import CommandParser
+from varlora.report import Health, health_of
+from varlora.report.health_text import remarks, scale_table, sentence, statements
+from varlora.runs import is_run, read_run
+from varlora.tuned import SAMPLES
+
+EXAMPLES = """
+  varlora health runs/ivon
+  varlora health runs/ivon.checkpoints/checkpoint-500        what the optimizer holds so far
+"""
+
+
+def parser() -> CommandParser:
+    """The run."""
+    made = CommandParser(
+        "health",
+        about=(
+            "Show how a posterior does: whether sampling helps on the validation rows and what to use, its noise "
+            "beside its weights, where λ ended, how far the Hessian has moved, whether draws agree. It reads the "
+            "folder, what was predicted for the validation rows included; no model is loaded, and no other split is "
+            "looked at."
+        ),
+        examples=EXAMPLES,
+        usage="SOURCE",
+    )
+    made.add_argument("source", metavar="SOURCE", help=f"{SOURCES[0].upper()}{SOURCES[1:]}.")
+    return made
+
+
+def execute(arguments: Namespace) -> None:
+    """Shows it."""
+    source: str = arguments.source
+    if is_run(source):
+        show_health(read_run(source).health(), source)
+    else:
+        show_health(health_of(read_posterior(source), samples=SAMPLES), source)
+
+
+def show_health(health: Health, source: str) -> None:
+    """The numbers, then the sentence."""
+    rows = statements(health)
+    if rows:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for column in range(3):
+            table.add_column(no_wrap=column < 2, style=("", "bold", "dim")[column])
+        for row in rows:
+            table.add_row(*map(Text, row))
+        out.print(table, highlight=False)
+    if (scales := scale_table(health)) is not None:
+        out.print(scales.to_rich())
+    out.print(f"[bold]{_prose(sentence(health))}[/bold]", highlight=False, soft_wrap=True)
+    for remark in remarks(health, source):
+        out.print(_prose(remark), highlight=False, soft_wrap=True)
+
+
+def _prose(text: str) -> str:
+    """Text in which code stands between backticks, in rich's markup."""
+    parts = text.split("`")
+    return "".join(f"[cyan]{escape(part)}[/cyan]" if i % 2 else escape(part) for i, part in enumerate(parts))

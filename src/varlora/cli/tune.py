@@ -1,0 +1,159 @@
+"""`varlora tune`: how to predict with a run, chosen on its validation rows."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from varlora.cli.console import out
+from varlora.cli.finished import add_run, changed
+from varlora.cli.parsing import CommandParser
+from varlora.runs import Tuning, read_run, reset, tune
+from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES
+from varlora.runs.tune import TABLE
+from varlora.runs.tuning import Candidate
+
+EXAMPLES = """
+  varlora tune runs/ivon
+  varlora eval runs/ivon                                     as it was tuned
+  varlora tune runs/ivon --samples 4 10 --fractions 0        fewer passes: two numbers of draws, no pruning
+  varlora tune runs/ivon --reset
+"""
+STAGES = {"scale": "τ and T", "draws": "Draws", "pruning": "Pruning"}
+
+
+def parser() -> CommandParser:
+    """The run, and what to try."""
+    made = CommandParser(
+        "tune",
+        about=(
+            "Choose how to predict with a finished run, on its validation rows: the posterior's temperature, the "
+            "temperature of the logits, the number of draws, and what can be pruned for nothing. A setting is left "
+            "only for one whose NLL is lower by more than a standard error of the paired difference. The choice goes "
+            "into posterior.json, and `eval` and `predict` use it; the weights are not touched."
+        ),
+        examples=EXAMPLES,
+        usage="RUN [OPTIONS]",
+    )
+    made.option(
+        "temperatures",
+        "Posterior temperatures to try besides the run's own: 0 is the mean, above 1 warmer.",
+        type=float,
+        nargs="+",
+        default=TEMPERATURES,
+    )
+    made.option(
+        "samples", "Numbers of draws to try besides the run's own.", type=int, nargs="+", default=DRAWS, metavar="N"
+    )
+    made.option("fractions", "Fractions to prune; 0 for none.", type=float, nargs="+", default=FRACTIONS)
+    made.option(
+        "by",
+        "Which go first; 'snr' where there is a variance, else 'magnitude'.",
+        choices=["snr", "variance", "magnitude"],
+    )
+    made.flag("prune", "Predict without what can be pruned for nothing, too; otherwise it is only said.")
+    made.flag("no_logit_temperature", "Do not divide the logits.")
+    made.option(
+        "standard_errors",
+        "How many standard errors of the paired difference a gain must exceed.",
+        type=float,
+        default=1.0,
+    )
+    made.option("split", "The rows; none but the validation rows may be chosen on.", default="validation")
+    made.flag("reset", "Take back what was tuned.")
+    add_run(made)
+    return made
+
+
+def execute(arguments: Namespace) -> None:
+    """Chooses and writes, or takes back."""
+    name = escape(arguments.run)
+    if arguments.reset:
+        reset(arguments.run)
+        out.print(f"[bold]{name}[/bold] predicts as trained again.", highlight=False, soft_wrap=True)
+        return
+    tuning = tune(
+        arguments.run,
+        temperatures=arguments.temperatures,
+        samples=arguments.samples,
+        fractions=arguments.fractions,
+        by=arguments.by,
+        logit_temperature=not arguments.no_logit_temperature,
+        apply_pruning=arguments.prune,
+        standard_errors=arguments.standard_errors,
+        split=arguments.split,
+        config=changed(read_run(arguments.run).config, arguments),
+        progress=not arguments.no_progress,
+    )
+    out.print(_table(tuning))
+    for note in tuning.notes:
+        out.print(note, highlight=False, soft_wrap=True)
+    out.print(f"[bold]{escape(tuning.sentence)}[/bold]", highlight=False, soft_wrap=True)
+    _free(tuning, name)
+    if tuning.tuned is None:
+        out.print(f"posterior.json says nothing of tuning; what was tried is in {TABLE}.", highlight=False)
+        return
+    out.print(
+        f"Written to {name}/posterior.json; what was tried, to {TABLE}. metrics.json was measured before. On the test "
+        f"rows: [cyan]varlora eval {name}[/cyan]",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _table(tuning: Tuning) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for heading in ("τ", "Draws", "T", "Pruned", "NLL ↓", "Difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    candidates = tuning.choice.candidates
+    for number, candidate in enumerate(candidates):
+        first = number == 0 or candidates[number - 1].stage != candidate.stage
+        last = number + 1 == len(candidates) or candidates[number + 1].stage != candidate.stage
+        cells = _cells(candidate)
+        style = "bold" if candidate.chosen else None
+        table.add_row(STAGES[candidate.stage] if first else "", *cells, style=style, end_section=last)
+    return table
+
+
+def _cells(candidate: Candidate) -> tuple[str, ...]:
+    drawn = candidate.mode == "samples"
+    marks = [word for word, holds in (("so far", candidate.default), ("chosen", candidate.chosen)) if holds]
+    return (
+        "mean" if candidate.mode == "mean" else f"{candidate.temperature:g}",
+        str(candidate.samples) if drawn else "",
+        f"{candidate.logit_temperature:.3g}{' fitted' * candidate.fitted}",
+        f"{100 * candidate.pruned:g} %" if candidate.pruned else "",
+        f"{candidate.nll:.4f}",
+        "" if candidate.default else f"{candidate.difference:+.4f} ± {candidate.standard_error:.4f}",
+        ", ".join(marks),
+    )
+
+
+def _free(tuning: Tuning, name: str) -> None:
+    """What costs nothing: fewer draws, and a smaller posterior."""
+    choice = tuning.choice
+    if choice.fewest_samples is not None and choice.fewest_samples < choice.chosen.samples:
+        out.print(
+            f"{choice.fewest_samples} draws instead of {choice.chosen.samples} cost no more than a standard error: "
+            f"[cyan]varlora predict {name} --samples {choice.fewest_samples} ...[/cyan]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if choice.free_fraction is None or "pruned" in (tuning.tuned or {}):
+        return
+    if choice.free_fraction > 0:
+        command = f"varlora prune {name} --fraction {choice.free_fraction:g} --by {tuning.by} --output_dir ..."
+        out.print(
+            f"{100 * choice.free_fraction:g} % can be pruned by {tuning.by} for no more than a standard error: "
+            f"[cyan]{command}[/cyan]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    else:
+        smallest = next(candidate.pruned for candidate in choice.candidates if candidate.pruned > 0)
+        out.print(f"Pruning {100 * smallest:g} % by {tuning.by} costs more than a standard error.", highlight=False)

@@ -1,0 +1,100 @@
+"""EMA: AdamW, and the exponential moving average of its path as the one point.
+
+Source: Polyak & Juditsky 1992, Acceleration of stochastic approximation by averaging.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from varlora.adapters import applied, load_into, trained_tensors
+from varlora.methods.adamw import AdamW
+from varlora.methods.method import Fit, Job, record
+from varlora.optim.averages import AveragedAdamW, averaged_adamw
+from varlora.optim.wrapped import restore_from
+from varlora.posterior import point_mass_of
+from varlora.training import AnswerTrainer, CompletionTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema(AdamW):
+    """AdamW with averaged weights.
+
+    Attributes:
+        ema_decay: share of the average that a step keeps, in [0, 1): .99 averages about the last hundred steps.
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> Ema(ema_decay=0.9).name
+        'ema'
+    """
+
+    name: ClassVar[str] = "ema"
+    summary: ClassVar[str] = "one point: an exponential moving average of AdamW's path"
+    ema_decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        AveragedAdamW([torch.zeros(1, requires_grad=True)], ema_decay=self.ema_decay)  # it checks the option
+
+    def trainer(self, job: Job) -> Trainer:
+        """A Trainer whose AdamW keeps the average.
+
+        Raises:
+            ValueError: the arguments ask for another optimizer, or for checkpoints without its state.
+        """
+        self.set_arguments(job)
+        arguments = job.arguments
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        if optimizer is not torch.optim.AdamW:
+            raise ValueError(f"optim={arguments.optim!r} is not PyTorch's AdamW; ema needs 'adamw_torch'.")
+        if arguments.load_best_model_at_end and arguments.save_only_model:
+            raise ValueError("the average is optimizer state: with load_best_model_at_end, save_only_model=False.")
+        parts = job.trainer_options()
+        parts["optimizer_cls_and_kwargs"] = (AveragedAdamW, {**options, "ema_decay": self.ema_decay})
+        if job.readout is None:
+            return EmaTrainer(**parts)
+        return EmaAnswerTrainer(**parts, readout=job.readout)
+
+    def fit(self, job: Job) -> Fit:
+        """The average as a point mass; the model is left there. Early stopping evaluates the average."""
+        trainer = self.trainer(job)
+        log = job.run(trainer)
+        optimizer = averaged_adamw(trainer.optimizer)
+        best = trainer.state.best_model_checkpoint if job.arguments.load_best_model_at_end else None
+        if best is not None:
+            restore_from(optimizer, best)
+        load_into(job.model, averages(job.model, optimizer))
+        return Fit(posterior=point_mass_of(job.model, **record(job, self.name)), log=log)
+
+
+def averages(model: nn.Module, optimizer: AveragedAdamW) -> dict[str, Tensor]:
+    """By checkpoint key, the averages of what trains."""
+    return {key: optimizer.average(p) for key, p in trained_tensors(model).items()}
+
+
+class EmaTrainerMixin:
+    """Evaluates at the average."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's evaluation, at the average so far."""
+        if self.optimizer is None:  # type: ignore[attr-defined]
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        model: nn.Module = self.model  # type: ignore[attr-defined]
+        with applied(model, averages(model, averaged_adamw(self.optimizer))):  # type: ignore[attr-defined]
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+
+class EmaTrainer(EmaTrainerMixin, CompletionTrainer):
+    """`CompletionTrainer` with averaged weights."""
+
+
+class EmaAnswerTrainer(EmaTrainerMixin, AnswerTrainer):
+    """`AnswerTrainer` with averaged weights."""

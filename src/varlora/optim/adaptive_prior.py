@@ -1,0 +1,87 @@
+r"""The adaptive prior: each tensor's own N(0, s²), learned in closed form.
+
+For a posterior N(m_j, v_j) over a tensor's entries and a prior N(0, s²) that they share, dKL/ds² = 0 gives
+
+    s² = mean_j(m_j² + v_j),        δ = 1 / (λ s²).
+
+Our choices. A tensor's s starts at its own root mean square and never falls below .02: LoRA's B starts at zero, and
+would take its prior, and with it its noise, there. From step to step s² moves a tenth of the way in logarithms, since v
+itself depends on δ. What is kept between steps is the prior's precision λδ = 1/s², not δ, so that a change of λ leaves
+the prior where it is.
+
+Source: Cong et al. 2025, arXiv 2506.14280.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PRIOR_DAMPING = 0.1
+PRIOR_STD_MIN = 0.02
+
+
+def adaptive_prior(mean: Tensor, hessian: Tensor, ess: float, delta: Tensor | float) -> Tensor:
+    """The δ that minimises KL(N(m, v) ‖ N(0, 1/(λ δ))) with v = 1/(λ (h + δ)) held at the given δ.
+
+    Args:
+        mean: m, any shape.
+        hessian: h, same shape.
+        ess: λ.
+        delta: the present δ, a scalar.
+
+    Returns:
+        1 / (λ · mean(m² + v)), a scalar tensor.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(3, dtype=torch.float64)
+        >>> adaptive_prior(one, one, 2.0, torch.tensor(1.0, dtype=torch.float64)).item()
+        0.4
+
+    Source: arXiv 2506.14280.
+    """
+    variance = 1 / (ess * (hessian + delta))
+    return 1 / (ess * _average(mean.square() + variance))
+
+
+def initial_prior_precision(mean: Tensor) -> Tensor:
+    """Where λδ starts: 1 / max(mean(m²), .02²), a scalar tensor.
+
+    Args:
+        mean: m, any shape; part of it may be on other ranks.
+
+    Example:
+        >>> import torch
+        >>> round(initial_prior_precision(torch.tensor([0.1, -0.1])).item())
+        100
+        >>> round(initial_prior_precision(torch.zeros(3)).item())        # LoRA's B
+        2500
+    """
+    return 1 / _average(mean.square()).clamp(min=PRIOR_STD_MIN**2)
+
+
+def renewed_prior_precision(precision: Tensor, mean: Tensor, hessian: Tensor, ess: float) -> Tensor:
+    """λδ after a step: a tenth of the way, in logarithms, to λ `adaptive_prior`, which .02 bounds.
+
+    Args:
+        precision: the present λδ > 0, a scalar tensor.
+        mean: m.
+        hessian: h, same shape.
+        ess: λ.
+
+    Example:
+        >>> import torch
+        >>> precision, m, h = torch.tensor(1.0), torch.full((1,), 0.5), torch.full((1,), 0.03)
+        >>> renewed_prior_precision(precision, m, h, ess=100.0).item()        # half way there: 2
+        1.0717734...
+    """
+    target = (ess * adaptive_prior(mean, hessian, ess, precision / ess)).clamp(max=1 / PRIOR_STD_MIN**2)
+    return torch.exp(torch.lerp(precision.log(), target.log(), PRIOR_DAMPING))
+
+
+def _average(tensor: Tensor) -> Tensor:
+    """The mean of all entries, on all ranks, as a plain tensor; 0 of none."""
+    total = tensor.sum()
+    whole: Tensor = total.full_tensor() if hasattr(total, "full_tensor") else total
+    return whole / max(tensor.numel(), 1)

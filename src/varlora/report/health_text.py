@@ -1,0 +1,260 @@
+"""A posterior's health in words: one sentence, what follows from it, each number with its meaning, and one table.
+
+The terminal, the model card and the HTML page show the same words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from varlora.optim.ess_control import BOUNDS
+from varlora.report.health import FEWEST_ROWS, Health, HeldOutEnd, Paired
+from varlora.report.scales import ScaleGroup, TensorScale
+from varlora.report.tables import Cell, Line, Number, Table
+from varlora.report.vocabulary import MINUS, coldness, learning, show
+
+RUN = "RUN"
+"""What stands for the run's folder where it is not known."""
+_TIMES = ("", "", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_POINT = {"mixture": "the first member", "dropout_masks": "one pass without dropout"}
+
+
+def sentence(health: Health) -> str:
+    """Whether sampling helps, and what to use.
+
+    Example:
+        >>> from varlora.report.health import Paired
+        >>> gain = Paired(difference=-0.12, standard_error=0.03)
+        >>> sentence(Health(kind="diagonal_gaussian", method="ivon", draws=10, sampling=gain, sampling_rows=300))
+        'Sampling helps here (validation NLL −0.12 ± 0.03): use samples=10.'
+    """
+    if health.kind == "point_mass":
+        return "It holds one set of weights, so there is nothing to sample: predictions are those of samples=0."
+    subject = "The linearised posterior" if health.linearised else "Sampling"
+    if health.sampling is None:
+        return f"Nothing can be said of {subject[0].lower()}{subject[1:]} here: {health.unknown}. {_remedy(health)}"
+    gain, verdict = health.sampling, health.sampling.verdict
+    found = f"{subject} {verdict} here ({_rows(health)} {_signed(gain)})"
+    point = _POINT.get(health.kind, "the mean")
+    if verdict == "helps":
+        return f"{found}: use {'it' if health.linearised else f'samples={health.draws}'}."
+    if verdict == "hurts":
+        return f"{found}: use {point} (samples=0)."
+    return f"{found}: use {point} (samples=0), {_cheaper(health)}."
+
+
+def remarks(health: Health, run: str = RUN) -> list[str]:
+    """What else is to be known, a sentence each; empty if nothing is.
+
+    Args:
+        health: the numbers.
+        run: the run's folder, for commands.
+    """
+    if health.kind == "point_mass":
+        return []
+    found = [warning] if (warning := _unsettled(health, run)) else []
+    if health.tuned:
+        found.append(
+            "It is tuned: predictions are made as `varlora tune` chose (posterior.json), and all of this is as trained."
+        )
+    elif health.can_be_tuned:
+        rows = f"the {health.validation_rows} validation rows"
+        found.append(f"`varlora tune {run}` chooses how to predict with it on {rows}.")
+    return found
+
+
+def statements(health: Health) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of each number that there is, but the scales."""
+    found = []
+    if health.sampling is not None:
+        which = f"{health.sampling_rows} {_which(health)} rows"
+        unit = ", a completion" if health.completions else ""
+        drawn = "in the last measurements of training, 4 draws" if health.in_training else f"{health.draws} draws"
+        found.append(
+            (
+                f"Sampled − {'first member' if health.kind == 'mixture' else 'mean'} NLL",
+                _signed(health.sampling),
+                f"nats{unit}, on {which}, paired; {drawn} averaged",
+            )
+        )
+    if health.one_draw is not None:
+        name, meaning = "Cost of the noise", "the NLL of a single draw minus the mean's: what averaging has to win back"
+        if health.kind == "mixture":
+            name, meaning = "One draw − first member", "the NLL of a single draw minus the first member's"
+        found.append((name, _signed(health.one_draw), f"nats, {meaning}"))
+    if health.agreement is not None:
+        told = health.agreement
+        found += [
+            (
+                "Agreement of draws",
+                _percent(told.single),
+                f"of the draws' answers are the mean's; on {_percent(told.all_draws)} of {told.rows} validation rows "
+                f"all {health.draws} are",
+            ),
+            (
+                "Mutual information",
+                f"{told.mutual_information:.3g}",
+                "nats, mean over these rows: how far the draws disagree",
+            ),
+        ]
+    if health.ess is not None and health.num_examples is not None:
+        found.append(("λ/N", _significant(health.ess / health.num_examples), _course(health)))
+    if health.held_out is not None:
+        end = health.held_out
+        found.append(
+            (
+                "Missing temperature log T̂",
+                _signed(Paired(difference=end.log_temperature, standard_error=end.error)),
+                f"of {end.rows} {_held(end)} rows at the end; above 0: over-confident",
+            )
+        )
+    if health.hessian_moved is not None:
+        meaning = "kept at h0 by the recipe" if health.hessian_kept else learning(health.hessian_moved)
+        found.append(("Movement of h", f"{100 * health.hessian_moved:.3g} %", f"median |h/h0 − 1|: {meaning}"))
+    if health.rate is not None:
+        found.append(("Dropout rate", f"{health.rate:g}", "share of the adapter's inputs that a pass drops"))
+    return found
+
+
+def scale_table(health: Health) -> Table | None:
+    """Noise beside weights by role, with the tensor in the middle and the one of the widest noise; None without any."""
+    if not health.groups:
+        return None
+    rows = tuple(
+        (
+            f"{group.name} ({len(group.tensors)})",
+            (_ratio(group.ratio), *(_ratio(t.ratio, _short(t, group)) for t in (group.median, group.largest))),
+        )
+        for group in health.groups
+    )
+    caption = (
+        "rms(σ) / rms(m) by role (number of tensors), of the tensor in the middle and of the one with the widest "
+        "noise. Far below 1 sampling leaves predictions as they are at the mean; far above, noise drowns the weights."
+    )
+    if health.exact:
+        caption += f" {health.exact} other tensor{'s have' if health.exact > 1 else ' has'} no noise."
+    return Table(caption=caption, headings=("Noise / weights", "All", "Median tensor", "Largest"), rows=rows)
+
+
+def _remedy(health: Health) -> str:
+    if health.derived:
+        return "`varlora tune` predicts the validation rows of the run that it was made from, if there are some."
+    if health.unknown.startswith("validation rows were predicted at the mean only"):
+        return "`varlora tune` tries draws on them, if they have labels."
+    return f"Train with {FEWEST_ROWS} labelled validation rows or more (validation_file or validation_size) to know."
+
+
+def _cheaper(health: Health) -> str:
+    if health.linearised or health.draws == 1:
+        return "which is simpler" if health.draws == 1 else "which is cheaper"
+    times = _TIMES[health.draws] if health.draws < len(_TIMES) else str(health.draws)
+    return f"it is {times} times cheaper"
+
+
+def _unsettled(health: Health, run: str) -> str:
+    """That λ ended at a bound, or that predictions were off at its end, and what to do."""
+    end = health.held_out
+    off = end is not None and end.off and health.logit_temperature == 1 and not health.tuned
+    told = _log_temperature(end) if end is not None and end.off else ""
+    if health.bound == "lower":
+        return (
+            f"λ ended at its lower bound, λ_0/{1 / BOUNDS[0]:g}{told and f' ({told})'}: the model is over-confident "
+            f"with as much noise as is allowed. Train for fewer steps, or divide the logits ({_dividing(health, run)})."
+        )
+    if health.bound == "upper":
+        return (
+            f"λ ended at its upper bound, {BOUNDS[1]:g} λ_0{told and f' ({told})'}, where the noise is as good as off: "
+            "the model is under-confident by itself. Train for more steps, or with a higher learning rate."
+        )
+    if not off or end is None:
+        return ""
+    confident = "over-confident" if end.log_temperature > 0 else "under-confident"
+    return (
+        f"Held-out predictions were still {confident} at the end ({told}): λ had not settled. Train for more steps, or "
+        f"divide the logits ({_dividing(health, run)})."
+    )
+
+
+def _dividing(health: Health, run: str) -> str:
+    return f"`varlora tune {run}`" if health.can_be_tuned else "`varlora tune` does, where there are validation rows"
+
+
+def _log_temperature(end: HeldOutEnd) -> str:
+    return f"log T̂ {_signed(Paired(difference=end.log_temperature, standard_error=end.error))}"
+
+
+def _course(health: Health) -> str:
+    assert health.ess is not None
+    assert health.num_examples is not None
+    kind = coldness(health.ess, health.num_examples).partition(": ")[2]
+    if health.ess_start is None:
+        return f"weight of the data against the prior: {kind}"
+    start = _significant(health.ess_start / health.num_examples)
+    if math.isclose(health.ess, health.ess_start):
+        return f"as at the start: held-out rows asked for no other; {kind}"
+    return f"from {start} at the start, steered by held-out rows; {kind}"
+
+
+def _rows(health: Health) -> str:
+    if health.sampling_source == "train":
+        return "NLL of withheld training rows"
+    if health.in_training:
+        return "NLL of validation rows in training"
+    return f"validation NLL{' of completions' if health.completions else ''}"
+
+
+def _which(health: Health) -> str:
+    return "withheld training" if health.sampling_source == "train" else "validation"
+
+
+def _held(end: HeldOutEnd) -> str:
+    return "withheld training" if end.source == "train" else "validation"
+
+
+def _signed(found: Paired) -> str:
+    """With two decimals, and more where the error needs them to be told from 0."""
+    smallest = found.standard_error or abs(found.difference)
+    digits = min(max(math.ceil(-math.log10(smallest)), 2), 8) if smallest > 0 else 2
+    value = f"{found.difference:+.{digits}f}"
+    if float(value) == 0:
+        value = value[1:]
+    return f"{value.replace('-', MINUS)} ± {found.standard_error:.{digits}f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _significant(value: float) -> str:
+    return show(float(f"{value:.3g}"))
+
+
+def _ratio(ratio: float, tensor: str = "") -> Cell:
+    text = f"{ratio:.2g}" if math.isfinite(ratio) else "∞"
+    first: Line = (Number(text, ratio),)
+    return Cell(lines=(first, (tensor,)) if tensor else (first,))
+
+
+def _short(tensor: TensorScale, group: ScaleGroup) -> str:
+    """A key without what all keys of its group begin and end with; the word before a number stays."""
+    keys = [_parts(t.key) for t in group.tensors]
+    own = _parts(tensor.key)
+    start = _common(keys) if len(keys) > 1 else max(len(own) - 2, 0)
+    if start > 0 and start < len(own) and own[start].isdigit():
+        start -= 1
+    return ".".join(own[min(start, len(own) - 1) :])
+
+
+def _parts(key: str) -> list[str]:
+    parts = [part for part in key.split(".") if not part.startswith("lora_")]
+    while len(parts) > 1 and parts[0] in ("base_model", "model"):
+        parts = parts[1:]
+    return parts[:-1] if len(parts) > 1 and parts[-1] == "weight" else parts
+
+
+def _common(keys: Sequence[Sequence[str]]) -> int:
+    for place, parts in enumerate(zip(*keys, strict=False)):
+        if len(set(parts)) > 1:
+            return place
+    return min(map(len, keys))

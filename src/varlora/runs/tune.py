@@ -1,0 +1,259 @@
+"""`varlora tune`: how to predict with a finished run, chosen on its validation rows and kept in its posterior.json.
+
+The rows' predictions come from the run folder where training has left them (τ = 1, and the mean), and are made once
+each otherwise. Rows that are test rows, too, are left out. What was chosen is kept beside the posterior, whose tensors
+stay (`varlora.tuned`), so that it can be chosen again, or taken back. tune.json keeps all that was tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from varlora.folders import atomic_file
+from varlora.manifest import MANIFEST, read_manifest, write_tuned
+from varlora.ops import Criterion
+from varlora.posterior import Posterior
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import RunFolder, finite, read_run
+from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES, Space, space_of
+from varlora.runs.tuning import LOGIT_TEMPERATURES, Choice, choose
+from varlora.runs.validation import ValidationRows
+from varlora.tuned import without_tuning
+
+TABLE = "tune.json"
+CARD = "README.md"
+_BEGIN, _END = "<!-- varlora tune: begin -->", "<!-- varlora tune: end -->"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What was chosen for a run, and on what evidence.
+
+    Attributes:
+        split: the rows' split.
+        rows: how many rows it was chosen on.
+        left_out: how many labelled rows of the split were left out because they are test rows, too.
+        by: what pruning was tried by.
+        choice: all that was tried, and what was chosen.
+        tuned: what posterior.json says now (`meta.tuned`); None if everything is kept as trained.
+        notes: what could not be tuned, and why.
+    """
+
+    split: str
+    rows: int
+    left_out: int
+    by: Criterion
+    choice: Choice
+    tuned: Mapping[str, Any] | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What was chosen, in words."""
+        choice = self.choice
+        if self.tuned is None:
+            return (
+                f"Kept as trained: nothing that was tried has a validation NLL below {choice.nll_before:.4g} by more "
+                f"than noise ({self.rows} rows)."
+            )
+        gain = (
+            f"validation NLL {choice.nll_before:.4g} to {choice.nll_after:.4g} "
+            f"({choice.difference:+.4f} ± {choice.standard_error:.4f} over {self.rows} rows)"
+        )
+        return f"Chosen: {in_words(self.tuned)}; {gain}."
+
+
+def in_words(tuned: Mapping[str, Any]) -> str:
+    """What `meta.tuned` says.
+
+    Example:
+        >>> in_words({"temperature": 0.5, "samples": 16, "mode": "samples", "logit_temperature": 1.25})
+        'τ = 0.5, 16 draws, logits divided by 1.25'
+    """
+    words = []
+    if tuned["temperature"] == 0 or tuned["mode"] == "mean":
+        words.append("the mean")
+    else:
+        words.append(f"τ = {tuned['temperature']:g}")
+        if tuned["mode"] == "samples":
+            words.append(f"{tuned['samples']} draw{'s' * (tuned['samples'] != 1)}")
+    if tuned["logit_temperature"] != 1:
+        words.append(f"logits divided by {tuned['logit_temperature']:.4g}")
+    if "pruned" in tuned:
+        words.append(f"{100 * tuned['pruned']['fraction']:g} % pruned by {tuned['pruned']['by']}")
+    return ", ".join(words)
+
+
+def tune(
+    folder: str | Path,
+    *,
+    temperatures: Sequence[float] = TEMPERATURES,
+    samples: Sequence[int] = DRAWS,
+    fractions: Sequence[float] = FRACTIONS,
+    by: Criterion | None = None,
+    logit_temperature: bool = True,
+    apply_pruning: bool = False,
+    standard_errors: float = 1.0,
+    split: str = "validation",
+    config: RunConfig | None = None,
+    progress: bool = False,
+) -> Tuning:
+    """Chooses how to predict with a run, on its validation rows, and writes it into its posterior.json.
+
+    It starts from the posterior as training left it, also where the run was tuned before. `predict`, `varlora eval`
+    and `varlora predict` then predict as was chosen; `reset` takes it back.
+
+    Args:
+        folder: the run.
+        temperatures: values of τ to try; 1 (or what else is the run's own) is always among them.
+        samples: numbers of draws to try; the run's own is always among them.
+        fractions: to prune, for a report of what costs nothing.
+        by: what to prune by; None: "snr", or "magnitude" where there is no variance.
+        logit_temperature: whether to try a T, fitted on the rows.
+        apply_pruning: whether to predict with the pruned posterior, too.
+        standard_errors: by how many paired standard errors the NLL must be lower for a change.
+        split: the rows; validation rows only.
+        config: the run's settings where they have changed, such as where the base model is.
+        progress: show progress bars.
+
+    Returns:
+        What was chosen and what was tried; the same is written to the folder's tune.json.
+
+    Raises:
+        ValueError: it is no run, it has too few labelled validation rows that are not test rows, another split is
+            asked for, or an option is out of its range.
+    """
+    run = read_run(folder)
+    config = config if config is not None else run.config
+    _check_split(run, split)
+    q = without_tuning(run.posterior)
+    space, notes = space_of(q, config.samples, temperatures=temperatures, samples=samples, fractions=fractions, by=by)
+    completions = run.facts["task"]["kind"] == "completion"
+    if completions and logit_temperature:
+        notes.append("Completions have no classes, so no temperature of the logits is tried.")
+    space = dataclasses.replace(
+        space,
+        fit_logits=logit_temperature and not completions,
+        standard_errors=standard_errors,
+        apply_pruning=apply_pruning,
+    )
+    validation = ValidationRows(run, config, q, by=space.by, split=split, progress=progress)
+    choice = choose(validation.log_probs, validation.labels, space)
+    fits = sum(candidate.stage == "scale" and candidate.fitted for candidate in choice.candidates)
+    if space.fit_logits and fits < len(space.temperatures):
+        low, high = LOGIT_TEMPERATURES
+        notes.append(
+            f"At {len(space.temperatures) - fits} of {len(space.temperatures)} values of τ the best T lies outside "
+            f"{low:g} to {high:g} and is not tried."
+        )
+    tuned = None if choice.kept else _tuned(choice, space)
+    tuning = Tuning(
+        split=split,
+        rows=len(validation.labels),
+        left_out=validation.left_out,
+        by=space.by,
+        choice=choice,
+        tuned=tuned,
+        notes=tuple(notes),
+    )
+    _write(run, q, tuning)
+    return tuning
+
+
+def reset(folder: str | Path) -> None:
+    """Takes back what `tune` chose: posterior.json and the model card are what they were, byte for byte.
+
+    Raises:
+        ValueError: the run is not tuned.
+    """
+    run = read_run(folder)
+    if run.posterior.meta.tuned is None:
+        raise ValueError(f"{run.path} is not tuned; there is nothing to take back.")
+    write_tuned(run.path, None, without_tuning(run.posterior).meta.history)
+    _annotate(run.path, None)
+    (run.path / TABLE).unlink(missing_ok=True)
+
+
+def _check_split(run: RunFolder, split: str) -> None:
+    if split != "validation":
+        reason = "the posterior was trained on" if split == "train" else "are there to be reported"
+        raise ValueError(
+            f"split is {split!r}, whose rows {reason}: what is chosen on them looks better there than it is. Only the "
+            "rows of 'validation' may be chosen on."
+        )
+    if split not in run.facts["task"]["rows"]:
+        raise ValueError(
+            f"{run.path} has no validation rows, and nothing is tuned on rows that are reported. Train with "
+            "validation_file or validation_size (rows cut from the training set), or predict as trained: τ = 1."
+        )
+
+
+def _tuned(choice: Choice, space: Space) -> dict[str, Any]:
+    chosen = choice.chosen
+    tuned: dict[str, Any] = {
+        "temperature": chosen.temperature,
+        "samples": chosen.samples,
+        "mode": chosen.mode,
+        "logit_temperature": chosen.logit_temperature,
+    }
+    if chosen.pruned > 0:
+        tuned["pruned"] = {"fraction": chosen.pruned, "by": space.by}
+    return tuned
+
+
+def _write(run: RunFolder, q: Posterior, tuning: Tuning) -> None:
+    """The table, then posterior.json if it changes, then the note in the model card; each whole or not at all."""
+    choice = tuning.choice
+    table = {
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "varlora": importlib.metadata.version("varlora"),
+        "made_from": {name: entry["sha256"] for name, entry in read_manifest(run.path)["files"].items()},
+        "split": tuning.split,
+        "rows": tuning.rows,
+        "left_out": tuning.left_out,
+        "by": tuning.by,
+        "tuned": tuning.tuned,
+        "sentence": tuning.sentence,
+        "notes": tuning.notes,
+        **{name: value for name, value in dataclasses.asdict(choice).items() if name not in ("chosen", "kept")},
+    }
+    with atomic_file(run.path / TABLE, overwrite=True) as file:
+        file.write_text(json.dumps(finite(table), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if tuning.tuned is None:
+        if run.posterior.meta.tuned is not None:
+            write_tuned(run.path, None, q.meta.history)
+            _annotate(run.path, None)
+        return
+    entry = {
+        "op": "tune",
+        "split": tuning.split,
+        "rows": tuning.rows,
+        "nll_before": choice.nll_before,
+        "nll_after": choice.nll_after,
+        "standard_error": choice.standard_error,
+    }
+    write_tuned(run.path, tuning.tuned, (*q.meta.history, entry))
+    _annotate(run.path, tuning.sentence)
+
+
+def _annotate(folder: Path, sentence: str | None) -> None:
+    """The model card with a note of what was tuned at its end; None takes the note out."""
+    card = folder / CARD
+    if not card.is_file():
+        return
+    text = card.read_bytes().decode("utf-8")
+    start, end = text.find(f"\n{_BEGIN}\n"), text.find(f"{_END}\n")
+    if 0 <= start < end:
+        text = text[:start] + text[end + len(_END) + 1 :]
+    if sentence is not None:
+        note = f"{sentence} Results above were measured before; `varlora eval` measures as tuned ({MANIFEST}, {TABLE})."
+        text = f"{text}\n{_BEGIN}\n## Tuned\n\n{note}\n{_END}\n"
+    with atomic_file(card, overwrite=True) as file:
+        file.write_bytes(text.encode("utf-8"))

@@ -1,0 +1,278 @@
+"""How to predict with a posterior, chosen on validation rows: the stages of the choice, without files and models.
+
+    scale      τ (the covariance's factor; 0: the mean) and T (what divides the logits), at the run's number of draws
+    draws      the number of draws, at the τ and T of before
+    pruning    the largest fraction that costs nothing, at all of that
+
+Each stage begins from the choice of the one before and leaves it only for what lowers the NLL by more than noise
+(`varlora.metrics.selection`). A T is judged by cross-fitting, K folds, and then fitted to all rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varlora.methods import cross_fitted, fit_temperature
+from varlora.metrics import largest_free, mean_log_probs, not_worse, one_standard_error, paired_error
+from varlora.metrics.scoring import log_losses
+from varlora.prediction import Mode
+from varlora.runs.space import Space
+
+LOGIT_TEMPERATURES = (0.25, 50.0)
+"""A smaller T makes every draw a vote: few validation rows tell what a row costs that no draw votes for. A larger one
+leaves nothing of the prediction."""
+
+Predict = Callable[[float, int, float], Tensor]
+"""Log-probabilities (N, S, C), divided by no T, for τ, S and a pruned fraction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to predict, and how it did on the validation rows.
+
+    Attributes:
+        stage: "scale", "draws" or "pruning".
+        temperature: τ; 0 is the mean.
+        samples: S; 0 where nothing is drawn.
+        mode: of the prediction.
+        logit_temperature: T.
+        fitted: whether T was fitted on these rows, and its NLL therefore cross-fitted.
+        pruned: the fraction that is pruned.
+        nll: mean over the rows, in nats.
+        difference: mean paired difference of the NLL from that of the stage's beginning.
+        standard_error: of that difference.
+        default: whether the stage began here.
+        chosen: whether it ended here.
+    """
+
+    stage: str
+    temperature: float
+    samples: int
+    mode: Mode
+    logit_temperature: float
+    fitted: bool = False
+    pruned: float = 0.0
+    nll: float = math.nan
+    difference: float = math.nan
+    standard_error: float = math.nan
+    default: bool = False
+    chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the stages chose.
+
+    Attributes:
+        candidates: all that was tried, stage by stage.
+        chosen: the way to predict.
+        kept: whether that is the default.
+        nll_before: of the default.
+        nll_after: of the chosen; cross-fitted where T was fitted.
+        difference: mean paired difference of the two, after minus before.
+        standard_error: of that difference.
+        fewest_samples: the fewest draws not worse than the chosen number; None where that was not looked at.
+        free_fraction: the largest fraction that can be pruned for nothing; None where that was not looked at.
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    kept: bool
+    nll_before: float
+    nll_after: float
+    difference: float
+    standard_error: float
+    fewest_samples: int | None = None
+    free_fraction: float | None = None
+
+
+def choose(predict: Predict, labels: Tensor, space: Space) -> Choice:
+    """Goes through the stages.
+
+    Args:
+        predict: gives log-probabilities of the validation rows; asked once for each τ and fraction, at the largest S.
+        labels: (N,) class indices.
+        space: what there is to choose from.
+
+    Raises:
+        ValueError: the log-probabilities cannot be judged: an answer has probability 0, or is none.
+
+    Example:
+        >>> right = torch.tensor([[0.9, 0.6], [0.7, 0.8], [0.6, 0.9], [0.8, 0.7]] * 10, dtype=torch.float64)
+        >>> draws = torch.stack([right, 1 - right], dim=2).log()             # two draws say (right, wrong)
+        >>> space = Space(temperatures=(1.0,), samples=(1, 2), fractions=(), by="snr", fit_logits=False,
+        ...               mode="samples", start=1.0, draws=1, logit_temperatures={})
+        >>> found = choose(lambda tau, samples, fraction: draws[:, :samples], torch.zeros(40, dtype=torch.int64), space)
+        >>> found.chosen.samples, found.kept, found.fewest_samples
+        (1, True, 1)
+    """
+    scale = _scale(predict, labels, space)
+    start, before = scale.beginning
+    chosen, after = scale.end
+    candidates = scale.candidates
+    fewest = free = None
+    if chosen.mode == "samples" and len(space.samples) > 1:
+        draws = _draws(predict, labels, space, chosen)
+        chosen, after = draws.end
+        candidates += draws.candidates
+        fewest = draws.fewest(space.standard_errors)
+    if space.fractions:
+        pruning = _pruning(predict, labels, space, chosen)
+        free = pruning.end[0].pruned
+        candidates += pruning.candidates
+        if space.apply_pruning and free > 0:
+            # The difference is taken at one T, so that of the fitted T, cross-fitted, is added to it.
+            after = after + pruning.end[1] - pruning.beginning[1]
+            chosen = pruning.end[0]
+    difference, error = paired_error(after, before)
+    return Choice(
+        candidates=candidates,
+        chosen=chosen,
+        kept=_settings(chosen) == _settings(start),
+        nll_before=float(before.mean()),
+        nll_after=float(after.mean()),
+        difference=difference,
+        standard_error=error,
+        fewest_samples=fewest,
+        free_fraction=free,
+    )
+
+
+def losses(log_probs: Tensor, labels: Tensor, logit_temperature: float = 1.0) -> Tensor:
+    """The loss of every row (N,), of log-probabilities (N, S, C) averaged over the draws after division by T."""
+    if logit_temperature != 1.0:
+        log_probs = torch.log_softmax(log_probs / logit_temperature, dim=-1)
+    return log_losses(mean_log_probs(log_probs), labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """The candidates of a stage with their losses (K, N)."""
+
+    candidates: tuple[Candidate, ...]
+    losses: Tensor
+
+    @property
+    def beginning(self) -> tuple[Candidate, Tensor]:
+        return next((c, row) for c, row in zip(self.candidates, self.losses, strict=True) if c.default)
+
+    @property
+    def end(self) -> tuple[Candidate, Tensor]:
+        return next((c, row) for c, row in zip(self.candidates, self.losses, strict=True) if c.chosen)
+
+    def fewest(self, standard_errors: float) -> int:
+        chosen, reference = self.end
+        return min(
+            c.samples
+            for c, row in zip(self.candidates, self.losses, strict=True)
+            if c.samples == chosen.samples or not_worse(row, reference, standard_errors)
+        )
+
+
+def _scale(predict: Predict, labels: Tensor, space: Space) -> _Stage:
+    """τ and T. The simplest: nothing changed, T alone, τ alone, both; the τ nearest to 1, the mean last."""
+    tried: list[tuple[Candidate, Tensor]] = []
+    simplicity = []
+    for temperature in space.temperatures:
+        mode = "mean" if temperature == 0 else space.mode
+        log_probs = predict(temperature, space.draws, 0.0)
+        plain = Candidate(
+            stage="scale",
+            temperature=temperature,
+            samples=0 if mode == "mean" else space.draws,
+            mode=mode,
+            logit_temperature=space.logit_temperatures.get(mode, 1.0),
+        )
+        ways = [(plain, losses(log_probs, labels, plain.logit_temperature))]
+        if space.fit_logits and (fitted := _fitted(plain, log_probs, labels)) is not None:
+            ways.append(fitted)
+        for candidate, found in ways:
+            moved = temperature != space.start
+            distance = abs(math.log2(temperature)) if temperature > 0 else math.inf
+            tried.append((candidate, found))
+            simplicity.append((moved + candidate.fitted, moved, distance))
+    default = next(i for i, (c, _) in enumerate(tried) if c.temperature == space.start and not c.fitted)
+    return _decided(tried, simplicity, default, space.standard_errors)
+
+
+def _draws(predict: Predict, labels: Tensor, space: Space, before: Candidate) -> _Stage:
+    """The number of draws: as few more as do. Fewer than before are only looked at.
+
+    The average over more draws of one distribution is no worse in expectation (Jensen), so that a lower NLL of fewer
+    draws is luck, of the draws or of the rows.
+    """
+    log_probs = predict(before.temperature, max(space.samples), before.pruned)
+    tried: list[tuple[Candidate, Tensor]] = []
+    for samples in space.samples:
+        some = log_probs[:, :samples]
+        plain = replace(before, stage="draws", samples=samples, fitted=False)
+        if not before.fitted:
+            tried.append((plain, losses(some, labels, plain.logit_temperature)))
+        elif (fitted := _fitted(plain, some, labels)) is not None:
+            tried.append(fitted)
+    default = next(i for i, (c, _) in enumerate(tried) if c.samples == before.samples)
+    more = [row for c, row in tried[default:]]
+    simplicity = [c.samples for c, _ in tried[default:]]
+    chosen = one_standard_error(torch.stack(more), simplicity=simplicity, standard_errors=space.standard_errors)
+    return _marked(tried, default, default + chosen)
+
+
+def _pruning(predict: Predict, labels: Tensor, space: Space, before: Candidate) -> _Stage:
+    """The largest fraction that costs nothing, all at the T of before."""
+
+    def of(fraction: float) -> Tensor:
+        return losses(predict(before.temperature, before.samples, fraction), labels, before.logit_temperature)
+
+    tried = [(replace(before, stage="pruning"), of(0.0))]
+
+    def costs() -> Any:
+        for fraction in space.fractions:
+            tried.append((replace(before, stage="pruning", pruned=fraction), of(fraction)))
+            yield fraction, tried[-1][1]
+
+    free = largest_free(costs(), tried[0][1], space.standard_errors)
+    return _marked(tried, 0, next(i for i, (c, _) in enumerate(tried) if c.pruned == free))
+
+
+def _fitted(plain: Candidate, log_probs: Tensor, labels: Tensor) -> tuple[Candidate, Tensor] | None:
+    """The same with T fitted to all rows and its cross-fitted losses; None where the best T is out of its range."""
+    best = fit_temperature(log_probs, labels, warn=False)
+    if not LOGIT_TEMPERATURES[0] <= best <= LOGIT_TEMPERATURES[1]:
+        return None
+    return replace(plain, logit_temperature=best, fitted=True), cross_fitted(log_probs, labels)[0]
+
+
+def _decided(
+    tried: list[tuple[Candidate, Tensor]], simplicity: list[Any], default: int, standard_errors: float
+) -> _Stage:
+    rows = torch.stack([found for _, found in tried])
+    chosen = one_standard_error(rows, simplicity=simplicity, default=default, standard_errors=standard_errors)
+    return _marked(tried, default, chosen)
+
+
+def _marked(tried: list[tuple[Candidate, Tensor]], default: int, chosen: int) -> _Stage:
+    reference = tried[default][1]
+    candidates = []
+    for i, (candidate, found) in enumerate(tried):
+        difference, error = paired_error(found, reference)
+        candidates.append(
+            replace(
+                candidate,
+                nll=float(found.mean()),
+                difference=difference,
+                standard_error=error,
+                default=i == default,
+                chosen=i == chosen,
+            )
+        )
+    return _Stage(candidates=tuple(candidates), losses=torch.stack([found for _, found in tried]))
+
+
+def _settings(candidate: Candidate) -> tuple[Any, ...]:
+    return candidate.temperature, candidate.samples, candidate.logit_temperature, candidate.pruned

@@ -1,0 +1,140 @@
+"""A finished run's validation rows, and what variants of its posterior predict for them.
+
+The predictions come from the run folder where training has left them (τ = 1, and the mean); the base model is loaded
+only where others are needed. Rows that are test rows, too, may not be chosen on.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from varlora.draws import number_of_draws
+from varlora.ops import Criterion, prune, temper
+from varlora.posterior import Posterior
+from varlora.prediction import Mode, modes_of
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import CompletionScores, RunFolder
+from varlora.runs.run import predict_split
+from varlora.runs.setting import Setting, load_task, reload_setting
+from varlora.tasks import OUT_OF_SCOPE, Task
+
+logger = logging.getLogger(__name__)
+
+LEAST_ROWS = 20
+"""Fewer rows cannot tell a gain from noise."""
+
+
+class ValidationRows:
+    """The validation rows that may be chosen on, and their predictions, each made once.
+
+    Args:
+        run: the run.
+        config: its settings, as they are now.
+        q: its posterior as trained.
+        by: what to prune by.
+        split: the rows' split.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: there are too few rows to choose on.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: RunConfig,
+        q: Posterior,
+        *,
+        by: Criterion,
+        split: str = "validation",
+        progress: bool = False,
+    ) -> None:
+        self.run, self.config, self.by, self.split, self.progress = run, config, by, split, progress
+        plain = replace(q.meta, logit_temperature=1.0, logit_temperature_by_mode=None)
+        self.q: Posterior = replace(q, meta=plain)  # type: ignore[type-var]
+        self.own_mode = modes_of(q)[-1]
+        chat = run.facts["task"]["kind"] == "completion"
+        self.task = load_task(config, AutoTokenizer.from_pretrained(str(run.path)) if chat else None)
+        self.kept, self.left_out = _usable(self.task, split)
+        rows = self.task.rows(split)
+        self.labels = torch.tensor([0] * len(rows) if chat else rows["label"][:])[self.kept]
+        self._made: dict[tuple[float, float], Tensor] = {}
+        self._setting: Setting | None = None
+
+    def log_probs(self, temperature: float, samples: int, fraction: float) -> Tensor:
+        """Log-probabilities of the rows under a variant of the posterior, divided by no T.
+
+        Args:
+            temperature: τ; 0 is the mean.
+            samples: S.
+            fraction: what is pruned.
+
+        Returns:
+            (N, S, C); S is another where the posterior has another number of draws. Of completions C is 1.
+        """
+        mode: Mode = "mean" if temperature == 0 else self.own_mode
+        key = (temperature, fraction)
+        draws = number_of_draws(self.q, samples)
+        if key not in self._made or (mode == "samples" and self._made[key].shape[1] < draws):
+            found = self._stored(mode, draws) if fraction == 0 and temperature in (0.0, 1.0) else None
+            self._made[key] = (found if found is not None else self._predicted(mode, *key, samples))[self.kept]
+        return self._made[key][:, :draws] if mode == "samples" else self._made[key]
+
+    def _stored(self, mode: Mode, draws: int) -> Tensor | None:
+        """What training has left, if it is of these rows and has as many draws."""
+        file = f"{self.split}.{mode}"
+        if self.task.kind == "completion" or not (self.run.path / "predictions" / f"{file}.parquet").is_file():
+            return None
+        stored = self.run.prediction(self.split, mode)
+        rows = self.task.rows(self.split)
+        labels = [max(label, OUT_OF_SCOPE) for label in stored.labels.tolist()]
+        if stored.ids != tuple(map(str, rows["id"])) or labels != rows["label"][:]:
+            logger.warning("the stored predictions %s are not of the rows that the data hold now: made anew", file)
+            return None
+        if mode == "samples" and (stored.num_draws < draws or stored.seed != self.config.seed):
+            return None
+        logger.info("%s rows %s: as training has left them", self.split, _variant(mode, 1, 0))
+        if stored.logit_temperature == 1:
+            return stored.log_probs
+        return torch.log_softmax(stored.log_probs * stored.logit_temperature, dim=-1)
+
+    def _predicted(self, mode: Mode, temperature: float, fraction: float, samples: int) -> Tensor:
+        if self._setting is None:
+            self._setting = reload_setting(self.config, self.run.path, self.run.posterior.meta, self.task)
+        q = self.q if fraction == 0 else prune(self.q, fraction, by=self.by)
+        if temperature not in (0, 1):
+            q = temper(q, temperature)
+        logger.info("%s rows %s", self.split, _variant(mode, temperature, fraction))
+        found = predict_split(self._setting, q, self.split, mode=mode, samples=samples, progress=self.progress)
+        if isinstance(found, CompletionScores):
+            return found.log_likelihoods[..., None]  # of one "class", the completion that was given
+        return found.log_probs
+
+
+def _variant(mode: Mode, temperature: float, fraction: float) -> str:
+    how = "at the mean" if mode == "mean" else f"at τ = {temperature:g}"
+    return how + (f", {100 * fraction:g} % pruned" if fraction else "")
+
+
+def _usable(task: Task, split: str) -> tuple[Tensor, int]:
+    """Which rows have an answer and are not test rows, too; and how many with an answer are."""
+    rows = task.rows(split)
+    tested = set(task.rows("test")["prompt"]) if "test" in task.splits else set()
+    answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]
+    fresh = [prompt not in tested for prompt in rows["prompt"]]
+    kept = torch.tensor([a and f for a, f in zip(answered, fresh, strict=True)])
+    left_out = sum(answered) - int(kept.sum())
+    if int(kept.sum()) < LEAST_ROWS:
+        too = f" ({left_out} others are test rows, too, and nothing is tuned on those)" if left_out else ""
+        raise ValueError(
+            f"the split {split!r} has {int(kept.sum())} labelled row(s) to choose on{too}; it needs {LEAST_ROWS}. "
+            "Train with more validation rows (validation_file or validation_size), or predict as trained."
+        )
+    if left_out:
+        logger.warning("%d %s rows are test rows, too, and are left out", left_out, split)
+    return kept, left_out

@@ -1,0 +1,261 @@
+"""A health report's numbers, by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from varlora.optim.ess_control import BOUNDS
+from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, PosteriorMeta
+from varlora.report.health import FEWEST_ROWS, Paired, ValidationLogProbs, health_of
+from varlora.runs.validation import LEAST_ROWS
+
+HELD_OUT: dict[str, Any] = {
+    "source": "train",
+    "rows": 64,
+    "measurements": 12,
+    "ess_start": 1000.0,
+    "log_temperature": 0.3,
+    "log_temperature_error": 0.1,
+    "sampling_gain": 0.02,
+    "sampling_gain_error": 0.01,
+    "nll": 0.5,
+}
+
+
+def posterior(**meta: Any) -> DiagonalGaussian:
+    given = {"method": "ivon", "num_examples": 10, "ess": 500.0, **meta}
+    return DiagonalGaussian(mean={"w": torch.ones(2)}, precision={"w": torch.ones(2)}, meta=PosteriorMeta(**given))
+
+
+def diagnosed(held_out: dict[str, Any] | None = None, **diagnostics: Any) -> DiagonalGaussian:
+    found = {"held_out": held_out} if held_out is not None else {}
+    return posterior(diagnostics={**found, **diagnostics})
+
+
+def log_odds(p: list[Any]) -> Tensor:
+    """(..., 2) log-probabilities of class 0 and 1 from those of class 0."""
+    q = torch.tensor(p, dtype=torch.float64)
+    return torch.stack([q, 1 - q], dim=-1).log()
+
+
+def validation(mean: list[float], sampled: list[list[float]] | None, labels: list[int]) -> ValidationLogProbs:
+    """Probabilities of class 0, by row; by row and draw."""
+    return ValidationLogProbs(
+        mean=log_odds([[p] for p in mean]),
+        sampled=None if sampled is None else log_odds(sampled),
+        labels=torch.tensor(labels),
+    )
+
+
+def many(*rows: tuple[float, list[float], int], times: int = 10) -> ValidationLogProbs:
+    """The rows, repeated until they are enough."""
+    repeated = list(rows) * times
+    return validation([r[0] for r in repeated], [r[1] for r in repeated], [r[2] for r in repeated])
+
+
+def test_sampled_against_mean_and_single_draws_paired_over_rows() -> None:
+    found = health_of(posterior(), samples=99, validation=many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1)))
+    averaged = [math.log(0.5) - math.log(0.8), math.log(0.2) - math.log(0.5)]  # ℓ_S − ℓ_m of the two rows
+    single = [
+        math.log(0.5) - (math.log(0.9) + math.log(0.7)) / 2,
+        math.log(0.2) - (math.log(0.6) + math.log(0.4)) / 2,
+    ]
+    assert found.sampling is not None
+    assert found.one_draw is not None
+    for paired, (first, second) in ((found.sampling, averaged), (found.one_draw, single)):
+        mean = (first + second) / 2
+        variance = 10 * ((first - mean) ** 2 + (second - mean) ** 2) / 19
+        assert paired.difference == pytest.approx(mean)
+        assert paired.standard_error == pytest.approx(math.sqrt(variance / 20))
+    assert (found.draws, found.sampling_rows, found.validation_rows, found.unknown) == (2, 20, 20, "")
+    assert (found.sampling_source, found.in_training, found.can_be_tuned) == ("validation", False, True)
+
+
+def test_how_far_draws_agree_on_labelled_rows_or_not() -> None:
+    rows = (0.6, [0.9, 0.7], 0), (0.6, [0.9, 0.2], -100), (0.3, [0.9, 0.7], 1), (0.3, [0.3, 0.3], 0)
+    told = health_of(posterior(), samples=2, validation=many(*rows)).agreement
+    assert told is not None
+    assert (told.rows, told.single, told.all_draws) == (40, 5 / 8, 2 / 4)
+
+    def h(p: float) -> float:
+        return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+    information = [h(0.8) - (h(0.9) + h(0.7)) / 2, h(0.55) - (h(0.9) + h(0.2)) / 2, h(0.8) - (h(0.9) + h(0.7)) / 2, 0]
+    assert told.mutual_information == pytest.approx(sum(information) / 4)
+
+
+def test_rows_without_a_label_have_no_loss() -> None:
+    labelled = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1))
+    others = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1), (0.01, [0.5, 0.5], -100))
+    first, second = (health_of(posterior(), samples=2, validation=v) for v in (labelled, others))
+    assert first.sampling == second.sampling
+    assert (second.validation_rows, second.sampling_rows) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "expected"),
+    [
+        (-0.12, 0.03, "helps"),
+        (-0.03, 0.03, "does nothing"),
+        (-0.0301, 0.03, "helps"),
+        (0.0, 0.0, "does nothing"),
+        (0.03, 0.03, "does nothing"),
+        (0.0301, 0.03, "hurts"),
+        (0.001, 0.0, "hurts"),
+    ],
+)
+def test_one_standard_error_decides(difference: float, error: float, expected: str) -> None:
+    assert Paired(difference=difference, standard_error=error).verdict == expected
+
+
+def test_stored_predictions_go_before_the_last_measurement_in_training() -> None:
+    enough, few = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1)), many((0.5, [0.9, 0.7], 0), times=FEWEST_ROWS - 1)
+    q = diagnosed(HELD_OUT)
+    assert not health_of(q, samples=8, validation=enough).in_training
+    for stored in (None, few):
+        found = health_of(q, samples=8, validation=stored)
+        assert found.sampling == Paired(difference=-0.02, standard_error=0.01)
+        assert (found.sampling_rows, found.sampling_source, found.in_training) == (64, "train", True)
+        assert found.one_draw is None
+    assert health_of(q, samples=8).draws == 8
+
+
+@pytest.mark.parametrize(
+    ("held_out", "stored", "reason"),
+    [
+        (None, None, "no predictions for validation rows"),
+        ({**HELD_OUT, "rows": FEWEST_ROWS - 1}, None, "no predictions for validation rows"),
+        ({"source": "train", "rows": 64, "measurements": 0}, None, "no predictions for validation rows"),
+        (None, many((0.5, [0.9], 0), times=19), "only 19 validation rows have a label, and it takes 20"),
+        (None, many((0.5, [0.9], 0), times=1), "only 1 validation row has a label"),
+        (None, many((0.5, [0.9], -100), times=30), "the validation rows have no labels"),
+        (None, validation([0.5] * 30, None, [0] * 30), "predicted at the mean only"),
+        (None, many((1.0, [0.9], 1), times=30), "probability 0"),
+        (None, many((0.9, [1.0, 1.0], 1), times=30), "probability 0"),
+    ],
+)
+def test_when_nothing_can_be_said(held_out: Any, stored: ValidationLogProbs | None, reason: str) -> None:
+    found = health_of(diagnosed(held_out), samples=4, validation=stored)
+    assert reason in found.unknown
+    assert found.sampling is None
+
+
+def test_a_draw_that_rules_the_answer_out_costs_no_finite_number_but_the_average_is_one() -> None:
+    found = health_of(posterior(), samples=2, validation=many((0.5, [1.0, 0.5], 1), times=30))
+    assert found.sampling is not None
+    assert found.sampling.difference == pytest.approx(math.log(0.5) - math.log(0.25))
+    assert found.one_draw is None
+
+
+def test_a_choice_that_does_not_exist_changes_nothing() -> None:
+    two = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1))
+
+    def with_third(log_probs: Tensor) -> Tensor:
+        return torch.cat([log_probs, torch.full_like(log_probs[..., :1], -torch.inf)], dim=-1)
+
+    assert two.sampled is not None
+    three = dataclasses.replace(two, mean=with_third(two.mean), sampled=with_third(two.sampled))
+    assert health_of(posterior(), samples=2, validation=two) == health_of(posterior(), samples=2, validation=three)
+
+
+def test_completions_have_losses_and_no_answers_to_agree_on() -> None:
+    stored = ValidationLogProbs(
+        mean=torch.full((30, 1, 1), -3.0, dtype=torch.float64),
+        sampled=torch.tensor([[[-1.0], [-5.0]]], dtype=torch.float64).expand(30, 2, 1),
+        labels=torch.zeros(30, dtype=torch.int64),
+    )
+    found = health_of(posterior(), samples=2, validation=stored)
+    assert found.sampling is not None
+    assert found.one_draw is not None
+    assert found.sampling.difference == pytest.approx(-math.log((math.exp(-1) + math.exp(-5)) / 2) - 3)
+    assert found.one_draw.difference == pytest.approx(0.0)
+    assert (found.completions, found.agreement) == (True, None)
+
+
+def test_where_lambda_began_and_ended() -> None:
+    found = health_of(diagnosed(HELD_OUT), samples=4)
+    assert (found.ess, found.ess_start, found.num_examples, found.bound) == (500.0, 1000.0, 10, None)
+    assert found.held_out is not None
+    assert (found.held_out.source, found.held_out.rows, found.held_out.off) == ("train", 64, True)
+    still = health_of(diagnosed({**HELD_OUT, "log_temperature": -0.2}), samples=4).held_out
+    assert still is not None
+    assert not still.off  # two standard errors, no more
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bound"),
+    [(BOUNDS[0], "lower"), (BOUNDS[0] * 1.001, None), (BOUNDS[1], "upper"), (BOUNDS[1] * 0.999, None)],
+)
+def test_a_bound_of_lambda_is_seen(ratio: float, bound: str | None) -> None:
+    q = posterior(ess=ratio * 1000.0, diagnostics={"held_out": HELD_OUT})
+    assert health_of(q, samples=4).bound == bound
+    assert health_of(posterior(ess=ratio * 1000.0), samples=4).bound is None
+
+
+@pytest.mark.parametrize(
+    ("moved", "expected"),
+    [
+        ({"overall": 0.0, "by_tensor": {"a": 0.0, "b": 0.0}}, (0.0, True)),
+        ({"overall": 0.0, "by_tensor": {"a": 0.0, "b": 0.1}}, (0.0, False)),
+        ({"overall": 0.3, "by_tensor": {"a": 0.3}}, (0.3, False)),
+        (None, (None, False)),
+    ],
+)
+def test_h_was_kept_if_it_moved_nowhere(moved: Any, expected: tuple[float | None, bool]) -> None:
+    found = health_of(diagnosed(hessian_moved=moved) if moved else posterior(), samples=4)
+    assert (found.hessian_moved, found.hessian_kept) == expected
+
+
+def test_what_was_measured_before_a_later_operation_is_not_of_this_posterior() -> None:
+    operations = ({"op": "tune"},), ({"op": "prune", "fraction": 0.5}, {"op": "tune"})
+    tuned, pruned = (
+        health_of(posterior(diagnostics={"held_out": HELD_OUT}, history=history), samples=4) for history in operations
+    )
+    assert tuned.sampling is not None
+    assert not tuned.derived
+    assert (pruned.sampling, pruned.held_out, pruned.ess_start, pruned.derived) == (None, None, None, True)
+
+
+def test_kinds_without_a_gaussian() -> None:
+    ones = {"w": torch.ones(2)}
+    stored = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1))
+    point = health_of(PointMass(mean=ones), samples=10, validation=dataclasses.replace(stored, sampled=None))
+    assert (point.draws, point.sampling, point.unknown, point.groups) == (1, None, "", ())
+    masks = health_of(DropoutMasks(mean=ones, rate=0.25), samples=10, validation=stored)
+    assert (masks.rate, masks.groups) == (0.25, ())
+    members = health_of(Mixture(components=(PointMass(mean=ones),) * 2), samples=10, validation=stored)
+    assert (members.draws, members.groups) == (2, ())
+    assert masks.sampling == members.sampling == health_of(posterior(), samples=10, validation=stored).sampling
+
+
+def test_a_tuned_posterior_is_reported_as_trained() -> None:
+    tuned = {"temperature": 0.0, "samples": 0, "mode": "mean", "logit_temperature": 3.0}
+    stored = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1))
+    before = health_of(posterior(), samples=2, validation=stored)
+    after = health_of(posterior(tuned=tuned, history=({"op": "tune"},)), samples=2, validation=stored)
+    assert after == dataclasses.replace(before, tuned=True)
+
+
+def test_the_logit_temperature_is_that_of_the_methods_own_predictions() -> None:
+    by_mode = {"samples": 2.0, "linearised": 3.0}
+    plain, linearised = (
+        health_of(posterior(logit_temperature_by_mode=by_mode, linearised=how), samples=2) for how in (False, True)
+    )
+    assert (plain.logit_temperature, linearised.logit_temperature) == (2.0, 3.0)
+
+
+@pytest.mark.parametrize("wrong", [{"labels": torch.zeros(3).long()}, {"mean": log_odds([[0.5, 0.5]] * 20)}])
+def test_predictions_of_other_rows_are_refused(wrong: dict[str, Tensor]) -> None:
+    right = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1))
+    with pytest.raises(ValueError, match="for the same rows"):
+        dataclasses.replace(right, **wrong)
+
+
+def test_it_takes_as_many_rows_as_tuning() -> None:
+    assert FEWEST_ROWS == LEAST_ROWS

@@ -1,0 +1,178 @@
+"""A health report in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from varlora.report import Health
+from varlora.report.health import Agreement, HeldOutEnd, Paired
+from varlora.report.health_text import remarks, scale_table, sentence, statements
+from varlora.report.scales import ScaleGroup, TensorScale
+
+
+def health(difference: float | None = -0.12, error: float = 0.03, **changes: Any) -> Health:
+    given: dict[str, Any] = {
+        "kind": "diagonal_gaussian",
+        "method": "ivon",
+        "draws": 10,
+        "sampling_rows": 300,
+        "validation_rows": 300,
+        **changes,
+    }
+    if difference is not None:
+        given["sampling"] = Paired(difference=difference, standard_error=error)
+    return Health(**given)
+
+
+def end(log_temperature: float, error: float = 0.1, source: Any = "validation") -> HeldOutEnd:
+    return HeldOutEnd(source=source, rows=64, log_temperature=log_temperature, error=error)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (health(-0.12), "Sampling helps here (validation NLL −0.12 ± 0.03): use samples=10."),
+        (
+            health(-0.03),
+            "Sampling does nothing here (validation NLL −0.03 ± 0.03): use the mean (samples=0), it is ten times "
+            "cheaper.",
+        ),
+        (health(0.03, draws=32), "does nothing here (validation NLL +0.03 ± 0.03): use the mean (samples=0), it is 32"),
+        (health(0.0, 0.0, draws=1), "(validation NLL 0.00 ± 0.00): use the mean (samples=0), which is simpler."),
+        (health(0.031), "Sampling hurts here (validation NLL +0.03 ± 0.03): use the mean (samples=0)."),
+        (health(-0.0009, 0.0004), "(validation NLL −0.0009 ± 0.0004)"),
+        (health(in_training=True), "Sampling helps here (NLL of validation rows in training −0.12 ± 0.03): use"),
+        (health(sampling_source="train", in_training=True), "(NLL of withheld training rows −0.12 ± 0.03)"),
+        (health(completions=True), "(validation NLL of completions −0.12 ± 0.03)"),
+        (
+            health(linearised=True, draws=100),
+            "The linearised posterior helps here (validation NLL −0.12 ± 0.03): use it.",
+        ),
+        (health(0.0, linearised=True), "use the mean (samples=0), which is cheaper."),
+        (health(0.2, kind="mixture", draws=3), "use the first member (samples=0)."),
+        (health(0.2, kind="dropout_masks"), "use one pass without dropout (samples=0)."),
+        (health(kind="point_mass"), "It holds one set of weights, so there is nothing to sample"),
+        (
+            health(None, unknown="there are no predictions for validation rows"),
+            "Nothing can be said of sampling here: there are no predictions for validation rows. Train with 20 "
+            "labelled validation rows or more (validation_file or validation_size) to know.",
+        ),
+        (health(None, unknown="x", derived=True), "here: x. `varlora tune` predicts the validation rows of the run"),
+        (
+            health(None, unknown="validation rows were predicted at the mean only"),
+            "`varlora tune` tries draws on them",
+        ),
+        (health(None, unknown="x", linearised=True), "Nothing can be said of the linearised posterior here: x."),
+    ],
+)
+def test_one_sentence(found: Health, expected: str) -> None:
+    assert expected in sentence(found)
+
+
+def test_tuning_is_pointed_out_where_it_can_be_done_and_was_not() -> None:
+    assert remarks(health(), "runs/a") == [
+        "`varlora tune runs/a` chooses how to predict with it on the 300 validation rows."
+    ]
+    assert remarks(health(validation_rows=19)) == []
+    assert "all of this is as trained" in remarks(health(tuned=True))[0]
+    assert remarks(health(kind="point_mass")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"held_out": end(0.3)}, "still over-confident at the end (log T̂ +0.30 ± 0.10): λ had not settled"),
+        ({"held_out": end(-0.3)}, "still under-confident at the end"),
+        ({"held_out": end(0.3)}, "divide the logits (`varlora tune here`)"),
+        ({"held_out": end(0.3), "validation_rows": 0}, "where there are validation rows"),
+        ({"ess": 5.0, "ess_start": 1000.0}, "lower bound, λ_0/200: the model is over-confident"),
+        ({"ess": 5.0, "ess_start": 1000.0, "held_out": end(0.3)}, "λ_0/200 (log T̂ +0.30 ± 0.10): "),
+        ({"ess": 1e4, "ess_start": 1000.0}, "upper bound, 10 λ_0, where the noise is as good as off"),
+    ],
+)
+def test_what_has_not_settled_is_said_with_what_to_do(changes: dict[str, Any], expected: str) -> None:
+    told = remarks(health(**changes), "here")
+    assert expected in told[0]
+    assert "Train for" in told[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"held_out": end(0.2)},
+        {"held_out": end(-0.2)},
+        {"held_out": end(0.3), "logit_temperature": 1.4},
+        {"ess": 500.0, "ess_start": 1000.0},
+    ],
+)
+def test_what_has_settled_or_is_divided_already_is_not(changes: dict[str, Any]) -> None:
+    assert not any("Train for" in told for told in remarks(health(**changes)))
+
+
+def test_each_number_with_its_meaning() -> None:
+    told = health(
+        one_draw=Paired(difference=0.05, standard_error=0.01),
+        agreement=Agreement(rows=310, single=0.973, all_draws=0.91, mutual_information=0.0123),
+        num_examples=10,
+        ess=312.0,
+        ess_start=1000.0,
+        held_out=end(0.05, source="train"),
+        hessian_moved=0.0,
+        hessian_kept=True,
+        rate=0.1,
+    )
+    found = {name: (value, meaning) for name, value, meaning in statements(told)}
+    assert found["Sampled − mean NLL"] == ("−0.12 ± 0.03", "nats, on 300 validation rows, paired; 10 draws averaged")
+    assert found["Cost of the noise"][0] == "+0.05 ± 0.01"
+    assert found["Agreement of draws"] == (
+        "97.3 %",
+        "of the draws' answers are the mean's; on 91.0 % of 310 validation rows all 10 are",
+    )
+    assert found["Mutual information"][0] == "0.0123"
+    assert found["λ/N"] == (
+        "31.2",
+        "from 100 at the start, steered by held-out rows; a cold posterior, narrower than Bayes' rule at N",
+    )
+    assert found["Missing temperature log T̂"][0] == "+0.05 ± 0.10"
+    assert "64 withheld training rows" in found["Missing temperature log T̂"][1]
+    assert found["Movement of h"] == ("0 %", "median |h/h0 − 1|: kept at h0 by the recipe")
+    assert found["Dropout rate"][0] == "0.1"
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert statements(health(None)) == []
+    assert scale_table(health()) is None
+    learned = {name: meaning for name, _, meaning in statements(health(None, hessian_moved=0.9))}
+    assert "learned from the data" in learned["Movement of h"]
+    unsteered = {name: meaning for name, _, meaning in statements(health(None, ess=10.0, num_examples=10))}
+    assert unsteered["λ/N"] == "weight of the data against the prior: plain Bayes"
+    stayed = statements(health(None, ess=10.0, ess_start=10.0, num_examples=10))
+    assert "as at the start" in stayed[0][2]
+    in_training = statements(health(sampling_source="train", in_training=True))
+    assert "300 withheld training rows" in in_training[0][2]
+    assert "4 draws" in in_training[0][2]
+
+
+def test_a_table_of_scales_names_the_middle_and_the_widest() -> None:
+    stem = "base_model.model.model.layers"
+    tensors = tuple(
+        TensorScale(key=f"{stem}.{i}.self_attn.{p}_proj.lora_A.weight", noise=noise, weights=1.0, entries=4)
+        for i, p, noise in ((0, "q", 0.1), (1, "v", 0.5), (1, "q", 3.0))
+    )
+    head = TensorScale(key="base_model.model.score.weight", noise=1.0, weights=0.0, entries=2)
+    groups = ScaleGroup(name="LoRA A", tensors=tensors), ScaleGroup(name="head", tensors=(head,))
+    table = scale_table(health(groups=groups, exact=2))
+    assert table is not None
+    lines = table.to_markdown().splitlines()
+    assert lines[2] == (
+        "| LoRA A (3) | 1.8 | 0.5<br>layers.1.self\\_attn.v\\_proj | 3<br>layers.1.self\\_attn.q\\_proj |"
+    )
+    assert lines[3] == "| head (1) | ∞ | ∞<br>score | ∞<br>score |"
+    assert "2 other tensors have no noise" in lines[-1]
+
+
+def test_the_words_of_a_mixture() -> None:
+    names = [name for name, *_ in statements(health(kind="mixture", one_draw=Paired(difference=0.0, standard_error=1)))]
+    assert names == ["Sampled − first member NLL", "One draw − first member"]

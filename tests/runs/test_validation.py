@@ -1,0 +1,113 @@
+"""The rows that may be chosen on, and their predictions: those of training where they will do, each made once."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from small_runs import films, finish_herds, herds, save_model, write_rows
+from varlora.prediction import Prediction
+from varlora.runs import predict_split, read_run, reload_setting, tune
+from varlora.runs.tuning import losses
+from varlora.runs.validation import ValidationRows
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def trained(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish_herds(tmp_path_factory.mktemp("trained"), model)
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """A copy that may be written to."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def rows_of(folder: Path) -> ValidationRows:
+    finished = read_run(folder)
+    return ValidationRows(finished, finished.config, finished.posterior, by="snr")
+
+
+def no_model(*_: Any, **__: Any) -> None:
+    raise AssertionError("the model is loaded")
+
+
+def test_predictions_of_training_are_used_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("varlora.runs.validation.reload_setting", no_model)
+    rows, stored = rows_of(finished), read_run(finished)
+    for temperature, mode in ((0.0, "mean"), (1.0, "samples")):
+        found = rows.log_probs(temperature, 4, 0.0)
+        assert torch.equal(found, stored.prediction("validation", mode).log_probs)
+        assert torch.equal(rows.labels, stored.prediction("validation", mode).labels)
+    assert torch.equal(rows.log_probs(1.0, 2, 0.0), stored.prediction("validation", "samples").log_probs[:, :2])
+    for asked in ((1.0, 6, 0.0), (1.0, 4, 0.1), (0.5, 4, 0.0)):
+        with pytest.raises(AssertionError, match="the model is loaded"):
+            rows.log_probs(*asked)
+
+
+def test_more_draws_begin_with_the_same_ones(finished: Path) -> None:
+    rows = rows_of(finished)
+    four = rows.log_probs(1.0, 4, 0.0)
+    seven = rows.log_probs(1.0, 7, 0.0)
+    assert seven.shape[1] == 7
+    assert torch.equal(seven[:, :4], four)
+
+
+def test_stored_predictions_of_other_rows_are_not_used(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("varlora.runs.validation.reload_setting", no_model)
+    rows = rows_of(finished)
+    labels = [1 - label for label in rows.task.rows("validation")["label"]]
+    changed = rows.task.rows("validation").remove_columns("label").add_column("label", labels)
+    rows.task = rows.task.with_splits({"validation": changed})
+    with pytest.raises(AssertionError, match="the model is loaded"):
+        rows.log_probs(1.0, 4, 0.0)
+    assert "not of the rows that the data hold now" in caplog.text
+
+
+def test_a_temperature_of_training_is_undone_and_kept_as_the_default(model: str, tmp_path: Path) -> None:
+    folder = finish_herds(tmp_path, model, temperature_scaling=True, max_steps=8)
+    finished = read_run(folder)
+    left = finished.posterior.meta.logit_temperature_of("samples")
+    assert left != 1
+    plain = dataclasses.replace(
+        finished.posterior,  # type: ignore[type-var]
+        meta=dataclasses.replace(finished.posterior.meta, logit_temperature=1.0, logit_temperature_by_mode=None),
+    )
+    setting = reload_setting(finished.config, finished.path, finished.posterior.meta)
+    expected = predict_split(setting, plain, "validation", samples=4)
+    assert isinstance(expected, Prediction)
+    assert torch.allclose(rows_of(folder).log_probs(1.0, 4, 0.0), expected.log_probs, rtol=0, atol=1e-9)
+    tuning = tune(folder, samples=[4], fractions=[], temperatures=[1], standard_errors=1e6)
+    stored = finished.prediction("validation", "samples")
+    assert tuning.choice.nll_before == pytest.approx(float(losses(stored.log_probs, stored.labels).mean()), rel=1e-9)
+    assert tuning.choice.chosen.logit_temperature == left
+
+
+def test_rows_that_are_test_rows_are_left_out(model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [*herds(24), *films(4)]
+    folder = finish_herds(tmp_path, model, validation_file=write_rows(tmp_path / "mixed.jsonl", rows), max_steps=2)
+    tuning = tune(folder, fractions=[], temperatures=[1], samples=[4])
+    assert (tuning.rows, tuning.left_out) == (24, 4)
+    assert "4 validation rows are test rows, too" in caplog.text
+    stored = read_run(folder).prediction("validation", "samples")
+    expected = losses(stored.log_probs[:24], stored.labels[:24])
+    assert tuning.choice.nll_before == float(expected.mean())
+
+
+def test_too_few_rows(model: str, tmp_path: Path) -> None:
+    rows = [*herds(19), *films(8)]
+    folder = finish_herds(tmp_path, model, validation_file=write_rows(tmp_path / "mixed.jsonl", rows), max_steps=1)
+    with pytest.raises(ValueError, match=r"has 19 labelled row\(s\) to choose on \(8 others are test rows, too"):
+        tune(folder)

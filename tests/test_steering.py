@@ -1,0 +1,374 @@
+"""λ steered through the real Trainer: which way it moves, by which rows, and that a resumed run goes on with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+from steered_tasks import Classifier, Rows, arguments, group_of, ivon_of, state_of, trainer_of
+from varlora import IVON, IVONConfig, VariationalCallback, load_posterior, posterior_of, save_posterior
+from varlora.held_out import HeldOut
+from varlora.optim.ess_control import BOUNDS, HeldOutRecord
+from varlora.steering import Steering, record_of, validation_rows, withheld_of
+
+NOISY = {"num_train_epochs": 10, "learning_rate": 1e-2}  # long enough to learn wrong labels by heart
+SLOW = {"num_train_epochs": 3, "learning_rate": 3e-4}  # too short to be sure of right ones
+
+
+class Watched(TrainerCallback):
+    """λ/λ_0 after each step, the epoch, and the rows of each epoch in order."""
+
+    def __init__(self) -> None:
+        self.ratios: list[float] = []
+        self.epochs: list[float] = []
+        self.rows: list[list[int]] = []
+        self.measured: list[list[int]] = []
+        self.begun = (0, 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        group = optimizer.param_groups[0]
+        self.ratios.append(group["ess"] / group["auto_ess"])
+        self.epochs.append(state.epoch)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.begun = (len(model.trained_on), len(model.predicted))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.rows.append(model.trained_on[self.begun[0] :])
+        self.measured.append(model.predicted[self.begun[1] :])
+
+
+# Which way it moves -------------------------------------------------------------------------------------------
+
+
+def test_over_confidence_on_validation_rows_lowers_lambda(tmp_path: Path) -> None:
+    watched = Watched()
+    validation = Rows(200, flipped=0.2, seed=1)
+    trainer = trainer_of(tmp_path, validation=validation, callbacks=[watched], **NOISY)
+    trainer.train()
+    group = group_of(trainer)
+    assert group["auto_ess"] == 32_000.0
+    assert watched.ratios[:40] == [1.0] * 40, "nothing moves in the first fifth"
+    assert watched.ratios[-1] < 0.1
+    assert watched.ratios == sorted(watched.ratios, reverse=True)
+    assert group["ess"] == pytest.approx(watched.ratios[-1] * group["auto_ess"])
+    assert (group["held_out_source"], group["held_out_rows"]) == ("validation", 200)
+
+
+def test_it_helps(tmp_path: Path) -> None:
+    """The reason for all of it: held-out predictions under draws get better."""
+    losses = {}
+    for held_out in ("validation", "none"):
+        trainer = trainer_of(tmp_path, held_out=held_out, validation=Rows(200, flipped=0.2, seed=1), **NOISY)
+        trainer.train()
+        model = trainer.model
+        assert isinstance(model, Classifier)
+        q = posterior_of(model, trainer.optimizer)
+        test = Rows(500, flipped=0.2, seed=2)
+        probs = []
+        for seed in range(8):
+            with torch.no_grad():
+                tensors = q.sample(torch.Generator().manual_seed(seed))
+                found = torch.func.functional_call(model.eval(), tensors, (test.features, test.labels))
+            probs.append(found.logits.softmax(-1))
+        losses[held_out] = nn.functional.nll_loss(torch.stack(probs).mean(0).log(), test.labels).item()
+    assert losses["validation"] < losses["none"] - 0.1
+
+
+def test_under_confidence_raises_lambda_within_its_bound(tmp_path: Path) -> None:
+    watched = Watched()
+    train, validation = Rows(320), Rows(200, seed=1)
+    trainer_of(tmp_path, train=train, validation=validation, callbacks=[watched], **SLOW).train()
+    assert max(watched.ratios) > 3.0
+    assert max(watched.ratios) <= BOUNDS[1] + 1e-9
+    assert min(watched.ratios) == 1.0
+
+
+def test_withheld_rows_steer_are_replaced_and_come_back(tmp_path: Path) -> None:
+    watched = Watched()
+    trainer = trainer_of(tmp_path, held_out="train", callbacks=[watched], **NOISY)
+    trainer.train()
+    withheld = withheld_of(range(320), epochs=10, seed=3)
+    assert withheld is not None
+    assert (len(withheld.rows), withheld.epochs) == (32, 6)
+    kept = set(range(320)) - set(withheld.rows)
+    for epoch, rows in enumerate(watched.rows):
+        assert len(rows) == 320
+        assert set(rows) == (kept if epoch < 6 else set(range(320)))
+    measured = [set(rows) for rows in watched.measured]
+    assert measured[2] == measured[5] == set(withheld.rows)
+    assert not any(measured[epoch] for epoch in (0, 1, 6, 7, 8, 9))
+    last = watched.epochs.index(6.0) + 1  # λ is read before it is steered
+    assert watched.ratios[last] < 0.5
+    assert len(set(watched.ratios[last:])) == 1, "rows that were trained on say nothing"
+    assert group_of(trainer)["held_out_source"] == "train"
+
+
+@pytest.mark.parametrize("held_out", [None, "auto"])
+def test_by_default_validation_rows_go_first(tmp_path: Path, held_out: Any) -> None:
+    for validation, source in ((Rows(40, seed=1), "validation"), (None, "train")):
+        watched = Watched()
+        trainer = trainer_of(tmp_path, held_out=held_out, validation=validation, callbacks=[watched])
+        trainer.train()
+        assert group_of(trainer)["held_out_source"] == source
+        assert (set(watched.rows[0]) == set(range(320))) == (source == "validation")
+
+
+def test_train_by_name_leaves_validation_rows_alone(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, held_out="train", validation=Rows(40, seed=1))
+    trainer.train()
+    assert group_of(trainer)["held_out_source"] == "train"
+
+
+@pytest.mark.parametrize("options", [{"held_out": "none"}, {"ess": 4e3}])
+def test_what_is_not_steered_stays_and_withholds_nothing(tmp_path: Path, options: Any) -> None:
+    trainer = trainer_of(tmp_path, **options, num_train_epochs=1)
+    trainer.train()
+    group = group_of(trainer)
+    assert group["ess"] == options.get("ess", 32_000.0)
+    assert "held_out" not in group
+    assert record_of(ivon_of(trainer)) is None
+    assert isinstance(trainer.model, Classifier)
+    assert sorted(trainer.model.trained_on) == list(range(320))
+    assert not trainer.model.predicted
+    assert "held_out" not in posterior_of(trainer.model, trainer.optimizer).meta.diagnostics
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "withheld_epochs"),
+    [
+        ({"num_train_epochs": 0.5}, 1, 1),
+        ({"num_train_epochs": 1}, 1, 1),
+        ({"num_train_epochs": 2.5}, 3, 2),
+        ({"max_steps": 7}, 1, 1),
+        ({"max_steps": 60}, 3, 2),
+        ({"max_steps": 30, "gradient_accumulation_steps": 2}, 3, 2),
+    ],
+)
+def test_parts_of_epochs_and_numbers_of_steps(tmp_path: Path, options: Any, epochs: int, withheld_epochs: int) -> None:
+    watched = Watched()
+    trainer = trainer_of(tmp_path, held_out="train", callbacks=[watched], **options)
+    trainer.train()
+    withheld = set(withheld_of(range(320), 1, seed=3).rows)  # type: ignore[union-attr]
+    found = [bool(withheld & set(rows)) for rows in watched.rows]
+    assert found == [epoch >= withheld_epochs for epoch in range(epochs)]
+    record = record_of(ivon_of(trainer))
+    assert record is not None
+    assert record.measurements > 0
+
+
+def test_accumulated_steps_are_measured_between_steps_only(tmp_path: Path) -> None:
+    watched = Watched()
+    options = {**NOISY, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}
+    trainer = trainer_of(tmp_path, validation=Rows(200, flipped=0.2, seed=1), callbacks=[watched], **options)
+    trainer.train()
+    assert watched.ratios[-1] < 0.1
+    assert len(watched.ratios) == 200
+
+
+# Records ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["validation", "train"])
+@pytest.mark.parametrize("stop", [43, 60, 97])
+def test_resuming_a_steered_run_is_bit_identical(tmp_path: Path, source: str, stop: int) -> None:
+    """In the middle of an epoch and at its end, with dropout and accumulation, while rows are withheld and after."""
+    settings = {
+        **NOISY,
+        "learning_rate": 3e-2,
+        "num_train_epochs": 5,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": stop,
+        "lr_scheduler_type": "linear",
+    }
+
+    def make() -> Any:
+        validation = Rows(60, flipped=0.2, seed=1) if source == "validation" else None
+        watched = Watched()
+        model = Classifier(dropout=0.2)
+        trainer = trainer_of(
+            tmp_path, model=model, held_out=source, validation=validation, callbacks=[watched], **settings
+        )
+        return trainer, watched
+
+    trainer, watched = make()
+    trainer.train()
+    assert min(watched.ratios) < 0.8
+    resumed, rewatched = make()
+    torch.rand(17)  # whatever the new process drew meanwhile
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert rewatched.ratios == watched.ratios[stop:]
+    assert rewatched.rows[1:] == watched.rows[len(watched.rows) - len(rewatched.rows) + 1 :]
+    assert state_of(resumed) == state_of(trainer)
+
+
+def test_measuring_changes_nothing_but_lambda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit the training that measures nothing, with dropout, where measurements do not move λ."""
+    results = []
+    monkeypatch.setattr("varlora.steering.steered_ess", lambda ess, *args: ess)
+    for held_out in ("validation", "none"):
+        trainer = trainer_of(
+            tmp_path, model=Classifier(dropout=0.2), held_out=held_out, validation=Rows(60, seed=1), num_train_epochs=2
+        )
+        trainer.train()
+        assert isinstance(trainer.model, nn.Module)
+        results.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert torch.equal(*results)
+
+
+def test_lambda_is_logged_and_the_rows_words_are_kept(tmp_path: Path) -> None:
+    options = {**NOISY, "logging_strategy": "steps", "logging_steps": 50, "eval_strategy": "epoch"}
+    trainer = trainer_of(tmp_path, validation=Rows(200, flipped=0.2, seed=1), **options)
+    trainer.train()
+    logged = [entry["ess"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged[0] > logged[-1] == group_of(trainer)["ess"]
+    q = posterior_of(trainer.model, trainer.optimizer, num_examples=320)
+    found = q.meta.diagnostics["held_out"]
+    assert json.loads(json.dumps(found)) == found
+    assert (found["source"], found["rows"], found["ess_start"]) == ("validation", 200, 32_000.0)
+    assert q.meta.ess == group_of(trainer)["ess"] != found["ess_start"]
+    record = record_of(ivon_of(trainer))
+    assert record is not None
+    assert found["measurements"] == record.measurements >= 12
+    assert (found["log_temperature"], found["log_temperature_error"]) == record.log_temperature(200)
+    assert (found["sampling_gain"], found["sampling_gain_error"]) == record.sampling_gain(200)
+    assert 0 < found["nll"] < 5
+    save_posterior(q, tmp_path / "posterior")
+    assert load_posterior(tmp_path / "posterior").meta.diagnostics["held_out"] == found
+
+
+def test_before_the_first_measurement_there_is_little_to_say(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, validation=Rows(60, seed=1), max_steps=1, num_train_epochs=1)
+    group: dict[str, Any] = {}
+    trainer.train()
+    group = group_of(trainer)
+    group["held_out"] = HeldOutRecord().to_dict()
+    found = posterior_of(trainer.model, trainer.optimizer).meta.diagnostics["held_out"]
+    assert found == {"source": "validation", "rows": 60, "measurements": 0}
+
+
+def test_the_best_model_comes_with_its_own_lambda_and_record(tmp_path: Path) -> None:
+    settings = {
+        **NOISY,
+        "save_strategy": "steps",
+        "save_steps": 20,
+        "eval_strategy": "steps",
+        "eval_steps": 20,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+    watched = Watched()
+    trainer = trainer_of(tmp_path, validation=Rows(200, flipped=0.2, seed=1), callbacks=[watched], **settings)
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best is not None
+    step = int(best.rpartition("-")[2])
+    assert step < 200
+    saved = torch.load(f"{best}/optimizer.pt", weights_only=True)["param_groups"][0]
+    group = group_of(trainer)
+    assert {name: group[name] for name in ("ess", "held_out")} == {name: saved[name] for name in ("ess", "held_out")}
+    assert group["ess"] == pytest.approx(watched.ratios[step - 1] * group["auto_ess"])
+
+
+def test_a_second_training_does_not_ask_rows_that_the_first_was_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched()
+    trainer = trainer_of(tmp_path, callbacks=[watched], **NOISY)
+    trainer.train()
+    ess = group_of(trainer)["ess"]
+    with caplog.at_level(logging.WARNING, logger="varlora"):
+        trainer.train()
+    assert "were trained on by a former train()" in caplog.text
+    assert group_of(trainer)["ess"] == ess
+    assert sorted(watched.rows[10]) == list(range(320))
+
+
+# The plain way in ---------------------------------------------------------------------------------------------
+
+
+def plain(folder: Path, held_out: Any, **options: Any) -> Trainer:
+    config = IVONConfig(lr=1e-2)
+    return Trainer(
+        model=Classifier(),
+        args=arguments(folder, **{**NOISY, **options}),
+        train_dataset=Rows(320, flipped=0.2),
+        optimizer_cls_and_kwargs=(IVON, config.optimizer_kwargs()),
+        callbacks=[VariationalCallback(held_out=held_out)],
+    )
+
+
+def rows_in_one_batch() -> HeldOut:
+    rows = Rows(120, flipped=0.2, seed=1)
+    batch = {"features": rows.features, "row": torch.arange(120), "labels": rows.labels}
+    return HeldOut(
+        batches=[{k: v[i : i + 40] for k, v in batch.items()} for i in (0, 40, 80)],
+        logits=lambda model, batch: (model(batch["features"], batch["row"]).logits, batch["labels"]),
+    )
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_the_plain_callback_steers_by_the_rows_it_is_given(tmp_path: Path, as_function: bool) -> None:
+    trainer = plain(tmp_path, rows_in_one_batch if as_function else rows_in_one_batch())
+    trainer.train()
+    group = group_of(trainer)
+    assert group["ess"] < 0.1 * group["auto_ess"]
+    assert (group["held_out_source"], group["held_out_rows"]) == ("validation", 120)
+
+
+@pytest.mark.parametrize("held_out", [None, lambda: None])
+def test_the_plain_callback_without_rows_leaves_lambda(tmp_path: Path, held_out: Any) -> None:
+    trainer = plain(tmp_path, held_out, max_steps=30)
+    trainer.train()
+    assert group_of(trainer)["ess"] == 32_000.0
+
+
+def test_rows_that_do_not_fit_are_found_out_before_the_training(tmp_path: Path) -> None:
+    held_out = rows_in_one_batch()
+    wrong = HeldOut(batches=held_out.batches, logits=lambda model, batch: (model(batch["features"]), batch["labels"]))
+    trainer = plain(tmp_path, wrong)
+    with pytest.raises(ValueError, match=r"TypeError.*'row'"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert isinstance(trainer.model, Classifier)
+    assert not trainer.model.trained_on
+
+
+# Small things -------------------------------------------------------------------------------------------------
+
+
+def test_validation_rows_are_at_most_256_and_drawn_once() -> None:
+    assert validation_rows(range(256), seed=0) == list(range(256))
+    many = validation_rows(range(5000), seed=0)
+    assert len(set(many)) == 256
+    assert many == sorted(many) == validation_rows(range(5000), seed=0)
+    assert max(many) > 4000
+    assert many != validation_rows(range(5000), seed=1)
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(0.2, 1), (1, 1), (2, 1), (3, 2), (5, 3), (10, 6), (100, 60)])
+def test_rows_are_withheld_for_three_fifths_of_the_epochs(epochs: float, expected: int) -> None:
+    withheld = withheld_of(range(500), epochs, seed=0)
+    assert withheld is not None
+    assert withheld.epochs == expected
+    assert withheld_of(range(299), epochs, seed=0) is None
+    assert withheld_of((row for row in range(500)), epochs, seed=0) is None
+
+
+def test_steering_starts_after_a_fifth_and_ends_with_the_rows(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, max_steps=1)
+    trainer.train()
+    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, VariationalCallback))
+    assert isinstance(callback.steering, Steering)
+    assert callback.steering.begin == 0
+    assert callback.steering.interval == 1
