@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from steered_tasks import Classifier, Rows, arguments, group_of, ivon_of, state_of, trainer_of
 from varlora import IVON, IVONConfig, VariationalCallback, load_posterior, posterior_of, save_posterior
 from varlora.held_out import HeldOut
+from varlora.noise import NoiseController
 from varlora.optim.ess_control import BOUNDS, HeldOutRecord
 from varlora.steering import Steering, record_of, validation_rows, withheld_of
 
@@ -240,7 +241,7 @@ def test_lambda_is_logged_and_the_rows_words_are_kept(tmp_path: Path) -> None:
     assert record is not None
     assert found["measurements"] == record.measurements >= 12
     assert (found["log_temperature"], found["log_temperature_error"]) == record.log_temperature(200)
-    assert (found["sampling_gain"], found["sampling_gain_error"]) == record.sampling_gain(200)
+    assert (found["sampling_gain"], found["sampling_gain_error"]) == record.sampling_gain(96)
     assert 0 < found["nll"] < 5
     save_posterior(q, tmp_path / "posterior")
     assert load_posterior(tmp_path / "posterior").meta.diagnostics["held_out"] == found
@@ -372,3 +373,24 @@ def test_steering_starts_after_a_fifth_and_ends_with_the_rows(tmp_path: Path) ->
     assert isinstance(callback.steering, Steering)
     assert callback.steering.begin == 0
     assert callback.steering.interval == 1
+
+
+def test_a_measurement_that_finds_nothing_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = IVON(model.parameters(), lr=0.1, ess=100.0, hess_init=1.0)
+    optimizer.param_groups[0]["auto_ess"] = 100.0
+    noise = NoiseController(model, optimizer)
+    steering = Steering(rows_in_one_batch(), noise, rows_per_step=1000, steps=24, epochs=1.0)
+    one = torch.ones(32)
+
+    def words(self: HeldOut, model: nn.Module, noise: NoiseController, record: HeldOutRecord) -> HeldOutRecord:
+        first = record.measurements == 0
+        return record.with_rows(2 * one, one, gain=one, loss=one) if first else record.without_rows()
+
+    monkeypatch.setattr(HeldOut, "measured", words)
+    ess = []
+    for step in range(20, 24):
+        steering.after_step(model, TrainerState(global_step=step, epoch=0.5))
+        ess.append(optimizer.param_groups[0]["ess"])
+    assert ess[0] < 100
+    assert ess == [ess[0]] * 4

@@ -246,7 +246,7 @@ def posterior_from_checkpoint(
                 base_revision=(config or {}).get("revision"),
                 adapter_config=config,
                 readout=readout,
-                logit_temperature_by_mode=remaining_temperature(found) if readout else None,
+                logit_temperature_by_mode=remaining_temperature(groups[0], readout),
                 diagnostics=diagnostics,
             ),
         )

@@ -122,6 +122,7 @@ class HeldOut:
         batches: the rows, collated; the same on every rank.
         logits: how the model's answer to a batch is read.
         source: "validation" or "train", for the record.
+        readout: how `logits` reads an answer (`Readout.to_dict()`), where predictions will be read alike.
         until_epoch: the epoch after which these rows are trained on, so that they say nothing any more; None: never.
 
     Raises:
@@ -131,6 +132,7 @@ class HeldOut:
     batches: Sequence[Mapping[str, Any]]
     logits: Logits
     source: str = "validation"
+    readout: Mapping[str, Any] | None = None
     until_epoch: float | None = None
 
     def __post_init__(self) -> None:

@@ -78,7 +78,7 @@ class IVONConfig:
         adam_beta2: decay of the Adam update's second moment.
         adam_eps: ε of the Adam update.
         held_out: which rows steer λ = "auto" (mixin only): "validation", "train" (a tenth of the training rows, which
-            come back after 60 % of the training), "auto" (validation rows if there are some), or "none" (it stays at
+            come back after 60 % of the epochs), "auto" (validation rows if there are some), or "none" (it stays at
             100 N).
         draws: Monte-Carlo draws S per micro-batch, each a forward and a backward pass (mixin only).
 

@@ -144,6 +144,10 @@ class HeldOutRows:
             raise ValueError(f"the rows have several labels, {', '.join(names)}.")
         return model_logits(model, batch, *names)
 
+    def answer_readout(self) -> Mapping[str, Any] | None:
+        """How `answer_logits` reads an answer, where predictions are read alike: `Readout.to_dict()`."""
+        return None
+
     def choose_held_out(self, options: IVONConfig) -> None:
         """Decides which rows will steer λ; called when the trainer is made.
 
@@ -191,7 +195,13 @@ class HeldOutRows:
             rows = validation_rows(data, trainer.args.seed)
         try:
             batches = held_out_batches(trainer, data, rows)
-            held_out = HeldOut(batches=batches, logits=self.answer_logits, source=source, until_epoch=until)
+            held_out = HeldOut(
+                batches=batches,
+                logits=self.answer_logits,
+                source=source,
+                readout=self.answer_readout(),
+                until_epoch=until,
+            )
             held_out.check(trainer.model)
         except ValueError as error:
             self._give_up(f"held-out rows cannot be predicted ({error})", error)
@@ -282,6 +292,7 @@ class Steering:
         group = noise.optimizer.param_groups[0]
         group.setdefault("held_out", HeldOutRecord().to_dict())
         group["held_out_rows"], group["held_out_source"] = held_out.num_rows(), held_out.source
+        group["held_out_readout"] = held_out.readout
 
     def after_step(self, model: nn.Module, state: TrainerState) -> None:
         """Measures and steers, if it is time to."""
@@ -291,8 +302,10 @@ class Steering:
         optimizer = self.noise.optimizer
         record = record_of(optimizer)
         assert record is not None
-        record = self.held_out.measured(model, self.noise, record)
+        former, record = record, self.held_out.measured(model, self.noise, record)
         optimizer.param_groups[0]["held_out"] = record.to_dict()
+        if record == former.without_rows():  # nothing was found, and nothing moves
+            return
         for group in optimizer.param_groups:
             if group.get("auto_ess") is not None:
                 ess = steered_ess(group["ess"], group["auto_ess"], *record.log_temperature(self.held_out.num_rows()))

@@ -101,6 +101,11 @@ class VariationalCallback(TrainerCallback):
             if isinstance(self.held_out, HeldOut):
                 self.held_out.check(model)
             held_out = self.held_out() if callable(self.held_out) else self.held_out
+            if held_out is None and self.held_out is None:
+                logger.warning(
+                    "no held-out rows steer ess: it stays at 100 N. Give some (VariationalCallback(held_out=...)), or "
+                    "use VariationalTrainer or VariationalTrainerMixin, which find them."
+                )
             if held_out is not None:
                 rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
                 self.steering = Steering(
@@ -330,6 +335,10 @@ class VariationalAnswerTrainer(VariationalTrainerMixin, AnswerTrainer):
     def answer_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and labels (B,) of a batch of held-out rows."""
         return self.readout.logits(model, batch), batch["labels"]
+
+    def answer_readout(self) -> Mapping[str, Any]:
+        """The readout of training and prediction."""
+        return self.readout.to_dict()
 
 
 def _unwrapped_ivon(optimizer: torch.optim.Optimizer) -> IVON:

@@ -58,6 +58,15 @@ def test_a_weight_without_a_gradient_is_its_own_average() -> None:
     assert torch.equal(optimizer.average(unused), unused)
 
 
+def test_a_plain_adamws_state_is_refused() -> None:
+    p = torch.nn.Parameter(torch.ones(1))
+    adamw = torch.optim.AdamW([p], lr=0.1)
+    p.grad = torch.ones(1)
+    adamw.step()
+    with pytest.raises(ValueError, match="kept no average"):
+        AveragedAdamW([p], lr=0.1, ema_decay=0.5).load_state_dict(adamw.state_dict())
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=rf"ema_decay={decay}; it must be at least 0 and below 1"):

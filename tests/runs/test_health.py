@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def trained(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finish_herds(tmp_path_factory.mktemp("trained"), model)
+    return finish_herds(tmp_path_factory.mktemp("trained"), model, held_out="auto")
 
 
 @pytest.mark.parametrize("method", KIND)

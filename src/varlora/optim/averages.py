@@ -70,7 +70,16 @@ class AveragedAdamW(torch.optim.AdamW):
         return average
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores a state; averages stay in float32."""
+        """Restores a state; averages stay in float32.
+
+        Raises:
+            ValueError: the state is a plain AdamW's.
+        """
+        if any("exp_avg" in state and "average" not in state for state in state_dict["state"].values()):
+            raise ValueError(
+                "the checkpoint is of an AdamW that kept no average. Resume with the method that wrote it, or start "
+                "afresh."
+            )
         super().load_state_dict(state_dict)
         restore_exactly(self, state_dict, "average")
 

@@ -15,12 +15,13 @@ so that over n held-out rows one scoring step estimates the temperature that is 
 
 (4: a prior of sd 1/2 on log T). The law of control, at every measurement:
 
-    z = sign(log T̂) · max(|log T̂| − s.e., 0),        log λ ← log λ − clip(3 z, ±1),      λ within [1/200, 10] · λ_0
+    z = sign(log T̂) · max(|log T̂| − s.e., 0),      log λ ← log λ − clip(3 z, ±1),      λ within [1/200, 10] · λ_0
 
-with λ_0 = 100 N. Inside one standard error nothing moves, so that few rows cannot push λ about: with none it stays at
-λ_0. While λ > λ_0 and nothing is wrong, it returns a tenth of the way (in logarithms) to λ_0. The means are running
-averages, half old and half new, over small batches of the held-out rows in turn. The gain, 3: at the fixed points that
-we have seen a unit of log λ moves log T by about a quarter, and the noise acts with delay.
+with λ_0 = 100 N. Inside one such error nothing moves. (It counts all n rows, as though the averages below held them;
+they hold about the last 96, so that above 96 rows it is less than one true standard error, by 1.6 at 256.) While
+λ > λ_0 and nothing is wrong, λ returns a tenth of the way (in logarithms) to λ_0. The means are running averages, half
+old and half new, over small batches of the held-out rows in turn. The gain, 3: at the fixed points that we have seen a
+unit of log λ moves log T by about a quarter, and the noise acts with delay.
 
 It is no minimisation of the held-out NLL over λ: the fixed point is a first-order condition in the one direction, the
 confidence, in which λ mainly acts. Source: our choice (docs/auto.md); temperature scaling arXiv 1706.04599.
@@ -42,6 +43,8 @@ BOUNDS = (0.005, 10.0)
 """Of λ/λ_0."""
 DECAY = 0.5
 """What is left of the running averages after a measurement."""
+ROWS_OF_AVERAGES = 96
+"""About how many rows the averages hold: three measurements of 32."""
 GAIN = 3.0
 RETURN = 0.9
 """What is left of log(λ/λ_0) > 0 after a measurement that asks for no move."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from varlora.adapters import adapter_config, base_model_of, fixed_tensors, trained_tensors
-from varlora.optim.ess_control import HeldOutRecord
+from varlora.optim.ess_control import ROWS_OF_AVERAGES, HeldOutRecord
 from varlora.optim.wrapped import unwrapped
 from varlora.posterior.diagonal import DiagonalGaussian
 from varlora.posterior.meta import PosteriorMeta
@@ -110,7 +111,7 @@ def posterior_of(
             ess=ess[0] if len(ess) == 1 else None,
             prior_precision={key: optimizer.prior_precision(p) for key, p in trained.items()},
             readout=readout,
-            logit_temperature_by_mode=remaining_temperature(diagnostics.get("held_out")) if readout else None,
+            logit_temperature_by_mode=remaining_temperature(optimizer.param_groups[0], readout),
             diagnostics=diagnostics,
         ),
     )
@@ -167,7 +168,7 @@ def held_out_diagnostics(group: Mapping[str, Any]) -> dict[str, Any] | None:
     if record.weight == 0:
         return {"source": group["held_out_source"], "rows": rows, "measurements": 0}
     log_temperature, its_error = record.log_temperature(rows)
-    gain, gain_error = record.sampling_gain(rows)
+    gain, gain_error = record.sampling_gain(min(rows, ROWS_OF_AVERAGES))
     return {
         "source": group["held_out_source"],
         "rows": rows,
@@ -182,17 +183,22 @@ def held_out_diagnostics(group: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def remaining_temperature(found: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """By mode, the logit temperature that the rows which steered λ ask for at the end; None if it is 1.
+def remaining_temperature(group: Mapping[str, Any], readout: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """By mode, the logit temperature that the rows which steered λ ask for; None if 1, or if they were read otherwise.
 
     Args:
-        found: what `held_out_diagnostics` returned.
+        group: the optimizer's first parameter group.
+        readout: how predictions will be read, `Readout.to_dict()`.
 
     Example:
-        >>> remaining_temperature({"remaining_temperature": 0.9}), remaining_temperature(None)
-        ({'samples': 0.9}, None)
+        >>> remaining_temperature({}, readout=None) is None
+        True
     """
-    temperature = found.get("remaining_temperature", 1.0) if found is not None else 1.0
+    if readout is None or "held_out" not in group:
+        return None
+    if json.dumps(group.get("held_out_readout"), sort_keys=True) != json.dumps(readout, sort_keys=True):
+        return None
+    temperature = HeldOutRecord(**group["held_out"]).remaining_temperature(int(group["held_out_rows"]))
     return {"samples": temperature} if temperature != 1.0 else None
 
 
