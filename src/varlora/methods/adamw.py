@@ -8,8 +8,9 @@ Source: Loshchilov & Hutter 2019, arXiv 1711.05101.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from transformers import Trainer
 
 from varlora.methods.method import Fit, Job, record
@@ -63,6 +64,24 @@ class AdamW:
         job.arguments.learning_rate = self.learning_rate
         job.arguments.weight_decay = self.weight_decay
         job.arguments.label_smoothing_factor = self.label_smoothing
+
+    def own_adamw_options(self, job: Job, *, kept: str) -> dict[str, Any]:
+        """The options of PyTorch's AdamW, for a method whose AdamW keeps something as its state.
+
+        Args:
+            job: its arguments are set.
+            kept: what is kept, for the message: "average is", "snapshots are".
+
+        Raises:
+            ValueError: the arguments ask for another optimizer, or for checkpoints without its state.
+        """
+        arguments = job.arguments
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        if optimizer is not torch.optim.AdamW:
+            raise ValueError(f"optim={arguments.optim!r} is not PyTorch's AdamW; {self.name} needs 'adamw_torch'.")
+        if arguments.load_best_model_at_end and arguments.save_only_model:
+            raise ValueError(f"the {kept} optimizer state: with load_best_model_at_end, save_only_model=False.")
+        return dict(options)
 
     def trainer(self, job: Job) -> Trainer:
         """A Trainer with its own AdamW."""

@@ -51,12 +51,7 @@ class Ema(AdamW):
             ValueError: the arguments ask for another optimizer, or for checkpoints without its state.
         """
         self.set_arguments(job)
-        arguments = job.arguments
-        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        if optimizer is not torch.optim.AdamW:
-            raise ValueError(f"optim={arguments.optim!r} is not PyTorch's AdamW; ema needs 'adamw_torch'.")
-        if arguments.load_best_model_at_end and arguments.save_only_model:
-            raise ValueError("the average is optimizer state: with load_best_model_at_end, save_only_model=False.")
+        options = self.own_adamw_options(job, kept="average is")
         parts = job.trainer_options()
         parts["optimizer_cls_and_kwargs"] = (AveragedAdamW, {**options, "ema_decay": self.ema_decay})
         if job.readout is None:

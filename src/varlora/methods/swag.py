@@ -87,12 +87,7 @@ class Swag(AdamW):
             ValueError: the arguments ask for another optimizer, or for checkpoints without its state.
         """
         self.set_arguments(job)
-        arguments = job.arguments
-        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        if optimizer is not torch.optim.AdamW:
-            raise ValueError(f"optim={arguments.optim!r} is not PyTorch's AdamW; swag needs 'adamw_torch'.")
-        if arguments.load_best_model_at_end and arguments.save_only_model:
-            raise ValueError("the snapshots are optimizer state: with load_best_model_at_end, save_only_model=False.")
+        options = self.own_adamw_options(job, kept="snapshots are")
         parts = job.trainer_options()
         parts["optimizer_cls_and_kwargs"] = (SnapshotAdamW, options)
         parts["callbacks"] = [TakeSnapshots(self), *parts["callbacks"]]

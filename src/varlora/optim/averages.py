@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from varlora.optim.snapshots import restore_exactly
-from varlora.optim.wrapped import unwrapped
+from varlora.optim.wrapped import unwrapped_as
 
 
 class AveragedAdamW(torch.optim.AdamW):
@@ -90,7 +90,4 @@ def averaged_adamw(optimizer: Any) -> AveragedAdamW:
     Raises:
         TypeError: it keeps no average.
     """
-    inner = unwrapped(optimizer)
-    if not isinstance(inner, AveragedAdamW):
-        raise TypeError(f"ema needs its own AdamW, but the trainer's optimizer is {type(inner).__name__}.")
-    return inner
+    return unwrapped_as(optimizer, AveragedAdamW, "ema")

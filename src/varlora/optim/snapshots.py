@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from varlora.optim.wrapped import unwrapped
+from varlora.optim.wrapped import unwrapped_as
 
 
 class Snapshots(torch.optim.Optimizer):
@@ -73,7 +73,4 @@ def snapshot_adamw(optimizer: Any) -> SnapshotAdamW:
     Raises:
         TypeError: it takes no snapshots.
     """
-    inner = unwrapped(optimizer)
-    if not isinstance(inner, SnapshotAdamW):
-        raise TypeError(f"SWAG needs its own AdamW, but the trainer's optimizer is {type(inner).__name__}.")
-    return inner
+    return unwrapped_as(optimizer, SnapshotAdamW, "SWAG")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Kind = TypeVar("Kind")
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -19,6 +21,28 @@ def unwrapped(optimizer: Any) -> Any:
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+def unwrapped_as(optimizer: Any, kind: type[Kind], method: str) -> Kind:
+    """The innermost optimizer, of the kind that a method trains with.
+
+    Args:
+        optimizer: possibly inside accelerate's wrapper.
+        kind: the class it must be of.
+        method: whose it is, for the message.
+
+    Raises:
+        TypeError: it is another.
+
+    Example:
+        >>> unwrapped_as(torch.optim.SGD([torch.zeros(1)], lr=0.1), torch.optim.AdamW, "swag")
+        Traceback (most recent call last):
+        TypeError: swag needs its own AdamW, but the trainer's optimizer is SGD.
+    """
+    inner = unwrapped(optimizer)
+    if not isinstance(inner, kind):
+        raise TypeError(f"{method} needs its own AdamW, but the trainer's optimizer is {type(inner).__name__}.")
+    return inner
 
 
 def restore_from(optimizer: torch.optim.Optimizer, checkpoint: str | Path) -> None:
