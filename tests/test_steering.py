@@ -241,7 +241,7 @@ def test_lambda_is_logged_and_the_rows_words_are_kept(tmp_path: Path) -> None:
     assert record is not None
     assert found["measurements"] == record.measurements >= 12
     assert (found["log_temperature"], found["log_temperature_error"]) == record.log_temperature(200)
-    assert (found["sampling_gain"], found["sampling_gain_error"]) == record.sampling_gain(96)
+    assert (found["sampling_gain"], found["sampling_gain_error"]) == record.sampling_gain(200)
     assert 0 < found["nll"] < 5
     save_posterior(q, tmp_path / "posterior")
     assert load_posterior(tmp_path / "posterior").meta.diagnostics["held_out"] == found

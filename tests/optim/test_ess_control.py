@@ -121,10 +121,35 @@ def test_the_standard_error_is_that_of_repeated_samples() -> None:
 
 
 def test_few_rows_are_drawn_to_no_temperature_by_the_prior() -> None:
-    one = torch.ones(1)
+    one = torch.ones(10_000)
     record = HeldOutRecord().with_rows(slope=one, information=one, gain=one, loss=one)
     assert record.log_temperature(rows=1)[0] == pytest.approx(1 / (1 + PRIOR_INFORMATION))
     assert record.log_temperature(rows=10_000)[0] == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(50.0, math.e), (-50.0, 1 / math.e)])
+def test_what_one_step_says_from_far_off_is_bounded(slope: float, expected: float) -> None:
+    values = torch.full((32,), slope)
+    record = HeldOutRecord().with_rows(values, 0.01 * torch.ones(32), gain=values, loss=values)
+    assert abs(record.log_temperature(rows=32)[0]) > 10
+    assert record.remaining_temperature(rows=32) == pytest.approx(expected)
+
+
+def test_the_effective_rows_are_those_whose_mean_has_the_averages_variance() -> None:
+    """Simulated: rows of variance 1, unequal measurements; Var(average) = 1 / effective rows."""
+    sizes = [32, 32, 8, 32, 16]
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(4000):
+        record = HeldOutRecord()
+        for size in sizes:
+            values = torch.randn(size, generator=generator, dtype=torch.float64)
+            record = record.with_rows(values, values, values, values)
+        found.append(record.slope / record.weight)
+    effective = record.effective_rows(rows=1000)
+    assert torch.tensor(found).var().item() == pytest.approx(1 / effective, rel=0.1)
+    assert effective < 96
+    assert record.effective_rows(rows=20) == 20
 
 
 def test_averages_forget_by_half_and_are_debiased() -> None:
@@ -139,6 +164,7 @@ def test_averages_forget_by_half_and_are_debiased() -> None:
     for name in ("slope", "information", "gain", "loss"):
         assert getattr(record, name) / record.weight == pytest.approx(expected)
     assert record.sampling_gain(rows=4)[0] == pytest.approx(expected)
+    assert record.effective_rows(rows=100) == pytest.approx((7 / 8) ** 2 / ((1 / 64 + 1 / 16 + 1 / 4) / 2))
 
 
 def test_the_spread_of_the_rows_is_the_standard_error() -> None:

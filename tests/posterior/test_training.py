@@ -45,9 +45,10 @@ def test_rows_that_were_read_otherwise_say_nothing_of_predictions(readout: Any) 
     assert remaining_temperature(group(-0.5, readout=readout), READOUT) is None
 
 
-def test_the_error_of_the_gain_is_that_of_the_rows_in_the_averages() -> None:
+def test_the_errors_are_those_of_the_rows_in_the_averages() -> None:
     record = HeldOutRecord(**group(0.0)["held_out"])
     found = held_out_diagnostics(group(0.0, rows=256))
     assert found is not None
-    assert (found["sampling_gain"], found["sampling_gain_error"]) == record.sampling_gain(96)
+    assert (found["sampling_gain"], found["sampling_gain_error"]) == record.sampling_gain(32)
+    assert (found["log_temperature"], found["log_temperature_error"]) == record.log_temperature(32)
     assert held_out_diagnostics({}) is None

@@ -17,11 +17,14 @@ so that over n held-out rows one scoring step estimates the temperature that is 
 
     z = sign(log T̂) · max(|log T̂| − s.e., 0),      log λ ← log λ − clip(3 z, ±1),      λ within [1/200, 10] · λ_0
 
-with λ_0 = 100 N. Inside one such error nothing moves. (It counts all n rows, as though the averages below held them;
-they hold about the last 96, so that above 96 rows it is less than one true standard error, by 1.6 at 256.) While
-λ > λ_0 and nothing is wrong, λ returns a tenth of the way (in logarithms) to λ_0. The means are running averages, half
-old and half new, over small batches of the held-out rows in turn. The gain, 3: at the fixed points that we have seen a
-unit of log λ moves log T by about a quarter, and the noise acts with delay.
+with λ_0 = 100 N. Inside one such error nothing moves. While λ > λ_0 and nothing is wrong, λ returns a tenth of the way
+(in logarithms) to λ_0. The means are running averages, half old and half new, over small batches of the held-out rows
+in turn; with weight w_k on measurement k of n_k rows, their effective number of rows is
+
+    n = (Σ_k w_k)² / Σ_k (w_k² / n_k),        but never more than there are rows
+
+(96 after many measurements of 32). The gain, 3: at the fixed points that we have seen a unit of log λ moves log T by
+about a quarter, and the noise acts with delay.
 
 It is no minimisation of the held-out NLL over λ: the fixed point is a first-order condition in the one direction, the
 confidence, in which λ mainly acts. Source: our choice (docs/auto.md); temperature scaling arXiv 1706.04599.
@@ -38,13 +41,11 @@ from torch import Tensor
 PRIOR_INFORMATION = 4.0
 """Precision of the prior on log T."""
 LARGEST_MOVE = 1.0
-"""Bound on a single move of log λ."""
+"""Bound on a single move of log λ, and on log T."""
 BOUNDS = (0.005, 10.0)
 """Of λ/λ_0."""
 DECAY = 0.5
 """What is left of the running averages after a measurement."""
-ROWS_OF_AVERAGES = 96
-"""About how many rows the averages hold: three measurements of 32."""
 GAIN = 3.0
 RETURN = 0.9
 """What is left of log(λ/λ_0) > 0 after a measurement that asks for no move."""
@@ -101,6 +102,7 @@ class HeldOutRecord:
     Attributes:
         measurements: how many times held-out rows were predicted.
         weight: sum of the averages' weights; 0 before the first measurement.
+        inverse_rows: sum of the squared weights, each divided by the number of rows it weighs.
         slope: mean of the rows' slopes, times `weight`.
         slope_square: of their squares.
         information: of the rows' information.
@@ -111,6 +113,7 @@ class HeldOutRecord:
 
     measurements: int = 0
     weight: float = 0.0
+    inverse_rows: float = 0.0
     slope: float = 0.0
     slope_square: float = 0.0
     information: float = 0.0
@@ -128,7 +131,7 @@ class HeldOutRecord:
             loss: (n,), the NLL averaged over draws.
 
         Example:
-            >>> one = torch.ones(3)
+            >>> one = torch.ones(4)
             >>> HeldOutRecord().with_rows(slope=one, information=one, gain=one, loss=one).log_temperature(rows=4)
             (0.5, 0.0)
         """
@@ -144,7 +147,8 @@ class HeldOutRecord:
         if not all(map(math.isfinite, new.values())):  # a model that has diverged says nothing about λ
             return self.without_rows()
         averaged = {name: DECAY * getattr(self, name) + (1 - DECAY) * value for name, value in new.items()}
-        return HeldOutRecord(measurements=self.measurements + 1, **averaged)
+        inverse_rows = DECAY**2 * self.inverse_rows + (1 - DECAY) ** 2 / len(slope)
+        return HeldOutRecord(measurements=self.measurements + 1, inverse_rows=inverse_rows, **averaged)
 
     def without_rows(self) -> HeldOutRecord:
         """The averages after a measurement that found nothing."""
@@ -154,8 +158,23 @@ class HeldOutRecord:
         """Plain numbers."""
         return asdict(self)
 
+    def effective_rows(self, rows: int) -> float:
+        """How many rows' independent answers the averages are worth, of `rows` that there are.
+
+        Example:
+            >>> one = torch.ones(32)
+            >>> record = HeldOutRecord()
+            >>> for _ in range(20):
+            ...     record = record.with_rows(slope=one, information=one, gain=one, loss=one)
+            >>> round(record.effective_rows(256)), record.effective_rows(64), HeldOutRecord().effective_rows(256)
+            (96, 64.0, 0.0)
+        """
+        return min(self.weight**2 / self.inverse_rows, float(rows)) if self.inverse_rows else 0.0
+
     def log_temperature(self, rows: int) -> tuple[float, float]:
         """log T̂ and its standard error for `rows` held-out rows; (0, 0) before the first measurement.
+
+        Both count the rows that the averages are worth (`effective_rows`).
 
         Example:
             >>> HeldOutRecord().log_temperature(rows=100)
@@ -164,29 +183,31 @@ class HeldOutRecord:
         if self.weight == 0:
             return 0.0, 0.0
         mean, square, information = (x / self.weight for x in (self.slope, self.slope_square, self.information))
-        total = rows * information + PRIOR_INFORMATION
-        return rows * mean / total, math.sqrt(rows * max(square - mean**2, 0.0)) / total
+        n = self.effective_rows(rows)
+        total = n * information + PRIOR_INFORMATION
+        return n * mean / total, math.sqrt(n * max(square - mean**2, 0.0)) / total
 
     def remaining_temperature(self, rows: int) -> float:
         """T that λ has left to do at the end: that of log T̂ beyond one standard error; 1 within it.
 
-        λ cannot sharpen a model that is under-confident by itself: at its upper bound the noise is gone.
+        λ cannot sharpen a model that is under-confident by itself: at its upper bound the noise is gone. At most e or
+        at least 1/e: from far off, one scoring step goes too far.
 
         Example:
-            >>> one = torch.ones(3)
+            >>> one = torch.ones(4)
             >>> record = HeldOutRecord().with_rows(slope=-one, information=one, gain=one, loss=one)
             >>> record.remaining_temperature(rows=4) == math.exp(-0.5), HeldOutRecord().remaining_temperature(rows=4)
             (True, 1.0)
         """
         log_temperature, error = self.log_temperature(rows)
-        return math.exp(beyond(log_temperature, error))
+        return math.exp(min(max(beyond(log_temperature, error), -LARGEST_MOVE), LARGEST_MOVE))
 
     def sampling_gain(self, rows: int) -> tuple[float, float]:
         """By how many nats a row averaging over draws lowers the NLL below the mean's, and its standard error."""
         if self.weight == 0:
             return 0.0, 0.0
         mean, square = self.gain / self.weight, self.gain_square / self.weight
-        return mean, math.sqrt(max(square - mean**2, 0.0) / rows)
+        return mean, math.sqrt(max(square - mean**2, 0.0) / self.effective_rows(rows))
 
 
 def beyond(value: float, error: float) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from varlora.adapters import adapter_config, base_model_of, fixed_tensors, trained_tensors
-from varlora.optim.ess_control import ROWS_OF_AVERAGES, HeldOutRecord
+from varlora.optim.ess_control import HeldOutRecord
 from varlora.optim.wrapped import unwrapped
 from varlora.posterior.diagonal import DiagonalGaussian
 from varlora.posterior.meta import PosteriorMeta
@@ -168,7 +168,7 @@ def held_out_diagnostics(group: Mapping[str, Any]) -> dict[str, Any] | None:
     if record.weight == 0:
         return {"source": group["held_out_source"], "rows": rows, "measurements": 0}
     log_temperature, its_error = record.log_temperature(rows)
-    gain, gain_error = record.sampling_gain(min(rows, ROWS_OF_AVERAGES))
+    gain, gain_error = record.sampling_gain(rows)
     return {
         "source": group["held_out_source"],
         "rows": rows,
