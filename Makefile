@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # No model or data is ever fetched by a test or by the demo.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow test-gpu lint results clean
+.PHONY: help setup demo test test-slow test-gpu lint results ledger clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,9 +44,12 @@ lint: $(VENV)/dev  ## Style, types and the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-results: $(VENV)/dev  ## The table of docs/results.md (about an hour; needs the data, see docs/results.md)
+results: $(VENV)/dev  ## The tables of docs/results.md (hours; DATA=folder of the tasks' folders, the hub otherwise)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group results
-	$(OFFLINE) $(BIN)/python benchmarks/results.py $(if $(DATA),--data $(DATA)) --output_dir runs/results
+	$(if $(DATA),$(OFFLINE)) $(BIN)/varlora compare recipes/minilm.yaml $(if $(DATA),--data $(DATA))
+
+ledger: $(VENV)/dev  ## docs/ledger.md from what `varlora compare` has found in runs/
+	$(OFFLINE) $(BIN)/python benchmarks/ledger.py
 
 clean:  ## Remove the environment and what was made
 	rm -rf $(VENV) demo

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from varlora.ops import PointMassError, isotropic_prior, kl, merge, prune, snr, temper
-from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
+from varlora.posterior import DiagonalGaussian, Mixture, PointMass, Posterior, PosteriorMeta
 
 ORACLE = json.loads((Path(__file__).parent / "data" / "gaussians.json").read_text())
 
@@ -242,7 +242,7 @@ def test_pruning_criteria(by: Any, left: list[float]) -> None:
     assert prune(q, 0.5, by=by).mean["w"].tolist() == left
 
 
-@pytest.mark.parametrize("by", ["snr", "variance", "magnitude"])
+@pytest.mark.parametrize("by", ["snr", "variance", "magnitude", "random"])
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 def test_pruning_twice_by_the_same_fraction_is_pruning_once(by: Any, scope: Any) -> None:
     q = oracle_posterior(ORACLE["snr"][0])
@@ -250,7 +250,46 @@ def test_pruning_twice_by_the_same_fraction_is_pruning_once(by: Any, scope: Any)
     twice = prune(once, 0.25, by=by, scope=scope)
     assert all(torch.equal(once.precision[key], twice.precision[key]) for key in q.mean)
     assert [step["op"] for step in twice.meta.history] == ["prune", "prune"]
-    assert twice.meta.history[0] == {"op": "prune", "fraction": 0.25, "by": by, "scope": scope, "entries": 37}
+    drawn = {"seed": 0} if by == "random" else {}
+    assert twice.meta.history[0] == {"op": "prune", "fraction": 0.25, "by": by, "scope": scope, **drawn, "entries": 37}
+
+
+def zeros(q: Posterior) -> Tensor:
+    return torch.cat([(m == 0).flatten() for m in q.mean.values()])
+
+
+def test_pruning_at_random_is_decided_by_its_seed_alone() -> None:
+    q = one([float(i) for i in range(1, 1001)], [1.0 + i for i in range(1000)])
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = prune(q, 0.3, by="random", seed=1)
+    torch.manual_seed(99)
+    assert torch.equal(zeros(first), zeros(prune(q, 0.3, by="random", seed=1)))
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = zeros(prune(q, 0.3, by="random", seed=2))
+    assert (int(zeros(first).sum()), int(other.sum())) == (300, 300)
+    # Two independent sets of 300 of 1000 share 90 on average, with a standard deviation of 8.
+    assert 50 < int((zeros(first) & other).sum()) < 130
+    # Neither the size of an entry nor its place matters: of each half about 150, with a standard deviation of 7.
+    assert 115 < int(zeros(first)[:500].sum()) < 185
+
+
+def test_more_pruned_at_random_holds_what_less_does() -> None:
+    q = one([1.0] * 50, [1.0] * 50)
+    few, many = (zeros(prune(q, fraction, by="random", seed=3)) for fraction in (0.2, 0.6))
+    assert bool(many[few].all())
+
+
+def test_points_can_be_pruned_at_random_and_what_did_not_train_stays() -> None:
+    point = prune(PointMass(mean={"w": torch.ones(10)}), 0.5, by="random")
+    assert int((point.mean["w"] == 0).sum()) == 5
+    q = gaussian({"fixed": [0.01] * 4, "w": [1.0] * 4}, {"fixed": [0.0] * 4, "w": [1.0] * 4})
+    pruned = prune(q, 0.5, by="random")
+    assert pruned.mean["fixed"].tolist() == [0.01] * 4
+    assert sorted(pruned.variance["w"].tolist()) == [0.0, 0.0, 1.0, 1.0]
+    members = Mixture(components=[PointMass(mean={"w": torch.ones(10)}), PointMass(mean={"w": torch.ones(10) * 2})])
+    assert all(int((c.point["w"] == 0).sum()) == 5 for c in prune(members, 0.5, by="random", seed=4).components)
 
 
 def test_the_pruned_count_is_exact_in_spite_of_rounding() -> None:
@@ -270,7 +309,7 @@ def test_tensors_that_did_not_train_are_neither_counted_nor_pruned() -> None:
     assert pruned.mean["w"].tolist() == [0.0, 2.0]
 
 
-def test_a_point_mass_can_be_pruned_by_magnitude_only() -> None:
+def test_a_point_mass_cannot_be_pruned_by_its_variance() -> None:
     q = PointMass(mean={"w": torch.tensor([0.1, -2.0])})
     pruned = prune(q, 0.5, by="magnitude")
     assert isinstance(pruned, PointMass)

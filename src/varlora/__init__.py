@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from varlora import metrics
     from varlora.adapters import applied, load_into
     from varlora.checkpoint import load_posterior, posterior_from_checkpoint, save_posterior
+    from varlora.generation import Generations, generate
     from varlora.ivon_config import IVONConfig
     from varlora.linearised import predict_linearised
     from varlora.noise import NoiseController
@@ -44,6 +45,7 @@ __all__ = [
     "ClassHead",
     "DiagonalGaussian",
     "DropoutMasks",
+    "Generations",
     "IVONConfig",
     "KroneckerGaussian",
     "LowRankGaussian",
@@ -58,6 +60,7 @@ __all__ = [
     "answer_tokens",
     "applied",
     "as_tuned",
+    "generate",
     "isotropic_prior",
     "kl",
     "load_into",
@@ -80,6 +83,7 @@ _MODULES = {
     "adapters": ("applied", "load_into"),
     "checkpoint": ("load_posterior", "posterior_from_checkpoint", "save_posterior"),
     "linearised": ("predict_linearised",),
+    "generation": ("Generations", "generate"),
     "ivon_config": ("IVONConfig",),
     "noise": ("NoiseController",),
     "ops": ("isotropic_prior", "kl", "merge", "prune", "snr", "temper"),

@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from varlora.posterior import (
 
 logger = logging.getLogger(__name__)
 
-Criterion = Literal["snr", "variance", "magnitude"]
+Criterion = Literal["snr", "variance", "magnitude", "random"]
 Scope = Literal["global", "tensor"]
 
 
@@ -54,7 +54,7 @@ def snr(q: Posterior) -> dict[str, Tensor]:
     return {key: _ratio(m, variance[key]) for key, m in q.mean.items()}
 
 
-def prune(q: P, fraction: float, by: Criterion = "snr", scope: Scope = "global") -> P:
+def prune(q: P, fraction: float, by: Criterion = "snr", scope: Scope = "global", *, seed: int = 0) -> P:
     """Sets the least certain entries to zero, mean and variance both.
 
     floor(fraction · n) entries are pruned, n counting all entries but those of tensors that are known exactly as a
@@ -63,10 +63,12 @@ def prune(q: P, fraction: float, by: Criterion = "snr", scope: Scope = "global")
     pruned by itself.
 
     Args:
-        q: a posterior; a `PointMass` or `DropoutMasks` can be pruned by magnitude only.
+        q: a posterior; a `PointMass` or `DropoutMasks` can be pruned by magnitude or at random only.
         fraction: share of the entries to prune, 0 to 1.
-        by: "snr" prunes the lowest |m| / √v, "variance" the largest v, "magnitude" the lowest |m|.
+        by: "snr" prunes the lowest |m| / √v, "variance" the largest v, "magnitude" the lowest |m|; "random" whichever
+            the seed says, to compare the others with: a larger fraction prunes what a smaller one does, and more.
         scope: rank over all tensors ("global") or within each ("tensor").
+        seed: of "random", whose draws come from a generator of their own; without effect on the others.
 
     Returns:
         A new posterior of the same kind.
@@ -85,19 +87,21 @@ def prune(q: P, fraction: float, by: Criterion = "snr", scope: Scope = "global")
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is {fraction!r}; it must lie between 0 and 1.")
-    if by not in ("snr", "variance", "magnitude"):
-        raise ValueError(f"by is {by!r}; it must be 'snr', 'variance' or 'magnitude'.")
-    if scope not in ("global", "tensor"):
+    if by not in get_args(Criterion):
+        raise ValueError(f"by is {by!r}; it must be 'snr', 'variance', 'magnitude' or 'random'.")
+    if scope not in get_args(Scope):
         raise ValueError(f"scope is {scope!r}; it must be 'global' or 'tensor'.")
-    if isinstance(q, PointMass) and by != "magnitude":
+    if isinstance(q, PointMass) and by in ("snr", "variance"):
         raise PointMassError(f"a point mass has no variance to prune by {by}; use by='magnitude'.")
     operation = {"op": "prune", "fraction": fraction, "by": by, "scope": scope}
+    if by == "random":
+        operation["seed"] = seed
     if isinstance(q, Mixture):
-        components = tuple(prune(component, fraction, by, scope) for component in q.components)
+        components = tuple(prune(component, fraction, by, scope, seed=seed) for component in q.components)
         entries = sum(int(component.meta.history[-1]["entries"]) for component in components)
         return dataclasses.replace(q, components=components, meta=q.meta.after({**operation, "entries": entries}))
 
-    scores = _scores(q, by)
+    scores = _scores(q, by, seed)
     groups = [list(scores)] if scope == "global" else [[key] for key in scores]
     masks: dict[str, Tensor] = {}
     for keys in filter(None, groups):
@@ -359,14 +363,18 @@ def _known(mean: Tensor, variance: Tensor) -> bool:
     return not bool((variance > 0).any()) and bool((mean != 0).any())
 
 
-def _scores(q: Posterior, by: Criterion) -> dict[str, Tensor]:
+def _scores(q: Posterior, by: Criterion, seed: int) -> dict[str, Tensor]:
     """What to prune by, lowest first, without the tensors that stay; entries pruned before come first of all."""
-    if by == "magnitude" and isinstance(q, (PointMass, DropoutMasks)):
-        return {key: m.abs() for key, m in q.mean.items()}
-    variance = q.variance
-    varied = {key: m for key, m in q.mean.items() if not _known(m, variance[key])}
+    points = by in ("magnitude", "random") and isinstance(q, (PointMass, DropoutMasks))
+    variance = {} if points else q.variance
+    varied = {key: m for key, m in q.mean.items() if points or not _known(m, variance[key])}
     if by == "magnitude":
         return {key: m.abs() for key, m in varied.items()}
+    if by == "random":
+        generator = torch.Generator().manual_seed(seed)
+        scores = {key: torch.rand(m.shape, generator=generator, dtype=torch.float64) for key, m in varied.items()}
+        pruned = {key: (m == 0) & (points or variance[key] == 0) for key, m in varied.items()}
+        return {key: score.masked_fill(pruned[key].cpu(), -1.0).to(varied[key].device) for key, score in scores.items()}
     if by == "variance":
         return {key: torch.where(variance[key] == 0, -math.inf, -variance[key]) for key in varied}
     return {key: _ratio(m, variance[key]) for key, m in varied.items()}

@@ -124,8 +124,12 @@ class Prediction:
         facts = json.loads((table.schema.metadata or {}).get(b"varlora", b"{}"))
         if facts.get("format") != _FORMAT:
             raise ValueError(f"the table is not a prediction: format {facts.get('format')!r}, expected {_FORMAT!r}")
+        draws = table["log_probs"].combine_chunks()  # N lists of S lists of C numbers
+        classes = draws.flatten()
+        values = classes.flatten().to_numpy(zero_copy_only=False)
+        shape = (len(draws), len(classes) // len(draws), len(values) // len(classes))
         return cls(
-            log_probs=torch.tensor(table["log_probs"].to_pylist(), dtype=torch.float64),
+            log_probs=torch.tensor(values.reshape(shape), dtype=torch.float64),
             labels=torch.tensor(table["label"].to_pylist(), dtype=torch.int64),
             classes=tuple(facts["classes"]),
             ids=tuple(table["id"].to_pylist()) if facts["has_ids"] else (),

@@ -11,12 +11,15 @@ from cli.workshop import Outcome, Workshop, reviews, write_rows
 from models import tiny_llama
 from tiny_tokenizers import byte_bpe
 from varlora.cli import main
+from varlora.cli.console import err, out
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Calls `varlora` with these words."""
     monkeypatch.setenv("COLUMNS", "200")
+    for console in (out, err):  # whatever a test before has made of the environment
+        monkeypatch.setattr(console, "_width", 200)
 
     def called(*words: object) -> Outcome:
         capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli.workshop import Outcome, Workshop, reviews, write_rows
-from varlora.runs import read_run
+from varlora.cli.finished import rows_of
+from varlora.runs import RunConfig, read_run
 
 Call = Callable[..., Outcome]
 
@@ -41,6 +43,19 @@ def test_eval_of_another_file(call: Call, run_folder: Path, workshop: Workshop, 
     assert (refused.code, "--overwrite" in refused.err) == (1, True)
     assert call(*words, "--split", "test", "--samples", 0, "--overwrite").code == 0
     assert json.loads((tmp_path / "m.json").read_text())["metrics"] == {"test": {"mean": own["mean"]}}
+
+
+def test_rows_of_another_file_are_worded_as_in_training(run_folder: Path, tmp_path: Path) -> None:
+    """WinoGrande's choices fill a blank, and keep their case in this style."""
+    run = read_run(run_folder)
+    facts = {**run.facts, "task": {"name": "winogrande_s", "kind": "choice", "answers": ["A", "B"]}}
+    run = dataclasses.replace(run, facts=facts)
+    file = write_rows(tmp_path / "dev.jsonl", [{"question": "_ ran", "choices": ["the cat", "the dog"], "answer": 0}])
+
+    for task, choices in {"winogrande_s": "A. the cat. B. the dog.", "openbookqa": "A. The cat. B. The dog."}.items():
+        config = RunConfig(model_name_or_path="m", output_dir="o", task=task, prompt_style="laplace-lora")
+        prompt = rows_of(str(file), run, config, split="test", labelled=True).rows("test")[0]["prompt"]
+        assert prompt.endswith(f"_ ran Choices: {choices} Answer:")
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,22 @@ def test_a_pruned_run_is_a_run_without_the_old_numbers(call: Call, run_folder: P
     assert call("eval", target, "--no_progress", "--resamples", 0).code == 0
 
 
+def test_pruning_at_random_takes_a_seed_which_nothing_else_does(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    source = load_posterior(run_folder)
+    for given, seed in (([], 0), (["--seed", 3], 3)):
+        target = tmp_path / f"seed-{seed}"
+        done = call("prune", run_folder, "--fraction", 0.25, "--by", "random", *given, "--output_dir", target)
+        assert done.code == 0
+        assert "entries at random." in done.out
+        expected = prune(source, 0.25, by="random", seed=seed)
+        assert all(torch.equal(load_posterior(target).mean[key], m) for key, m in expected.mean.items())
+    refused = call("prune", run_folder, "--fraction", 0.25, "--seed", 3, "--output_dir", tmp_path / "no")
+    assert refused.code != 0
+    assert "--seed has no effect with --by snr; leave it out, or prune with --by random" in " ".join(
+        refused.err.split()
+    )
+
+
 def test_temper_a_bare_posterior(call: Call, run_folder: Path, tmp_path: Path) -> None:
     q = load_posterior(run_folder)
     save_posterior(q, tmp_path / "bare")

@@ -72,6 +72,13 @@ def test_results_and_limitations() -> None:
     assert any("not learned" in line for line in lines)
 
 
+def test_rows_that_two_splits_share_are_told() -> None:
+    task = {"name": "t", "rows": {"train": 9, "test": 7}, "overlap": {"test": {"train": 2}}}
+    told = "By prompt, case and spaces aside: 2 of 7 rows of test are in train."
+    assert f"- {told}" in model_card(name="r", kind="point_mass", meta={}, metrics={}, task=task).splitlines()
+    assert "case and spaces" not in card(), "of a run of before, nothing is known"
+
+
 def test_a_point_mass_promises_no_uncertainty() -> None:
     text = card(kind="point_mass", method="temperature", logit_temperature=2.6, diagnostics=None)
     assert "no uncertainty" in text

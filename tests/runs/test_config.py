@@ -22,6 +22,9 @@ KNOWN = [field.name for field in dataclasses.fields(RunConfig)]
         ({"task": None}, "exactly one of task, train_file and dataset_name; got none of them"),
         ({"train_file": "a.jsonl"}, "got task, train_file"),
         ({"test_file": "a.jsonl"}, "test_file is 'a.jsonl', which has no effect without train_file"),
+        ({"shift_task_dir": "d"}, "shift_task_dir is 'd', which has no effect without shift_tasks"),
+        ({"prompt_style": "blobb"}, "prompt_style is 'blobb'; it must be one of 'varlora', 'laplace-lora', 'blob'"),
+        ({"choices": "4"}, "choices is '4'; it must be one of 'all', 'four'"),
         ({"eval_steps": 5}, "eval_steps is 5, which has no effect without early_stopping"),
         ({"method": "ivom"}, "method is 'ivom'; did you mean 'ivon'"),
         ({"lora_r": 0}, "lora_r is 0; it must be at least 1"),
@@ -87,11 +90,16 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_yaml_numbers_are_numbers(tmp_path: Path) -> None:
-    text = "ess: 1e6\nhess_init: 1e-3\nlearning_rate: 3.0e-2\nweight_decay: 5E+1\nseed: 3\ntask: 1e\nbf16: true\n"
+    text = (
+        "ess: 1e6\nhess_init: 1e-3\nlearning_rate: 3.0e-2\nclip_radius: 1.0e7\nbeta1: .5e0\nweight_decay: 5E+1\n"
+        "seed: 3\ntask: 1e\nbf16: true\n"
+    )
     assert read_yaml(written(tmp_path, text), KNOWN) == {
         "ess": 1e6,
         "hess_init": 1e-3,
         "learning_rate": 0.03,
+        "clip_radius": 1e7,
+        "beta1": 0.5,
         "weight_decay": 50.0,
         "seed": 3,
         "task": "1e",

@@ -93,6 +93,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"task": "sst3", **NO_FILES},
         "unknown task 'sst3'; did you mean 'sst2'",
     ),
+    "nothing to train on": (
+        {"task": "mmlu", **NO_FILES},
+        "task 'mmlu' has no training rows, only chemistry, physics, computer_science, mathematics. Train on another",
+    ),
     "unknown modules": ({"lora_target_modules": "query"}, "query"),
     "same first token": (
         {"rows": [{"text": "a film", "label": f"fine {i % 2}"} for i in range(20)]},
@@ -110,10 +114,29 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("given", "message"), BAD.values(), ids=BAD)
-def test_what_does_not_fit_is_named(config: Make, given: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, config: Make, given: dict[str, Any], message: str) -> None:
+    if given.get("task") == "mmlu":
+        given = given | {"task_dir": mmlu_folder(tmp_path / "mmlu")}
     with pytest.raises(ValueError) as error:  # noqa: PT011  compared below, as plain text
         load_setting(config(**given))
     assert message in str(error.value)
+
+
+def mmlu_folder(folder: Path) -> str:
+    """A folder of the test sets' files."""
+    folder.mkdir()
+    for name in ("chemistry", "physics", "computer_science", "mathematics"):
+        write_rows(folder / f"{name}.jsonl", [{"question": "a film", "choices": list("wxyz"), "answer": 0}])
+    return str(folder)
+
+
+def test_an_encoder_has_no_prompt_style(tmp_path: Path, config: Make) -> None:
+    model = save_encoder(tmp_path / "bert")
+    rows = [{"question": f"film {i}", "choices": ["cat", "dog"], "answer": i % 2} for i in range(20)]
+
+    assert load_setting(config(rows=rows, model=model)).task.kind == "choice"
+    with pytest.raises(ValueError, match="prompt_style is 'blob', which has no effect on an encoder"):
+        load_setting(config(rows=rows, model=model, prompt_style="blob"))
 
 
 def test_completions_need_a_causal_model(tmp_path: Path, config: Make) -> None:

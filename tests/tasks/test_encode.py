@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, GPT2Config, LlamaConfig
 
 from tiny_tokenizers import byte_bpe, word_level, word_piece
-from varlora.tasks import Collator, Task, context_length, encode
+from varlora.tasks import Collator, Task, context_length, encode, encode_prompts
 from varlora.tasks.build import build_task
 from varlora.tasks.rows import Records
 
@@ -169,3 +169,27 @@ def test_the_context_of_a_model() -> None:
     assert context_length(BertConfig(max_position_embeddings=66)) == 66
     assert context_length(GPT2Config(n_positions=55)) == 55
     assert context_length(object()) is None
+
+
+@pytest.mark.parametrize(
+    ("side", "kept"), [("left", ["<s>", "film", "Label:"]), ("right", ["<s>", "a", "fine"]), ("error", None)]
+)
+def test_prompts_alone_leave_room_behind_them(
+    side: Any, kept: list[str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = word_level(bos=True, eos=True)
+    task = task_of([{"id": "q1", "prompt": "a fine film Label:", "completion": " positive"}])
+
+    whole = encode_prompts(task, "train", tokenizer, 5)
+    assert tokenizer.convert_ids_to_tokens(whole[0]["input_ids"]) == ["<s>", "a", "fine", "film", "Label:"]
+    batch = Collator.of(task, tokenizer, ids=True)([whole[0], {"id": 2, "input_ids": [7]}])
+    assert sorted(batch) == ["attention_mask", "id", "input_ids"]
+    assert batch["attention_mask"].tolist() == [[1] * 5, [0, 0, 0, 0, 1]]
+    if kept is None:
+        with pytest.raises(ValueError, match=r"prompt of row 'q1' has 5 tokens, more than the 3 that leave room"):
+            encode_prompts(task, "train", tokenizer, 3)
+        return
+    with caplog.at_level(logging.WARNING):
+        cut = encode_prompts(task, "train", tokenizer, 3, truncation=side)
+    assert tokenizer.convert_ids_to_tokens(cut[0]["input_ids"]) == kept
+    assert f"t, train: 1 of 1 prompts cut on the {side} to 3 tokens" in caplog.text

@@ -40,6 +40,15 @@ def test_a_folder_of_json_lines_is_a_dataset_too(tmp_path: Path, monkeypatch: py
     assert len(load_hub(str(tmp_path)).rows("train")) == 9
 
 
+def test_questions_in_a_published_prompt_style(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "choices": ["a", "b"], "answer": i % 2} for i in range(10)]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "d"))
+
+    prompts = load_hub(str(tmp_path / "d"), prompt_style="laplace-lora").rows("train")["prompt"]
+
+    assert all(prompt.endswith(" Choices: A. A. B. B. Answer:") for prompt in prompts)
+
+
 def test_a_bad_row_is_named_by_dataset_split_and_row(tmp_path: Path) -> None:
     data = datasets.Dataset.from_dict({"text": ["a", "b", ""], "label": ["x", "y", "x"]})
     data.save_to_disk(str(tmp_path / "d"))

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from tiny_tokenizers import word_level
-from varlora.tasks import OUT_OF_SCOPE, encode, load_more
+from varlora.tasks import OUT_OF_SCOPE, encode, encode_prompts, load_more
 
 SENTIMENT: dict[str, Any] = {"kind": "label", "answers": ("negative", "positive")}
 LETTERS: dict[str, Any] = {"kind": "choice", "answers": ("A", "B", "C")}
 YES_NO: dict[str, Any] = {"kind": "label", "answers": ("no", "yes")}
+FREE: dict[str, Any] = {"kind": "completion", "answers": ()}
 
 
 def written(folder: Path, *rows: dict[str, Any]) -> Path:
@@ -57,7 +58,12 @@ def test_rows_without_labels_read_as_with_them(
         (LETTERS, {"text": "a film"}, "the task is of kind 'choice'"),
         (LETTERS, {"question": "q", "choices": list("wxyz")}, "line 1, field 'choices'.*at most 3"),
         (SENTIMENT, {"prompt": "p"}, "allowed shapes: text; question/choices; passage/question$"),
-        ({"kind": "completion", "answers": ()}, {"prompt": "p"}, "no classes to predict"),
+        (FREE, {"text": "a film"}, r"line 1: got columns \['text'\]; allowed: prompt, or messages"),
+        (FREE, {"prompt": "p", "messages": []}, "allowed: prompt, or messages, one of the two"),
+        (FREE, {"prompt": " "}, "field 'prompt': got ' '"),
+        (FREE, {"messages": []}, "a list of one or more messages"),
+        (FREE, {"messages": [{"role": "assistant", "content": "hi"}]}, "a message before the assistant's"),
+        (FREE, {"messages": [{"role": "user", "content": "hi"}]}, "messages need a tokenizer"),
     ],
 )
 def test_rows_of_another_task_are_refused(
@@ -65,3 +71,25 @@ def test_rows_of_another_task_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_more(written(tmp_path, row), **task, labelled=False)
+
+
+def test_prompts_are_read_without_what_follows_them(tmp_path: Path) -> None:
+    tokenizer = word_level(bos=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    user, assistant = {"role": "user", "content": "a film"}, {"role": "assistant", "content": "fine"}
+    for row, prompt in (
+        ({"prompt": "Answer:"}, "Answer:"),
+        ({"id": "new-00000", "prompt": "Answer:", "completion": 5, "text": "not read"}, "Answer:"),
+        ({"messages": [user]}, "<user> a film <assistant>"),
+        ({"messages": [user, assistant]}, "<user> a film <assistant>"),
+        ({"messages": [user, assistant, user]}, "<user> a film <assistant> fine <user> a film <assistant>"),
+    ):
+        task = load_more(written(tmp_path, row), **FREE, split="new", labelled=False, tokenizer=tokenizer)
+        assert task.rows("new")[0] == {"id": "new-00000", "prompt": prompt, "completion": ""}
+        encoded = encode_prompts(task, "new", tokenizer, None)[0]
+        assert encoded == {"id": "new-00000", "input_ids": tokenizer(prompt)["input_ids"]}
+    with pytest.raises(ValueError, match="missing column 'completion'"):
+        load_more(written(tmp_path, {"prompt": "Answer:"}), **FREE)

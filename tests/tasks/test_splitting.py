@@ -1,4 +1,4 @@
-"""Drawing rows by a seed, in proportion, and counting what two splits share."""
+"""Drawing rows by a seed, in proportion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from varlora.tasks import Task, cut_validation, keep_num_choices, limit_split, limit_train, note_overlap
+from varlora.tasks import Task, cut_validation, keep_num_choices, limit_split, limit_train
 from varlora.tasks.splitting import pick
 
 
@@ -72,14 +72,7 @@ def test_keep_num_choices_filters_every_split() -> None:
     assert task.answers == ("a", "b", "c")
     assert list(task.rows("train")["id"]) == ["0", "2"]
     assert task.notes == ("train: the 2 of 4 questions with 3 choices",)
+    with pytest.raises(ValueError, match="no question of train has 5 choices"):
+        keep_num_choices(task_of([0, 1, 2, 3], kind="choice"), 5)
     with pytest.raises(ValueError, match="only a choice task"):
         keep_num_choices(task_of([0, 1]), 3)
-
-
-def test_overlap_is_counted_not_removed() -> None:
-    other = task_of([0, 1, 0]).rows("train").map(lambda row: {"prompt": row["prompt"].upper() + " "})
-
-    task = note_overlap(task_of([0, 1], test=other))
-
-    assert task.notes == ("test: 2 of 3 prompts are in train too (kept)",)
-    assert len(task.rows("test")) == 3

@@ -15,17 +15,20 @@ from varlora.nearest import nearest
 COMMANDS: Mapping[str, str] = {
     "demo": "train and compare three methods on an embedded task; a few minutes on a laptop",
     "train": "fine-tune a model with LoRA and keep the posterior",
+    "compare": "run models × methods × tasks × seeds from one file, and report",
     "eval": "measure a run, with intervals, on its own splits or on another file",
     "predict": "answer rows that have no labels, with the model's uncertainty",
+    "lm-eval": "measure a run on the tasks of EleutherAI's lm-evaluation-harness",
     "health": "whether sampling helps in a run, and how its posterior does; loads no model",
     "tune": "choose how to predict with a run, on its validation rows",
+    "report": "show what a comparison, or some runs, have found: tables, or one interactive page",
     "prune": "set a posterior's least certain entries to zero",
     "temper": "scale a posterior's variance",
     "merge": "combine posteriors that were trained on different data",
     "methods": "list the ways to train",
     "tasks": "list the named tasks",
 }
-MODULES: Mapping[str, str] = {"eval": "evaluate"}
+MODULES: Mapping[str, str] = {"eval": "evaluate", "lm-eval": "lm_eval"}
 """Where a command's module is not called as the command."""
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130

@@ -12,11 +12,13 @@ from rich.markup import escape
 from varlora.cli.console import out
 from varlora.cli.finished import add_options, check_new_file, load_finished, read_finished, rows_of
 from varlora.cli.parsing import CommandParser
+from varlora.cli.selective import add_selective, chosen, report_of, show, wanted_of
 from varlora.cli.tables import metrics_tables
 from varlora.folders import atomic_file
-from varlora.metrics import Interval, evaluate_with_intervals
+from varlora.generation import Generations
+from varlora.metrics import Interval, evaluate_answers_with_intervals, evaluate_with_intervals
 from varlora.prediction import Prediction, modes_of
-from varlora.runs import Setting, finite, measure, predict_split
+from varlora.runs import Setting, finite, generate_split, measure, predict_split
 from varlora.runs.folder import CompletionScores
 from varlora.runs.measure import IN_SCOPE
 from varlora.tuned import as_tuned
@@ -25,6 +27,7 @@ EXAMPLES = """
   varlora eval runs/arc                                      the run's own splits again
   varlora eval runs/arc --test_file other.jsonl --samples 32
   varlora eval runs/arc --split test --output_file arc.json
+  varlora eval runs/arc --coverage 0.9                       answer the surest 90 %: the threshold, and what comes of it
 """
 
 
@@ -44,6 +47,7 @@ def parser() -> CommandParser:
     made.option("split", "Which of the run's splits; all but the training rows otherwise.", nargs="+", metavar="NAME")
     made.option("resamples", "Bootstrap resamples; 0 for no intervals.", type=int, default=1000)
     made.option("output_file", "JSON file to write: metrics as in the run's metrics.json, and their intervals.")
+    add_selective(made)
     add_options(made)
     return made
 
@@ -52,6 +56,7 @@ def execute(arguments: Namespace) -> None:
     """Predicts, measures, shows and writes."""
     if arguments.test_file is not None and arguments.split is not None:
         raise ValueError("give --test_file or --split, not both: the file is a split of its own, 'test'.")
+    wanted = wanted_of(arguments)
     target = check_new_file(arguments.output_file, overwrite=arguments.overwrite)
     run, config = read_finished(arguments)
     task = None
@@ -60,6 +65,10 @@ def execute(arguments: Namespace) -> None:
     setting = load_finished(run, config, task)
     q = as_tuned(run.posterior)
     splits = arguments.split or [split for split in setting.task.splits if split != "train"]
+    own = modes_of(q, config.samples)[-1]
+    selected = None
+    if wanted is not None:  # first, since it may be refused
+        selected = chosen(wanted, arguments, run, setting, q, mode=own, reported=splits)
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {
         split: {
             mode: predict_split(setting, q, split, mode=mode, progress=not arguments.no_progress)
@@ -67,9 +76,19 @@ def execute(arguments: Namespace) -> None:
         }
         for split in _with_in_scope(setting, splits)
     }
-    metrics = {split: modes for split, modes in measure(predictions).items() if split in splits}
+    generations: dict[str, dict[str, Generations]] = {}
+    if setting.task.final_answer is not None:
+        generations = {
+            split: {
+                mode: generate_split(setting, q, split, mode=mode, progress=not arguments.no_progress)
+                for mode in modes_of(q, config.samples)
+            }
+            for split in splits
+        }
+    metrics = {split: modes for split, modes in measure(predictions, generations).items() if split in splits}
+    judged: Mapping[str, Mapping[str, Prediction | CompletionScores | Generations]] = {**predictions, **generations}
     intervals = {
-        split: {mode: _intervals(prediction, arguments.resamples) for mode, prediction in predictions[split].items()}
+        split: {mode: _intervals(found, arguments.resamples) for mode, found in judged[split].items()}
         for split in splits
     }
     for table in metrics_tables(metrics, intervals):
@@ -77,8 +96,12 @@ def execute(arguments: Namespace) -> None:
     rows = ", ".join(f"{split} {len(setting.task.rows(split))}" for split in splits)
     explained = " Below each number: its 95 % bootstrap interval over them." if arguments.resamples else ""
     out.print(f"Rows: {escape(rows)}.{explained}", highlight=False)
+    selective: dict[str, Any] | None = None
+    if selected is not None:
+        selective = report_of(*selected, {split: _of_classes(predictions[split][own]) for split in splits})
+        show(selective)
     if target is not None:
-        content: Mapping[str, Any] = {
+        content: dict[str, Any] = {
             "run": str(run.path),
             "samples": config.samples,
             "tuned": run.posterior.meta.tuned,
@@ -91,9 +114,16 @@ def execute(arguments: Namespace) -> None:
                 for split, modes in intervals.items()
             },
         }
+        if selective is not None:
+            content["selective"] = selective
         with atomic_file(target, overwrite=arguments.overwrite) as file:
             file.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         out.print(f"Written to [bold]{escape(str(target))}[/bold].")
+
+
+def _of_classes(prediction: Prediction | CompletionScores) -> Prediction:
+    assert isinstance(prediction, Prediction)
+    return prediction
 
 
 def _with_in_scope(setting: Setting, splits: list[str]) -> list[str]:
@@ -102,9 +132,11 @@ def _with_in_scope(setting: Setting, splits: list[str]) -> list[str]:
     return [*splits, IN_SCOPE] if outside and IN_SCOPE not in splits and IN_SCOPE in setting.task.splits else splits
 
 
-def _intervals(prediction: Prediction | CompletionScores, resamples: int) -> dict[str, Interval]:
+def _intervals(prediction: Prediction | CompletionScores | Generations, resamples: int) -> dict[str, Interval]:
     if isinstance(prediction, CompletionScores) or resamples == 0:
         return {}
+    if isinstance(prediction, Generations):
+        return evaluate_answers_with_intervals(prediction.answers, prediction.references, resamples=resamples)
     known = prediction.labels >= 0
     if not bool(known.any()):
         return {}

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from varlora.cli.console import out
 from varlora.cli.parsing import CommandParser
-from varlora.runs import RunConfig, RunFolder, Setting, in_words, read_run, reload_setting
+from varlora.runs import RunConfig, RunFolder, Setting, fills_blank, in_words, read_run, reload_setting
 from varlora.tasks import Task, load_more
 from varlora.tuned import settled, without_tuning
 
@@ -23,6 +23,7 @@ def add_options(made: CommandParser) -> None:
     made.option(
         "samples", "Posterior draws; 0 is the mean alone. What was tuned, or the run's own number, otherwise.", type=int
     )
+    made.option("max_new_tokens", "Most tokens of a text that is written; the run's own otherwise.", type=int)
     made.flag("untuned", "Predict as training left the posterior: leave aside what `varlora tune` chose.")
     add_run(made)
     made.flag("overwrite", "Replace the output file.")
@@ -49,6 +50,8 @@ def read_finished(arguments: Namespace) -> tuple[RunFolder, RunConfig]:
     if q.meta.tuned is not None:
         out.print(f"As `varlora tune` chose: {in_words(q.meta.tuned)} (--untuned: as trained).", highlight=False)
     _, samples = settled(q, arguments.samples, config.samples)
+    if arguments.max_new_tokens is not None:
+        config = dataclasses.replace(config, max_new_tokens=arguments.max_new_tokens)
     return dataclasses.replace(run, posterior=q), dataclasses.replace(config, samples=samples)
 
 
@@ -67,7 +70,7 @@ def rows_of(file: str, run: RunFolder, config: RunConfig, *, split: str, labelle
     """Another file's rows, for the run's task."""
     facts = run.facts["task"]
     chat = facts["kind"] == "completion"
-    return load_more(
+    task = load_more(
         file,
         kind=facts["kind"],
         answers=facts["answers"],
@@ -75,8 +78,11 @@ def rows_of(file: str, run: RunFolder, config: RunConfig, *, split: str, labelle
         labelled=labelled,
         name=facts["name"],
         label_answers=config.label_answers,
+        prompt_style=config.prompt_style,
+        fills_blank=fills_blank(config),
         tokenizer=AutoTokenizer.from_pretrained(str(run.path)) if chat else None,
     )
+    return dataclasses.replace(task, final_answer=facts.get("final_answer"))
 
 
 def check_new_file(file: str | None, *, overwrite: bool) -> Path | None:

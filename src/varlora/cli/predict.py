@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from rich.markup import escape
 from varlora.cli.console import out
 from varlora.cli.finished import add_options, check_new_file, load_finished, read_finished, rows_of
 from varlora.cli.parsing import CommandParser
+from varlora.cli.selective import add_selective, chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
 from varlora.folders import atomic_file
+from varlora.generation import Generations
 from varlora.metrics import mutual_information, predictive_entropy
 from varlora.prediction import Prediction, modes_of
-from varlora.runs import predict_split
+from varlora.runs import generate_split, predict_split
+from varlora.runs.selective import Calibration, Selection
 from varlora.tuned import as_tuned
 
 SPLIT = "input"
@@ -27,6 +31,7 @@ FORMATS = (".jsonl", ".parquet")
 EXAMPLES = """
   varlora predict runs/arc --input_file questions.jsonl --output_file answers.jsonl
   varlora predict runs/sst2 --input_file reviews.jsonl --output_file answers.parquet --samples 32
+  varlora predict runs/arc --input_file questions.jsonl --output_file answers.jsonl --target_accuracy 0.95
 """
 
 
@@ -38,19 +43,23 @@ def parser() -> CommandParser:
             'Answer rows with a finished run. The rows need no labels: {"text": ...}, {"question": ..., '
             '"choices": [...]} or {"passage": ..., "question": ...}, as in training. For each: id, prediction, '
             "confidence, probabilities, predictive_entropy, and mutual_information (how far the draws disagree) "
-            "where the posterior is sampled."
+            'where the posterior is sampled. A run on completions writes on after {"prompt": ...} or {"messages": '
+            "[...]}: prediction (the final answer that most draws give, or their text), agreement (their share), "
+            "answers (all of them with their shares), text, log_likelihood_per_token and finished."
         ),
         examples=EXAMPLES,
         usage="RUN --input_file FILE --output_file FILE [OPTIONS]",
     )
     made.option("input_file", "JSONL file of rows; labels in it are not looked at.", required=True, metavar="FILE")
     made.option("output_file", "File to write, .jsonl or .parquet.", required=True, metavar="FILE")
+    add_selective(made)
     add_options(made)
     return made
 
 
 def execute(arguments: Namespace) -> None:
     """Predicts and writes."""
+    wanted = wanted_of(arguments)
     target = check_new_file(arguments.output_file, overwrite=arguments.overwrite)
     assert target is not None
     if target.suffix not in FORMATS:
@@ -60,19 +69,43 @@ def execute(arguments: Namespace) -> None:
     setting = load_finished(run, config, task)
     q = as_tuned(run.posterior)
     mode = modes_of(q, config.samples)[-1]
-    prediction = predict_split(setting, q, SPLIT, mode=mode, progress=not arguments.no_progress)
-    assert isinstance(prediction, Prediction)
+    selected = chosen(wanted, arguments, run, setting, q, mode=mode) if wanted is not None else None
+    prediction: Prediction | Generations
+    if setting.readout is None:
+        prediction = generate_split(setting, q, SPLIT, mode=mode, judged=False, progress=not arguments.no_progress)
+        records = list(_texts(prediction))
+    else:
+        found = predict_split(setting, q, SPLIT, mode=mode, progress=not arguments.no_progress)
+        assert isinstance(found, Prediction)
+        prediction, records = found, list(_answers(found))
+        if selected is not None:
+            _select(records, selected[0], found)
     with atomic_file(target, overwrite=arguments.overwrite) as file:
-        _write(list(_answers(prediction)), file, target.suffix)
+        _write(records, file, target.suffix)
     draws = f"{prediction.num_draws} draw{'s' * (prediction.num_draws > 1)}"
     how = {
-        "samples": f"the average over {draws}",
+        "samples": f"the {'average' if setting.readout is not None else 'majority'} over {draws}",
         "linearised": f"the average over {draws} of the linearised model's logits",
     }.get(prediction.mode, "the posterior's mean")
-    rows = len(prediction.labels)
+    rows = len(prediction.ids)
     out.print(
         f"{rows} {'row' if rows == 1 else 'rows'} answered by {how}; written to [bold]{escape(str(target))}[/bold]."
     )
+    if selected is not None:
+        _say(*selected, records)
+
+
+def _say(selection: Selection, calibration: Calibration, records: list[dict[str, Any]]) -> None:
+    report = report_of(selection, calibration, {})
+    if selection.threshold is not None:
+        kept = sum(record["answered"] for record in records)
+        out.print(f"{kept} of them sure enough (`answered` in the file).", highlight=False)
+        say_threshold(report)
+    if selection.sets is not None:
+        size = sum(len(record["set"]) for record in records) / len(records)
+        out.print(f"{size:.2f} answers in a set on average (`set` in the file).", highlight=False)
+        say_sets(report)
+    say_caveats(report)
 
 
 def _answers(prediction: Prediction) -> Iterator[dict[str, Any]]:
@@ -94,6 +127,37 @@ def _answers(prediction: Prediction) -> Iterator[dict[str, Any]]:
         }
         if disagreement is not None:
             answer["mutual_information"] = float(disagreement[n])
+        yield answer
+
+
+def _select(records: list[dict[str, Any]], selection: Selection, prediction: Prediction) -> None:
+    """Adds to each record whether its row is answered, and its set of answers."""
+    answered, sets = selection.answered(prediction), selection.sets_of(prediction)
+    for n, record in enumerate(records):
+        if answered is not None:
+            record["answered"] = bool(answered[n])
+        if sets is not None:
+            record["set"] = [
+                label for label, inside in zip(prediction.classes, sets[n].tolist(), strict=True) if inside
+            ]
+
+
+def _texts(found: Generations) -> Iterator[dict[str, Any]]:
+    """One record per prompt; the text is that of the first draw which gives the answer."""
+    shares, likelihood = found.agreement, found.log_likelihood_per_token
+    for n, (name, prediction) in enumerate(zip(found.ids, found.majority, strict=True)):
+        answers = found.answers[n]
+        draw = answers.index(prediction)
+        answer: dict[str, Any] = {"id": name, "prediction": prediction}
+        if found.num_draws > 1:
+            votes = Counter(one for one in answers if one is not None)
+            answer["agreement"] = float(shares[n])
+            answer["answers"] = [
+                {"answer": one, "share": count / found.num_draws} for one, count in votes.most_common()
+            ]
+        answer["text"] = found.texts[n][draw]
+        answer["log_likelihood_per_token"] = float(likelihood[n])
+        answer["finished"] = bool(found.finished[n, draw])
         yield answer
 
 

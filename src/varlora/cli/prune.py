@@ -26,25 +26,29 @@ def parser() -> CommandParser:
     made.option("fraction", "Share of the entries, 0 to 1.", type=float, required=True, metavar="F")
     made.option(
         "by",
-        "Which go first: the lowest |mean| / sd ('snr'), the largest variance, or the lowest |mean|.",
-        choices=["snr", "variance", "magnitude"],
+        "Which go first: the lowest |mean| / sd ('snr'), the largest variance, the lowest |mean|, or any.",
+        choices=["snr", "variance", "magnitude", "random"],
         default="snr",
     )
     made.option("scope", "Rank over all tensors, or within each.", choices=["global", "tensor"], default="global")
+    made.option("seed", "Of --by random; 0 otherwise.", type=int)
     add_options(made)
     return made
 
 
 def execute(arguments: Namespace) -> None:
     """Prunes."""
+    if arguments.seed is not None and arguments.by != "random":
+        raise ValueError(f"--seed has no effect with --by {arguments.by}; leave it out, or prune with --by random.")
     check_output(arguments.output_dir, [arguments.source], overwrite=arguments.overwrite)
     q = read_posterior(arguments.source)
-    pruned = ops.prune(q, arguments.fraction, by=arguments.by, scope=arguments.scope)
+    pruned = ops.prune(q, arguments.fraction, by=arguments.by, scope=arguments.scope, seed=arguments.seed or 0)
+    how = "at random" if arguments.by == "random" else f"by {arguments.by}"
     entries = sum(mean.numel() for mean in q.mean.values())
     write(
         pruned,
         [arguments.source],
         arguments.output_dir,
         overwrite=arguments.overwrite,
-        changed=f"Pruned {pruned.meta.history[-1]['entries']:,} of {entries:,} entries by {arguments.by}.",
+        changed=f"Pruned {pruned.meta.history[-1]['entries']:,} of {entries:,} entries {how}.",
     )

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from varlora.metrics import Interval
+from varlora.report.vocabulary import COMPLETIONS as COMPLETIONS_IN_WORDS
 from varlora.report.vocabulary import FULL, METRICS, Measure
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -35,15 +36,23 @@ class Column:
 
 
 def _of_report(metric: str) -> Column:
-    how = METRICS[metric]
+    how = METRICS[metric] if metric in METRICS else COMPLETIONS_IN_WORDS[metric]
     return Column(metric=metric, heading=how.heading, percent=how.percent, digits=how.digits)
 
 
 CLASSES = tuple(_of_report(metric) for metric in FULL)
 COMPLETIONS = (
-    Column(metric="nll_per_token", heading="NLL per token ↓"),
+    _of_report("nll_per_token"),
     Column(metric="nll_per_row", heading="NLL per row ↓"),
     Column(metric="perplexity", heading="Perplexity ↓", digits=2),
+)
+FINAL_ANSWERS = (
+    *(_of_report(metric) for metric in ("exact_match", "exact_match_per_draw")),
+    Column(metric="agreement", heading="Agreement %", percent=True, digits=1),
+    _of_report("agreement_ece_10"),
+    Column(metric="agreement_auroc", heading="AUROC, agreement ↑"),
+    Column(metric="likelihood_auroc", heading="AUROC, likelihood ↑"),
+    Column(metric="finished", heading="Finished %", percent=True, digits=1),
 )
 OUT_OF_SCOPE = (
     Column(metric="auroc_entropy", heading="AUROC, entropy ↑"),
@@ -54,14 +63,14 @@ OUT_OF_SCOPE = (
 
 
 def metrics_tables(metrics: Metrics, intervals: Intervals | None = None) -> list[Table]:
-    """One table for each kind of metric: of classes, of completions, of telling rows out of scope.
+    """One table for each kind of metric: of classes, completions, final answers, and telling rows out of scope.
 
     Args:
         metrics: `{split: {mode: {metric: value}}}`, as in metrics.json.
         intervals: the bootstrap intervals of some of them.
     """
     tables = []
-    for columns in (CLASSES, COMPLETIONS, OUT_OF_SCOPE):
+    for columns in (CLASSES, COMPLETIONS, FINAL_ANSWERS, OUT_OF_SCOPE):
         rows = [
             (split, mode, values)
             for split, modes in metrics.items()

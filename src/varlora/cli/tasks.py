@@ -1,29 +1,82 @@
-"""`varlora tasks`: the named tasks, and the shapes of one's own."""
+"""`varlora tasks`: the named tasks, one of them in detail, and the shapes of one's own."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
 
+from rich.markup import escape
+from rich.padding import Padding
+from rich.panel import Panel
 from rich.table import Table
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from varlora.cli.console import out
 from varlora.cli.parsing import CommandParser
-from varlora.tasks import TASKS
+from varlora.nearest import nearest
+from varlora.tasks import (
+    PROMPT_STYLES,
+    TASKS,
+    Task,
+    answer_tokens,
+    count_overlap,
+    keep_num_choices,
+)
 from varlora.tasks.named import Benchmark
+from varlora.tasks.overlap import overlap_in_words
 from varlora.tasks.rows import SHAPES
 
 
 def parser() -> CommandParser:
-    """No options."""
-    return CommandParser(
+    """The task, and whether to load it."""
+    made = CommandParser(
         "tasks",
-        about="List the named tasks, and the shapes of rows that can be trained on.",
-        examples="  varlora train --task arc_easy ...\n  varlora train --task sst2 --task_dir data/sst2 ...",
+        about=(
+            "List the named tasks, and the shapes of rows that can be trained on; or show one task: its prompts, "
+            "answers, splits, licence, source, and what published work does otherwise with it."
+        ),
+        examples=(
+            "  varlora tasks arc_easy\n"
+            "  varlora tasks boolq --prompt_style laplace-lora --model_name_or_path models/my-llama\n"
+            "  varlora tasks sst2 --task_dir data/sst2        count its rows, and those that two splits share\n"
+            "  varlora train --task arc_easy ..."
+        ),
+        usage="[NAME] [OPTIONS]",
     )
+    made.add_argument("name", metavar="NAME", nargs="?", help="The task to show; all are listed otherwise.")
+    made.option("prompt_style", "Show the prompt of this style; of all styles otherwise.", choices=list(PROMPT_STYLES))
+    made.option("model_name_or_path", "Model whose answer tokens are shown.", metavar="MODEL")
+    made.option("task_dir", "Load the task from this folder, and count its rows.", metavar="FOLDER")
+    made.flag("load", "Load the task from the hub, and count its rows.")
+    made.option("choices", "Questions to keep of a loaded task.", choices=["all", "four"], default="all")
+    return made
 
 
 def execute(arguments: Namespace) -> None:
     """Prints the tables."""
+    if arguments.name is None:
+        given = [n for n in ("prompt_style", "model_name_or_path", "task_dir", "load") if getattr(arguments, n)]
+        if given:
+            raise ValueError(f"--{given[0]} has no effect without the NAME of a task; `varlora tasks` lists them.")
+        _list()
+        return
+    if arguments.name not in TASKS:
+        raise ValueError(f"unknown task {arguments.name!r}; {nearest(arguments.name, TASKS)}")
+    task = TASKS[arguments.name]
+    out.print(f"[bold cyan]{arguments.name}[/bold cyan]")
+    if isinstance(task, Benchmark):
+        _show(task)
+        tokenizer = None
+        if arguments.model_name_or_path is not None:
+            tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
+        worded = list(PROMPT_STYLES) if "question" in (task.example or {}) else ["varlora"]
+        _show_prompts(task, [arguments.prompt_style] if arguments.prompt_style else worded, tokenizer)
+    if arguments.task_dir is not None or arguments.load:
+        loaded = task(arguments.task_dir, prompt_style=arguments.prompt_style or "varlora")
+        _show_rows(keep_num_choices(loaded, 4) if arguments.choices == "four" else loaded)
+
+
+def _list() -> None:
     table = Table("--task", "On the hub", "Splits", "Source and licence", show_lines=True)
     for name, task in TASKS.items():
         if isinstance(task, Benchmark):
@@ -35,3 +88,67 @@ def execute(arguments: Namespace) -> None:
     out.print(table)
     shapes = "\n".join(f"  {' / '.join(fields)}" for fields in SHAPES.values())
     out.print(f"\nYour own rows (--train_file, JSONL) have the columns of one of:\n{shapes}", highlight=False)
+    out.print("\n[dim]varlora tasks NAME shows one task.[/dim]", highlight=False)
+
+
+def _show(task: Benchmark) -> None:
+    table = Table.grid(padding=(0, 2))
+    for heading, text in _facts(task):
+        table.add_row(f"[dim]{heading}[/dim]", escape(text))
+    out.print(Padding(table, (0, 0, 0, 2)), highlight=False)
+
+
+def _facts(task: Benchmark) -> Iterator[tuple[str, str]]:
+    yield "Source", task.source
+    yield "Licence", task.licence
+    yield "On the hub", f"{task.dataset}{f', {task.config}' if task.config else ''}"
+    for split in dict.fromkeys([*task.splits, *task.files]):
+        names = task.files.get(split, ())
+        local = names if isinstance(names, str) else " or ".join(names)
+        hub = ", ".join(filter(None, [task.configs.get(split), task.splits.get(split)]))
+        yield f"Split {split}", f"{f'{hub} on the hub' if hub else 'not on the hub'}; locally {local}"
+    if "train" in task.splits and "validation" not in task.splits:
+        yield "Split validation", "cut from train (validation_size, data_seed)"
+    if task.note:
+        yield "Note", task.note
+    for deviation in task.deviations:
+        yield "Elsewhere", deviation
+
+
+def _show_prompts(task: Benchmark, styles: list[str], tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """The prompt of the task's example in each of the styles, and what may follow it."""
+    for name in styles:
+        shown = task.prompt_of_example(name)
+        if shown is None:
+            continue
+        prompt, answers = shown
+        style = PROMPT_STYLES[name]
+        out.print(Panel(escape(prompt), title=f"prompt_style {name}", title_align="left", expand=False))
+        answered = f"Answered by {_answers(task, prompt, answers, tokenizer)}"
+        out.print(Padding(answered, (0, 0, 0, 2)), highlight=False)
+        lines = [f"Published: {style.source}"] * (name != "varlora") + [
+            f"Deviation: {text}" for text in style.deviations
+        ]
+        for line in lines:
+            out.print(Padding(escape(line), (0, 0, 0, 2)), style="dim", highlight=False)
+
+
+def _answers(task: Benchmark, prompt: str, answers: tuple[str, ...], tokenizer: PreTrainedTokenizerBase | None) -> str:
+    if task.example is not None and "completion" in task.example:
+        return escape(f"a text such as {task.example['completion']!r}")
+    if task.label_names is None and task.example is not None and "label" in task.example:
+        return escape("' ' and the name of the class, known by its first token")
+    shown = [repr(answer) for answer in answers]
+    if tokenizer is not None:
+        tokens = answer_tokens(tokenizer, [prompt], answers)
+        shown = [f"{answer} (token {token})" for answer, token in zip(shown, tokens, strict=True)]
+    return escape(", ".join(shown))
+
+
+def _show_rows(task: Task) -> None:
+    rows = {split: len(rows) for split, rows in task.splits.items()}
+    out.print(f"Rows: {', '.join(f'{split} {count}' for split, count in rows.items())}.", highlight=False)
+    if shared := overlap_in_words(count_overlap(task), rows):
+        out.print(escape(shared), highlight=False)
+    for note in task.notes:
+        out.print(f"[dim]{escape(note)}[/dim]", highlight=False)

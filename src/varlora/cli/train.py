@@ -70,6 +70,5 @@ def execute(arguments: Namespace) -> None:
     if len(explained) > 1:
         out.print(f"[dim]{'; '.join(explained)}.[/dim]", highlight=False)
     following = f"varlora eval {config.output_dir}"
-    if result.setting.readout is not None:
-        following += f"   or   varlora predict {config.output_dir} --input_file new.jsonl --output_file answers.jsonl"
+    following += f"   or   varlora predict {config.output_dir} --input_file new.jsonl --output_file answers.jsonl"
     out.print(f"Next: [cyan]{escape(following)}[/cyan]", highlight=False, soft_wrap=True)  # a path stays whole

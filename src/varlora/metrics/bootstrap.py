@@ -125,6 +125,7 @@ def bootstrap(
     num_examples: int,
     *,
     width: int = 1,
+    sets: int | None = None,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -135,6 +136,8 @@ def bootstrap(
         statistics: From indices of examples (..., N) to named numbers (...,).
         num_examples: N.
         width: Numbers that `statistics` gathers per example; bounds the memory used, changes no result.
+        sets: K sets of N examples each, resampled independently of each other: `statistics` then gets (K, ..., N).
+            None: one set.
         resamples: Number of resamples.
         level: Probability mass between `low` and `high`.
         seed: Of the resamples.
@@ -146,12 +149,13 @@ def bootstrap(
         raise ValueError(f"level is {level}: give a probability between 0 and 1, e.g. 0.95.")
     if resamples < (needed := math.ceil(2 / (1 - level) - 1e-9)):
         raise ValueError(f"{resamples} resamples have no {level:g} interval: take {needed} at least, better 1000.")
-    estimates = statistics(torch.arange(num_examples))
+    lead = () if sets is None else (sets,)
+    estimates = statistics(torch.arange(num_examples).expand(*lead, num_examples))
     generator = torch.Generator().manual_seed(seed)
     rows = max(1, BLOCK_NUMBERS // (num_examples * width))
     blocks = []
     for start in range(0, resamples, rows):
-        shape = (min(rows, resamples - start), num_examples)
+        shape = (*lead, min(rows, resamples - start), num_examples)
         # A resample has no order; in ascending order it is cheap to gather, and to sort if the examples were sorted.
         blocks.append(statistics(torch.randint(num_examples, shape, generator=generator).sort(dim=-1).values))
     return {

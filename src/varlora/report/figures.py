@@ -85,7 +85,7 @@ def reliability_diagrams(runs: Mapping[str, Sequence[Row]], *, prefix: str = "re
         runs: A method's runs on one split, by its name.
         prefix: Of the ids within the SVGs; must be another for other SVGs of the same page.
     """
-    bins = {name: _pooled_bins(rows) for name, rows in runs.items()}
+    bins = {name: pooled_bins(rows) for name, rows in runs.items()}
     tallest = max(bin.count / _total(all_bins) for all_bins in bins.values() for bin in all_bins)
     return {
         name: _reliability_diagram(bins[name], name=name, tallest=tallest, prefix=f"{prefix}-{index}")
@@ -109,9 +109,8 @@ def risk_coverage_curves(runs: Mapping[str, Sequence[Row]], *, prefix: str = "ri
         for index, (name, rows) in enumerate(runs.items()):
             repeats, place = divmod(index, len(SERIES))
             colour, dash = SERIES[place], DASHES[(place + repeats) % len(DASHES)]
-            curves = [risk_coverage(*row.confidence_and_correct) for row in rows]
-            coverage, risk = curves[0][0], torch.stack([risk for _, risk in curves]).mean(0)
-            shown = _thinned(coverage)
+            coverage, risk = mean_risk(rows)
+            shown = thinned(coverage)
             axes.plot(coverage[shown], risk[shown], color=colour, linestyle=dash, linewidth=1.7)
             ends.append(f"{name} {risk[len(risk) // 2]:.0%} at half, {risk[-1]:.0%} at all")
             top = max(top, float(risk[shown].max()))
@@ -132,6 +131,24 @@ def risk_coverage_curves(runs: Mapping[str, Sequence[Row]], *, prefix: str = "ri
         )
         label = f"Share of wrong answers among the surest answers. {'; '.join(ends)}"
         return _inline_svg(figure, label=label, prefix=prefix)
+
+
+def pooled_bins(rows: Sequence[Row]) -> tuple[ReliabilityBin, ...]:
+    """The bins of a reliability diagram of all seeds' answers together."""
+    confidences, corrects = zip(*(row.confidence_and_correct for row in rows), strict=True)
+    return reliability_bins(torch.cat(confidences), torch.cat(corrects), bins=BINS)
+
+
+def mean_risk(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coverage (N,) and the mean over seeds of the risk at it (N,)."""
+    curves = [risk_coverage(*row.confidence_and_correct) for row in rows]
+    return curves[0][0], torch.stack([risk for _, risk in curves]).mean(0)
+
+
+def thinned(coverage_N: torch.Tensor, *, points: int = 160, start: float = 0.05) -> list[int]:
+    """Indices of at most `points` places of the curve; below `start` it is the luck of a few answers."""
+    first, last = int((coverage_N < start).sum()), len(coverage_N) - 1
+    return sorted({first + round((last - first) * i / (points - 1)) for i in range(points)})
 
 
 def _reliability_diagram(bins: Sequence[ReliabilityBin], *, name: str, tallest: float, prefix: str) -> str:
@@ -185,19 +202,8 @@ def _draw_counts(axes: Axes, bin: ReliabilityBin, *, total: int) -> None:
     axes.bar(bin.lower, share - right, width, bottom=right, align="edge", color=WRONG, linewidth=0)
 
 
-def _pooled_bins(rows: Sequence[Row]) -> tuple[ReliabilityBin, ...]:
-    confidences, corrects = zip(*(row.confidence_and_correct for row in rows), strict=True)
-    return reliability_bins(torch.cat(confidences), torch.cat(corrects), bins=BINS)
-
-
 def _total(bins: Sequence[ReliabilityBin]) -> int:
     return sum(bin.count for bin in bins)
-
-
-def _thinned(coverage_N: torch.Tensor, *, points: int = 160, start: float = 0.05) -> list[int]:
-    """Indices of at most `points` places of the curve; below `start` it is the luck of a few answers."""
-    first, last = int((coverage_N < start).sum()), len(coverage_N) - 1
-    return sorted({first + round((last - first) * i / (points - 1)) for i in range(points)})
 
 
 def _steps(top: float) -> tuple[float, ...]:

@@ -16,7 +16,8 @@ import yaml
 from varlora.report.health import Health
 from varlora.report.health_text import remarks, scale_table, sentence, statements
 from varlora.report.tables import Cell, Number, Table, escape_markdown
-from varlora.report.vocabulary import FULL, METRICS, coldness, learning, listing, show
+from varlora.report.vocabulary import COMPLETIONS, FULL, METRICS, Measure, coldness, learning, listing, show
+from varlora.tasks.overlap import overlap_in_words
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _VARIANTS = {
@@ -52,7 +53,7 @@ def model_card(
         kind: The posterior's kind, as in posterior.json.
         meta: The fields of `PosteriorMeta`, as in posterior.json; what is missing is left out.
         metrics: Content of metrics.json: {split: {"mean": {...}, "samples": {...}}}.
-        task: Name, kind, answers, source, licence and notes of the task, as far as known.
+        task: Name, kind, answers, source, licence, notes, rows and overlap of the task, as far as known.
         versions: Of the libraries.
         health: How the posterior does.
 
@@ -123,30 +124,36 @@ def _task_section(task: Mapping[str, Any]) -> list[str]:
         if task.get(field):
             lines.append(f"{field.capitalize()} of the data: {escape_markdown(str(task[field]))}.")
     lines += [escape_markdown(str(note)) for note in task.get("notes") or ()]
+    if shared := overlap_in_words(task.get("overlap") or {}, task.get("rows") or {}):
+        lines.append(escape_markdown(shared))
     heading = f"## Task: {escape_markdown(str(task.get('name', 'unnamed')))}"
     return [heading, *([_bullets(lines)] if lines else [])]
 
 
 def _metrics_section(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
     found = [(split, variant, values) for split, variants in metrics.items() for variant, values in variants.items()]
-    shown = [metric for metric in FULL if any(values.get(metric) is not None for *_, values in found)]
+    known = {**{metric: METRICS[metric] for metric in FULL}, **COMPLETIONS}
+    shown = [metric for metric in known if any(values.get(metric) is not None for *_, values in found)]
     if not shown:
         return []
     rows = tuple(
-        (f"{split}, {_VARIANTS.get(variant, variant)}", tuple(_cell(metric, values.get(metric)) for metric in shown))
+        (
+            f"{split}, {_VARIANTS.get(variant, variant)}",
+            tuple(_cell(known[metric], values.get(metric)) for metric in shown),
+        )
         for split, variant, values in found
     )
-    meanings = _bullets([f"**{METRICS[metric].title}**: {METRICS[metric].meaning}." for metric in shown])
+    meanings = _bullets([f"**{known[metric].title}**: {known[metric].meaning}." for metric in shown])
     table = Table(
         caption="One training run; metrics.json has every metric.",
-        headings=("Split", *(METRICS[metric].heading for metric in shown)),
+        headings=("Split", *(known[metric].heading for metric in shown)),
         rows=rows,
     )
     return [f"## Results\n\n{table.to_markdown()}\n\n{meanings}"]
 
 
-def _cell(metric: str, value: float | None) -> Cell:
-    return Cell() if value is None else Cell(lines=((Number(METRICS[metric].show(value), value),),))
+def _cell(how: Measure, value: float | None) -> Cell:
+    return Cell() if value is None else Cell(lines=((Number(how.show(value), value),),))
 
 
 def _health_section(health: Health | None, name: str) -> list[str]:

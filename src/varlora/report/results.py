@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from varlora.metrics import Interval, evaluate
@@ -48,12 +47,14 @@ class Difference:
         low: Lower end of the paired bootstrap interval over the examples.
         high: Its upper end.
         per_seed: The difference of each seed.
+        intervals: Lower and upper end of each seed's own interval; only for differences from the reference.
     """
 
     value: float
     low: float
     high: float
     per_seed: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...] = ()
 
     def verdict(self, how: Measure) -> str:
         """What the difference shows: "better", "worse", "equal" (exactly, always) or "unclear".
@@ -94,6 +95,8 @@ class Summary:
 class Comparison:
     """Methods that were trained on the same task with the same seeds and judged on the same examples.
 
+    Each seed may have as many examples of its own, the same for all methods; they are resampled seed by seed.
+
     Args:
         task: Its name.
         rows: One for every method, seed and split; methods appear in the report in the order of their first row.
@@ -103,7 +106,7 @@ class Comparison:
         seed: Of the resamples.
 
     Raises:
-        ValueError: A row is there twice or missing, the labels of a split differ, or the reference is no method.
+        ValueError: A row is there twice or missing, a seed's examples differ, or the reference is no method.
 
     Example:
         >>> import torch
@@ -156,13 +159,19 @@ class Comparison:
         return tuple(sorted(rows, key=lambda row: row.seed))
 
     def num_examples(self, split: str) -> int:
-        """N of `split`."""
+        """N of `split`, of each seed."""
         return len(self.runs(self.methods[0], split)[0].labels)
+
+    def own_examples(self, split: str) -> bool:
+        """Whether each seed has examples of its own."""
+        first, *others = self.runs(self.methods[0], split)
+        return not all(first.same_examples(row) for row in others)
 
     def describe(self, split: str) -> str:
         """E.g. "test: 500 examples, 3 seeds"."""
         examples, seeds = self.num_examples(split), len(self.seeds(split))
-        return f"{split}: {examples} example{'s'[: examples != 1]}, {seeds} seed{'s'[: seeds != 1]}"
+        own = " of each seed's own" if self.own_examples(split) else ""
+        return f"{split}: {examples} example{'s'[: examples != 1]}{own}, {seeds} seed{'s'[: seeds != 1]}"
 
     def summary(self, split: str) -> dict[str, Summary]:
         """Every method's numbers on `split`.
@@ -177,7 +186,11 @@ class Comparison:
         interval = self._intervals_of(split)[_pair(method, other, metric)]
         pairs = zip(self._evaluations[method, split], self._evaluations[other, split], strict=True)
         per_seed = tuple(one[metric] - two[metric] for one, two in pairs)
-        return Difference(value=_mean(per_seed), low=interval.low, high=interval.high, per_seed=per_seed)
+        judged = range(len(per_seed)) if other == self.reference and method != other else ()
+        own = [self._intervals[split][_of_seed(method, metric, k)] for k in judged]
+        intervals = tuple((one.low, one.high) for one in own)
+        mean = _mean(per_seed)
+        return Difference(value=mean, low=interval.low, high=interval.high, per_seed=per_seed, intervals=intervals)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything the report shows, as JSON has it: infinities and NaN are None."""
@@ -239,21 +252,29 @@ class Comparison:
     def _bootstrap(self, split: str) -> dict[str, Interval]:
         """Intervals of every method's mean over seeds and of every pair's difference, on the same resamples."""
         runs = {method: Runs.of(self.runs(method, split)) for method in self.methods}
+        own, seeds = self.own_examples(split), len(self.seeds(split))
 
         def statistics(indices: Tensor) -> dict[str, Tensor]:
-            means = {method: run.means(indices, self.metrics) for method, run in runs.items()}
+            by_run = {method: run.by_run(indices, self.metrics, own=own) for method, run in runs.items()}
+            means = {name: {metric: v.mean(0) for metric, v in values.items()} for name, values in by_run.items()}
             values = {_single(one, metric): value for one in means for metric, value in means[one].items()}
             for one in means:
                 for two in means:
                     if one != two:
                         for metric in self.metrics:
                             values[_pair(one, two, metric)] = means[one][metric] - means[two][metric]
+            if self.reference is not None:
+                for one in means:
+                    for metric in self.metrics if one != self.reference else ():
+                        differences_K = by_run[one][metric] - by_run[self.reference][metric]
+                        values |= {_of_seed(one, metric, k): difference for k, difference in enumerate(differences_K)}
             return values
 
         return bootstrap(
             statistics,
             self.num_examples(split),
-            width=len(self.seeds(split)),
+            width=seeds,
+            sets=seeds if own else None,
             resamples=self.resamples,
             level=LEVEL,
             seed=self.seed,
@@ -261,7 +282,7 @@ class Comparison:
 
     def _check(self, split: str) -> None:
         seeds = self.seeds(split)
-        labels = next(row.labels for row in self.rows if row.split == split)
+        first = {row.seed: row for row in reversed(self.rows) if row.split == split}
         for method in self.methods:
             runs = self.runs(method, split)
             had = tuple(row.seed for row in runs)
@@ -273,10 +294,15 @@ class Comparison:
                     f"one row for each of the seeds {', '.join(map(str, seeds))}"
                 )
             for row in runs:
-                if not torch.equal(row.labels, labels):
+                if not row.same_examples(first[row.seed]):
                     raise ValueError(
-                        f"{method!r}, seed {row.seed}: its labels on {split!r} are not those of the other rows; "
-                        "methods can only be compared on the same examples in the same order"
+                        f"{method!r}, seed {row.seed}: its labels on {split!r} are not those of the other rows, or its "
+                        "ids are not; methods can only be compared on the same examples in the same order"
+                    )
+                if len(row.labels) != len(first[seeds[0]].labels):
+                    raise ValueError(
+                        f"{split!r} has {len(first[seeds[0]].labels)} examples for seed {seeds[0]} and "
+                        f"{len(row.labels)} for seed {row.seed}; each seed must have as many"
                     )
 
 
@@ -286,6 +312,10 @@ def _single(method: str, metric: str) -> str:
 
 def _pair(one: str, two: str, metric: str) -> str:
     return f"{metric}\0{one}\0{two}"
+
+
+def _of_seed(method: str, metric: str, seed: int) -> str:
+    return f"{metric}\0\0{seed}\0{method}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,6 +28,7 @@ class Row:
         split: "test", "validation", or the name of another data set.
         log_probs: (N, S, C) log-probabilities of S posterior samples, or (N, C).
         labels: (N,) the right classes.
+        ids: The N examples' names, or empty. Rows are of the same examples if names and labels are the same.
         train_seconds: Wall-clock time of the training; None if not known.
         predict_seconds: Wall-clock time of the prediction; None if not known.
 
@@ -40,6 +41,7 @@ class Row:
     split: str
     log_probs: Tensor
     labels: Tensor
+    ids: tuple[str, ...] = ()
     train_seconds: float | None = None
     predict_seconds: float | None = None
 
@@ -52,6 +54,13 @@ class Row:
                 f"{self.method!r}, seed {self.seed}: log_probs {shape} and labels {labels} do not fit; "
                 "give (N, S, C) or (N, C), and (N,)"
             )
+        if self.ids and len(self.ids) != len(self.labels):
+            raise ValueError(f"{self.method!r}, seed {self.seed}: {len(self.ids)} ids for {len(self.labels)} examples")
+
+    def same_examples(self, other: Row) -> bool:
+        """Whether another row is of the same examples in the same order, as far as labels and names tell."""
+        named = bool(self.ids and other.ids)
+        return torch.equal(self.labels, other.labels) and (not named or self.ids == other.ids)
 
     @cached_property
     def mean_log_probs(self) -> Tensor:
@@ -66,7 +75,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """What the metrics need of one method's K runs on the same N examples, (K, N) each."""
+    """What the metrics need of one method's K runs, on the same N examples or on N of each run's own: (K, N) each."""
 
     confidence_KN: Tensor
     correct_KN: Tensor
@@ -83,17 +92,29 @@ class Runs:
             brier_KN=torch.stack([brier_scores(row.mean_log_probs.exp(), row.labels) for row in rows]),
         )
 
-    def means(self, indices: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
-        """The metrics' means over the runs, on the examples at `indices` (..., N)."""
-        return {metric: self._metric(metric, indices).mean(0) for metric in metrics}
+    def by_run(self, indices: Tensor, metrics: Sequence[str], *, own: bool = False) -> dict[str, Tensor]:
+        """The metrics of each run, (K, ...).
 
-    def _metric(self, metric: str, indices: Tensor) -> Tensor:
+        Args:
+            indices: of the examples, (..., N); if each run has its own, (K, ..., N).
+            metrics: which.
+            own: whether each run has its own examples.
+        """
+
+        def at(values_KN: Tensor) -> Tensor:
+            if not own:
+                return values_KN[:, indices]
+            return torch.stack([values[chosen] for values, chosen in zip(values_KN, indices, strict=True)])
+
+        return {metric: self._metric(metric, at) for metric in metrics}
+
+    def _metric(self, metric: str, at: Callable[[Tensor], Tensor]) -> Tensor:
         if metric == "accuracy":
-            return self.correct_KN[:, indices].double().mean(-1)
+            return at(self.correct_KN).double().mean(-1)
         if metric == "nll":
-            return self.losses_KN[:, indices].mean(-1)
+            return at(self.losses_KN).mean(-1)
         if metric == "brier":
-            return self.brier_KN[:, indices].mean(-1)
+            return at(self.brier_KN).mean(-1)
         name, _, bins = metric.partition("_")
         error = {"ece": expected_calibration_error, "mce": maximum_calibration_error}[name]
-        return error(self.confidence_KN[:, indices], self.correct_KN[:, indices], bins=int(bins))
+        return error(at(self.confidence_KN), at(self.correct_KN), bins=int(bins))

@@ -1,4 +1,4 @@
-"""The comparison as tables: defined once, rendered for a terminal, for Markdown and (by the template) for HTML.
+"""The comparison as tables: defined once, rendered for a terminal, Markdown, LaTeX and (by the templates) HTML.
 
 Every number that is shown carries its exact value, so that a rendering can hand it on unrounded.
 """
@@ -6,7 +6,7 @@ Every number that is shown carries its exact value, so that a rendering can hand
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from varlora.report.latex import escape_latex
 from varlora.report.results import Comparison, Difference, Estimate, Summary
 from varlora.report.vocabulary import FULL, Measure, measure
 
@@ -45,12 +46,18 @@ class Cell:
         strong: The best of its column.
         verdict: "better", "worse" or "unclear" (its interval holds 0); empty where nothing is compared.
         metric: The metric that the numbers belong to.
+        verdict_line: Which of the lines states what the verdict is on.
     """
 
     lines: tuple[Line, ...] = ()
     strong: bool = False
     verdict: str = ""
     metric: str = ""
+    verdict_line: int = 0
+
+    def stands_out(self, line: int) -> bool:
+        """Whether a line is to be seen before others: the best of a column, or a clear difference."""
+        return (self.strong and line == 0) or (self.verdict in ("better", "worse") and line == self.verdict_line)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -85,6 +92,44 @@ class Table:
             *(_markdown_row((name, *map(_markdown_cell, cells)), raw=True) for name, cells in self.rows),
         ]
         return "\n".join([*lines, "", escape_markdown(self.caption)])
+
+    def to_latex(self) -> str:
+        r"""A floating table for a paper: booktabs rules, what stands out in bold, details in small rows below.
+
+        The document needs `\usepackage{booktabs}`.
+
+        Example:
+            >>> cells = (Cell(lines=((Number("71.4", 0.714),), ("a_b",)), strong=True),)
+            >>> print(Table(caption="test", headings=("Method", "%"), rows=(("IVON", cells),)).to_latex())
+            \begin{table}[t]
+            \centering
+            \caption{test}
+            \begin{tabular}{@{}lr@{}}
+            \toprule
+            Method & \% \\
+            \midrule
+            IVON & \textbf{71.4} \\
+             & {\scriptsize a\_b} \\
+            \bottomrule
+            \end{tabular}
+            \end{table}
+        """
+        body = [line for name, cells in self.rows for line in _latex_rows(name, cells)]
+        return "\n".join(
+            [
+                r"\begin{table}[t]",
+                r"\centering",
+                rf"\caption{{{escape_latex(self.caption)}}}",
+                rf"\begin{{tabular}}{{@{{}}l{'r' * (len(self.headings) - 1)}@{{}}}}",
+                r"\toprule",
+                _latex_row(map(escape_latex, self.headings)),
+                r"\midrule",
+                *body,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+            ]
+        )
 
     def to_rich(self) -> RichTable:
         """A table for a terminal; two lines a row, at most 80 columns for the headline metrics."""
@@ -244,13 +289,39 @@ def _markdown_row(texts: Sequence[str], *, raw: bool = False) -> str:
 def _markdown_cell(cell: Cell) -> str:
     if not cell.lines:
         return "–"
-    first, *details = (escape_markdown(text) for text in cell.texts)
-    return "<br>".join([f"**{first}**" if cell.strong or cell.verdict in ("better", "worse") else first, *details])
+    texts = map(escape_markdown, cell.texts)
+    return "<br>".join(f"**{text}**" if cell.stands_out(line) else text for line, text in enumerate(texts))
+
+
+def _latex_rows(name: str, cells: Sequence[Cell]) -> list[str]:
+    """One row of statements and, below it, as many of details as the tallest cell has."""
+    height = max(1, *(len(cell.lines) for cell in cells))
+    names = [escape_latex(name), *[""] * (height - 1)]
+    return [_latex_row([head, *(_latex_line(cell, line) for cell in cells)]) for line, head in enumerate(names)]
+
+
+def _latex_line(cell: Cell, line: int) -> str:
+    if line >= len(cell.lines):
+        return "" if line else "--"
+    text = escape_latex(cell.texts[line])
+    text = rf"\textbf{{{text}}}" if cell.stands_out(line) else text
+    return rf"{{\scriptsize {text}}}" if line else text
+
+
+def _latex_row(texts: Iterable[str]) -> str:
+    return rf"{' & '.join(texts)} \\"
 
 
 def _rich_cell(cell: Cell) -> Text:
     if not cell.lines:
         return Text("–")
-    first, *details = cell.texts
-    style = {"better": "green", "worse": "red"}.get(cell.verdict, "bold" if cell.strong else "")
-    return Text("\n", justify="right").join([Text(first, style=style), *(Text(line, style="dim") for line in details)])
+    lines = [Text(text, style=_rich_style(cell, line)) for line, text in enumerate(cell.texts)]
+    return Text("\n", justify="right").join(lines)
+
+
+def _rich_style(cell: Cell, line: int) -> str:
+    if line == cell.verdict_line and cell.verdict in ("better", "worse"):
+        return {"better": "green", "worse": "red"}[cell.verdict]
+    if line:
+        return "dim"
+    return "bold" if cell.strong else ""

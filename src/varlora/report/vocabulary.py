@@ -110,6 +110,78 @@ METRICS: dict[str, Measure] = {
     ),
 }
 
+_FOREIGN = "are rows of no known class told from the test rows by"
+
+
+def _detection(name: str, score: str) -> dict[str, Measure]:
+    return {
+        f"auroc_{name}": Measure(
+            name=f"AUROC by {score}",
+            title=f"AUROC, {score}",
+            better="higher",
+            percent=False,
+            digits=3,
+            meaning=f"{_FOREIGN} {score}? 1 is always, 0.5 is chance",
+        ),
+        f"fpr95_{name}": Measure(
+            name=f"FPR95 by {score}",
+            title=f"FPR95, {score}",
+            better="lower",
+            percent=True,
+            digits=1,
+            meaning=f"{_FOREIGN} {score}? The share of false alarms when 95 % of the foreign rows are found",
+        ),
+    }
+
+
+DETECTION: dict[str, Measure] = {
+    **_detection("entropy", "entropy"),
+    **_detection("mutual_information", "mutual information"),
+}
+"""Of splits whose rows belong to no class, as `varlora.runs.measure` names them."""
+
+MARKS = {"better": "▲", "worse": "▼", "equal": "=", "unclear": "○"}
+"""A sign for each verdict, so that none depends on its colour."""
+
+COMPLETIONS: dict[str, Measure] = {
+    "nll_per_token": Measure(
+        name="NLL per token",
+        title="NLL per token",
+        better="lower",
+        percent=False,
+        digits=3,
+        meaning="negative log-likelihood of the given completions, per token",
+    ),
+    "exact_match": Measure(
+        name="exact match",
+        title="Exact match",
+        better="higher",
+        percent=True,
+        digits=1,
+        meaning="the share of prompts whose final answer is right; of several draws the answer that most of them give",
+    ),
+    "exact_match_per_draw": Measure(
+        name="exact match per draw",
+        title="… per draw",
+        better="higher",
+        percent=True,
+        digits=1,
+        meaning="the share of right answers of a single draw, on average over the draws",
+    ),
+    "agreement_ece_10": Measure(
+        name="ECE of the agreement",
+        title="ECE of agreement",
+        better="lower",
+        percent=True,
+        digits=1,
+        meaning=(
+            "expected calibration error of the agreement, the share of the draws that give the answer, taken as the "
+            "probability that it is right. 0 % is perfect"
+        ),
+    ),
+}
+"""Of completions, and of the final answers of texts that were written."""
+
 HEADLINE = ("accuracy", "nll", "ece_15")
 """The metrics of a narrow table, and of the sentence that opens the report."""
 

@@ -1,11 +1,13 @@
 """One run from start to end, its settings and its folder."""
 
 from varlora.runs.config import RunConfig, read_yaml
+from varlora.runs.data import fills_blank, load_task
 from varlora.runs.folder import CompletionScores, RunFolder, finite, is_run, read_run, write_derived, write_run
+from varlora.runs.generation import generate_split
 from varlora.runs.health import run_health
 from varlora.runs.measure import measure
 from varlora.runs.run import RunResult, Trained, evaluate, method_of, predict_split, run, train
-from varlora.runs.setting import Setting, load_setting, load_task, reload_setting
+from varlora.runs.setting import Setting, load_setting, reload_setting
 from varlora.runs.tune import Tuning, in_words, reset, tune
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "Trained",
     "Tuning",
     "evaluate",
+    "fills_blank",
     "finite",
+    "generate_split",
     "in_words",
     "is_run",
     "load_setting",

@@ -33,6 +33,7 @@ _model, _data, _adapter, _method, _training, _evaluation, _result = map(
 
 NEEDS: Mapping[str, str] = {
     "task_dir": "task",
+    "shift_task_dir": "shift_tasks",
     "validation_file": "train_file",
     "test_file": "train_file",
     "shift_file": "train_file",
@@ -63,6 +64,9 @@ class RunConfig:
         "auto",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _model("Data type of the frozen weights.", "auto")
+    quantization: Literal["none", "8bit", "4bit"] = _model(
+        "Frozen weights in 8 or 4 bit by bitsandbytes (extra of that name), on a CUDA GPU.", "none"
+    )
 
     task: str | None = _data("A named task (see `varlora tasks`).")
     task_dir: str | None = _data("Folder with the named task's files; the hub otherwise.")
@@ -83,6 +87,21 @@ class RunConfig:
     max_length: int | None = _data("Most tokens in a row; the model's context otherwise.")
     truncation: Literal["error", "left", "right"] = _data("What to do with longer rows.", "error")
     label_answers: Literal["names", "letters"] = _data("How a causal LM names a class.", "names")
+    prompt_style: Literal["varlora", "laplace-lora", "blob"] = _data(
+        "How a causal LM is asked: our wording, or a published one (see `varlora tasks NAME`); for questions only.",
+        "varlora",
+    )
+    choices: Literal["all", "four"] = _data(
+        "Questions to keep: all, or those with four choices, as some papers do with ARC.", "all"
+    )
+    shift_tasks: str | None = _data(
+        "Named tasks whose test rows are further test sets, comma-separated, e.g. 'arc_challenge,mmlu_physics'."
+    )
+    shift_task_dir: str | None = _data("Folder that holds a folder for each of them; the hub otherwise.")
+    final_answer: Literal["number", "text", "none"] | None = _data(
+        "Completions: what must be right of a text written behind the prompt, its last number (or that behind '####') "
+        "or all of it; 'none' writes no texts. By default the named task's own, and 'none' for other data."
+    )
 
     lora_r: int = _adapter("Rank.", 8)
     lora_alpha: int = _adapter("Scale: the update is alpha / r times B A.", 16)
@@ -156,6 +175,7 @@ class RunConfig:
     temperature_scaling: bool = _evaluation(
         "Divide the logits by a temperature fitted on validation rows, one for each mode of prediction.", False
     )
+    max_new_tokens: int = _evaluation("Most tokens of a text, where completions have a final answer.", 256)
     per_device_eval_batch_size: int = _evaluation("Rows per device at evaluation.", 32)
 
     output_dir: str = _result("Folder for the result.", "")
@@ -192,6 +212,7 @@ class RunConfig:
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
             "save_steps",
+            "max_new_tokens",
         ):
             require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("learning_rate", "ess", "hess_init", "clip_radius"):
@@ -252,10 +273,23 @@ def _described(kind: Any) -> str:
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1e-4 is one (to YAML 1.1 it is text)."""
+    """YAML 1.2's numbers: 1e-4 and 1.0e7 are some (to YAML 1.1 they are text). No key may be there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, none of whose keys is there twice."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if (key := self.construct_object(key_node, deep=True)) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def read_yaml(file: str | Path, known: Collection[str]) -> dict[str, Any]:
@@ -268,6 +302,20 @@ def read_yaml(file: str | Path, known: Collection[str]) -> dict[str, Any]:
     Raises:
         ValueError: it is not a mapping, or names an option that does not exist (the nearest is suggested).
     """
+    values = load_yaml(file)
+    for name in values:
+        if name not in known:
+            hint = nearest(str(name), known, otherwise="`varlora train --help` lists them.")
+            raise ValueError(f"{file}: unknown option {name!r}; {hint}")
+    return values
+
+
+def load_yaml(file: str | Path) -> dict[str, Any]:
+    """What a YAML file holds, with YAML 1.2's numbers.
+
+    Raises:
+        ValueError: there is no such file, it is not YAML, a key is there twice, or it is not a mapping.
+    """
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"there is no configuration file {path}.")
@@ -277,8 +325,4 @@ def read_yaml(file: str | Path, known: Collection[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold one mapping of option names to values.")
-    for name in values:
-        if name not in known:
-            hint = nearest(str(name), known, otherwise="`varlora train --help` lists them.")
-            raise ValueError(f"{path}: unknown option {name!r}; {hint}")
     return values

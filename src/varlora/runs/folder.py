@@ -5,6 +5,7 @@ posterior.json, posterior.safetensors               the posterior (`varlora.chec
 config.yaml                                         the resolved settings
 metrics.json                                        {split: {mode: {metric: value}}}
 predictions/SPLIT.MODE.parquet                      every prediction
+generations/SPLIT.MODE.parquet                      every text, of a task with final answers
 run.json                                            times, what was done with the data, versions
 log.jsonl                                           the trainer's log
 README.md                                           the model card
@@ -28,19 +29,21 @@ import yaml
 from torch import Tensor
 
 from varlora.checkpoint import load_posterior, write_posterior_files
+from varlora.generation import Generations
 from varlora.posterior import Posterior
 from varlora.prediction import Prediction, modes_of
 from varlora.report import Health
 from varlora.report.model_card import model_card
 from varlora.runs.config import RunConfig, read_yaml
 from varlora.runs.health import SPLIT, run_health
-from varlora.tasks import Task
+from varlora.tasks import Task, count_overlap
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 FACTS = "run.json"
 LOG = "log.jsonl"
 PREDICTIONS = "predictions"
+GENERATIONS = "generations"
 TOKENIZER_FILES = (
     "tokenizer",
     "special_tokens_map",
@@ -117,6 +120,7 @@ def write_run(
     seconds: Mapping[str, float],
     peak_memory: int | None = None,
     log: Sequence[Mapping[str, Any]] = (),
+    generations: Mapping[str, Mapping[str, Generations]] | None = None,
 ) -> None:
     """Writes a run's files into an existing folder (one from `varlora.folders.atomic_folder`)."""
     write_posterior_files(posterior, folder)
@@ -129,10 +133,12 @@ def write_run(
             "name": task.name,
             "kind": task.kind,
             "answers": list(task.answers),
+            "final_answer": task.final_answer,
             "source": task.source,
             "licence": task.licence,
             "notes": list(task.notes),
             "rows": {split: len(rows) for split, rows in task.splits.items()},
+            "overlap": count_overlap(task),
         },
         "seconds": dict(seconds),
         "peak_memory_bytes": peak_memory,
@@ -144,6 +150,10 @@ def write_run(
     for split, modes in predictions.items():
         for mode, prediction in modes.items():
             prediction.save(folder / PREDICTIONS / f"{split}.{mode}.parquet")
+    for split, texts in (generations or {}).items():
+        (folder / GENERATIONS).mkdir(exist_ok=True)
+        for mode, found in texts.items():
+            found.save(folder / GENERATIONS / f"{split}.{mode}.parquet")
     (folder / LOG).write_text("".join(json.dumps(finite(entry)) + "\n" for entry in log), encoding="utf-8")
     meta = {f.name: getattr(posterior.meta, f.name) for f in fields(posterior.meta)}
     card = model_card(
@@ -183,11 +193,30 @@ class RunFolder:
         Raises:
             ValueError: there is none of that split and mode; the message names those there are.
         """
+        return Prediction.load(self.prediction_file(split, mode))
+
+    def prediction_file(self, split: str, mode: str) -> Path:
+        """Where a stored prediction is.
+
+        Raises:
+            ValueError: there is none of that split and mode; the message names those there are.
+        """
         file = self.path / PREDICTIONS / f"{split}.{mode}.parquet"
         if not file.is_file():
             there = sorted(p.name.removesuffix(".parquet") for p in (self.path / PREDICTIONS).glob("*.parquet"))
             raise ValueError(f"{self.path} has no predictions {split}.{mode}; it has {', '.join(there) or 'none'}.")
-        return Prediction.load(file)
+        return file
+
+    def generations(self, split: str, mode: str) -> Generations:
+        """Stored texts.
+
+        Raises:
+            ValueError: there are none of that split and mode.
+        """
+        file = self.path / GENERATIONS / f"{split}.{mode}.parquet"
+        if not file.is_file():
+            raise ValueError(f"{self.path} has no texts {split}.{mode}; only completions with a final answer have.")
+        return Generations.load(file)
 
     def health(self) -> Health:
         """How its posterior does, from this folder alone: no model is loaded.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from varlora.generation import Generations
 from varlora.metrics import auroc, evaluate, fpr95, mutual_information, predictive_entropy
 from varlora.prediction import Prediction
 from varlora.runs.folder import CompletionScores
@@ -16,6 +17,7 @@ IN_SCOPE = "test"
 
 def measure(
     predictions: Mapping[str, Mapping[str, Prediction | CompletionScores]],
+    generations: Mapping[str, Mapping[str, Generations]] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Metrics by split and mode.
 
@@ -24,6 +26,7 @@ def measure(
 
     Args:
         predictions: by split and mode.
+        generations: texts by split and mode, with their right answers; what is measured of them goes beside the rest.
 
     Returns:
         `{split: {mode: {metric: value}}}`.
@@ -34,12 +37,16 @@ def measure(
         >>> measured["test"]["mean"]["accuracy"]
         1.0
     """
-    return {
+    measured = {
         split: {
             mode: _measure(prediction, predictions.get(IN_SCOPE, {}).get(mode)) for mode, prediction in modes.items()
         }
         for split, modes in predictions.items()
     }
+    for split, texts in (generations or {}).items():
+        for mode, found in texts.items():
+            measured[split][mode] |= found.metrics()
+    return measured
 
 
 def _measure(prediction: Prediction | CompletionScores, in_scope: Any) -> dict[str, float]:
@@ -48,12 +55,21 @@ def _measure(prediction: Prediction | CompletionScores, in_scope: Any) -> dict[s
     if bool((prediction.labels >= 0).all()):
         return evaluate(prediction.log_probs, prediction.labels)
     if bool((prediction.labels < 0).all()):
-        return _out_of_scope(prediction, in_scope) if isinstance(in_scope, Prediction) else {}
+        return out_of_scope(prediction, in_scope) if isinstance(in_scope, Prediction) else {}
     known = prediction.labels >= 0
     return evaluate(prediction.log_probs[known], prediction.labels[known])
 
 
-def _out_of_scope(outside: Prediction, inside: Prediction) -> dict[str, float]:
+def out_of_scope(outside: Prediction, inside: Prediction) -> dict[str, float]:
+    """How well uncertainty tells rows out of scope from rows in scope.
+
+    Args:
+        outside: predictions for rows that belong to no class.
+        inside: predictions for rows that do, with as many draws.
+
+    Returns:
+        AUROC and FPR95 by predictive entropy and, of several draws, by mutual information.
+    """
     positive = torch.cat([torch.zeros(len(inside.labels)), torch.ones(len(outside.labels))]).bool()
     both = torch.cat([inside.log_probs, outside.log_probs])
     scores = {"entropy": predictive_entropy(both)}

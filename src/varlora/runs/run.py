@@ -20,19 +20,22 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
-from torch import Tensor
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, set_seed
 
 from varlora.checkpoint import MANIFEST
 from varlora.completions import predict_completions
 from varlora.folders import atomic_folder, check_target
 from varlora.frozen_layers import cached_frozen_layers
+from varlora.generation import Generations
 from varlora.linearised import predict_linearised
 from varlora.methods import METHODS, Job, Method, with_options, with_temperatures
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, Prediction, modes_of, predict
+from varlora.runs.arguments import training_arguments
+from varlora.runs.batching import by_length
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, write_run
+from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.measure import measure
 from varlora.runs.setting import Setting, load_setting
 from varlora.tuned import settled
@@ -40,7 +43,6 @@ from varlora.tuned import settled
 logger = logging.getLogger(__name__)
 
 METHOD_OPTIONS = tuple(f.name for f in fields(RunConfig) if f.metadata["group"] == "Method" and f.name != "method")
-VALIDATIONS_PER_RUN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class RunResult:
         seconds: wall-clock seconds of training, and of each prediction.
         peak_memory: bytes that the process has held at most (on a GPU: that torch has allocated there).
         log: the trainer's log, one entry per logged step.
+        generations: texts by split and mode, of a task with final answers.
     """
 
     setting: Setting
@@ -64,6 +67,7 @@ class RunResult:
     seconds: Mapping[str, float]
     peak_memory: int
     log: list[dict[str, Any]] = field(default_factory=list)
+    generations: Mapping[str, Mapping[str, Generations]] = field(default_factory=dict)
 
 
 def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, progress: bool = True) -> RunResult:
@@ -87,6 +91,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, pro
     processes.wait_for_everyone()
     setting = load_setting(config)
     _check_temperature_scaling(setting)
+    check_generation(setting)
     with cached_frozen_layers(setting.model) if config.cache_frozen_layers else nullcontext():
         trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
         result = evaluate(setting, method, trained, progress=progress)
@@ -102,6 +107,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, pro
                 seconds=result.seconds,
                 peak_memory=result.peak_memory,
                 log=result.log,
+                generations=result.generations,
             )
             setting.tokenizer.save_pretrained(str(folder))
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -152,7 +158,7 @@ def train(
     set_seed(config.seed)
     job = Job(
         model=setting.model,
-        arguments=_arguments(setting, checkpoints, progress=progress),
+        arguments=training_arguments(setting, checkpoints, progress=progress),
         train=setting.encoded("train"),
         validation=setting.encoded("validation") if "validation" in setting.task.splits else None,
         collate=setting.collate,
@@ -185,20 +191,27 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
     if setting.config.temperature_scaling:
         q = with_temperatures(q, {mode: _unscaled(setting, q, mode) for mode in modes})
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {}
+    generations: dict[str, dict[str, Generations]] = {}
     for split in splits:
         predictions[split] = {}
         for mode in modes:
             start = time.perf_counter()
             predictions[split][mode] = predict_split(setting, q, split, mode=mode, progress=progress)
             seconds[f"predict/{split}/{mode}"] = time.perf_counter() - start
+            if setting.task.final_answer is not None:
+                start = time.perf_counter()
+                texts = generate_split(setting, q, split, mode=mode, progress=progress)
+                generations.setdefault(split, {})[mode] = texts
+                seconds[f"generate/{split}/{mode}"] = time.perf_counter() - start
     return RunResult(
         setting=setting,
         posterior=q,
         predictions=predictions,
-        metrics=measure(predictions),
+        metrics=measure(predictions, generations),
         seconds=seconds,
         peak_memory=_peak_memory(),
         log=trained.log,
+        generations=generations,
     )
 
 
@@ -228,7 +241,7 @@ def predict_split(
     if mode == "mean":
         samples = 0
     seed = setting.config.seed
-    batches, back, ids = _by_length(setting, split)
+    batches, back, ids = by_length(setting, setting.encoded(split))
     if setting.readout is None:
         scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
         return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
@@ -237,14 +250,6 @@ def predict_split(
     else:
         found = predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
     return replace(found, log_probs=found.log_probs[back], labels=found.labels[back], ids=ids)
-
-
-def _by_length(setting: Setting, split: str) -> tuple[Iterable[Mapping[str, Any]], Tensor, tuple[str, ...]]:
-    """Batches of a split's rows in order of length, the permutation back, and the rows' names."""
-    encoded = setting.encoded(split)
-    by_length = torch.tensor([len(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
-    ids = tuple(str(name) for name in encoded["id"])
-    return setting.batches(encoded.select(by_length.tolist())), by_length.argsort(), ids
 
 
 def _unscaled(setting: Setting, q: Posterior, mode: Mode) -> Prediction:
@@ -270,53 +275,6 @@ def _peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _arguments(setting: Setting, checkpoints: Path, *, progress: bool) -> TrainingArguments:
-    config = setting.config
-    steps = config.save_steps
-    others: dict[str, Any] = {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
-    if config.early_stopping:
-        if "validation" not in setting.task.splits:
-            raise ValueError("early_stopping needs validation rows; give validation_file or validation_size.")
-        steps = config.eval_steps if config.eval_steps is not None else _validation_interval(setting)
-        others |= {
-            "eval_strategy": "steps",
-            "eval_steps": steps,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-        }
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_eval_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        seed=config.seed,
-        save_strategy="steps",
-        save_steps=steps,
-        save_total_limit=2,
-        logging_steps=10,
-        report_to="none",
-        disable_tqdm=not progress,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **others,
-    )
-
-
-def _validation_interval(setting: Setting) -> int:
-    config = setting.config
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    epochs_steps = -(-len(setting.task.rows("train")) // per_step) * config.num_train_epochs
-    return max(1, int((config.max_steps if config.max_steps > 0 else epochs_steps) // VALIDATIONS_PER_RUN))
 
 
 def unfinished(checkpoints: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -28,18 +28,9 @@ from varlora.nearest import nearest
 from varlora.posterior import PosteriorMeta
 from varlora.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
 from varlora.runs.config import RunConfig
-from varlora.tasks import (
-    TASKS,
-    Collator,
-    Task,
-    answer_tokens,
-    context_length,
-    encode,
-    limit_split,
-    limit_train,
-    load_hub,
-    load_jsonl,
-)
+from varlora.runs.data import load_task
+from varlora.runs.quantization import quantization_config
+from varlora.tasks import Collator, Task, answer_tokens, context_length, encode
 from varlora.tasks.encode import Family
 
 PROMPTS_VERIFIED = 256
@@ -96,12 +87,22 @@ def load_setting(config: RunConfig) -> Setting:
         ValueError: the model or the data do not fit; the message says what to do.
     """
     tokenizer = _tokenizer(config)
-    family = _family(config)
+    family = family_of(config)
     task = load_task(config, tokenizer)
+    if "train" not in task.splits:
+        raise ValueError(
+            f"task {task.name!r} has no training rows, only {', '.join(task.splits)}. Train on another task, and name "
+            "this one in shift_tasks."
+        )
+    if family == "encoder" and config.prompt_style != "varlora":
+        raise ValueError(
+            f"prompt_style is {config.prompt_style!r}, which has no effect on an encoder: it reads the bare text. "
+            "Leave it out."
+        )
     torch.manual_seed(config.seed)
     readout = _readout(task, tokenizer, family)
     base, new_modules = _base_model(config, family, task.answers)
-    targets = _target_modules(config.lora_target_modules)
+    targets = target_modules_of(config.lora_target_modules)
     _check_targets(base, targets)
     adapter = LoraConfig(
         task_type=TaskType.CAUSAL_LM if family == "causal" else TaskType.SEQ_CLS,
@@ -142,7 +143,7 @@ def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: T
         ValueError: the task's answers are not those that the run has learned.
     """
     tokenizer = _tokenizer(config)
-    family = _family(config)
+    family = family_of(config)
     readout = readout_from_dict(meta.readout) if meta.readout is not None else None
     task = task if task is not None else load_task(config, tokenizer)
     learned = task.answers
@@ -163,68 +164,14 @@ def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: T
         task=task,
         tokenizer=tokenizer,
         family=family,
-        model=model.to("cuda" if torch.cuda.is_available() else "cpu"),
+        # bitsandbytes has placed what it quantized
+        model=model if config.quantization != "none" else model.to("cuda" if torch.cuda.is_available() else "cpu"),
         readout=readout,
         collate=collate,
     )
 
 
-def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
-    """The task that a run's settings name, with as many training and validation rows as they allow."""
-    task = _whole_task(config, tokenizer)
-    if config.max_train_samples is not None:
-        task = limit_train(task, config.max_train_samples, seed=config.data_seed)
-    for split in [split for split in task.splits if split != "train"]:
-        size = config.max_validation_samples if split == "validation" else config.max_test_samples
-        if size is not None:
-            task = limit_split(task, split, size, seed=config.data_seed)
-    return task
-
-
-def _whole_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None) -> Task:
-    validation_size = config.validation_size if config.validation_size < 1 else int(config.validation_size)
-    if config.task is not None:
-        if config.task not in TASKS:
-            raise ValueError(f"unknown task {config.task!r}; {nearest(config.task, TASKS)}")
-        return TASKS[config.task](
-            config.task_dir,
-            validation_size=validation_size,
-            seed=config.data_seed,
-            label_answers=config.label_answers,
-        )
-    if config.dataset_name is not None:
-        return load_hub(
-            config.dataset_name,
-            config.dataset_config,
-            columns=_columns(config.dataset_columns),
-            label_answers=config.label_answers,
-            tokenizer=tokenizer,
-            validation_size=validation_size,
-            seed=config.data_seed,
-        )
-    files = {
-        split: file
-        for split, file in (
-            ("train", config.train_file),
-            ("validation", config.validation_file),
-            ("test", config.test_file),
-            ("shift", config.shift_file),
-            ("ood", config.ood_file),
-        )
-        if file is not None
-    }
-    return load_jsonl(
-        files,
-        label_names=config.label_names_file,
-        ood_splits=[split for split in files if split == "ood"],
-        label_answers=config.label_answers,
-        tokenizer=tokenizer,
-        validation_size=validation_size,
-        seed=config.data_seed,
-    )
-
-
-def _target_modules(given: str | None) -> str | list[str] | None:
+def target_modules_of(given: str | None) -> str | list[str] | None:
     """Names, comma-separated; or "all-linear"; or a regular expression over full names, as PEFT takes them."""
     if given is None or given == "all-linear" or not re.fullmatch(r"[\w., ]+", given):
         return given
@@ -242,15 +189,6 @@ def _check_targets(model: nn.Module, targets: str | list[str] | None) -> None:
         if not any(f".{name}".endswith(f".{target}") for name in modules):
             known = {name.rsplit(".", 1)[-1]: None for name in modules}
             raise ValueError(f"lora_target_modules names {target!r}, which the model lacks; {nearest(target, known)}")
-
-
-def _columns(given: str | None) -> Mapping[str, str]:
-    if given is None:
-        return {}
-    pairs = [pair.split("=") for pair in given.split(",")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"dataset_columns is {given!r}; write 'our_name=its_name', comma-separated.")
-    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
 def _tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
@@ -272,7 +210,12 @@ def _check_local(name: str) -> None:
         )
 
 
-def _family(config: RunConfig) -> Family:
+def family_of(config: RunConfig) -> Family:
+    """Whether the model is read as a causal language model or as an encoder.
+
+    Raises:
+        ValueError: the settings leave it to the model's architecture, and that does not tell.
+    """
     if config.model_class == "causal":
         return "causal"
     if config.model_class == "encoder":
@@ -310,8 +253,13 @@ def _base_model(config: RunConfig, family: Family, answers: tuple[str, ...]) -> 
     loader: Any = AutoModelForCausalLM if family == "causal" else AutoModelForSequenceClassification
     if family == "encoder":
         options |= {"num_labels": len(answers), "ignore_mismatched_sizes": True}
+    if (quantized := quantization_config(config)) is not None:
+        options["quantization_config"] = quantized
     with _without_bars():
         model, info = loader.from_pretrained(config.model_name_or_path, **options)
+    if quantized is not None:
+        prepare: Any = prepare_model_for_kbit_training
+        model = prepare(model, use_gradient_checkpointing=config.gradient_checkpointing)
     missing = [*info["missing_keys"], *(key[0] for key in info.get("mismatched_keys", ()))]
     new = sorted({key.rsplit(".", 1)[0] for key in missing})
     if family == "causal" and new:

@@ -18,9 +18,10 @@ from varlora.ops import Criterion, prune, temper
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, modes_of
 from varlora.runs.config import RunConfig
+from varlora.runs.data import load_task
 from varlora.runs.folder import CompletionScores, RunFolder
 from varlora.runs.run import predict_split
-from varlora.runs.setting import Setting, load_task, reload_setting
+from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import OUT_OF_SCOPE, Task
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class ValidationRows:
         self.own_mode = modes_of(q)[-1]
         chat = run.facts["task"]["kind"] == "completion"
         self.task = load_task(config, AutoTokenizer.from_pretrained(str(run.path)) if chat else None)
-        self.kept, self.left_out = _usable(self.task, split)
+        self.kept, self.left_out = usable(self.task, split)
         rows = self.task.rows(split)
         self.labels = torch.tensor([0] * len(rows) if chat else rows["label"][:])[self.kept]
         self._made: dict[tuple[float, float], Tensor] = {}
@@ -121,8 +122,19 @@ def _variant(mode: Mode, temperature: float, fraction: float) -> str:
     return how + (f", {100 * fraction:g} % pruned" if fraction else "")
 
 
-def _usable(task: Task, split: str) -> tuple[Tensor, int]:
-    """Which rows have an answer and are not test rows, too; and how many with an answer are."""
+def usable(task: Task, split: str) -> tuple[Tensor, int]:
+    """Which rows may be chosen on.
+
+    Args:
+        task: the task.
+        split: its validation split.
+
+    Returns:
+        (N,) whether a row has an answer and is not a test row, too; and how many with an answer are test rows.
+
+    Raises:
+        ValueError: there are too few.
+    """
     rows = task.rows(split)
     tested = set(task.rows("test")["prompt"]) if "test" in task.splits else set()
     answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]

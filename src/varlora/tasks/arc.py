@@ -29,6 +29,12 @@ def _arc(name: str, config: str) -> Benchmark:
         licence="CC BY-SA 4.0",
         source="Clark et al. 2018, arXiv:1803.05457",
         note="questions with 3 or 5 choices are kept; choices a question lacks are masked",
+        example={"question": "Which one is a liquid?", "choices": ["ice", "water", "steam"], "answer": 1},
+        deviations=(
+            "Laplace-LoRA's code (as IVON's) keeps the questions with 4 choices only (choices: four) and tests on the "
+            "official validation split (570 easy, 299 challenging questions before the filter)",
+            "BLoB's code keeps all questions, reads five letters for each, and tests on the official validation split",
+        ),
     )
 
 

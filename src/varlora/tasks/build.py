@@ -9,6 +9,8 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from varlora.tasks import prompts
+from varlora.tasks.final_answers import FinalAnswer
+from varlora.tasks.prompt_styles import style_of
 from varlora.tasks.rows import (
     ANSWER_FIELDS,
     SHAPES,
@@ -18,6 +20,7 @@ from varlora.tasks.rows import (
     completion_rows,
     label_rows,
     message_rows,
+    prompt_rows,
     yes_no_rows,
 )
 from varlora.tasks.task import OUT_OF_SCOPE, Task, TaskKind
@@ -31,6 +34,9 @@ def build_task(
     ood_splits: Collection[str] = (),
     label_answers: LabelAnswers = "names",
     repeated_choices: bool = False,
+    prompt_style: str = "varlora",
+    fills_blank: bool = False,
+    final_answer: FinalAnswer | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     licence: str | None = None,
     source: str | None = None,
@@ -45,6 +51,10 @@ def build_task(
         ood_splits: Splits in which label -1 (belongs to no class) is allowed.
         label_answers: How a causal LM names a class: by its "names" or by "letters" (at most 26 classes).
         repeated_choices: Accept a question that offers one wrong choice twice, as some official sets do.
+        prompt_style: How a causal LM is asked (`varlora.tasks.prompt_styles`); only questions have more than one.
+        fills_blank: Whether a question's choices fill a blank in it, as WinoGrande's do; some styles then leave their
+            case alone.
+        final_answer: How the final answer of a completion is read, where completions are right or wrong.
         tokenizer: Needed for chat `messages` only: its chat template writes the prompt.
         licence: Licence of the data.
         source: Where the data came from.
@@ -70,6 +80,12 @@ def build_task(
     shape = next(iter(shapes.values()))
     if label_names is not None and shape != "label":
         raise ValueError(f"label names are for the shape text/label; this task is {'/'.join(SHAPES[shape])}")
+    style = style_of(prompt_style)
+    if prompt_style != "varlora" and shape not in ("choice", "yes_no"):
+        raise ValueError(
+            f"prompt_style is {prompt_style!r}, which words questions with choices and yes/no questions; {name} is "
+            f"{'/'.join(SHAPES[shape])}. Leave prompt_style out."
+        )
     kind: TaskKind
     continuations: tuple[str, ...] = ()
     if shape == "label":
@@ -88,11 +104,14 @@ def build_task(
         }
     elif shape == "choice":
         kind = "choice"
-        parsed = {split: choice_rows(records, repeated=repeated_choices) for split, records in sources.items()}
+        parsed = {
+            split: choice_rows(records, repeated=repeated_choices, style=style, fills_blank=fills_blank)
+            for split, records in sources.items()
+        }
         answers = tuple(prompts.LETTERS[: max(row["num_choices"] for rows in parsed.values() for row in rows)])
     elif shape == "yes_no":
-        kind, answers = "label", prompts.YES_NO
-        parsed = {split: yes_no_rows(records) for split, records in sources.items()}
+        kind, answers, continuations = "label", prompts.YES_NO, style.no_yes
+        parsed = {split: yes_no_rows(records, style=style) for split, records in sources.items()}
     else:
         kind, answers = "completion", ()
         parsed = {
@@ -110,11 +129,29 @@ def build_task(
         kind=kind,
         answers=answers,
         continuations=continuations,
+        final_answer=final_answer,
         splits=splits,
         licence=licence,
         source=source,
         notes=tuple(notes),
     )
+
+
+def build_prompts(name: str, split: str, records: Records, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
+    """A completion task of prompts alone, to write on after; every row's completion is empty.
+
+    Args:
+        name: Name of the task.
+        split: What to call the rows.
+        records: Of `prompt` or of chat `messages`; what may follow the prompt is not looked at.
+        tokenizer: Needed for chat `messages` only.
+
+    Raises:
+        ValueError: For any record that does not fit, naming it.
+    """
+    rows = prompt_rows(records, tokenizer)
+    named = [{"id": i, **row} for i, row in zip(_ids(records, split), rows, strict=True)]
+    return Task(name=name, kind="completion", answers=(), splits={split: datasets.Dataset.from_list(named)})
 
 
 def _shape(records: Records) -> str:

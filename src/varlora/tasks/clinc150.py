@@ -45,5 +45,6 @@ clinc150 = Benchmark(
     record=_record,
     licence="CC BY 3.0",
     source="Larson et al. 2019, D19-1131",
+    example={"text": "wake me at seven", "label": "alarm"},
     note="out-of-scope requests: test's are the split ood, validation's ood_validation, train's are not loaded",
 )

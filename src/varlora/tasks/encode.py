@@ -100,6 +100,52 @@ def encode(
     return datasets.Dataset.from_list(encoded)
 
 
+def encode_prompts(
+    task: Task,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    *,
+    truncation: Truncation = "error",
+) -> datasets.Dataset:
+    """Tokenize the prompts of one split for a causal LM to write on after.
+
+    Args:
+        task: The task.
+        split: Which of its splits.
+        tokenizer: The model's tokenizer.
+        max_length: Most tokens in a prompt (the model's context less what is to be written); None sets no limit.
+        truncation: As of `encode`; BOS stays.
+
+    Returns:
+        Columns `id` and `input_ids`.
+
+    Raises:
+        ValueError: If a prompt is longer than `max_length` (naming the row and both lengths).
+    """
+    encoded, cut = [], 0
+    for row in task.rows(split):
+        before, own, _ = split_special(tokenizer, row["prompt"])
+        length = len(before) + len(own)
+        if max_length is not None and length > max_length:
+            room = max_length - len(before)
+            if truncation == "error" or room < 1:
+                raise ValueError(
+                    f"task {task.name!r}, {split}: the prompt of row {row['id']!r} has {length} tokens, more than the "
+                    f"{max_length} that leave room for a text behind it; lower max_new_tokens, raise max_length if "
+                    "the model's context permits, shorten the row, or allow truncation='left'"
+                )
+            own = own[-room:] if truncation == "left" else own[:room]
+            cut += 1
+        encoded.append({"id": row["id"], "input_ids": before + own})
+    if cut:
+        logger.warning(
+            "%s, %s: %d of %d prompts cut on the %s to %d tokens",
+            *(task.name, split, cut, len(encoded), truncation, max_length),
+        )
+    return datasets.Dataset.from_list(encoded)
+
+
 def _completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
     """The completion's tokens, with an end-of-text token unless it brings its own."""
     tokens, end = continuation_tokens(tokenizer, prompt, completion), tokenizer.eos_token_id
@@ -164,7 +210,7 @@ class Collator:
 
         Returns:
             `input_ids` and `attention_mask` (B, T) int64; `labels` (B,) int64 class indices, or (B, T) token
-            ids for a completion task; `choice_mask` (B, C) bool where there are classes.
+            ids for a completion task, none for prompts alone; `choice_mask` (B, C) bool where there are classes.
         """
         batch: dict[str, Any] = {
             "input_ids": self._pad([row["input_ids"] for row in rows], self.pad_token_id),
@@ -174,7 +220,7 @@ class Collator:
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=torch.int64)
             num_choices = torch.tensor([row["num_choices"] for row in rows])
             batch["choice_mask"] = torch.arange(self.num_classes) < num_choices[:, None]
-        else:
+        elif "labels" in rows[0]:
             batch["labels"] = self._pad([row["labels"] for row in rows], IGNORE)
         if self.ids:
             batch["id"] = [str(row["id"]) for row in rows]

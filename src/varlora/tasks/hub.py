@@ -14,8 +14,9 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from varlora.tasks.build import build_task
+from varlora.tasks.overlap import note_overlap
 from varlora.tasks.rows import LabelAnswers, Records
-from varlora.tasks.splitting import cut_validation, note_overlap
+from varlora.tasks.splitting import cut_validation
 from varlora.tasks.task import Task
 
 
@@ -30,6 +31,7 @@ def load_hub(
     label_names: Sequence[str] | None = None,
     ood_splits: Collection[str] = (),
     label_answers: LabelAnswers = "names",
+    prompt_style: str = "varlora",
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation_size: float | int = 0.1,
     seed: int = 0,
@@ -47,6 +49,7 @@ def load_hub(
         label_names: Class names in order; by default those the dataset's label column carries.
         ood_splits: See `load_jsonl`.
         label_answers: See `load_jsonl`.
+        prompt_style: See `load_jsonl`.
         tokenizer: See `load_jsonl`.
         validation_size: See `load_jsonl`.
         seed: See `load_jsonl`.
@@ -81,6 +84,7 @@ def load_hub(
         label_names=label_names,
         ood_splits=ood_splits,
         label_answers=label_answers,
+        prompt_style=prompt_style,
         tokenizer=tokenizer,
         source="/".join(filter(None, [dataset, config])) + (f" @ {revision}" if revision else ""),
     )

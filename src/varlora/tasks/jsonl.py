@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 from transformers import PreTrainedTokenizerBase
 
 from varlora.tasks.build import build_task
+from varlora.tasks.overlap import note_overlap
 from varlora.tasks.rows import LabelAnswers, Records
-from varlora.tasks.splitting import cut_validation, note_overlap
+from varlora.tasks.splitting import cut_validation
 from varlora.tasks.task import Task
 
 
@@ -29,6 +30,7 @@ def load_jsonl(
     label_names: Sequence[str] | str | Path | None = None,
     ood_splits: Collection[str] = (),
     label_answers: LabelAnswers = "names",
+    prompt_style: str = "varlora",
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation_size: float | int = 0.1,
     seed: int = 0,
@@ -45,6 +47,7 @@ def load_jsonl(
             labels found in "train", sorted.
         ood_splits: Splits in which label -1 (belongs to no class) is allowed.
         label_answers: How a causal LM names a class: by its "names" or by "letters".
+        prompt_style: How a causal LM is asked (`varlora.tasks.PROMPT_STYLES`); for questions only.
         tokenizer: For chat `messages`: its chat template writes the prompt.
         validation_size: Fraction or number of training rows to cut when there is no "validation".
         seed: Decides which rows are cut.
@@ -78,6 +81,7 @@ def load_jsonl(
         label_names=label_names,
         ood_splits=ood_splits,
         label_answers=label_answers,
+        prompt_style=prompt_style,
         tokenizer=tokenizer,
         licence=licence,
         source=source or ", ".join(Path(file).name for file in files.values()),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from varlora.tasks.build import build_task
+from varlora.tasks.build import build_prompts, build_task
 from varlora.tasks.jsonl import read_jsonl
 from varlora.tasks.prompts import YES_NO
 from varlora.tasks.rows import LabelAnswers, Records
@@ -23,6 +24,8 @@ def load_more(
     labelled: bool = True,
     name: str = "jsonl",
     label_answers: LabelAnswers = "names",
+    prompt_style: str = "varlora",
+    fills_blank: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Task:
     """Load a JSONL file as a split of a known task.
@@ -33,10 +36,12 @@ def load_more(
         answers: The task's answers; the file's rows get the same class indices.
         split: What to call the rows.
         labelled: Whether answers are read. If not, the records may lack them (`{"text": ...}`,
-            `{"question": ..., "choices": [...]}`), those that are there are not looked at, and every row's label
-            is -1. A completion task has no such rows.
+            `{"question": ..., "choices": [...]}`, `{"prompt": ...}`), those that are there are not looked at, and
+            every row's label is -1, or its completion empty.
         name: The task's name.
         label_answers: How a causal LM names a class.
+        prompt_style: How a causal LM is asked, as in training.
+        fills_blank: Whether a question's choices fill a blank in it, as in training (see `build_task`).
         tokenizer: For chat `messages`: its chat template writes the prompt.
 
     Raises:
@@ -51,9 +56,9 @@ def load_more(
         >>> task.rows("new")[0]["label"], task.rows("new")[0]["id"]
         (-1, 'new-00000')
     """
-    if kind == "completion" and not labelled:
-        raise ValueError(f"task {name!r} asks for completions, so it has no classes to predict")
     records = read_jsonl(file, labelled=labelled)
+    if kind == "completion" and not labelled:
+        return replace(build_prompts(name, split, records, tokenizer=tokenizer), source=Path(file).name)
     classes = tuple(answers)
     by_text = all(field in records.rows[0] for field in records.fields("label"))
     if by_text and kind != "label":
@@ -63,6 +68,8 @@ def load_more(
         {split: records},
         label_names=classes if by_text else None,
         label_answers=label_answers,
+        prompt_style=prompt_style,
+        fills_blank=fills_blank,
         tokenizer=tokenizer,
         source=Path(file).name,
     )

@@ -19,4 +19,10 @@ openbookqa = Benchmark(
     note="train: three questions offer one wrong choice twice and are kept so",
     licence="Apache-2.0",
     source="Mihaylov et al. 2018, arXiv:1809.02789",
+    example={
+        "question": "A plant grows towards",
+        "choices": ["the light", "the dark", "the wind", "the sound"],
+        "answer": 0,
+    },
+    deviations=("the code of Laplace-LoRA, IVON and BLoB tests on the official validation split (500 rows)",),
 )

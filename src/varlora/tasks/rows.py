@@ -14,7 +14,8 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from varlora.tasks import prompts
-from varlora.tasks.chat import render_chat
+from varlora.tasks.chat import render_chat, render_prompt
+from varlora.tasks.prompt_styles import PROMPT_STYLES, PromptStyle
 from varlora.tasks.task import OUT_OF_SCOPE
 
 SHAPES: Mapping[str, tuple[str, ...]] = {
@@ -66,8 +67,21 @@ class Records:
         return value
 
 
-def choice_rows(records: Records, *, repeated: bool) -> list[dict[str, Any]]:
-    """Rows of question/choices/answer; `repeated` accepts a wrong choice that occurs twice."""
+def choice_rows(
+    records: Records,
+    *,
+    repeated: bool = False,
+    style: PromptStyle = PROMPT_STYLES["varlora"],
+    fills_blank: bool = False,
+) -> list[dict[str, Any]]:
+    """Rows of question/choices/answer.
+
+    Args:
+        records: The records.
+        repeated: Accept a wrong choice that occurs twice.
+        style: How they are worded.
+        fills_blank: Whether the choices fill a blank in the question.
+    """
     rows = []
     for index, record in enumerate(records.rows):
         question, choices = records.text(index, "question"), record["choices"]
@@ -80,7 +94,7 @@ def choice_rows(records: Records, *, repeated: bool) -> list[dict[str, Any]]:
             raise records.error(index, "choices", choices, "choices that all differ")
         rows.append(
             {
-                "prompt": prompts.choice_prompt(question, choices),
+                "prompt": style.choice(question, choices, fills_blank),
                 "text": prompts.choice_text(question, choices),
                 "label": label,
                 "num_choices": len(choices),
@@ -105,7 +119,7 @@ def _choice_index(records: Records, index: int, answer: object, choices: Sequenc
     raise records.error(index, "answer", answer, allowed)
 
 
-def yes_no_rows(records: Records) -> list[dict[str, Any]]:
+def yes_no_rows(records: Records, *, style: PromptStyle = PROMPT_STYLES["varlora"]) -> list[dict[str, Any]]:
     """Rows of passage/question/answer; class 0 is no, 1 is yes."""
     rows = []
     for index, record in enumerate(records.rows):
@@ -114,7 +128,7 @@ def yes_no_rows(records: Records) -> list[dict[str, Any]]:
             raise records.error(index, "answer", record["answer"], "true or false")
         rows.append(
             {
-                "prompt": prompts.yes_no_prompt(passage, question),
+                "prompt": style.yes_no(passage, question),
                 "text": prompts.yes_no_text(passage, question),
                 "label": int(record["answer"]) if records.labelled else OUT_OF_SCOPE,
                 "num_choices": 2,
@@ -168,17 +182,43 @@ def completion_rows(records: Records) -> list[dict[str, Any]]:
 def message_rows(records: Records, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
     """Rows of chat messages, as prompt and completion."""
     rows = []
-    for index, record in enumerate(records.rows):
-        messages = record["messages"]
-        if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < 2:
-            raise records.error(index, "messages", messages, "a list of two or more messages")
-        for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-                raise records.error(index, "messages", message, 'objects with "role" and "content"')
-            if not isinstance(message["content"], str) or not message["content"].strip():
-                raise records.error(index, "messages", message, "a content that is a string and not empty")
+    for index in range(len(records.rows)):
+        messages = _messages(records, index, least=2)
         if messages[-1]["role"] != "assistant":
             raise records.error(index, "messages", messages[-1], "a last message whose role is assistant")
         prompt, completion = render_chat(messages, tokenizer, f"{records.where}, {records.unit} {index + 1}")
         rows.append({"prompt": prompt, "completion": completion})
     return rows
+
+
+def prompt_rows(records: Records, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
+    """Rows of a prompt, or of chat messages, alone; a completion or an assistant's last message is not looked at."""
+    rows = []
+    for index, record in enumerate(records.rows):
+        at = f"{records.where}, {records.unit} {index + 1}"
+        if ("prompt" in record) is ("messages" in record):
+            raise ValueError(f"{at}: got columns {sorted(record)}; allowed: prompt, or messages, one of the two")
+        if "prompt" in record:
+            prompt = records.text(index, "prompt")
+        else:
+            messages = _messages(records, index, least=1)
+            asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+            if not asked:
+                raise records.error(index, "messages", messages, "a message before the assistant's")
+            prompt = render_prompt(asked, tokenizer, at)
+        rows.append({"prompt": prompt, "completion": ""})
+    return rows
+
+
+def _messages(records: Records, index: int, *, least: int) -> Sequence[Mapping[str, Any]]:
+    """A record's messages, which must be well formed."""
+    messages = records.rows[index]["messages"]
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or len(messages) < least:
+        number = "two" if least == 2 else "one"
+        raise records.error(index, "messages", messages, f"a list of {number} or more messages")
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise records.error(index, "messages", message, 'objects with "role" and "content"')
+        if not isinstance(message["content"], str) or not message["content"].strip():
+            raise records.error(index, "messages", message, "a content that is a string and not empty")
+    return messages

@@ -1,4 +1,4 @@
-"""Cutting a validation split, taking fewer rows, and counting rows that two splits share.
+"""Cutting a validation split, and taking fewer rows.
 
 All of it is decided by a seed and noted in the task, so that a table can say what it was measured on.
 """
@@ -120,6 +120,8 @@ def keep_num_choices(task: Task, num_choices: int) -> Task:
     splits, notes = {}, []
     for split, rows in task.splits.items():
         kept = [i for i, n in enumerate(rows["num_choices"]) if n == num_choices]
+        if not kept:
+            raise ValueError(f"task {task.name!r}: no question of {split} has {num_choices} choices")
         splits[split] = rows.select(kept)
         notes.append(f"{split}: the {len(kept)} of {len(rows)} questions with {num_choices} choices")
     return replace(
@@ -129,24 +131,3 @@ def keep_num_choices(task: Task, num_choices: int) -> Task:
         splits=splits,
         notes=(*task.notes, *notes),
     )
-
-
-def note_overlap(task: Task) -> Task:
-    """Count the rows of every other split whose prompt, case and spaces aside, is in "train" too; note it.
-
-    No row is removed: a benchmark's splits stay the benchmark's.
-    """
-    if "train" not in task.splits:
-        return task
-    train = {_normal(prompt) for prompt in task.rows("train")["prompt"]}
-    notes = []
-    for split, rows in task.splits.items():
-        shared = 0 if split == "train" else sum(_normal(prompt) in train for prompt in rows["prompt"])
-        if shared:
-            notes.append(f"{split}: {shared} of {len(rows)} prompts are in train too (kept)")
-            logger.warning("%s: %s", task.name, notes[-1])
-    return task.with_splits({}, *notes)
-
-
-def _normal(prompt: str) -> str:
-    return " ".join(prompt.lower().split())

@@ -24,4 +24,6 @@ sst2 = Benchmark(
     label_names=("negative", "positive"),
     licence="no explicit licence (research use)",
     source="Socher et al. 2013, D13-1170; shift: Hu & Liu 2004",
+    example={"text": "a fine film", "label": "positive"},
+    deviations=("GLUE's SST-2 trains on 67k phrases and hides its test labels; these are the sentences",),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import datasets
+
+from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
 
 TaskKind = Literal["choice", "label", "completion"]
 
@@ -32,6 +34,8 @@ class Task:
             `text` (what an encoder reads), `label` (class index, or -1: out of scope) and `num_choices`;
             rows of "completion" are `id`, `prompt` and `completion`.
         continuations: What a causal LM writes after the prompt to give each answer; " " + answer by default.
+        final_answer: Of a "completion" task whose texts are right or wrong: how the final answer is read from a
+            text, "number" or "text". None: a completion is only more or less likely.
         licence: Licence of the data, where known.
         source: Where the data came from.
         notes: What was done with the data, in words, e.g. "validation: 120 rows cut from train, seed 0".
@@ -52,6 +56,7 @@ class Task:
     answers: tuple[str, ...]
     splits: Mapping[str, datasets.Dataset]
     continuations: tuple[str, ...] = ()
+    final_answer: FinalAnswer | None = None
     licence: str | None = None
     source: str | None = None
     notes: tuple[str, ...] = ()
@@ -69,6 +74,11 @@ class Task:
         if len(self.continuations) != len(self.answers):
             raise ValueError(
                 f"task {self.name!r}: {len(self.answers)} answers but {len(self.continuations)} continuations"
+            )
+        if self.final_answer is not None and (self.kind != "completion" or self.final_answer not in FINAL_ANSWERS):
+            raise ValueError(
+                f"task {self.name!r}, of kind {self.kind}: final_answer {self.final_answer!r}; allowed: "
+                f"{', '.join(FINAL_ANSWERS) if self.kind == 'completion' else 'none, it is for completions'}"
             )
         if not self.splits:
             raise ValueError(f"task {self.name!r} has no split")
@@ -93,6 +103,40 @@ class Task:
         if split not in self.splits:
             raise ValueError(f"task {self.name!r} has no split {split!r}; it has {', '.join(self.splits)}")
         return self.splits[split]
+
+    def right_answers(self, split: str, *, special_tokens: Iterable[str] = ()) -> tuple[str, ...]:
+        """The final answer of each row's completion.
+
+        Args:
+            split: Which split.
+            special_tokens: The tokenizer's, which a chat template may have put into completions; they are left out.
+
+        Raises:
+            ValueError: If the task has no final answers, or a row's completion lacks one (naming it).
+
+        Example:
+            >>> rows = {"id": ["0"], "prompt": ["2 + 2 ="], "completion": [" 4</s>"]}
+            >>> task = Task(name="sums", kind="completion", answers=(), final_answer="text",
+            ...             splits={"test": datasets.Dataset.from_dict(rows)})
+            >>> task.right_answers("test", special_tokens=["</s>"])
+            ('4',)
+        """
+        if self.final_answer is None:
+            raise ValueError(f"task {self.name!r} has no final answers; set final_answer to 'number' or 'text'")
+        read, rows = FINAL_ANSWERS[self.final_answer], self.rows(split)
+        special, found = tuple(special_tokens), []
+        for name, completion in zip(rows["id"], rows["completion"], strict=True):
+            text = completion
+            for token in special:
+                text = text.replace(token, " ")
+            answer = read(text)
+            if answer is None:
+                raise ValueError(
+                    f"task {self.name!r}, {split}, row {name!r}: its completion has no final {self.final_answer}: "
+                    f"{completion[-60:]!r}; correct it, or choose another final_answer"
+                )
+            found.append(answer)
+        return tuple(found)
 
     def with_splits(self, splits: Mapping[str, datasets.Dataset], *notes: str) -> Task:
         """The same task with some splits added or replaced, and what was done noted."""

@@ -25,4 +25,5 @@ trec6 = Benchmark(
     label_names=CLASSES,
     licence="no explicit licence (public research data)",
     source="Li & Roth 2002",
+    example={"text": "Who wrote the first dictionary?", "label": "human"},
 )

@@ -1,0 +1,125 @@
+"""`varlora report`: what a comparison, or some runs, have found so far."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from varlora.cli.console import out
+from varlora.cli.finished import check_new_file
+from varlora.cli.parsing import CommandParser
+
+if TYPE_CHECKING:
+    from varlora.report.study import Study
+
+FORMATS = ("terminal", "markdown", "latex", "html")
+PLAN = "plan.yaml"
+PAGE = "report.html"
+EXAMPLES = """
+  varlora report runs/llama-3.2-3b
+  varlora report runs/llama-3.2-3b --format html --overwrite
+  varlora report runs/llama-3.2-3b --format latex --split test --output_file tables.tex
+  varlora report runs/adamw runs/ivon --reference "adamw, mean"
+"""
+
+
+def parser() -> CommandParser:
+    """What to report, how, and where to write it."""
+    made = CommandParser(
+        "report",
+        about=(
+            "Show what `varlora compare` has found so far, from its output folder, or compare finished runs of one "
+            "task as they are: metrics with intervals, paired differences, calibration, costs, and what is missing."
+        ),
+        examples=EXAMPLES,
+        usage="FOLDER [FOLDER ...] [OPTIONS]",
+    )
+    made.add_argument(
+        "folders", metavar="FOLDER", nargs="+", help="Output folder of `varlora compare`, or folders of finished runs."
+    )
+    made.option(
+        "format",
+        "'html' is one page with figures that needs no network; the others are its tables.",
+        choices=FORMATS,
+        default="terminal",
+    )
+    made.option("output_file", f"File to write; standard output otherwise, and FOLDER/{PAGE} for html.", metavar="FILE")
+    made.flag("overwrite", "Replace the output file.")
+    made.option("split", "Which splits; all of them otherwise. The page always has all.", nargs="+", metavar="NAME")
+    made.option("reference", "For run folders: the row that the others are compared with.", metavar="ROW")
+    return made
+
+
+def execute(arguments: Namespace) -> None:
+    """Reads, and shows or writes."""
+    from varlora.report.study_tables import check_splits  # --help need not wait for matplotlib
+    from varlora.report.study_text import print_study, study_latex, study_markdown
+
+    page = arguments.format == "html"
+    if page and arguments.split is not None:
+        raise ValueError("--split has no effect on the page, which holds all splits and lets you choose; leave it out.")
+    if arguments.format == "terminal" and arguments.output_file is not None:
+        raise ValueError("--output_file needs a format to write: --format markdown, latex or html.")
+    name = str(Path(arguments.folders[0]) / PAGE) if page and _is_comparison(Path(arguments.folders[0])) else None
+    target = check_new_file(arguments.output_file or name, overwrite=arguments.overwrite)
+    if page and target is None:
+        raise ValueError("say where to write the page of these runs, e.g. --output_file report.html.")
+    study = _study(arguments)
+    check_splits(study, arguments.split)
+    if arguments.format == "terminal":
+        print_study(study, out, splits=arguments.split)
+        return
+    if page:
+        from varlora.report.study_page import render_study
+        from varlora.runs.folder import versions
+
+        text = render_study(study, version=versions()["varlora"])
+    else:
+        text = {"markdown": study_markdown, "latex": study_latex}[arguments.format](study, splits=arguments.split)
+    _write(text, target, overwrite=arguments.overwrite)
+
+
+def _write(text: str, target: Path | None, *, overwrite: bool) -> None:
+    from varlora.folders import atomic_file
+
+    if target is None:
+        out.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+        return
+    with atomic_file(target, overwrite=overwrite) as file:
+        file.write_text(text, encoding="utf-8")
+    out.print(f"Written to [bold]{escape(str(target))}[/bold].")
+
+
+def _is_comparison(folder: Path) -> bool:
+    return (folder / PLAN).is_file()
+
+
+def _study(arguments: Namespace) -> Study:
+    """What the folders hold.
+
+    Raises:
+        ValueError: they hold nothing of the kind, or an option does not go with it.
+    """
+    from varlora.compare.gather import gather
+    from varlora.compare.plan_file import read_plan
+    from varlora.compare.run_folders import study_of_runs
+    from varlora.compare.worker import read_cells
+    from varlora.runs import is_run
+
+    folders = [Path(folder) for folder in arguments.folders]
+    plans = [folder for folder in folders if _is_comparison(folder)]
+    if not plans:
+        if len(folders) == 1 and not is_run(folders[0]):
+            raise ValueError(
+                f"{folders[0]} has no {PLAN} and is no run folder. Give the output folder of `varlora compare`, or "
+                "folders of finished runs."
+            )
+        return study_of_runs(folders, reference=arguments.reference)
+    if len(folders) > 1:
+        raise ValueError(f"{plans[0]} is a comparison of its own; report it alone, or give run folders only.")
+    if arguments.reference is not None:
+        raise ValueError(f"the reference of {plans[0]} stands in its {PLAN}; --reference is for run folders.")
+    return gather(read_plan(plans[0] / PLAN, output_dir=plans[0]), read_cells(plans[0]))

@@ -1,0 +1,228 @@
+"""What `eval` and `predict` share of selective prediction: the options, and what is said about a threshold."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, get_args
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from varlora.cli.console import out
+from varlora.cli.finished import rows_of
+from varlora.cli.parsing import CommandParser
+from varlora.metrics.conformal import SetScore, as_wanted
+from varlora.metrics.selective import Sureness
+from varlora.posterior import Posterior
+from varlora.prediction import Mode, Prediction
+from varlora.runs import RunFolder, Setting
+from varlora.runs.measure import IN_SCOPE
+from varlora.runs.selective import CALIBRATION, VALIDATION, Calibration, Selection, Wanted, calibrate, select
+
+logger = logging.getLogger(__name__)
+
+CHOSEN, HOLDS, NONE, ALIKE = "chosen here", "holds", "none", "if drawn alike"
+"""What a guarantee says of a split: nothing new; it holds; these are rows of another kind; it depends on the file's."""
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "delta": ("target_accuracy",),
+    "sureness": ("coverage", "target_accuracy"),
+    "set_score": ("prediction_sets",),
+    "calibration_file": ("coverage", "target_accuracy", "prediction_sets"),
+}
+"""Options that have no effect without one of others."""
+
+
+def add_selective(made: CommandParser) -> None:
+    """The options, in a group of their own."""
+    group = made.titled_group("Selective prediction (thresholds from validation rows)")
+
+    def option(name: str, help_text: str, **details: Any) -> None:
+        group.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), help=help_text, **details)
+
+    option("coverage", "Answer this share of the rows, the surest, e.g. 0.9.", type=_share("coverage"), metavar="X")
+    option(
+        "target_accuracy",
+        "Answer as many rows as can be answered with this accuracy, guaranteed, e.g. 0.95.",
+        type=_share("target_accuracy"),
+        metavar="X",
+    )
+    option("delta", "Chance that the guarantee of --target_accuracy may fail; 0.05 otherwise.", type=float)
+    option("sureness", "How sure an answer is; confidence otherwise.", choices=get_args(Sureness))
+    option(
+        "prediction_sets",
+        "Give sets of answers that hold the right one with this probability, e.g. 0.9.",
+        type=_share("prediction_sets"),
+        metavar="X",
+    )
+    option("set_score", "How the sets are made; lac, which gives small ones, otherwise.", choices=get_args(SetScore))
+    option("calibration_file", "JSONL file of labelled rows to choose on, in place of the run's validation rows.")
+
+
+def wanted_of(arguments: Namespace) -> Wanted | None:
+    """What the command line asks for; None if nothing.
+
+    Raises:
+        ValueError: a coverage and an accuracy are asked for at once.
+    """
+    for name, others in NEEDS.items():
+        if getattr(arguments, name) is not None and all(getattr(arguments, other) is None for other in others):
+            logger.warning("--%s has no effect without %s", name, " or ".join(f"--{other}" for other in others))
+    if arguments.coverage is not None and arguments.target_accuracy is not None:
+        raise ValueError("give --coverage or --target_accuracy, not both: one threshold cannot be chosen for either.")
+    if arguments.coverage is arguments.target_accuracy is arguments.prediction_sets is None:
+        return None
+    given = {"delta": arguments.delta, "by": arguments.sureness, "set_score": arguments.set_score}
+    return Wanted(
+        coverage=arguments.coverage,
+        accuracy=arguments.target_accuracy,
+        sets=arguments.prediction_sets,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def chosen(
+    wanted: Wanted,
+    arguments: Namespace,
+    run: RunFolder,
+    setting: Setting,
+    q: Posterior,
+    *,
+    mode: Mode,
+    reported: Sequence[str] = (),
+) -> tuple[Selection, Calibration]:
+    """The thresholds, and the rows that they are from."""
+    rows = None
+    if (file := arguments.calibration_file) is not None:
+        rows = rows_of(file, run, setting.config, split=CALIBRATION, labelled=True)
+    calibration = calibrate(
+        run, setting, q, mode=mode, reported=reported, file=rows, progress=not arguments.no_progress
+    )
+    return select(wanted, calibration.prediction), calibration
+
+
+def report_of(selection: Selection, calibration: Calibration, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+    """What `eval` writes: the thresholds, what they promise, and what came of them in every split."""
+    found: dict[str, Any] = {
+        "mode": calibration.prediction.mode,
+        "draws": calibration.prediction.num_draws,
+        "chosen_on": {
+            "source": calibration.source,
+            "rows": len(calibration.prediction.labels),
+            "left_out": calibration.left_out,
+            "also_used_for": list(calibration.also_used_for),
+        },
+    }
+    if selection.threshold is not None:
+        found["threshold"] = {"sureness": selection.by, **dataclasses.asdict(selection.threshold)}
+        found["guarantee"] = selection.threshold.sentence
+    if selection.sets is not None:
+        found["set_threshold"] = dataclasses.asdict(selection.sets)
+        found["set_guarantee"] = selection.sets.sentence
+    found["splits"] = {
+        split: {"guarantee": _guarantee(split, calibration), **selection.measure(prediction)}
+        for split, prediction in predictions.items()
+    }
+    return found
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Shows a report on the terminal."""
+    splits = report["splits"]
+    if "threshold" in report:
+        table = _table("Answered", "Rows", "Accuracy\nof answers", "Accuracy\nof all")
+        for split, found in splits.items():
+            table.add_row(split, *_answered_cells(found["answered"]), found["guarantee"])
+        out.print(table)
+        say_threshold(report)
+    if "set_threshold" in report:
+        table = _table("Right one\nin set", "Answers\nin a set", "Sets of\none", "Empty\nsets")
+        for split, found in splits.items():
+            sets = found["sets"]
+            table.add_row(
+                split,
+                _percent(sets.get("coverage")),
+                f"{sets['mean_size']:.2f}",
+                _percent(sets["share_singleton"]),
+                _percent(sets["share_empty"]),
+                found["guarantee"],
+            )
+        out.print(table)
+        say_sets(report)
+    say_caveats(report)
+
+
+def say_threshold(report: Mapping[str, Any]) -> None:
+    """Says which rows are answered, and what is promised of them."""
+    threshold = report["threshold"]
+    measure = threshold["sureness"].replace("_", " ")
+    sign, value = (">=", threshold["value"]) if measure == "confidence" else ("<=", -threshold["value"])
+    rule = "every row" if abs(value) == float("inf") else f"rows of {measure} {sign} {value:.4g}"
+    out.print(f"Answered: {rule}. {report['guarantee']}", highlight=False, soft_wrap=True)
+
+
+def say_sets(report: Mapping[str, Any]) -> None:
+    """Says what is promised of the sets."""
+    out.print(f"Sets by {report['set_threshold']['score']}. {report['set_guarantee']}", highlight=False, soft_wrap=True)
+
+
+def say_caveats(report: Mapping[str, Any]) -> None:
+    """Says where the guarantee does not hold, or not exactly."""
+    chosen_on = report["chosen_on"]
+    if elsewhere := [split for split, found in report["splits"].items() if found["guarantee"] == NONE]:
+        out.print(
+            f"No guarantee for {escape(', '.join(elsewhere))}: it is for rows drawn as the validation rows are, and "
+            "says nothing of rows of another kind.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if chosen_on["also_used_for"]:
+        out.print(
+            f"The guarantee is approximate: on the same validation rows {', '.join(chosen_on['also_used_for'])}, so "
+            "that they may look a little better than new rows do. It is exact with labelled rows that decided nothing: "
+            "--calibration_file.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _guarantee(split: str, calibration: Calibration) -> str:
+    if calibration.source != VALIDATION:
+        return ALIKE
+    return {VALIDATION: CHOSEN, IN_SCOPE: HOLDS}.get(split, NONE)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("Split", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("Guarantee", no_wrap=True)
+    return table
+
+
+def _answered_cells(found: Mapping[str, float]) -> tuple[str, ...]:
+    count = f"{found['answered']:.0f} of {found['rows']:.0f}"
+    if "accuracy" not in found:
+        return _percent(found["share_answered"]), count, "–", "–"
+    interval = f"\n[dim]{100 * found['accuracy_low']:.1f} – {100 * found['accuracy_high']:.1f}[/dim]"
+    accuracy = _percent(found["accuracy"]) + interval if found["answered"] else "–"
+    return _percent(found["share_answered"]), count, accuracy, _percent(found["accuracy_of_all"])
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _share(name: str) -> Callable[[str], Fraction]:
+    def share(text: str) -> Fraction:
+        try:
+            return as_wanted(text, name=name)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return share

@@ -1,0 +1,202 @@
+"""What a run reads, known by its content: where a file or a folder lies makes no difference."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from varlora.demo.data import model_folder, write_task
+from varlora.demo.world import fine_tuning_task
+from varlora.runs import RunConfig
+from varlora.tasks import TASKS
+from varlora.tasks.named import Benchmark
+
+EMBEDDED = "embedded"
+"""As `model_name_or_path`: the small Llama that the package carries."""
+PACKAGE = "package:"
+"""Before NAME/FOLDER, as `model_name_or_path`: a folder inside an installed Python package."""
+READ_WHOLE = 64 * 2**20
+BLOCK, BLOCKS = 2**16, 256
+MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py", ".pt")
+DATA_FILES = (".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".arrow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """The demo's task of multiple choice, written with another world for each seed.
+
+    Attributes:
+        seed: of the world.
+        train, validation, test: numbers of rows.
+    """
+
+    seed: int = 0
+    train: int = 300
+    validation: int = 150
+    test: int = 500
+
+    @property
+    def digest(self) -> str:
+        """A hash of the rows."""
+        return _digest_of_generated(self)
+
+    def files(self, folder: Path) -> dict[str, str]:
+        """The settings that name the files, which `write` writes."""
+        made = folder / f"{self.train}-{self.validation}-{self.test}-seed-{self.seed}-{self.digest[:8]}"
+        sizes = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {f"{split}_file": str(made / f"{split}.jsonl") for split, size in sizes.items() if size}
+
+    def write(self, folder: Path) -> None:
+        """Writes the files of `files(folder)` where they are not there as they should be."""
+        files = [Path(file) for file in self.files(folder).values()]
+        target = files[0].parent
+        expected = _generated_text(self)
+        if any(not file.is_file() or file.read_text(encoding="utf-8") != expected[file.stem] for file in files):
+            write_task(target, self.seed, train=self.train, validation=self.validation, test=self.test)
+
+
+def path_settings(config: RunConfig) -> dict[str, Path]:
+    """The settings that name a local file or folder, but for `output_dir`.
+
+    Args:
+        config: the settings. `model_name_or_path` and `dataset_name` are local if there is a folder of that name.
+    """
+    given = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "output_dir"}
+    return {
+        name: Path(value)
+        for name, value in given.items()
+        if isinstance(value, str)
+        and (
+            name.endswith(("_dir", "_file"))
+            or (name in ("model_name_or_path", "dataset_name") and Path(value).is_dir())
+        )
+    }
+
+
+def contents_of(config: RunConfig, left_out: Collection[str] = ()) -> dict[str, str]:
+    """Of each setting that names a local file or folder: a hash of what is there.
+
+    Args:
+        config: the settings.
+        left_out: settings that are not looked at.
+
+    Raises:
+        ValueError: a file or folder is not there.
+    """
+    found = {}
+    for name, path in path_settings(config).items():
+        if name in left_out:
+            continue
+        if not path.exists():
+            raise ValueError(f"{name} is {str(path)!r}, and there is no such file or folder.")
+        if name == "shift_task_dir":
+            names = [task.strip() for task in (config.shift_tasks or "").split(",")]
+            parts = {task: digest_of(path / folder_of(task), DATA_FILES) for task in names}
+            found[name] = to_hash(parts)
+        else:
+            found[name] = digest_of(path, MODEL_FILES if name == "model_name_or_path" else DATA_FILES)
+    return found
+
+
+def folder_of(task: str) -> str:
+    """What a named task's folder is called among those of other tasks."""
+    loader = TASKS.get(task)
+    return loader.folder if isinstance(loader, Benchmark) and loader.folder is not None else task
+
+
+def digest_of(path: Path, endings: tuple[str, ...]) -> str:
+    """A hash of a file, or of a folder's files that have one of the endings and are not hidden, by name and content.
+
+    A file above 64 MiB is known by its size and 256 blocks of 64 KiB, spread evenly from its first byte to its last.
+
+    Args:
+        path: the file or folder.
+        endings: which files of a folder count.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if path.is_file():
+        return _digest_of_file(path)
+    if not path.is_dir():
+        raise ValueError(f"there is no file or folder {path}.")
+    files = [
+        file
+        for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix())
+        if file.is_file()
+        and file.suffix in endings
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    lines = [f"{file.relative_to(path).as_posix()}\0{_digest_of_file(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def local_model(name: str) -> str:
+    """Where a model lies that an installed package carries; any other name as it is.
+
+    Args:
+        name: "embedded" for varlora's own small Llama, or "package:NAME/FOLDER" for a folder inside the package NAME,
+            which is found and not imported.
+
+    Raises:
+        ValueError: the package is not installed, or has no such folder.
+
+    Example:
+        >>> Path(local_model("embedded")).name, local_model("meta-llama/Llama-3.2-3B")
+        ('model', 'meta-llama/Llama-3.2-3B')
+        >>> local_model("package:varlora/demo/model") == local_model("embedded")
+        True
+    """
+    if name == EMBEDDED:
+        return str(model_folder())
+    if not name.startswith(PACKAGE):
+        return name
+    package, _, folder = name.removeprefix(PACKAGE).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise ValueError(
+            f"model_name_or_path is {name!r}, and there is no package {package!r}; install it with pip first."
+        )
+    path = Path(next(iter(found.submodule_search_locations))) / folder
+    if not path.is_dir():
+        raise ValueError(f"model_name_or_path is {name!r}, and the package {package} has no folder {folder!r}.")
+    return str(path)
+
+
+def to_hash(value: Mapping[str, Any]) -> str:
+    """A hash of a JSON object."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_file(file: Path) -> str:
+    stat = file.stat()
+    return _cached_digest(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _cached_digest(file: str, size: int, changed: int) -> str:
+    digest = hashlib.sha256(f"{size}\0".encode())
+    with open(file, "rb") as stream:
+        if size <= READ_WHOLE:
+            digest.update(stream.read())
+        else:
+            for number in range(BLOCKS):
+                stream.seek((size - BLOCK) * number // (BLOCKS - 1))
+                digest.update(stream.read(BLOCK))
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _generated_text(task: Generated) -> Mapping[str, str]:
+    rows = fine_tuning_task(task.seed, train=task.train, validation=task.validation, test=task.test)
+    return {split: "".join(json.dumps(row, sort_keys=True) + "\n" for row in part) for split, part in rows.items()}
+
+
+def _digest_of_generated(task: Generated) -> str:
+    return to_hash(_generated_text(task))

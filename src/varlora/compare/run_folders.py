@@ -1,0 +1,130 @@
+"""Finished runs, compared as they are: the plan and the cells that they would have been, and what came of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from varlora.compare.cell import Cell
+from varlora.compare.gather import gather
+from varlora.compare.plan import MethodPlan, Plan
+from varlora.compare.variant import Variant
+from varlora.nearest import nearest
+from varlora.prediction import modes_of
+from varlora.report.study import Study
+from varlora.runs import RunConfig, RunFolder, read_run
+from varlora.tuned import without_tuning
+
+FREE = ("output_dir", "seed", "data_seed")
+"""Settings in which the seeds of one method may differ; files and folders may, too, since rows are compared anyway."""
+
+
+def study_of_runs(folders: Sequence[str | Path], *, reference: str | None = None) -> Study:
+    """What some runs have found; arguments and errors as of `plan_of_runs`."""
+    study = gather(*plan_of_runs(folders, reference=reference))
+    words = ["varlora", "report", *map(str, folders), *(["--reference", reference] if reference is not None else [])]
+    return dataclasses.replace(study, command=shlex.join(words), code_versions=())
+
+
+def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None) -> tuple[Plan, tuple[Cell, ...]]:
+    """A plan and its cells, for runs that were trained one by one.
+
+    Each of a run's ways to predict is a row of the tables, called by its method and mode: "ivon, samples". Runs are
+    taken as training left them; what `varlora tune` chose is left aside.
+
+    Args:
+        folders: run folders of one task; runs of one method and model must differ by their seed.
+        reference: which row the others are compared with; that of `adamw`, or the first, by default.
+
+    Raises:
+        ValueError: a folder is no run, the tasks differ, two runs cannot be told apart, or runs of one method differ in
+            more than their seed.
+    """
+    runs = [read_run(folder) for folder in folders]
+    _check_task(runs)
+    models = _models(runs)
+    cells: dict[tuple[str, str, int], Cell] = {}
+    rows: dict[str, dict[str, Variant]] = {}
+    for run in runs:
+        method, seed = run.config.method, run.config.seed
+        made = _cell(run, models[run.config.model_name_or_path])
+        key = (made.model, method, seed)
+        if key in cells:
+            raise ValueError(
+                f"{cells[key].folder} and {run.path} are both {method} with seed {seed}, so their rows would have one "
+                "name. Leave one out, or compare settings with a plan: see docs/compare.md."
+            )
+        _check_settings(run.config, [c.config for c in cells.values() if (c.model, c.method) == (made.model, method)])
+        cells[key] = made
+        rows.setdefault(method, {}).update({f"{method}, {v.mode}": v for v in made.variants})
+    labels = [label for method in rows.values() for label in method]
+    first = "adamw, mean" if "adamw, mean" in labels else labels[0]
+    if reference is not None and reference not in labels:
+        raise ValueError(f"there is no row {reference!r} to compare with; {nearest(reference, labels)}")
+    plan = Plan(
+        name=str(runs[0].facts["task"]["name"]),
+        output_dir=runs[0].path.parent,
+        reference=reference or first,
+        seeds=tuple(sorted({cell.seed for cell in cells.values()})),
+        models={model: {} for model in dict.fromkeys(models.values())},
+        tasks={str(runs[0].facts["task"]["name"]): {}},
+        methods={name: MethodPlan(name=name, settings=_given(runs, name), rows=found) for name, found in rows.items()},
+    )
+    return plan, tuple(cells.values())
+
+
+def _cell(run: RunFolder, model: str) -> Cell:
+    modes = modes_of(without_tuning(run.posterior), run.config.samples)
+    return Cell(
+        model=model,
+        task=str(run.facts["task"]["name"]),
+        method=run.config.method,
+        seed=run.config.seed,
+        config=run.config,
+        identity=run.config.fingerprint,
+        code_version="",
+        folder=run.path,
+        variants=tuple(Variant(mode=mode) for mode in modes if mode != "model"),
+    )
+
+
+def _check_task(runs: Sequence[RunFolder]) -> None:
+    tasks = {str(run.facts["task"]["name"]): run.path for run in runs}
+    if len(tasks) > 1:
+        (one, here), (other, there), *_ = tasks.items()
+        raise ValueError(
+            f"{here} was trained on {one!r} and {there} on {other!r}; give runs of one task, or compare several tasks "
+            "with a plan: see docs/compare.md."
+        )
+
+
+def _check_settings(config: RunConfig, others: Sequence[RunConfig]) -> None:
+    for other in others[:1]:
+        there = other.to_dict()
+        for name, value in config.to_dict().items():
+            if value != there[name] and name not in FREE and not name.endswith(("_file", "_dir")):
+                raise ValueError(
+                    f"{other.output_dir} and {config.output_dir} are both {config.method}, but differ in more than "
+                    f"their seed: {name} is {there[name]!r} and {value!r}. Leave one out, or compare settings with a "
+                    "plan: see docs/compare.md."
+                )
+
+
+def _given(runs: Sequence[RunFolder], method: str) -> dict[str, Any]:
+    """The settings of a method's first run that are not the defaults."""
+    config = next(run.config for run in runs if run.config.method == method)
+    return {
+        f.name: value
+        for f in dataclasses.fields(config)
+        if (value := getattr(config, f.name)) != f.default and f.name not in FREE
+    }
+
+
+def _models(runs: Sequence[RunFolder]) -> dict[str, str]:
+    """A short name of each model; the whole where two have the same."""
+    paths = dict.fromkeys(run.config.model_name_or_path for run in runs)
+    short = [Path(path).name for path in paths]
+    return {path: Path(path).name if short.count(Path(path).name) == 1 else path for path in paths}

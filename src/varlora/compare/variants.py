@@ -1,0 +1,191 @@
+"""Makes what is missing of the variants of finished runs: predicted once, and kept beside the run.
+
+Where they are kept, and what is not: `varlora.compare.variant_files`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varlora.compare.variant import Variant
+from varlora.compare.variant_files import (
+    FACTS,
+    FOLDER,
+    FORMAT,
+    ROWS,
+    SPLIT,
+    chooses,
+    derived,
+    draws_of,
+    folder_of,
+    in_words,
+    is_made,
+    is_own,
+    load_variant,
+    logit_temperature,
+    made_as,
+    pruned_fraction,
+    seconds,
+    splits_of,
+    unfit,
+    usable_rows,
+)
+from varlora.folders import atomic_file, atomic_folder, interrupted
+from varlora.frozen_layers import cached_frozen_layers
+from varlora.metrics import largest_free, mean_log_probs, paired_error
+from varlora.metrics.scoring import log_losses
+from varlora.prediction import Prediction
+from varlora.runs import RunConfig, RunFolder, finite, is_run, load_task, predict_split, read_run, reload_setting
+from varlora.runs.selection import FRACTIONS
+from varlora.runs.setting import Setting
+from varlora.runs.validation import usable
+
+__all__ = [
+    "Variant",
+    "ensure_variants",
+    "has_all",
+    "is_complete",
+    "load_variant",
+    "logit_temperature",
+    "pruned_fraction",
+    "seconds",
+    "unfit",
+]
+
+
+def ensure_variants(
+    run: str | Path, variants: Sequence[Variant], *, config: RunConfig | None = None, progress: bool = False
+) -> None:
+    """Predicts with a finished run in the ways in which it has not been predicted with, and keeps the predictions.
+
+    The model is loaded once, and only if something is missing. Each variant appears whole or not at all. No other
+    process may be at the same run.
+
+    Args:
+        run: the run's folder.
+        variants: what is wanted.
+        config: the run's settings where they have changed, such as where the base model is.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: it is no run, a variant does not go with its posterior or its task, there are too few validation
+            rows to choose on, or the data are no longer the run's.
+    """
+    found = read_run(run)
+    settings = config if config is not None else found.config
+    for variant in variants:
+        if (why := unfit(found, variant)) is not None:
+            raise ValueError(f"{found.path} cannot be predicted with as {in_words(variant)}: {why}")
+    if any(map(chooses, variants)) and not (found.path / FOLDER / ROWS).is_file():
+        _note_rows(found, settings)
+    wanted: dict[Variant, int] = {}
+    for variant in variants:
+        if not is_own(found, variant):
+            made = made_as(found, variant)
+            wanted[made] = max(wanted.get(made, 0), draws_of(found, variant))
+    missing = {made: draws for made, draws in wanted.items() if not is_made(found, made, draws)}
+    if missing:
+        setting = reload_setting(settings, found.path, found.posterior.meta)
+        with cached_frozen_layers(setting.model) if settings.cache_frozen_layers else nullcontext():
+            for made, draws in missing.items():
+                _make(found, setting, made, draws, progress=progress)
+
+
+def is_complete(run: str | Path, variants: Sequence[Variant]) -> bool:
+    """Whether every variant can be read.
+
+    Args:
+        run: the run's folder; one that is no finished run has no variants.
+        variants: what is wanted.
+    """
+    return is_run(run) and has_all(read_run(run), variants)
+
+
+def has_all(found: RunFolder, variants: Sequence[Variant]) -> bool:
+    """`is_complete` of a run that has been read."""
+    if any(unfit(found, variant, thorough=False) is not None for variant in variants):
+        return False
+    if any(map(chooses, variants)) and not (found.path / FOLDER / ROWS).is_file():
+        return False
+    return all(is_own(found, v) or is_made(found, made_as(found, v), draws_of(found, v)) for v in variants)
+
+
+def _make(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progress: bool) -> None:
+    """Predicts with one variant, and puts its folder in place."""
+
+    def predicted(fraction: float, split: str) -> Prediction:
+        q = derived(run, made, fraction)
+        found = predict_split(setting, q, split, mode=made.mode, samples=draws, progress=progress)
+        assert isinstance(found, Prediction)
+        _check_rows(run, split, found)
+        return found
+
+    facts: dict[str, Any] = {"format": FORMAT, "variant": made.to_dict(), "draws": draws}
+    fraction = 0.0 if made.prune == "validation" else float(made.prune)
+    if made.prune == "validation":
+        fraction, facts["tried"] = _choose_fraction(run, lambda amount: predicted(amount, SPLIT))
+    took: dict[str, float] = {}
+    facts |= {"pruned": fraction, "seconds": took}
+    unpruned = made.prune == "validation" and fraction == 0
+    own = unpruned and is_own(run, dataclasses.replace(made, prune=0.0))
+    folder = folder_of(run, made)
+    for left in interrupted(folder):  # a killed process made it, and here it is made again
+        shutil.rmtree(left)
+    with atomic_folder(folder, overwrite=folder.exists(), marker=FACTS) as new:
+        for split in [] if own else splits_of(run):
+            start = time.perf_counter()
+            predicted(fraction, split).save(new / f"{split}.parquet")
+            took[split] = time.perf_counter() - start
+        (new / FACTS).write_text(json.dumps(finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _check_rows(run: RunFolder, split: str, found: Prediction) -> None:
+    """Refuses rows that are not those of the run's own predictions."""
+    there = run.prediction(split, "mean")
+    if there.ids != found.ids or not torch.equal(there.labels, found.labels):
+        raise ValueError(
+            f"the rows of {split!r} are no longer those that {run.path} was measured on, so its variants cannot be "
+            "compared with it. Put the former rows back, or run it again."
+        )
+
+
+def _note_rows(run: RunFolder, settings: RunConfig) -> None:
+    """Writes which validation rows may be chosen on: those with an answer that are not test rows, too."""
+    task = load_task(settings)
+    kept, left_out = usable(task, SPLIT)
+    there = run.prediction(SPLIT, "mean")
+    if there.ids != tuple(map(str, task.rows(SPLIT)["id"])):
+        raise ValueError(f"the validation rows are no longer those of {run.path}. Put them back, or run it again.")
+    facts = {"rows": len(kept), "test_rows_left_out": left_out, "usable": kept.nonzero().flatten().tolist()}
+    with atomic_file(run.path / FOLDER / ROWS, overwrite=True) as file:
+        file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+def _choose_fraction(run: RunFolder, predict: Callable[[float], Prediction]) -> tuple[float, list[dict[str, float]]]:
+    """The largest fraction that costs no more than a standard error of validation NLL, and what was tried."""
+    rows = usable_rows(run.path)
+
+    def losses(fraction: float) -> Tensor:
+        found = predict(fraction)
+        return log_losses(mean_log_probs(found.log_probs[rows]), found.labels[rows])
+
+    reference, tried = losses(0.0), []
+
+    def costs() -> Iterator[tuple[float, Tensor]]:
+        for fraction in FRACTIONS:
+            found = losses(fraction)
+            difference, error = paired_error(found, reference)
+            tried.append({"fraction": fraction, "difference": difference, "standard_error": error})
+            yield fraction, found
+
+    return largest_free(costs(), reference), tried

@@ -1,0 +1,309 @@
+"""A study's numbers as the interactive page reads them: plain, exact, and no more than the page shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from varlora.report.figures import BINS, DASHES, FEW, SERIES, mean_risk, pooled_bins, thinned
+from varlora.report.reading import reading
+from varlora.report.results import Comparison
+from varlora.report.scales import GROUPS
+from varlora.report.statistics import frontier_means
+from varlora.report.study import Block, Example, Frontier, ModuleScale, Study, TrainingCurve
+from varlora.report.study_tables import (
+    OVER,
+    completions_table,
+    costs_table,
+    detection_table,
+    frontier_table,
+    overview_table,
+    record_table,
+    seeds_table,
+    study_splits,
+)
+from varlora.report.tables import Cell, Number, Table, differences_table, results_table
+from varlora.report.vocabulary import FULL, MARKS, METRICS, show
+
+EXAMPLES = 20
+"""How many of a method's most confident errors, and of its rows of highest mutual information, are on the page."""
+
+POINTS = 150
+"""Points of a training curve on the page."""
+
+WRAPPERS = ("weight", "default", "base_model", "model", "modules_to_save")
+"""Parts of a checkpoint key that tell nothing of the module."""
+
+PROMPT = 4000
+"""Characters of a prompt on the page, of its end: the question stands there."""
+
+
+def study_data(study: Study) -> dict[str, Any]:
+    """Everything on the page, ready for JSON: what JSON cannot hold (NaN, infinities) is None.
+
+    Args:
+        study: What was found.
+
+    Example:
+        >>> data = study_data(Study(name="arc", reference="AdamW", blocks=()))
+        >>> data["name"], data["blocks"]
+        ('arc', [])
+    """
+    data: dict[str, Any] = _plain(
+        {
+            "name": study.name,
+            "reference": study.reference,
+            "command": study.command,
+            "versions": study.versions,
+            "code_versions": study.code_versions,
+            "settings": {
+                group: {name: show(value) for name, value in values.items()} for group, values in study.settings.items()
+            },
+            "measures": {
+                name: {
+                    "title": how.title,
+                    "heading": how.heading,
+                    "percent": how.percent,
+                    "digits": how.digits,
+                    "better": how.better,
+                    "meaning": how.meaning,
+                }
+                for name, how in METRICS.items()
+                if name in FULL
+            },
+            "marks": MARKS,
+            "dashes": [
+                "" if isinstance(dash, str) else " ".join(f"{1.7 * part:g}" for part in dash[1]) for dash in DASHES
+            ],
+            "series": len(SERIES),
+            "bins": BINS,
+            "few": FEW,
+            "cap": EXAMPLES,
+            "points": POINTS,
+            "overview": _overview(study),
+            "blocks": [_block(block) for block in study.blocks],
+        }
+    )
+    return data
+
+
+def place_of(key: str) -> tuple[int | None, str]:
+    """Layer and module of a tensor, from its checkpoint key.
+
+    Args:
+        key: As PEFT names tensors.
+
+    Returns:
+        The layer's number, None for what stands in none; and the module with the tensor's role.
+
+    Example:
+        >>> place_of("base_model.model.model.layers.11.self_attn.q_proj.lora_A.weight")
+        (11, 'q_proj A')
+        >>> place_of("base_model.model.classifier.weight")
+        (None, 'classifier')
+    """
+    parts = key.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    layer = None if at is None else int(parts[at])
+    inner = parts if at is None else parts[at + 1 :]
+    names = [part for part in inner if part not in WRAPPERS] or [parts[-1]]
+    role = next((i for i, part in enumerate(names) if part in GROUPS), None)
+    if role is not None:
+        module = names[role - 1] if role else "adapter"
+        return layer, f"{module} {'magnitude' if 'magnitude' in names[role] else names[role][-1]}"
+    return layer, ".".join(names[-2:] if names[-1] == "bias" else names[-1:])
+
+
+def most_telling(examples: Sequence[Example], classes: Sequence[str], *, cap: int = EXAMPLES) -> list[Example]:
+    """The examples that the page shows: for each method its most confident errors and its highest mutual information.
+
+    Args:
+        examples: Of all methods.
+        classes: Names of the answers, in the order of an example's probabilities.
+        cap: So many of each kind for each method.
+    """
+    chosen: dict[int, Example] = {}
+    for method in dict.fromkeys(name for example in examples for name in example.probabilities):
+        answered = [(i, example) for i, example in enumerate(examples) if method in example.probabilities]
+        wrong = [
+            (-max(example.probabilities[method]), i)
+            for i, example in answered
+            if _answer(example, method, classes)["answer"] != example.label
+        ]
+        doubted = [
+            (-example.mutual_information[method], i) for i, example in answered if method in example.mutual_information
+        ]
+        chosen |= {i: examples[i] for ranked in (wrong, doubted) for _, i in sorted(ranked)[:cap]}
+    return [chosen[i] for i in sorted(chosen)]
+
+
+def _dash(dash: str | tuple[int, tuple[float, ...]]) -> str:
+    """As SVG has it; matplotlib counts in widths of the line."""
+    return "" if isinstance(dash, str) else " ".join(f"{1.7 * part:g}" for part in dash[1])
+
+
+def _overview(study: Study) -> dict[str, dict[str, Any]]:
+    """Tables over all tasks, by split and metric."""
+    found = {}
+    for split in study_splits(study):
+        comparisons = [b.comparison for b in study.blocks if b.comparison is not None and split in b.comparison.splits]
+        metrics = [metric for metric in FULL if all(metric in comparison.metrics for comparison in comparisons)]
+        if comparisons:
+            tables = {metric: _table(overview_table(study, split=split, metric=metric)) for metric in metrics}
+            found[split] = {"metrics": tables, "record": _table(record_table(study, split=split, metrics=metrics))}
+    return found
+
+
+def _block(block: Block) -> dict[str, Any]:
+    comparison = block.comparison
+    return {
+        "model": block.model,
+        "task": block.task,
+        "methods": [] if comparison is None else comparison.methods,
+        "reference": None if comparison is None else comparison.reference,
+        "missing": block.missing,
+        "notes": block.notes,
+        "splits": {} if comparison is None else {split: _split(comparison, split) for split in comparison.splits},
+        "completions": [_table(completions_table(block, split)) for split in block.completions],
+        "detection": [_table(detection_table(block, split)) for split in block.detection],
+        "frontiers": [_frontier(frontier) for frontier in block.frontiers],
+        "examples": [
+            {
+                "id": example.id,
+                "prompt": example.prompt[-PROMPT:],
+                "label": example.label,
+                "answers": {method: _answer(example, method, block.classes) for method in example.probabilities},
+            }
+            for example in most_telling(block.examples, block.classes)
+        ],
+        "examples_of": len(block.examples),
+        "scales": _scales(block.scales),
+        "curves": [_curve(curve) for curve in block.curves],
+        "costs": _table(costs_table(block.costs)) if block.costs else None,
+    }
+
+
+def _split(comparison: Comparison, split: str) -> dict[str, Any]:
+    runs = {method: comparison.runs(method, split) for method in comparison.methods}
+    compared = comparison.reference is not None and len(runs) > 1
+    differences = differences_table(comparison, split=split, metrics=comparison.metrics) if compared else None
+    by_seeds = compared and len(comparison.seeds(split)) > 1
+    risks = {}
+    for method, rows in runs.items():
+        coverage, risk = mean_risk(rows)
+        shown = thinned(coverage)
+        risks[method] = {"coverage": coverage[shown].tolist(), "risk": risk[shown].tolist()}
+    return {
+        "examples": comparison.num_examples(split),
+        "seeds": comparison.seeds(split),
+        "reading": reading(comparison, split=split),
+        "results": _table(results_table(comparison, split=split, metrics=comparison.metrics)),
+        "differences": differences and _table(differences),
+        "over_seeds": _table(seeds_table(comparison, split=split, metrics=comparison.metrics)) if by_seeds else None,
+        "bins": {method: [_bin(bin) for bin in pooled_bins(rows)] for method, rows in runs.items()},
+        "risk": risks,
+    }
+
+
+def _bin(bin: Any) -> dict[str, Any]:
+    right = round(bin.count * bin.accuracy) if bin.count else 0
+    return {**vars(bin), "right": right, "wrong": bin.count - right}
+
+
+def _frontier(frontier: Frontier) -> dict[str, Any]:
+    points = [
+        {
+            "label": place.label,
+            "value": place.value,
+            "seeds": max(spread.seeds for spread in place.metrics.values()),
+            "metrics": {name: [spread.mean, spread.se] for name, spread in place.metrics.items()},
+        }
+        for place in frontier_means(frontier)
+    ]
+    words, short = OVER[frontier.over]
+    return {
+        "over": words,
+        "short": short,
+        "split": frontier.split,
+        "points": points,
+        "table": _table(frontier_table(frontier)),
+    }
+
+
+def _answer(example: Example, method: str, classes: Sequence[str]) -> dict[str, Any]:
+    probabilities = example.probabilities[method]
+    names = list(classes) or [str(i) for i in range(len(probabilities))]
+    first = max(range(len(probabilities)), key=probabilities.__getitem__)
+    return {
+        "answer": names[first],
+        "confidence": probabilities[first],
+        "right": probabilities[names.index(example.label)] if example.label in names else None,
+        "mutual_information": example.mutual_information.get(method),
+    }
+
+
+def _curve(curve: TrainingCurve) -> dict[str, Any]:
+    """What was logged, without the gaps, and of many points every k-th and the last."""
+    values = {}
+    for name, logged in curve.values.items():
+        points = [(step, value) for step, value in zip(curve.steps, logged, strict=True) if value is not None]
+        every = math.ceil(len(points) / POINTS) or 1
+        kept = points[::-1][::every][::-1]
+        values[name] = {"steps": [step for step, _ in kept], "values": [value for _, value in kept]}
+    return {"label": curve.label, "seed": curve.seed, "values": values}
+
+
+def _scales(scales: Sequence[ModuleScale]) -> dict[str, Any]:
+    """The tensors with their places, and one map for each training and seed: a number for each tensor, or none."""
+    tensors = {scale.key: scale.entries for scale in scales}
+    maps: dict[tuple[str, int], dict[str, ModuleScale]] = {}
+    for scale in scales:
+        maps.setdefault((scale.label, scale.seed), {})[scale.key] = scale
+    return {
+        "tensors": [
+            {"key": key, "layer": place_of(key)[0], "module": place_of(key)[1], "entries": entries}
+            for key, entries in tensors.items()
+        ],
+        "maps": [
+            {
+                "label": label,
+                "seed": seed,
+                **{
+                    name: [getattr(found[key], name) if key in found else None for key in tensors]
+                    for name in ("std", "weights", "snr")
+                },
+            }
+            for (label, seed), found in maps.items()
+        ],
+    }
+
+
+def _table(table: Table) -> dict[str, Any]:
+    """A table with every number as shown and exactly."""
+    rows = [{"name": name, "cells": [_cell(cell) for cell in cells]} for name, cells in table.rows]
+    return {"caption": table.caption, "headings": table.headings, "rows": rows}
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    def shown(part: str | Number) -> Any:
+        return part if isinstance(part, str) else {"text": part.text, "value": part.value}
+
+    return {
+        "lines": [[shown(part) for part in line] for line in cell.lines],
+        "strong": cell.strong,
+        "verdict": cell.verdict,
+        "verdict_line": cell.verdict_line,
+        "metric": cell.metric,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dicts, sequences as lists, numbers that JSON lacks as None."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,243 @@
+"""A study as tables: one block (a model on a task) after the other, and each metric over all tasks side by side.
+
+The tables are made once, here, and shown by every rendering: terminal, Markdown, LaTeX, and the interactive page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from varlora.report.results import Comparison
+from varlora.report.statistics import (
+    Outcome,
+    OverSeeds,
+    Tally,
+    difference_over_seeds,
+    frontier_means,
+    over_seeds,
+    tallies,
+)
+from varlora.report.study import Block, Cost, Frontier, Study
+from varlora.report.tables import Cell, Line, Number, Table, differences_table, results_table
+from varlora.report.vocabulary import COMPLETIONS, DETECTION, HEADLINE, Measure, measure
+
+OVER = {
+    "temperature": ("temperature τ", "τ"),
+    "prune": ("fraction pruned", "pruned"),
+    "samples": ("number of draws", "draws"),
+}
+"""What a frontier varies: in words, and in short."""
+
+VERDICTS: Mapping[Outcome, str] = {"win": "better", "tie": "unclear", "loss": "worse"}
+BY: tuple[Literal["examples", "seeds", "each_seed"], ...] = ("examples", "seeds", "each_seed")
+
+
+def study_splits(study: Study) -> tuple[str, ...]:
+    """The splits of all blocks, those of foreign rows last, each once."""
+    judged = [split for block in study.blocks if block.comparison for split in block.comparison.splits]
+    others = [split for block in study.blocks for split in (*block.completions, *block.detection)]
+    return tuple(dict.fromkeys([*judged, *others]))
+
+
+def check_splits(study: Study, splits: Sequence[str] | None) -> None:
+    """Whether a study has what is asked for.
+
+    Raises:
+        ValueError: No block has one of the splits.
+    """
+    there = study_splits(study)
+    for split in splits or ():
+        if split not in there:
+            raise ValueError(f"there is no split {split!r} here; there are {', '.join(there) or 'none yet'}.")
+
+
+def overview_table(study: Study, *, split: str, metric: str) -> Table:
+    """One metric of every method on every task: mean ± standard error, and the paired difference below it.
+
+    Args:
+        study: What was found.
+        split: Blocks without it have no column.
+        metric: As of `varlora.metrics.evaluate`.
+    """
+    how = measure(metric)
+    shown = [block for block in study.blocks if block.comparison is not None and split in block.comparison.splits]
+    several_models = len({block.model for block in shown}) > 1
+    columns = [_overview_column(block.comparison, split, metric) for block in shown if block.comparison is not None]
+    methods = dict.fromkeys(method for column in columns for method in column)
+    headings = [f"{block.task}, {block.model}" if several_models else block.task for block in shown]
+    return Table(
+        caption=(
+            f"{how.heading} on {split}, mean ± standard error over seeds. Below: the paired difference from "
+            f"{study.reference} on the same examples, and whether it is clear. The best of a task stands out, whether "
+            "or not its lead is clear."
+        ),
+        headings=(how.heading, *headings),
+        rows=tuple((method, tuple(column.get(method, Cell()) for column in columns)) for method in methods),
+    )
+
+
+def record_table(study: Study, *, split: str, metrics: Sequence[str] = HEADLINE) -> Table:
+    """On how many tasks each method won, tied and lost against the reference."""
+    found = {(tally.method, tally.metric): tally for tally in tallies(study, split=split, metrics=metrics)}
+    rows = tuple(
+        (method, tuple(_record_cell(found[method, metric], metric) for metric in metrics))
+        for method in dict.fromkeys(method for method, _ in found)
+    )
+    return Table(
+        caption=(
+            f"Wins, ties and losses against {study.reference} on {split}, counted over tasks. First line: a win is a "
+            "paired 95 % bootstrap interval over the examples without 0, and the same sign of every seed. Second: a "
+            "95 % t-interval of the seeds' differences without 0. Third: each seed by itself, by the interval over its "
+            "examples. Not corrected for the number of comparisons."
+        ),
+        headings=("Wins / ties / losses", *(measure(metric).title for metric in metrics)),
+        rows=rows,
+    )
+
+
+def seeds_table(comparison: Comparison, *, split: str, metrics: Sequence[str]) -> Table:
+    """Each method's difference from the reference over the seeds: mean ± standard error, and its t-interval.
+
+    Raises:
+        ValueError: The comparison has no reference method.
+    """
+    if comparison.reference is None:
+        raise ValueError("there is no reference method to differ from; give Comparison(reference=...)")
+    rows = []
+    for method in comparison.methods:
+        if method != comparison.reference:
+            spreads = [
+                difference_over_seeds(comparison, method, comparison.reference, metric=metric, split=split)
+                for metric in metrics
+            ]
+            rows.append((method, tuple(map(_difference_cell, spreads, metrics))))
+    return Table(
+        caption=(
+            f"{comparison.describe(split)}. Difference from {comparison.reference}, paired by seed: mean ± standard "
+            "error over seeds, and its 95 % t-interval, which knows the luck of training and not that of the examples."
+        ),
+        headings=(f"Against {comparison.reference}", *(measure(metric).heading for metric in metrics)),
+        rows=tuple(rows),
+    )
+
+
+def detection_table(block: Block, split: str) -> Table:
+    """How well each method tells the rows of `split`, which belong to no class, from the test rows."""
+    caption = f"{split}: rows of no known class, told from the test rows. Mean ± standard error over seeds."
+    return _seeds_values_table(block.detection[split], DETECTION, caption)
+
+
+def completions_table(block: Block, split: str) -> Table:
+    """What was measured of each method on the completions of `split`."""
+    return _seeds_values_table(
+        block.completions[split], COMPLETIONS, f"{split}: completions. Mean ± standard error over seeds."
+    )
+
+
+def frontier_table(frontier: Frontier) -> Table:
+    """Accuracy and calibration at every setting of a curve, and of the methods beside it."""
+    words, short = OVER[frontier.over]
+    rows = [
+        (
+            place.label if place.value is None else f"{place.label}, {short} {place.value:g}",
+            tuple(_spread_cell(place.metrics[metric], measure(metric), metric) for metric in HEADLINE),
+        )
+        for place in frontier_means(frontier, metrics=HEADLINE)
+    ]
+    return Table(
+        caption=f"Along the {words}, on {frontier.split}; mean ± standard error over seeds.",
+        headings=("Setting", *(measure(metric).heading for metric in HEADLINE)),
+        rows=tuple(rows),
+    )
+
+
+def costs_table(costs: Sequence[Cost]) -> Table:
+    """What each row cost: its training, its prediction, memory and disk; means over seeds."""
+    rows = []
+    for training in dict.fromkeys(cost.label for cost in costs):
+        seeds = [cost for cost in costs if cost.label == training]
+        labels = dict.fromkeys(label for cost in seeds for label in cost.predict_seconds) or {training: None}
+        for label in labels:
+            cells = (
+                Cell(lines=((training,),)),
+                _mean_cell([cost.train_seconds for cost in seeds]),
+                _mean_cell([cost.predict_seconds.get(label) for cost in seeds]),
+                _mean_cell([cost.peak_memory_bytes for cost in seeds], unit=1e6),
+                _mean_cell([cost.file_bytes for cost in seeds], unit=1e6),
+            )
+            rows.append((label, cells))
+    return Table(
+        caption="Means over seeds. Rows of one training share its cost. Prediction: of the first test split.",
+        headings=("Method", "Training", "Train s", "Predict s", "Peak memory MB", "On disk MB"),
+        rows=tuple(rows),
+    )
+
+
+def _overview_column(comparison: Comparison, split: str, metric: str) -> dict[str, Cell]:
+    """A column by method: the cells of the tables of that task, put together."""
+    results = results_table(comparison, split=split, metrics=[metric])
+    column = {method: replace(cell, lines=cell.lines[:1]) for method, (cell,) in results.rows}
+    if comparison.reference is None or len(comparison.methods) < 2:
+        return column
+    for method, (cell,) in differences_table(comparison, split=split, metrics=[metric]).rows:
+        lines = (*column[method].lines, cell.lines[0])
+        column[method] = replace(column[method], lines=lines, verdict=cell.verdict, verdict_line=1)
+    return column
+
+
+def _spread_cell(spread: OverSeeds | None, how: Measure, metric: str) -> Cell:
+    if spread is None:
+        return Cell(metric=metric)
+    line: Line = (Number(how.show(spread.mean), spread.mean),)
+    if spread.se is not None:
+        line = (*line, " ± ", Number(how.show(spread.se), spread.se))
+    return Cell(lines=(line,), metric=metric)
+
+
+def _seeds_values_table(
+    methods: Mapping[str, Mapping[str, Sequence[float]]], measures: Mapping[str, Measure], caption: str
+) -> Table:
+    """A column for each of the measures that some method has, from the values of the seeds."""
+    shown = {name: how for name, how in measures.items() if any(name in values for values in methods.values())}
+    rows = tuple(
+        (
+            method,
+            tuple(
+                _spread_cell(over_seeds(values[name]) if name in values else None, how, name)
+                for name, how in shown.items()
+            ),
+        )
+        for method, values in methods.items()
+    )
+    return Table(caption=caption, headings=("Method", *(how.heading for how in shown.values())), rows=rows)
+
+
+def _difference_cell(spread: OverSeeds, metric: str) -> Cell:
+    how = measure(metric)
+    outcome = spread.outcome(how)
+    first: Line = (Number(how.show_difference(spread.mean), spread.mean),)
+    if spread.se is None or spread.low is None or spread.high is None or outcome is None:
+        return Cell(lines=(first,), metric=metric)
+    first = (*first, " ± ", Number(how.show(spread.se), spread.se), f" {outcome}")
+    low, high = (Number(how.show_difference(end), end) for end in (spread.low, spread.high))
+    return Cell(lines=(first, (low, " to ", high)), verdict=VERDICTS[outcome], metric=metric)
+
+
+def _record_cell(tally: Tally, metric: str) -> Cell:
+    lines = []
+    for by in BY:
+        counts = [tally.count(outcome, by) for outcome in ("win", "tie", "loss")]
+        if sum(counts):  # one seed has no interval over seeds
+            win, tie, loss = (Number(str(count), count) for count in counts)
+            lines.append((win, " / ", tie, " / ", loss))
+    return Cell(lines=tuple(lines), metric=metric)
+
+
+def _mean_cell(values: Sequence[float | None], *, unit: float = 1.0) -> Cell:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return Cell()
+    mean = sum(known) / len(known) / unit
+    return Cell(lines=((Number(f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}", mean),),))

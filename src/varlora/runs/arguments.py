@@ -1,0 +1,70 @@
+"""A run's settings, as transformers' trainer takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from varlora.runs.setting import Setting
+
+VALIDATIONS_PER_RUN = 20
+
+
+def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -> TrainingArguments:
+    """What a run's settings are to the trainer.
+
+    Args:
+        setting: what is trained on what.
+        checkpoints: folder for the trainer's checkpoints.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: early stopping is asked for without validation rows.
+    """
+    config = setting.config
+    steps = config.save_steps
+    others: dict[str, Any] = {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
+    if config.early_stopping:
+        if "validation" not in setting.task.splits:
+            raise ValueError("early_stopping needs validation rows; give validation_file or validation_size.")
+        steps = config.eval_steps if config.eval_steps is not None else _validation_interval(setting)
+        others |= {
+            "eval_strategy": "steps",
+            "eval_steps": steps,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        }
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=steps,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to="none",
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **others,
+    )
+
+
+def _validation_interval(setting: Setting) -> int:
+    config = setting.config
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    epochs_steps = -(-len(setting.task.rows("train")) // per_step) * config.num_train_epochs
+    return max(1, int((config.max_steps if config.max_steps > 0 else epochs_steps) // VALIDATIONS_PER_RUN))

@@ -1,0 +1,29 @@
+"""Rows of like length in one batch, which saves padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+
+from varlora.runs.setting import Setting
+
+
+def by_length(
+    setting: Setting, encoded: datasets.Dataset
+) -> tuple[Iterable[Mapping[str, Any]], Tensor, tuple[str, ...]]:
+    """Batches of encoded rows in order of length.
+
+    Args:
+        setting: makes the batches.
+        encoded: the rows.
+
+    Returns:
+        The batches, the permutation back to the rows' own order (N,), and the rows' names in that order.
+    """
+    order = torch.tensor([len(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
+    ids = tuple(str(name) for name in encoded["id"])
+    return setting.batches(encoded.select(order.tolist())), order.argsort(), ids

@@ -1,0 +1,148 @@
+"""The data that a run's settings name: the task, its shifted test sets, and as many rows of each as are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from varlora.nearest import nearest
+from varlora.runs.config import RunConfig
+from varlora.tasks import (
+    TASKS,
+    Task,
+    add_shift_tasks,
+    keep_num_choices,
+    limit_split,
+    limit_train,
+    load_hub,
+    load_jsonl,
+)
+from varlora.tasks.named import Benchmark
+
+FOUR = 4
+"""The number of choices that `choices: four` keeps."""
+
+
+def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
+    """The task that a run's settings name, with its shifted test sets and as many rows as they allow.
+
+    In this order: load, and cut a validation split where there is none; filter by the number of choices; add the test
+    sets of `shift_tasks` (filtered in the same way); draw the rows.
+
+    Args:
+        config: the run's settings.
+        tokenizer: for chat messages.
+
+    Raises:
+        ValueError: the data do not fit the settings or each other; the message says what to do.
+    """
+    task = _filtered(_whole_task(config, tokenizer), config)
+    if config.final_answer is not None:
+        task = replace(task, final_answer=None if config.final_answer == "none" else config.final_answer)
+    if shifts := _shift_names(config):
+        task = add_shift_tasks(task, {name: _filtered(_named(name, config, shift=True), config) for name in shifts})
+    if config.max_train_samples is not None:
+        task = limit_train(task, config.max_train_samples, seed=config.data_seed)
+    for split in [split for split in task.splits if split != "train"]:
+        size = config.max_validation_samples if split == "validation" else config.max_test_samples
+        if size is not None:
+            task = limit_split(task, split, size, seed=config.data_seed)
+    return task
+
+
+def fills_blank(config: RunConfig) -> bool:
+    """Whether the choices of the trained task's questions fill a blank, which some prompt styles go by."""
+    task = TASKS.get(config.task) if config.task is not None else None
+    return isinstance(task, Benchmark) and task.fills_blank
+
+
+def _shift_names(config: RunConfig) -> list[str]:
+    """The names in `shift_tasks`, comma-separated."""
+    if config.shift_tasks is None:
+        return []
+    names = [name.strip() for name in config.shift_tasks.split(",")]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"shift_tasks names {', '.join(twice)} twice; once is enough.")
+    if config.task in names:
+        raise ValueError(
+            f"shift_tasks names {config.task!r}, which is the task itself; its test rows are there already."
+        )
+    return names
+
+
+def _filtered(task: Task, config: RunConfig) -> Task:
+    return keep_num_choices(task, FOUR) if config.choices == "four" else task
+
+
+def _named(name: str, config: RunConfig, *, shift: bool = False) -> Task:
+    """A named task, from its own folder or the hub."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}{' in shift_tasks' * shift}; {nearest(name, TASKS)}")
+    loader = TASKS[name]
+    folder: str | Path | None = config.task_dir
+    if shift:
+        called = name
+        if isinstance(loader, Benchmark):
+            called = loader.folder if loader.folder is not None else name
+            loader = loader.tests_only()
+        folder = Path(config.shift_task_dir) / called if config.shift_task_dir is not None else None
+    return loader(
+        folder,
+        validation_size=_validation_size(config),
+        seed=config.data_seed,
+        label_answers=config.label_answers,
+        prompt_style=config.prompt_style,
+    )
+
+
+def _validation_size(config: RunConfig) -> float | int:
+    return config.validation_size if config.validation_size < 1 else int(config.validation_size)
+
+
+def _whole_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None) -> Task:
+    if config.task is not None:
+        return _named(config.task, config)
+    if config.dataset_name is not None:
+        return load_hub(
+            config.dataset_name,
+            config.dataset_config,
+            columns=_columns(config.dataset_columns),
+            label_answers=config.label_answers,
+            prompt_style=config.prompt_style,
+            tokenizer=tokenizer,
+            validation_size=_validation_size(config),
+            seed=config.data_seed,
+        )
+    files = {
+        split: file
+        for split, file in (
+            ("train", config.train_file),
+            ("validation", config.validation_file),
+            ("test", config.test_file),
+            ("shift", config.shift_file),
+            ("ood", config.ood_file),
+        )
+        if file is not None
+    }
+    return load_jsonl(
+        files,
+        label_names=config.label_names_file,
+        ood_splits=[split for split in files if split == "ood"],
+        label_answers=config.label_answers,
+        prompt_style=config.prompt_style,
+        tokenizer=tokenizer,
+        validation_size=_validation_size(config),
+        seed=config.data_seed,
+    )
+
+
+def _columns(given: str | None) -> Mapping[str, str]:
+    if given is None:
+        return {}
+    pairs = [pair.split("=") for pair in given.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"dataset_columns is {given!r}; write 'our_name=its_name', comma-separated.")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}

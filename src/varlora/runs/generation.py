@@ -1,0 +1,99 @@
+"""Texts that a run writes after its task's prompts, where the task says which final answer is right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import datasets
+
+from varlora.generation import Generations, generate
+from varlora.posterior import Posterior
+from varlora.prediction import Mode
+from varlora.runs.batching import by_length
+from varlora.runs.setting import Setting
+from varlora.tasks import context_length, encode_prompts
+from varlora.tuned import settled
+
+
+def check_generation(setting: Setting) -> None:
+    """Whether texts can be written and judged at evaluation; asked before hours of training.
+
+    Raises:
+        ValueError: a completion has no final answer, or a text would not fit behind its prompt.
+    """
+    if setting.task.final_answer is None:
+        return
+    for split in setting.task.splits:
+        if split != "train":
+            _references(setting, split)
+            _prompts(setting, split)
+
+
+def generate_split(
+    setting: Setting,
+    q: Posterior,
+    split: str,
+    *,
+    mode: Mode = "samples",
+    samples: int | None = None,
+    judged: bool = True,
+    progress: bool = False,
+) -> Generations:
+    """Texts for one split, in the order of its rows; the draws are those of `predict_split`.
+
+    Args:
+        setting: the model and the rows.
+        q: the posterior.
+        split: name of the split.
+        mode: "mean" (the posterior's point) or "samples".
+        samples: number of draws; None: what `varlora tune` chose, or the run's.
+        judged: whether the rows have right answers.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: a prompt or a right answer does not fit (see `check_generation`).
+    """
+    if samples is None:
+        samples = settled(q, None, setting.config.samples)[1]
+    if mode == "mean":
+        samples = 0
+    batches, back, ids = by_length(setting, _prompts(setting, split))
+    found = generate(
+        setting.model,
+        q,
+        batches,
+        samples,
+        tokenizer=setting.tokenizer,
+        max_new_tokens=setting.config.max_new_tokens,
+        final_answer=setting.task.final_answer or "text",
+        seed=setting.config.seed,
+        progress=progress,
+    )
+    return replace(
+        found,
+        texts=tuple(found.texts[row] for row in back.tolist()),
+        num_tokens=found.num_tokens[back],
+        log_likelihoods=found.log_likelihoods[back],
+        finished=found.finished[back],
+        ids=ids,
+        references=_references(setting, split) if judged else (),
+    )
+
+
+def _prompts(setting: Setting, split: str) -> datasets.Dataset:
+    """The token ids of a split's prompts, behind which a text of `max_new_tokens` fits."""
+    config, context = setting.config, context_length(setting.model.config)
+    limit = config.max_length
+    if context is not None:
+        room = context - config.max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"max_new_tokens is {config.max_new_tokens}, and the model's context has room for {context} tokens, "
+                "the prompt included; lower max_new_tokens, or write no texts: final_answer 'none'."
+            )
+        limit = room if limit is None else min(limit, room)
+    return encode_prompts(setting.task, split, setting.tokenizer, limit, truncation=config.truncation)
+
+
+def _references(setting: Setting, split: str) -> tuple[str, ...]:
+    return setting.task.right_answers(split, special_tokens=setting.tokenizer.all_special_tokens)

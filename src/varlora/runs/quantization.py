@@ -1,0 +1,56 @@
+"""The frozen weights in 8 or 4 bit, by bitsandbytes."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from varlora.runs.config import RunConfig
+
+
+def quantization_config(config: RunConfig) -> BitsAndBytesConfig | None:
+    """How the frozen weights are to be loaded; None as they are.
+
+    8 bit: LLM.int8() with its threshold of 6. 4 bit: NF4 with doubly quantized constants, computed in `dtype`, or in
+    bfloat16 where that is "auto".
+
+    Args:
+        config: the settings.
+
+    Raises:
+        ValueError: there is no CUDA device, or bitsandbytes is not installed.
+
+    Example:
+        >>> quantization_config(RunConfig(model_name_or_path="m", task="arc_easy", output_dir="o")) is None
+        True
+
+    Source:
+        Dettmers et al. 2022, LLM.int8() (arXiv 2208.07339); Dettmers et al. 2023, QLoRA (arXiv 2305.14314).
+    """
+    if config.quantization == "none":
+        return None
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"quantization is {config.quantization!r}, which needs a CUDA GPU, and torch sees none here. Use 'none', "
+            "with dtype bfloat16 for half the memory of float32."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"quantization is {config.quantization!r}, which needs bitsandbytes: pip install 'varlora[bitsandbytes]'."
+        )
+    return BitsAndBytesConfig(**_options(config))  # type: ignore[no-untyped-call]
+
+
+def _options(config: RunConfig) -> dict[str, Any]:
+    if config.quantization == "8bit":
+        return {"load_in_8bit": True}
+    compute = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": compute,
+    }

@@ -1,0 +1,257 @@
+"""`varlora compare`: what it shows, runs, refuses and leaves, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.progress import Progress
+
+from cli.workshop import Outcome
+from compare.plans import plan, written
+from compare.test_worker import assert_same_predictions
+from varlora.cli.compare import _TimeLeft, duration
+from varlora.compare import Cell, engines
+from varlora.compare.driver import Watch
+from varlora.compare.estimate import Timer
+from varlora.compare.worker import read_cells
+from varlora.runs.run import checkpoints_of
+
+Call = Callable[..., Outcome]
+LONGER = {"settings.max_steps": 40}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison that nothing has disturbed."""
+    from varlora.cli import main
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert main(["compare", str(written(folder, LONGER)), "--output_dir", str(folder / "out"), "--no_progress"]) == 0
+    return folder / "out"
+
+
+def numbers(folder: Path) -> Any:
+    """What study.json says, without times and paths."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: kept(v) for k, v in value.items() if "seconds" not in k and k not in ("costs", "command")}
+        return [kept(item) for item in value] if isinstance(value, list) else value
+
+    return kept(json.loads((folder / "study.json").read_text()))
+
+
+def test_dry_run_shows_the_cells_and_makes_nothing(call: Call, tmp_path: Path) -> None:
+    file = written(tmp_path, {"seeds": [0, 1]})
+    done = call("compare", file, "--output_dir", tmp_path / "out", "--dry_run")
+    assert done.code == 0
+    assert "4 cells in" in done.out
+    assert "4 missing." in done.out
+    for expected in ("adamw", "ivon", "About", "estimate", "MiB"):
+        assert expected in done.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_needs_no_hub(call: Call, tmp_path: Path) -> None:
+    file = written(tmp_path, {"models.llama.model_name_or_path": "meta-llama/Llama-3.2-3B", "tasks": {"arc_easy": {}}})
+    done = call("compare", file, "--output_dir", tmp_path / "out", "--dry_run")
+    assert done.code == 0
+    assert "not known" in done.out
+    assert "Not known: the model's configuration cannot be had offline." in done.out
+
+
+def test_what_is_done_is_not_done_again(call: Call, undisturbed: Path, tmp_path: Path) -> None:
+    assert {name.name for name in undisturbed.iterdir() if name.is_file()} == {
+        ".lock",
+        "cells.json",
+        "plan.yaml",
+        "report.html",
+        "study.json",
+        "tables.md",
+    }
+    file = written(tmp_path, LONGER)
+    stamps = {f: f.stat().st_mtime_ns for f in (undisturbed / "llama").rglob("*")}
+    before = numbers(undisturbed)
+    done = call("compare", file, "--output_dir", undisturbed)
+    assert done.code == 0
+    assert "2 cells in" in done.out
+    assert "2 done." in done.out
+    assert "IVON, 2 samples" in done.out
+    assert "1/2" not in done.err
+    assert {f: f.stat().st_mtime_ns for f in (undisturbed / "llama").rglob("*")} == stamps
+    assert numbers(undisturbed) == before
+    # another setting is another cell, beside the first
+    other = written(tmp_path, {**LONGER, "settings.learning_rate": 2e-3})
+    assert "2 missing." in call("compare", other, "--output_dir", undisturbed, "--dry_run").out
+
+
+def test_a_plans_own_copy_runs_it_again(call: Call, undisturbed: Path) -> None:
+    done = call("compare", undisturbed / "plan.yaml", "--dry_run")
+    assert (done.code, "2 done." in done.out) == (0, True)
+
+
+def test_a_failed_cell_is_told_and_the_others_are_kept(call: Call, tmp_path: Path) -> None:
+    broken = {"settings": {"method": "adamw", "lora_target_modules": "qproj"}, "rows": {"Broken": {"mode": "mean"}}}
+    file = written(tmp_path, {"methods": {"broken": broken, "adamw": _adamw()}, "settings.max_steps": 1})
+    done = call("compare", file, "--output_dir", tmp_path / "out", "--no_progress")
+    assert done.code == 1
+    assert "1 of 2 cells failed; the same command tries them again." in done.err
+    cells = {cell.method: cell for cell in read_cells(tmp_path / "out")}
+    assert str(cells["broken"].error_file) in done.err.replace(" ", "")
+    assert (cells["broken"].state(), cells["adamw"].state()) == ("failed", "done")
+    assert "1/2 llama / world / broken / seed 0" in done.err
+    assert "2/2 llama / world / adamw / seed 0" in done.err
+    assert "source: train.jsonl" not in done.err  # notes of the runs are in the report
+    assert "source: train.jsonl" in done.out
+    assert "AdamW" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def _adamw() -> dict[str, Any]:
+    return {"settings": {"method": "adamw"}, "rows": {"AdamW": {"mode": "mean"}}}
+
+
+def test_only_some_cells_are_run(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(engines, "execute_cell", lambda cell, progress: ran.append(cell.title))
+    file = written(tmp_path, {"seeds": [0, 1, 2]})
+    done = call("compare", file, "--output_dir", tmp_path / "out", "--only", "seed=2,0", "method=ivon")
+    assert ran == ["llama / world / ivon / seed 0", "llama / world / ivon / seed 2"]
+    assert len(read_cells(tmp_path / "out")) == 6
+    assert done.code == 0
+
+
+def test_ctrl_c_says_how_to_go_on(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(cell: Cell, progress: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engines, "execute_cell", interrupt)
+    done = call("compare", written(tmp_path), "--output_dir", tmp_path / "out")
+    assert done.code == 130
+    assert "the same command goes on, an unfinished training from its last checkpoint" in done.err
+
+
+def test_two_at_a_time_in_one_folder_are_refused(call: Call, tmp_path: Path) -> None:
+    from varlora.compare.lock import locked
+
+    with locked(tmp_path / "out"):
+        done = call("compare", written(tmp_path), "--output_dir", tmp_path / "out")
+    assert done.code == 1
+    assert f"(process {os.getpid()}) is at work" in done.err
+
+
+def test_other_versions_cells_are_offered_and_taken_when_named(
+    call: Call, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("varlora.compare.plan", "varlora.compare.code_version"):
+        monkeypatch.setattr(f"{module}.code_version", lambda: "0123456789")
+    file = written(tmp_path, LONGER)
+    made_by = read_cells(undisturbed)[0].code_version
+    done = call("compare", file, "--output_dir", undisturbed, "--dry_run")
+    assert "2 missing." in done.out
+    assert f"2 of the missing cells were made by version {made_by}" in done.err
+    assert f"--code_version {made_by}" in done.err
+    done = call("compare", file, "--output_dir", undisturbed, "--dry_run", "--code_version", made_by)
+    assert "2 done." in done.out
+    assert f"2 cells were made by version {made_by} of the code, not by this one (0123456789)" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--workers", 2], "--workers has no effect on --engine inline"),
+        (["--engine", "workers", "--workers", 0], "--workers is 0; it must be at least 1"),
+        (["--launcher", "x"], "--launcher has no effect on --engine inline"),
+        (["--engine", "workers", "--launcher", "no-such-program"], "begins with 'no-such-program'"),
+        (["--only", "method=ivn"], "no method 'ivn'; did you mean 'ivon'"),
+        (["--small"], "has no section `small`"),
+        (["--data", "nowhere"], ""),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(call: Call, tmp_path: Path, words: list[object], said: str) -> None:
+    changes = {"tasks": {"sst2": {}}} if words[0] == "--data" else {}
+    done = call("compare", written(tmp_path, changes), "--output_dir", tmp_path / "out", *words)
+    assert done.code == 1
+    assert (said or "there is no folder sst2 in nowhere; it holds none.") in done.err
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (8.2, 90, 12500, 190000)] == ["8 s", "2 min", "3.5 h", "2.2 days"]
+
+
+def test_the_bar_tells_the_time_left_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    cells = plan(tmp_path, {"seeds": [0, 1]}).cells()
+    timer = Timer(())
+    for cell in cells:
+        timer.add(cell, 300)
+    watch = Watch(timer=timer, at_once=1, waiting=list(cells))
+    watch.started(cells[0])
+    bar = Progress()
+    bar.add_task("", watch=None)
+    task = bar.tasks[0]
+    assert str(_TimeLeft().render(task)) == ""
+    bar.update(task.id, watch=watch)
+    assert str(_TimeLeft().render(task)) == "about 20 min left"
+    now += 120
+    assert str(_TimeLeft().render(task)) == "about 18 min left"
+
+
+def begin(folder: Path, changes: dict[str, Any], *words: str) -> subprocess.Popen[bytes]:
+    """`varlora compare` as a process."""
+    command = [sys.executable, "-m", "varlora", "compare", str(written(folder, changes)), "--no_progress"]
+    return subprocess.Popen(
+        [*command, "--output_dir", str(folder / "out"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_comparison_goes_on_to_the_same_numbers(call: Call, undisturbed: Path, tmp_path: Path) -> None:
+    second = plan(tmp_path, LONGER).cells()[1]
+    process = begin(tmp_path, LONGER)
+    try:
+        deadline = time.monotonic() + 180
+        while not any(checkpoints_of(second.config).glob("checkpoint-*/trainer_state.json")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        kill(process)
+    assert second.state() == "unfinished"
+    done = call("compare", written(tmp_path, LONGER), "--output_dir", tmp_path / "out", "--no_progress")
+    assert done.code == 0, done.err
+    assert "1 done, 1 unfinished." in done.out
+    for one, other in zip(read_cells(undisturbed), read_cells(tmp_path / "out"), strict=True):
+        assert_same_predictions(one, other)
+    assert numbers(tmp_path / "out") == numbers(undisturbed)
+
+
+@pytest.mark.slow
+def test_ten_random_kills_change_nothing(call: Call, tmp_path: Path) -> None:
+    changes = {"settings.max_steps": 150, "seeds": [0, 1]}
+    done = call("compare", written(tmp_path / "a", changes), "--output_dir", tmp_path / "a" / "out", "--no_progress")
+    assert done.code == 0, done.err
+    moments = random.Random(0)
+    for _ in range(10):
+        process = begin(tmp_path / "b", changes, "--engine", "workers", "--workers", "2")
+        time.sleep(moments.uniform(5, 45))
+        kill(process)
+    done = call("compare", written(tmp_path / "b", changes), "--output_dir", tmp_path / "b" / "out", "--no_progress")
+    assert done.code == 0, done.err
+    for one, other in zip(read_cells(tmp_path / "a" / "out"), read_cells(tmp_path / "b" / "out"), strict=True):
+        assert_same_predictions(one, other)
+    assert numbers(tmp_path / "a" / "out") == numbers(tmp_path / "b" / "out")

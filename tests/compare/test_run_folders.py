@@ -1,0 +1,91 @@
+"""Runs that were trained one by one, as the plan that they would have been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from varlora.compare import Variant
+from varlora.compare.run_folders import plan_of_runs
+from varlora.posterior import DiagonalGaussian, PointMass, Posterior
+from varlora.runs import RunConfig, RunFolder
+
+Add = Callable[..., str]
+POSTERIORS: dict[str, Posterior] = {
+    "adamw": PointMass(mean={"w": torch.ones(1)}),
+    "ivon": DiagonalGaussian(mean={"w": torch.ones(1)}, precision={"w": torch.ones(1)}),
+}
+
+
+@pytest.fixture
+def add(monkeypatch: pytest.MonkeyPatch) -> Add:
+    """Puts a run where `read_run` finds it; returns its folder."""
+    runs: dict[str, RunFolder] = {}
+    monkeypatch.setattr("varlora.compare.run_folders.read_run", lambda folder: runs[str(folder)])
+
+    def added(folder: str, method: str, *, task: str = "arc", model: str = "models/tiny", **settings: Any) -> str:
+        config = RunConfig(model_name_or_path=model, train_file="t", output_dir=folder, method=method, **settings)
+        facts = {"task": {"name": task, "kind": "choice", "answers": ["A", "B"]}}
+        q = POSTERIORS[method]
+        runs[folder] = RunFolder(path=Path(folder), config=config, posterior=q, metrics={}, facts=facts)
+        return folder
+
+    return added
+
+
+def test_every_mode_of_every_method_is_a_row(add: Add) -> None:
+    folders = [add("a", "ivon", seed=0), add("b", "adamw", seed=0), add("c", "ivon", seed=1, data_seed=1)]
+    plan, cells = plan_of_runs(folders)
+    assert plan.labels == ("ivon, mean", "ivon, samples", "adamw, mean")
+    assert (plan.name, plan.reference, plan.seeds) == ("arc", "adamw, mean", (0, 1))
+    assert plan.methods["ivon"].rows["ivon, samples"] == Variant(mode="samples")
+    assert [(cell.method, cell.seed, str(cell.folder), cell.model, cell.task) for cell in cells] == [
+        ("ivon", 0, "a", "tiny", "arc"),
+        ("adamw", 0, "b", "tiny", "arc"),
+        ("ivon", 1, "c", "tiny", "arc"),
+    ]
+    assert [variant.mode for variant in cells[0].variants] == ["mean", "samples"]
+
+
+def test_the_reference_is_a_row(add: Add) -> None:
+    assert plan_of_runs([add("a", "ivon")])[0].reference == "ivon, mean"
+    assert plan_of_runs([add("a", "ivon")], reference="ivon, samples")[0].reference == "ivon, samples"
+    with pytest.raises(ValueError, match=r"no row .ivon, sample. to compare with.*ivon, samples"):
+        plan_of_runs([add("a", "ivon")], reference="ivon, sample")
+
+
+def test_models_have_short_names_unless_they_are_the_same(add: Add) -> None:
+    one, other = add("a", "ivon", model="here/tiny"), add("b", "ivon", model="there/tiny")
+    assert list(plan_of_runs([one, other])[0].models) == ["here/tiny", "there/tiny"]
+    third = add("c", "ivon", model="there/small")
+    assert list(plan_of_runs([one, third])[0].models) == ["tiny", "small"]
+
+
+def test_the_settings_are_those_that_were_given(add: Add) -> None:
+    plan, _ = plan_of_runs([add("a", "adamw", lora_r=3, seed=5)])
+    assert plan.methods["adamw"].settings == {
+        "model_name_or_path": "models/tiny",
+        "train_file": "t",
+        "method": "adamw",
+        "lora_r": 3,
+    }
+
+
+def test_seeds_that_differ_in_more_are_refused(add: Add) -> None:
+    folders = [add("a", "ivon", seed=0), add("b", "ivon", seed=1, lora_r=3)]
+    with pytest.raises(ValueError, match="are both ivon, but differ in more than their seed: lora_r is 8 and 3"):
+        plan_of_runs(folders)
+
+
+def test_runs_that_would_have_one_name_are_refused(add: Add) -> None:
+    with pytest.raises(ValueError, match="a and b are both ivon with seed 0"):
+        plan_of_runs([add("a", "ivon"), add("b", "ivon")])
+
+
+def test_two_tasks_are_refused(add: Add) -> None:
+    with pytest.raises(ValueError, match="a was trained on 'arc' and b on 'obqa'"):
+        plan_of_runs([add("a", "ivon"), add("b", "adamw", task="obqa")])

@@ -1,0 +1,76 @@
+"""Variants as a plan writes them: what is refused, and which are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from varlora.compare.variant import Variant
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mode": "sample"}, "mode is 'sample'; did you mean 'samples'"),
+        ({"prune_by": "size"}, "prune_by is 'size'; known: magnitude, random, snr, variance"),
+        ({"prune_scope": "tensors"}, "did you mean 'tensor'"),
+        ({"logit_temperature": "test"}, "logit_temperature is 'test'; known: none, validation"),
+        ({"samples": 0}, "samples is 0; it must be a whole number from 1"),
+        ({"samples": 2.5}, "samples is 2.5"),
+        ({"samples": True}, "samples is True"),
+        ({"temperature": -1}, "temperature is -1; it must be a finite number, at least 0"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"prune": 1}, "prune is 1; it must be a fraction from 0 to below 1, or 'validation'"),
+        ({"prune": "test"}, "prune is 'test'"),
+        ({"mode": "mean", "temperature": 2}, "temperature is 2, which changes nothing at the mean; use mode: samples"),
+        ({"mode": "mean", "samples": 4}, "samples is 4, but mode 'mean' has no draws"),
+        ({"mode": "linearised", "samples": 4}, "mode 'linearised' always takes 100 draws"),
+        ({"tau": 2}, "has 'tau'; known: logit_temperature, mode"),
+        ({"temprature": 2}, "has 'temprature'; did you mean 'temperature'"),
+        ("mean", "is 'mean'; write a mapping"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_place(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=r"^rows\.IVON") as caught:
+        Variant.from_dict(values, where="rows.IVON")
+    assert message in str(caught.value)
+
+
+def test_what_has_no_effect_does_not_make_another_variant() -> None:
+    mean = Variant(mode="mean")
+    assert Variant(temperature=0, samples=3).key == mean.key
+    assert Variant(mode="linearised", temperature=0).key == mean.key
+    assert Variant(mode="mean", prune=0, prune_by="random", prune_scope="tensor").key == mean.key
+    assert Variant(temperature=1).key == Variant().key
+    assert Variant(prune=0.1, prune_by="random").key != Variant(prune=0.1).key
+
+
+def test_every_field_makes_another_variant() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"mode": "mean"},
+        {"mode": "linearised"},
+        {"samples": 4},
+        {"temperature": 2},
+        {"prune": 0.5},
+        {"prune": "validation"},
+        {"prune": 0.5, "prune_by": "variance"},
+        {"prune": 0.5, "prune_scope": "tensor"},
+        {"logit_temperature": "validation"},
+    ]
+    assert len({Variant(**change).key for change in changes}) == len(changes)
+
+
+def test_fewer_draws_and_a_logit_temperature_share_one_set_of_predictions() -> None:
+    made = Variant(temperature=2).made_as
+    assert Variant(temperature=2, samples=4, logit_temperature="validation").made_as == made
+    assert Variant(temperature=4).made_as != made
+    # How many draws there are decides what validation rows choose.
+    assert Variant(prune="validation", samples=4).made_as != Variant(prune="validation", samples=8).made_as
+
+
+def test_a_plain_dict_gives_it_back() -> None:
+    variant = Variant(samples=4, temperature=2, prune="validation", prune_by="variance", logit_temperature="validation")
+    assert Variant.from_dict(variant.to_dict(), where="") == variant

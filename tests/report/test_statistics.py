@@ -1,0 +1,251 @@
+"""Means over seeds, wins and losses, frontiers: against closed forms, scipy's own intervals, and one seed at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+
+from report.conftest import made_up_rows  # type: ignore[import-not-found]
+from varlora.metrics import compare, evaluate
+from varlora.report import Comparison, Row
+from varlora.report.statistics import (
+    OverSeeds,
+    Tally,
+    detection_difference,
+    difference_over_seeds,
+    frontier_means,
+    over_seeds,
+    tallies,
+)
+from varlora.report.study import Block, Frontier, FrontierPoint, Study
+from varlora.report.vocabulary import DETECTION, FULL, measure
+
+IVON, ADAMW, SCALED = "IVON, 10 samples", "AdamW", "AdamW + temperature"
+SPLIT = "test"
+
+
+def test_three_seeds_by_hand() -> None:
+    found = over_seeds([1.0, 2.0, 6.0])
+    # s² = (4 + 1 + 9) / 2, se = s / √3; t(2; .975) = 4.302652729749464
+    assert (found.mean, found.seeds) == (3.0, 3)
+    assert found.se == pytest.approx(math.sqrt(7 / 3), rel=1e-14)
+    assert found.low == pytest.approx(3 - 4.302652729749464 * math.sqrt(7 / 3), rel=1e-12)
+    assert found.high == pytest.approx(3 + 4.302652729749464 * math.sqrt(7 / 3), rel=1e-12)
+
+
+def test_the_interval_is_scipys_at_every_level() -> None:
+    values = [0.3, 0.31, 0.29, 0.305, 0.36]
+    for level in (0.5, 0.9, 0.95, 0.99):
+        found = over_seeds(values, level)
+        expected = stats.ttest_1samp(values, 0.0).confidence_interval(level)
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+def test_one_seed_has_no_interval_and_no_outcome() -> None:
+    found = over_seeds([0.5])
+    assert (found.mean, found.se, found.low, found.high) == (0.5, None, None, None)
+    assert found.outcome(measure("nll")) is None
+
+
+def test_what_is_no_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match="need one value or more"):
+        over_seeds([])
+    with pytest.raises(ValueError, match="a level between 0 and 1"):
+        over_seeds([1.0, 2.0], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "outcome"),
+    [
+        ((0.2, 0.21, 0.19), "accuracy", "win"),
+        ((0.2, 0.21, 0.19), "nll", "loss"),
+        ((-0.2, -0.21, -0.19), "nll", "win"),
+        ((0.2, -0.21, 0.19), "nll", "tie"),
+        ((0.0, 0.0, 0.0), "nll", "tie"),
+        ((math.nan, 0.1, 0.2), "nll", "tie"),
+    ],
+)
+def test_outcomes_over_seeds(values: Sequence[float], metric: str, outcome: str) -> None:
+    assert over_seeds(values).outcome(measure(metric)) == outcome
+
+
+def test_a_paired_difference_over_seeds_is_that_of_the_seeds_values(comparison: Comparison) -> None:
+    found = difference_over_seeds(comparison, IVON, ADAMW, metric="nll", split="other words")
+    pairs = zip(comparison.runs(IVON, "other words"), comparison.runs(ADAMW, "other words"), strict=True)
+    values = [evaluate(a.log_probs, a.labels)["nll"] - evaluate(b.log_probs, b.labels)["nll"] for a, b in pairs]
+    assert found == over_seeds(values)
+
+
+# Each seed's own interval, and rows of each seed's own ----------------------------------------------------------
+
+
+def test_each_seeds_interval_is_what_compare_says_of_it(comparison: Comparison) -> None:
+    for metric in FULL:
+        difference = comparison.difference(IVON, ADAMW, metric=metric, split=SPLIT)
+        assert len(difference.intervals) == 2
+        for k, (low, high) in enumerate(difference.intervals):
+            one, two = comparison.runs(IVON, SPLIT)[k], comparison.runs(ADAMW, SPLIT)[k]
+            expected = compare(one.log_probs, two.log_probs, one.labels, resamples=200)[metric]
+            assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert comparison.difference(ADAMW, IVON, metric="nll", split=SPLIT).intervals == ()
+
+
+def own_rows(names: Sequence[str] = (ADAMW, SCALED, IVON), num_examples: int = 120) -> list[Row]:
+    """Each seed has the examples of another split, so that labels differ."""
+    rows = made_up_rows(num_examples=num_examples)
+    place = {21: "test", 42: "other words"}
+    return [replace(row, split=SPLIT) for row in rows if row.split == place[row.seed] and row.method in names]
+
+
+def test_seeds_may_have_examples_of_their_own() -> None:
+    comparison = Comparison(task="t", rows=own_rows(), resamples=2000)
+    assert comparison.own_examples(SPLIT)
+    assert comparison.describe(SPLIT) == "test: 120 examples of each seed's own, 2 seeds"
+    difference = comparison.difference(IVON, ADAMW, metric="nll", split=SPLIT)
+    # Two independent test sets: the variance of the mean difference is a quarter of the sum of the two variances.
+    variances = []
+    for one, two in zip(comparison.runs(IVON, SPLIT), comparison.runs(ADAMW, SPLIT), strict=True):
+        index = torch.arange(120)
+        losses = [-row.mean_log_probs[index, row.labels] for row in (one, two)]
+        variances.append(float((losses[0] - losses[1]).var() / 120))
+    half = 1.96 * math.sqrt(sum(variances)) / 2
+    assert (difference.high - difference.low) / 2 == pytest.approx(half, rel=0.08)
+    # On shared resamples it would be another width: that of the mean of both seeds' losses row by row.
+    assert difference.value == pytest.approx(sum(difference.per_seed) / 2)
+
+
+def test_shared_examples_are_told_by_their_names_too() -> None:
+    rows = [row for row in made_up_rows() if row.split == SPLIT]
+    named = [
+        replace(row, ids=tuple(f"{row.seed if own else ''}-{i}" for i in range(120))) for own in (0, 1) for row in rows
+    ]
+    shared, own = (
+        Comparison(task="t", rows=named[:6], resamples=200),
+        Comparison(task="t", rows=named[6:], resamples=200),
+    )
+    assert (shared.own_examples(SPLIT), own.own_examples(SPLIT)) == (False, True)
+    widths = [d.high - d.low for d in (c.difference(IVON, ADAMW, metric="nll", split=SPLIT) for c in (shared, own))]
+    assert widths[0] != widths[1]
+    with pytest.raises(ValueError, match="or its ids are not"):
+        Comparison(task="t", rows=[replace(named[0], ids=named[0].ids[::-1]), *named[1:6]])
+
+
+def test_each_seed_must_have_as_many_examples() -> None:
+    rows = own_rows()
+    short = [
+        row if row.seed == 21 else replace(row, log_probs=row.log_probs[:100], labels=row.labels[:100]) for row in rows
+    ]
+    with pytest.raises(
+        ValueError, match="has 120 examples for seed 21 and 100 for seed 42; each seed must have as many"
+    ):
+        Comparison(task="t", rows=short)
+
+
+def test_within_a_seed_all_methods_have_the_same_examples() -> None:
+    rows = own_rows()
+    with pytest.raises(ValueError, match=r"'IVON, 10 samples', seed 42: its labels"):
+        Comparison(
+            task="t",
+            rows=[
+                replace(row, labels=row.labels.flip(0)) if row.method == IVON and row.seed == 42 else row
+                for row in rows
+            ],
+        )
+
+
+# Wins, ties and losses -------------------------------------------------------------------------------------------
+
+
+def study_of(*comparisons: Comparison | None, reference: str = ADAMW) -> Study:
+    blocks = [Block(model="m", task=f"task-{i}", comparison=comparison) for i, comparison in enumerate(comparisons)]
+    return Study(name="s", reference=reference, blocks=blocks)
+
+
+def tally_of(found: Sequence[Tally], method: str, metric: str) -> Tally:
+    return next(one for one in found if (one.method, one.metric) == (method, metric))
+
+
+def test_wins_and_losses_are_counted_over_blocks_and_never_averaged(comparison: Comparison) -> None:
+    swapped = [replace(row, method={IVON: ADAMW, ADAMW: IVON}.get(row.method, row.method)) for row in comparison.rows]
+    worse = Comparison(task="other", rows=swapped, resamples=200)
+    found = tallies(study_of(comparison, worse, None, comparison))
+    nll = tally_of(found, IVON, "nll")
+    assert [one.by_examples for one in nll.judged] == ["win", "loss", "win"]
+    assert [one.task for one in nll.judged] == ["task-0", "task-1", "task-3"]
+    assert (nll.count("win"), nll.count("tie"), nll.count("loss")) == (2, 0, 1)
+    assert nll.in_words == "2 wins, 0 ties, 1 loss"
+    accuracy = tally_of(tallies(study_of(comparison, comparison)), SCALED, "accuracy")
+    assert accuracy.in_words == "0 wins, 2 ties, 0 losses"  # a temperature changes no answer
+    assert {one.method for one in found} == {IVON, SCALED}
+
+
+def test_each_judgement_comes_with_the_intervals_that_decide_it(comparison: Comparison) -> None:
+    one = tally_of(tallies(study_of(comparison)), IVON, "nll").judged[0]
+    assert one.difference == comparison.difference(IVON, ADAMW, metric="nll", split=SPLIT)
+    assert one.over_seeds == over_seeds(one.difference.per_seed)
+    assert one.by_seeds == one.over_seeds.outcome(measure("nll"))
+    expected = tuple("win" if high < 0 else "loss" if low > 0 else "tie" for low, high in one.difference.intervals)
+    assert one.each_seed == expected
+    tally = tally_of(tallies(study_of(comparison)), IVON, "nll")
+    assert sum(tally.count(o, "each_seed") for o in ("win", "tie", "loss")) == 2  # type: ignore[misc, arg-type]
+
+
+def test_two_seeds_rarely_say_anything_by_themselves(comparison: Comparison) -> None:
+    # t(1; .975) = 12.7: a difference must be 9 times as large as the seeds' distance to be a win.
+    tally = tally_of(tallies(study_of(comparison)), IVON, "accuracy")
+    low, high = sorted(tally.judged[0].difference.per_seed)
+    wide = (low + high) / 2 < 12.706204736 * (high - low) / 2
+    assert (tally.count("tie", "seeds") == 1) == wide
+
+
+def test_blocks_without_the_split_or_a_reference_are_left_out(comparison: Comparison) -> None:
+    alone = Comparison(task="t", rows=comparison.rows, reference=None, resamples=200)
+    assert tallies(study_of(alone, None)) == ()
+    assert tallies(study_of(comparison), split="dev") == ()
+    with pytest.raises(ValueError, match="cannot show 'f1'"):
+        tallies(study_of(comparison), metrics=["f1"])
+
+
+def test_detection_is_compared_by_seed_and_by_entropy_where_there_are_no_draws() -> None:
+    detection = {
+        "ood": {
+            ADAMW: {"auroc_entropy": [0.80, 0.90, 0.70], "fpr95_entropy": [0.5, 0.4, 0.6]},
+            IVON: {"auroc_entropy": [0.82, 0.92, 0.72], "auroc_mutual_information": [0.9, 0.95, 0.6]},
+        }
+    }
+    block = Block(model="m", task="t", comparison=None, detection=detection)
+
+    def of(metric: str, other: str = ADAMW) -> OverSeeds | None:
+        return detection_difference(block, IVON, other, metric=metric, split="ood")
+
+    entropy = of("auroc_entropy")
+    assert entropy is not None
+    assert entropy.mean == pytest.approx(0.02)
+    assert entropy.outcome(DETECTION["auroc_entropy"]) == "win"  # 0.8 and 0.9 differ, their gains do not
+    assert of("auroc_mutual_information") == over_seeds([0.9 - 0.8, 0.95 - 0.9, 0.6 - 0.7])
+    assert of("fpr95_entropy") is None
+    assert of("auroc_entropy", "SWAG") is None
+
+
+# Frontiers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_frontiers_places_in_order_with_their_seeds() -> None:
+    def point(label: str, seed: int, value: float | None, nll: float) -> FrontierPoint:
+        return FrontierPoint(label=label, seed=seed, value=value, metrics={"nll": nll})
+
+    points = [
+        point("AdamW", 0, None, 0.9),
+        *(point("IVON", seed, value, value + 0.1 * seed) for seed in (0, 1, 2) for value in (4.0, 0.0, 1.0)),
+        point("AdamW", 1, None, 0.7),
+    ]
+    found = frontier_means(Frontier(over="temperature", split=SPLIT, points=points), metrics=["nll"])
+    assert [(one.label, one.value) for one in found] == [("IVON", 0.0), ("IVON", 1.0), ("IVON", 4.0), ("AdamW", None)]
+    assert [one.metrics["nll"].mean for one in found] == pytest.approx([0.1, 1.1, 4.1, 0.8])
+    assert [one.metrics["nll"].seeds for one in found] == [3, 3, 3, 2]
+    assert found[0].metrics["nll"].se == pytest.approx(0.1 / math.sqrt(3))

@@ -1,0 +1,54 @@
+"""What a run's settings are to the trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from small_runs import config, save_model
+from varlora.runs import load_setting
+from varlora.runs.arguments import training_arguments
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def test_settings_reach_the_trainer(model: str, tmp_path: Path) -> None:
+    settings = config(
+        tmp_path / "run",
+        model,
+        max_steps=7,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=2,
+        lr_scheduler_type="cosine",
+        warmup_steps=2,
+        max_grad_norm=0.5,
+        seed=9,
+        save_steps=4,
+    )
+    found = training_arguments(load_setting(settings), tmp_path / "checkpoints", progress=False)
+    assert (found.max_steps, found.per_device_train_batch_size, found.gradient_accumulation_steps) == (7, 3, 2)
+    assert (found.lr_scheduler_type, found.warmup_steps, found.max_grad_norm) == ("cosine", 2, 0.5)
+    assert (found.seed, found.save_steps, found.output_dir) == (9, 4, str(tmp_path / "checkpoints"))
+    assert (found.disable_tqdm, str(found.eval_strategy.value), found.load_best_model_at_end) == (True, "no", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "interval"),
+    [
+        ({"max_steps": 60}, 3),  # a twentieth
+        ({"max_steps": 5}, 1),
+        ({"max_steps": -1, "num_train_epochs": 30.0}, 6),  # 32 rows, 8 a step: 120 steps
+        ({"max_steps": 60, "eval_steps": 11}, 11),
+    ],
+)
+def test_early_stopping_validates_now_and_then(
+    model: str, tmp_path: Path, options: dict[str, float], interval: int
+) -> None:
+    settings = config(tmp_path / "run", model, early_stopping=True, **options)
+    found = training_arguments(load_setting(settings), tmp_path / "checkpoints", progress=True)
+    assert (found.eval_steps, found.save_steps, found.load_best_model_at_end) == (interval, interval, True)
+    assert (found.metric_for_best_model, found.greater_is_better) == ("eval_loss", False)
