@@ -10,7 +10,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ from varlora.compare.variant_files import (
     usable_rows,
 )
 from varlora.folders import atomic_file, atomic_folder, interrupted
-from varlora.frozen_layers import cached_frozen_layers
 from varlora.metrics import largest_free, mean_log_probs, paired_error
 from varlora.metrics.scoring import log_losses
 from varlora.prediction import Prediction
@@ -96,9 +94,8 @@ def ensure_variants(
     missing = {made: draws for made, draws in wanted.items() if not is_made(found, made, draws)}
     if missing:
         setting = reload_setting(settings, found.path, found.posterior.meta)
-        with cached_frozen_layers(setting.model) if settings.cache_frozen_layers else nullcontext():
-            for made, draws in missing.items():
-                _make(found, setting, made, draws, progress=progress)
+        for made, draws in missing.items():
+            _make(found, setting, made, draws, progress=progress)
 
 
 def is_complete(run: str | Path, variants: Sequence[Variant]) -> bool:
