@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from killed_saves import kill_at
 from varlora.checkpoint import CheckpointError, load_posterior, save_posterior
 from varlora.manifest import MANIFEST, read_manifest, sha256, to_json, write_tuned
 from varlora.posterior import DiagonalGaussian, PosteriorMeta
@@ -125,21 +125,7 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path) -> None:
 
 
 def write_and_die(folder: Path, point: int) -> None:
-    seen = 0
-
-    def wrap(operation: Any, halfway: Any = None) -> Any:
-        def run(*args: Any, **options: Any) -> Any:
-            nonlocal seen
-            seen += 1
-            if seen == point:
-                if halfway is not None:
-                    halfway(*args)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return operation(*args, **options)
-
-        return run
-
-    write = Path.write_bytes
+    wrap, write = kill_at(point), Path.write_bytes
     Path.write_bytes = wrap(write, lambda path, data: write(path, data[: len(data) // 2]))  # type: ignore[method-assign]
     os.fsync, os.replace, Path.unlink = wrap(os.fsync), wrap(os.replace), wrap(Path.unlink)  # type: ignore[method-assign]
     write_tuned(folder, TUNED, [{"op": "tune"}])

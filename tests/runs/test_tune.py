@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from small_runs import films, finish_herds, herds, save_model, write_rows
+from small_runs import films, finish_herds, herds, write_rows
 from tiny_runs import save_chat_model
 from varlora import temper, without_tuning
 from varlora.folders import atomic_folder
@@ -22,22 +21,6 @@ from varlora.runs.folder import write_derived
 from varlora.runs.tuning import losses
 
 DATA = ("config.yaml", "metrics.json", "run.json", "log.jsonl", "adapter_model.safetensors", "posterior.safetensors")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def trained(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finish_herds(tmp_path_factory.mktemp("trained"), model)
-
-
-@pytest.fixture
-def finished(trained: Path, tmp_path: Path) -> Path:
-    """A copy that may be written to."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture

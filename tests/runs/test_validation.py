@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from small_runs import films, finish_herds, herds, save_model, write_rows
+from small_runs import films, finish_herds, herds, write_rows
 from varlora.prediction import Prediction
 from varlora.runs import predict_split, read_run, reload_setting, tune
 from varlora.runs.tuning import losses
 from varlora.runs.validation import ValidationRows
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def trained(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finish_herds(tmp_path_factory.mktemp("trained"), model)
-
-
-@pytest.fixture
-def finished(trained: Path, tmp_path: Path) -> Path:
-    """A copy that may be written to."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def rows_of(folder: Path) -> ValidationRows:

@@ -6,7 +6,6 @@ run; each task alone is in the study's own tables. Nothing is left out for disag
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from varlora.nearest import nearest
+from varlora.report.statistics import OverSeeds, over_seeds
 from varlora.report.study import Block, Study
 from varlora.report.vocabulary import measure
 
@@ -59,21 +59,6 @@ class Published:
             measure(metric)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Our mean over tasks and seeds.
-
-    Attributes:
-        mean: in the report's units (percent where the metric is one).
-        se: standard error over seeds; None for a single one.
-        seeds: how many.
-    """
-
-    mean: float
-    se: float | None
-    seeds: int
-
-
 def read_published(file: str | Path) -> tuple[Published, ...]:
     """The rows of a YAML file: a list of mappings with the fields of `Published`.
 
@@ -92,8 +77,8 @@ def read_published(file: str | Path) -> tuple[Published, ...]:
     return tuple(_published(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1))
 
 
-def ours(published: Published, study: Study, metric: str) -> Measured | None:
-    """Our value of a published one; None unless every task of it was run.
+def ours(published: Published, study: Study, metric: str) -> OverSeeds | None:
+    """Our value of a published one, in the report's units; None unless every task of it was run.
 
     Args:
         published: the row.
@@ -111,13 +96,9 @@ def ours(published: Published, study: Study, metric: str) -> Measured | None:
             return None
         by_seed.append(values)
     seeds = sorted(set.intersection(*(set(values) for values in by_seed)))
-    if not seeds:
-        return None
     unit = 100 if measure(metric).percent else 1
     means = [unit * sum(values[seed] for values in by_seed) / len(by_seed) for seed in seeds]
-    mean = sum(means) / len(means)
-    spread = math.sqrt(sum((m - mean) ** 2 for m in means) / (len(means) - 1) / len(means)) if len(means) > 1 else None
-    return Measured(mean=mean, se=spread, seeds=len(seeds))
+    return over_seeds(means) if means else None
 
 
 def ledger(published: Sequence[Published], studies: Mapping[str, Study], small: Mapping[str, Study]) -> str:
@@ -195,7 +176,7 @@ def _decimals(value: float) -> int:
     return len(str(value).partition(".")[2])
 
 
-def _cells(found: Measured | None, digits: int, row: Published) -> list[str]:
+def _cells(found: OverSeeds | None, digits: int, row: Published) -> list[str]:
     if found is None:
         return [NOT_RUN, "–"]
     error = "" if found.se is None else f" ± {found.se:.{digits}f}"

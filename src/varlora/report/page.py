@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from varlora.folders import atomic_file
 from varlora.report.figures import BINS, FEW, reliability_diagrams, risk_coverage_curves
 from varlora.report.health import Health
 from varlora.report.health_text import remarks, scale_table, sentence, statements
@@ -139,16 +139,8 @@ def write_page(
 ) -> Path:
     """`render_page` into a file, which holds the old page or the new one and never half of it."""
     page = render_page(comparison, title=title, notes=notes, posterior=posterior, health=health, version=version)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_file(path, overwrite=True) as file:
+        file.write_text(page, encoding="utf-8")
     return path
 
 
