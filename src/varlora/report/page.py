@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from varlora.folders import atomic_file
 from varlora.report.figures import BINS, FEW, reliability_diagrams, risk_coverage_curves
 from varlora.report.health import Health
 from varlora.report.health_text import remarks, scale_table, sentence, statements
+from varlora.report.pages import page_templates
 from varlora.report.reading import reading
 from varlora.report.results import Comparison
 from varlora.report.tables import Table, differences_table, results_table, times_table
@@ -103,13 +103,7 @@ def render_page(
         health: How that posterior does.
         version: Of varlora, for the foot of the page.
     """
-    environment = Environment(
-        loader=PackageLoader("varlora.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates()
     environment.filters["show"] = show
     measures = {measure(metric).title: measure(metric).meaning for metric in comparison.metrics}
     return environment.get_template("page.html").render(

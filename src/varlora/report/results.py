@@ -201,7 +201,7 @@ class Comparison:
             "splits": {
                 split: {
                     "num_examples": self.num_examples(split),
-                    "methods": {name: _plain(summary) for name, summary in self.summary(split).items()},
+                    "methods": {name: plain(summary) for name, summary in self.summary(split).items()},
                 }
                 for split in self.splits
             },
@@ -335,14 +335,19 @@ def _standard_error(values: Sequence[float]) -> float | None:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, numbers that JSON lacks as None."""
+def plain(value: Any) -> Any:
+    """Dataclasses and mappings as dicts, sequences as lists, numbers that JSON lacks as None.
+
+    Example:
+        >>> plain({"low": float("nan"), "per_seed": (0.5, 1.0)})
+        {'low': None, 'per_seed': [0.5, 1.0]}
+    """
     if isinstance(value, Estimate | Difference | Summary):
-        return {name: _plain(part) for name, part in vars(value).items()}
+        return {name: plain(part) for name, part in vars(value).items()}
     if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

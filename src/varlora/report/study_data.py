@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from varlora.report.figures import BINS, DASHES, FEW, SERIES, mean_risk, pooled_bins, thinned
 from varlora.report.reading import reading
-from varlora.report.results import Comparison
+from varlora.report.results import Comparison, plain
 from varlora.report.scales import GROUPS
 from varlora.report.statistics import frontier_means
 from varlora.report.study import Block, Example, Frontier, ModuleScale, Study, TrainingCurve
@@ -50,7 +50,7 @@ def study_data(study: Study) -> dict[str, Any]:
         >>> data["name"], data["blocks"]
         ('arc', [])
     """
-    data: dict[str, Any] = _plain(
+    data: dict[str, Any] = plain(
         {
             "name": study.name,
             "reference": study.reference,
@@ -296,14 +296,3 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "verdict_line": cell.verdict_line,
         "metric": cell.metric,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Mappings as dicts, sequences as lists, numbers that JSON lacks as None."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

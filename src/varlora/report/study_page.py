@@ -11,10 +11,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from varlora.folders import atomic_file
+from varlora.report.pages import page_templates
 from varlora.report.study import Study
 from varlora.report.study_data import study_data
 
@@ -33,13 +33,7 @@ def render_study(study: Study, *, version: str = "") -> str:
         >>> "default-src 'none'" in page
         True
     """
-    environment = Environment(
-        loader=PackageLoader("varlora.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates()
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("study.html").render(
