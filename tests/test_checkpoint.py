@@ -414,6 +414,17 @@ def test_a_checkpoint_gives_the_posterior_that_training_had(
     assert_same(q, posterior_of(model, optimizer, num_examples=5, readout={"kind": "x"}))
 
 
+def test_a_checkpoint_of_a_steered_movement_prior_gives_the_same_posterior_too(
+    llama_lora: PeftModel, tmp_path: Path
+) -> None:
+    optimizer = trained(llama_lora, ivon(llama_lora, betas=(0.9, 1.0), prior="movement", update="adam"))
+    for group in optimizer.param_groups:
+        group["auto_ess"] = 4 * group["ess"]
+    q = posterior_from_checkpoint(checkpoint(llama_lora, optimizer, tmp_path), num_examples=5)
+    assert_same(q, posterior_of(llama_lora, optimizer, num_examples=5))
+    assert q.meta.prior_precision is None, "its mean is not zero"
+
+
 def assert_equal_tensors(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
     assert list(first) == list(second)
     assert all(torch.equal(t, second[key]) for key, t in first.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from varlora import folders
-from varlora.folders import FolderExistsError, atomic_folder, check_target, interrupted
+from varlora.folders import FolderExistsError, atomic_folder, check_can_be_folder, check_target, interrupted
 
 
 def write(target: Path, text: str, *, overwrite: bool = False) -> None:
@@ -135,3 +136,17 @@ def test_a_kill_leaves_the_old_or_the_new_never_half(tmp_path: Path) -> None:
     assert set(found["renames"]) == {"old", "new", "said"}
     assert found["renames"].count("said") == 1  # between the two renames
     assert all(len(outcomes) > 8 and outcomes[-1] == "new" for outcomes in found.values())
+
+
+def test_what_is_on_the_way_to_a_folder_must_be_folders(tmp_path: Path) -> None:
+    check_can_be_folder(tmp_path)
+    check_can_be_folder(tmp_path / "new" / "inner")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for folder, said in (
+        (tmp_path / "file", f"{tmp_path / 'file'} is a file"),
+        (tmp_path / "file" / "inner", f"{tmp_path / 'file'} is a file"),
+        (tmp_path / "link", f"{tmp_path / 'link'} is a link to nothing"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{folder} cannot be a folder: {said}. Choose another")):
+            check_can_be_folder(folder)

@@ -39,7 +39,7 @@ CONG2024 = {
                 "weight_decay": 0.0,
                 "clip_radius": math.inf,
                 "rescale_lr": False,
-                "prior": "adaptive",
+                "prior": "movement",
                 "update": "adam",
                 "adam_beta2": 0.999,
                 "adam_eps": 1e-8,

@@ -210,6 +210,16 @@ def test_an_adaptive_prior_is_recorded_by_tensor() -> None:
     torch.testing.assert_close(q.precision["weight"], torch.full((1, 2), 3500.0))
 
 
+def test_a_prior_around_the_start_is_no_precision_around_zero() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = ivon(model, prior="movement", update="adam")
+    optimizer.precision(model.weight)
+    optimizer.state[model.weight]["prior_precision"].fill_(2500.0)
+    q = posterior_of(model, optimizer)
+    assert q.meta.prior_precision is None
+    torch.testing.assert_close(q.precision["weight"], torch.full((1, 2), 3500.0))
+
+
 def test_groups_with_different_ess_are_said() -> None:
     model = nn.Linear(2, 1)
     groups = [{"params": [model.weight], "ess": 10.0}, {"params": [model.bias]}]

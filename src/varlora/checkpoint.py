@@ -45,6 +45,7 @@ from varlora.manifest import (
     sha256,
     to_json,
 )
+from varlora.optim.prior import prior_delta
 from varlora.posterior import KINDS, DiagonalGaussian, Posterior, PosteriorMeta, hessian_moved
 from varlora.posterior.training import held_out_diagnostics, remaining_temperature
 
@@ -208,11 +209,11 @@ def posterior_from_checkpoint(
                     f"{key} is {tuple(saved[key].shape)} in {weights} and {tuple(h.shape)} in optimizer.pt; the two "
                     "are not from one training run. Take both from the same checkpoint."
                 )
-            learned = entry.get("prior_precision")  # λδ of an adaptive prior
-            delta = group["weight_decay"] if learned is None else learned / group["ess"]
+            delta = prior_delta(entry, group) if entry else group["weight_decay"]
             mean[key] = master.to(h.dtype)
             precision[key] = group["ess"] * (h + delta)
-            prior[key] = float(group["ess"] * delta if learned is None else learned)
+            if group["prior"] != "movement":  # whose mean is not zero
+                prior[key] = float(group["ess"] * delta)
             hessians[key] = (h, float(group["hess_init"]))
             steps = max(steps, int(entry.get("step", 0)))
     if config is not None:
@@ -241,7 +242,7 @@ def posterior_from_checkpoint(
                 method="ivon",
                 num_examples=num_examples,
                 ess=ess[0] if len(ess) == 1 else None,
-                prior_precision=prior,
+                prior_precision=prior or None,
                 base_model=(config or {}).get("base_model_name_or_path"),
                 base_revision=(config or {}).get("revision"),
                 adapter_config=config,

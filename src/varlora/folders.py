@@ -30,6 +30,26 @@ class FolderExistsError(ValueError):
     """The target folder holds files that may not be replaced."""
 
 
+def check_can_be_folder(folder: str | os.PathLike[str]) -> None:
+    """Whether a folder is there or can be made: nothing on its path may be a file.
+
+    Raises:
+        ValueError: something is.
+
+    Example:
+        >>> import tempfile
+        >>> check_can_be_folder(Path(tempfile.mkdtemp()) / "new" / "inner")
+    """
+    for place in (Path(folder), *Path(folder).parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                what = "a file" if place.exists() else "a link to nothing"
+                raise ValueError(
+                    f"{folder} cannot be a folder: {place} is {what}. Choose another output_dir (--output_dir)."
+                )
+            return
+
+
 @contextmanager
 def atomic_folder(
     target: str | os.PathLike[str], *, overwrite: bool = False, marker: str = "posterior.json"

@@ -1,6 +1,7 @@
 """IVON's options for fine-tuning, and the recipes that fill in what the user leaves open.
 
-- "auto", the default: variational Adam with an adaptive prior; the trainer's learning rate is the only number.
+- "auto", the default: variational Adam, a prior as wide as training moves, λ steered by held-out rows; the trainer's
+  learning rate is the only number.
 - "cong2024": the recipe of arXiv 2411.04421 (Llama-2-7B), number for number; λ and h0 as for ARC and OpenBookQA:
 
       task                                   λ      h0
@@ -47,7 +48,7 @@ RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
         "weight_decay": 0.0,
         "clip_radius": math.inf,
         "rescale_lr": False,
-        "prior": "adaptive",
+        "prior": "movement",
         "update": "adam",
         "held_out": "auto",
         **ADAM_ONLY,
@@ -73,7 +74,7 @@ class IVONConfig:
         weight_decay: δ of the prior; the trainer's own `weight_decay` plays no part.
         clip_radius: ξ, of the Newton update.
         rescale_lr: multiply lr by (h0 + δ), with the Newton update.
-        prior: "fixed" or "adaptive".
+        prior: "fixed", "adaptive" or "movement".
         update: "newton" or "adam".
         adam_beta2: decay of the Adam update's second moment.
         adam_eps: ε of the Adam update.

@@ -17,9 +17,11 @@ from varlora.cli.console import err, out
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Calls `varlora` with these words."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for console in (out, err):  # whatever a test before has made of the environment
+    monkeypatch.setenv("COLUMNS", "200")  # for --help, whose console is made anew
+    for console in (out, err):
+        # A console keeps the COLUMNS that it was made under, and one of a dumb terminal is 80 wide unless both are set.
         monkeypatch.setattr(console, "_width", 200)
+        monkeypatch.setattr(console, "_height", 50)
 
     def called(*words: object) -> Outcome:
         capsys.readouterr()

@@ -20,7 +20,7 @@ from cli.workshop import Outcome
 from compare.plans import plan, written
 from compare.test_worker import assert_same_predictions
 from varlora.cli.compare import _TimeLeft, duration
-from varlora.compare import Cell, engines
+from varlora.compare import Cell, engines, estimate
 from varlora.compare.driver import Watch
 from varlora.compare.estimate import Timer
 from varlora.compare.worker import read_cells
@@ -70,6 +70,27 @@ def test_dry_run_needs_no_hub(call: Call, tmp_path: Path) -> None:
     assert "Not known: the model's configuration cannot be had offline." in done.out
 
 
+@pytest.mark.parametrize("words", [[], ["--dry_run"]])
+@pytest.mark.parametrize("inner", ["", "inner"])
+def test_a_file_is_no_output_dir(call: Call, tmp_path: Path, words: list[str], inner: str) -> None:
+    (tmp_path / "taken").write_text("mine")
+    done = call("compare", written(tmp_path), "--output_dir", tmp_path / "taken" / inner, *words)
+    assert done.code == 1
+    assert f"{tmp_path / 'taken'} is a file. Choose another output_dir (--output_dir)" in done.err
+    assert "Errno" not in done.err
+
+
+def test_a_process_begins_once_for_all_cells_inline_and_for_each_of_workers(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "training_seconds", lambda *_, **__: 2.0)
+    file = written(tmp_path, {"seeds": list(range(10))})  # 20 cells
+    words = ("compare", file, "--output_dir", tmp_path / "out", "--dry_run")
+    assert "About 50 s for 20 cells, 1 at a time" in call(*words).out  # 10 + 20 · 2
+    assert "About 4 min for 20 cells, 1 at a time" in call(*words, "--engine", "workers").out  # 20 · (10 + 2)
+    assert "About 2 min for 20 cells, 2 at a time" in call(*words, "--engine", "workers", "--workers", 2).out
+
+
 def test_what_is_done_is_not_done_again(call: Call, undisturbed: Path, tmp_path: Path) -> None:
     assert {name.name for name in undisturbed.iterdir() if name.is_file()} == {
         ".lock",
@@ -111,8 +132,9 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(call: Call, tmp_path: Pat
     assert (cells["broken"].state(), cells["adamw"].state()) == ("failed", "done")
     assert "1/2 llama / world / broken / seed 0" in done.err
     assert "2/2 llama / world / adamw / seed 0" in done.err
-    assert "source: train.jsonl" not in done.err  # notes of the runs are in the report
-    assert "source: train.jsonl" in done.out
+    source = "source: generated: varlora's task of multiple choice (the demo's), seed 0; rows: 16 train, 24 validation"
+    assert source not in done.err  # notes of the runs are in the report
+    assert source in " ".join(done.out.split())
     assert "AdamW" in (tmp_path / "out" / "tables.md").read_text()
 
 

@@ -81,7 +81,7 @@ def test_merge(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path)
     assert call(*workshop.training(other, data_seed=1)).code == 0
 
     learned = call("merge", run_folder, other, "--output_dir", tmp_path / "merged")
-    assert (learned.code, "an adaptive prior is each run's own" in learned.err) == (1, True)
+    assert (learned.code, "has no prior around zero that could be divided out" in learned.err) == (1, True)
     assert "--prior_precision" in learned.err
     done = call("merge", run_folder, other, "--prior_precision", 1.0, "--output_dir", tmp_path / "merged")
     assert done.code == 0, done.err
@@ -91,6 +91,16 @@ def test_merge(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path)
     merged = load_posterior(tmp_path / "merged")
     assert all(torch.equal(merged.mean[key], expected.mean[key]) for key in expected.mean)
     assert read_run(tmp_path / "merged").facts["derived_from"] == [str(run_folder), str(other)]
+
+
+def test_merge_refuses_priors_that_each_run_has_learned(call: Call, workshop: Workshop, tmp_path: Path) -> None:
+    adaptive = [tmp_path / "first", tmp_path / "second"]
+    for seed, folder in enumerate(adaptive):
+        assert call(*workshop.training(folder, data_seed=seed, prior="adaptive", max_steps=2)).code == 0
+
+    refused = call("merge", *adaptive, "--output_dir", tmp_path / "merged")
+
+    assert (refused.code, "an adaptive prior is each run's own" in refused.err) == (1, True)
 
 
 def test_merge_refuses_a_flat_prior(call: Call, workshop: Workshop, tmp_path: Path) -> None:

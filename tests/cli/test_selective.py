@@ -196,6 +196,12 @@ def test_stored_predictions_of_a_tuned_run_are_not_used(call: Call, run: Path, t
     assert 0.5 <= found["threshold"]["value"] < before
     assert found["chosen_on"]["also_used_for"] == ["`varlora tune` chose how to predict"]
     assert "The guarantee is approximate: on the same validation rows `varlora tune` chose how to predict" in done.out
+    assert {split: of["guarantee"] for split, of in found["splits"].items()} == {
+        "validation": "chosen here",
+        "test": "approximate",
+        "shift": "none",
+    }
+    assert "holds" not in done.out
 
 
 def test_rows_that_are_reported_are_not_chosen_on(call: Call, run: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from varlora.compare.estimate import (
     rows_of,
     seconds_of,
     training_seconds,
+    written_tokens,
 )
 from varlora.compare.memory import Shape
 from varlora.runs import RunConfig
@@ -57,14 +58,16 @@ def test_a_finished_cell_tells_of_its_like(tmp_path: Path) -> None:
     assert (measured.seconds, measured.measured) == (50, True)
     assert not worked.measured
     assert worked.seconds is not None
-    assert worked.seconds > START_SECONDS
+    assert worked.seconds > 0
+    shared = estimates_of([by_name["world", "ivon", 2], by_name["more", "ivon", 2]], timer, start=0)
+    assert [one.seconds for one in shared.values()] == [50, pytest.approx(worked.seconds - START_SECONDS)]
     assert worked.memory is not None
 
 
 def seconds(passes: int = 0, shape: Shape = SHAPE, rows: Rows | None = None, **options: object) -> float:
     rows = rows if rows is not None else Rows(train=1000, predicted=300, tokens=100)
     config = replace(CONFIG, **options)  # type: ignore[arg-type]
-    return training_seconds(config, shape, rows, passes=passes, speed=1e12) - START_SECONDS
+    return training_seconds(config, shape, rows, passes=passes, speed=1e12)
 
 
 def test_the_formula() -> None:
@@ -76,6 +79,25 @@ def test_the_formula() -> None:
     assert seconds(method="ivon", draws=2) == 2 * seconds()
     layered = seconds(shape=replace(SHAPE, layers=10)) - seconds()
     assert layered == pytest.approx(3 * 2000 / 8 * 10 * LAYER_SECONDS)
+
+
+def test_texts_are_counted_with_a_step_for_each_token() -> None:
+    # 300 rows at the mean and under 3 draws: each prompt is read again, and up to 50 tokens are written
+    options = {"method": "ivon", "samples": 3, "max_new_tokens": 50}
+    texts = seconds(**options, final_answer="number") - seconds(**options)
+    assert texts == pytest.approx(2 * 1e9 * 4 * 300 * (100 + 50) / 1e12)
+    layered = replace(SHAPE, layers=10)
+    steps = seconds(shape=layered, **options, final_answer="number") - seconds(shape=layered, **options) - texts
+    assert steps == pytest.approx(4 * 300 / 32 * 50 * 10 * LAYER_SECONDS)
+    point = {"method": "adamw", "samples": 3, "max_new_tokens": 50}  # no draws
+    assert seconds(**point, final_answer="text") - seconds(**point) == pytest.approx(texts / 4)
+
+
+def test_known_tasks_with_final_answers_write_texts() -> None:
+    gsm8k = replace(CONFIG, task="gsm8k", max_new_tokens=70)
+    assert written_tokens(gsm8k) == 70
+    assert written_tokens(replace(gsm8k, final_answer="none")) == 0
+    assert written_tokens(CONFIG) == 0
 
 
 def test_rows_are_counted_in_files(tmp_path: Path) -> None:

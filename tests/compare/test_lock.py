@@ -82,3 +82,11 @@ def test_it_is_free_again_afterwards(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path / "new"):
             pass
+
+
+def test_a_file_is_no_folder_to_lock(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"cannot be a folder: .*file is a file\. Choose another output_dir"):
+        with locked(tmp_path / "file"):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"

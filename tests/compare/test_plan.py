@@ -138,7 +138,12 @@ def test_cells_are_chosen_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no method 'ivn'; did you mean 'ivon'"):
         chosen(cells, ["method=ivn"])
     with pytest.raises(ValueError, match="must be model=, task=, method= or seed="):
-        chosen(cells, ["methods=ivon"])
+        chosen(cells, ["when=ivon"])
+    for text in ("metod=ivon", "methods=ivon"):
+        with pytest.raises(ValueError, match=f"'{text}' must be .*, comma-separated; did you mean 'method'?"):
+            chosen(cells, [text])
+    with pytest.raises(ValueError, match=r"'ivon' must be .*, comma-separated\.$"):
+        chosen(cells, ["ivon"])
 
 
 def test_data_of_cells_that_are_not_chosen_need_not_be_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,6 @@ from varlora.compare.variant import Variant
 from varlora.compare.variant_files import (
     FORMAT,
     draws_of,
-    folder_of,
     in_words,
     is_made,
     is_own,
@@ -26,6 +25,7 @@ from varlora.compare.variant_files import (
     splits_of,
     unfit,
     usable_rows,
+    variant_folder,
 )
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, Posterior, PosteriorMeta
 from varlora.prediction import Prediction
@@ -55,7 +55,7 @@ def run_of(
 
 
 def write_facts(run: RunFolder, variant: Variant, **facts: Any) -> Path:
-    folder = folder_of(run, made_as(run, variant))
+    folder = variant_folder(run, made_as(run, variant))
     folder.mkdir(parents=True)
     content = {"format": FORMAT, "draws": 10, "pruned": 0.0, "seconds": {"test": 3.0}, **facts}
     (folder / "variant.json").write_text(json.dumps(content), encoding="utf-8")

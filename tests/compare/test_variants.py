@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from small_runs import config, finish_herds, herds, save_model, write_rows
+from varlora.compare import variant_files
 from varlora.compare import variants as making
 from varlora.compare.variants import (
     Variant,
@@ -264,6 +265,15 @@ def test_nothing_is_chosen_on_rows_of_the_test_split(model: str, tmp_path: Path)
     validation = found.prediction("validation", "mean")
     clean = fit_temperature(validation.log_probs[:40], validation.labels[:40])
     assert logit_temperature(found, variant) == clean != fit_temperature(validation.log_probs, validation.labels)
+
+
+def test_a_warning_of_a_temperature_names_the_run_and_the_variant(ivon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str] = []
+    monkeypatch.setattr(variant_files, "fit_temperature", lambda *_, of: named.append(of) or 1.0)
+    variant = Variant(mode="mean", logit_temperature="validation")
+    ensure_variants(ivon, [variant])
+    assert logit_temperature(read_run(ivon), variant) == 1
+    assert named == [f"{ivon} predicted with as {{mode: mean}}"]
 
 
 def test_a_tuned_run_is_varied_as_training_left_it(ivon: Path) -> None:

@@ -50,6 +50,9 @@ def test_a_cell_is_trained_and_predicted_with_and_then_left_alone(tmp_path: Path
     execute_cell(one)
     assert one.state() == "done"
     assert read_run(one.folder).config == one.config
+    assert read_run(one.folder).facts["task"]["source"] == (
+        "generated: varlora's task of multiple choice (the demo's), seed 0; rows: 16 train, 24 validation, 16 test"
+    )
     stamps = {file: file.stat().st_mtime_ns for file in one.folder.rglob("*")}
     execute_cell(one)
     assert {file: file.stat().st_mtime_ns for file in one.folder.rglob("*")} == stamps

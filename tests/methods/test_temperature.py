@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from varlora.methods import cross_fitted, fit_temperature
+from varlora.methods import cross_fitted, fit_temperature, with_temperatures
 from varlora.methods.temperature import BOUNDS
+from varlora.posterior import PointMass
+from varlora.prediction import Prediction
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "metrics.json").read_text())["temperature"]
 
@@ -51,6 +53,16 @@ def test_missing_choices_take_no_part() -> None:
 def test_a_bound_is_said_to_be_one(labels: list[int], bound: float, caplog: pytest.LogCaptureFixture) -> None:
     assert fit_temperature(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor(labels)) == bound
     assert f"using {bound:g}" in caplog.text
+
+
+def test_a_bound_names_whose_predictions_it_is_of(caplog: pytest.LogCaptureFixture) -> None:
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([1, 0])
+    fit_temperature(logits, labels, of="runs/a")
+    assert caplog.messages == ["runs/a: the temperature that minimises the validation NLL lies beyond 100; using 100"]
+    caplog.clear()
+    prediction = Prediction(log_probs=logits[:, None].double().log_softmax(-1), labels=labels)
+    with_temperatures(PointMass(mean={"w": torch.ones(1)}), {"mean": prediction}, of="runs/a")
+    assert caplog.messages[0].startswith("runs/a, mode mean: the temperature")
 
 
 @pytest.mark.parametrize(

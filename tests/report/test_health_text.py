@@ -87,9 +87,9 @@ def test_tuning_is_pointed_out_where_it_can_be_done_and_was_not() -> None:
         ({"held_out": end(-0.3)}, "still under-confident at the end"),
         ({"held_out": end(0.3)}, "divide the logits (`varlora tune here`)"),
         ({"held_out": end(0.3), "validation_rows": 0}, "where there are validation rows"),
-        ({"ess": 5.0, "ess_start": 1000.0}, "lower bound, λ_0/200: the model is over-confident"),
-        ({"ess": 5.0, "ess_start": 1000.0, "held_out": end(0.3)}, "λ_0/200 (log T̂ +0.30 ± 0.10): "),
-        ({"ess": 1e4, "ess_start": 1000.0}, "upper bound, 10 λ_0, where the noise is as good as off"),
+        ({"ess": 100.0, "ess_start": 1000.0}, "lower bound, λ_0/10: the model is over-confident"),
+        ({"ess": 100.0, "ess_start": 1000.0, "held_out": end(0.3)}, "λ_0/10 (log T̂ +0.30 ± 0.10): "),
+        ({"ess": 1e5, "ess_start": 1000.0}, "upper bound, 100 λ_0, where the noise is as good as off"),
     ],
 )
 def test_what_has_not_settled_is_said_with_what_to_do(changes: dict[str, Any], expected: str) -> None:

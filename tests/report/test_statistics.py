@@ -74,6 +74,56 @@ def test_outcomes_over_seeds(values: Sequence[float], metric: str, outcome: str)
     assert over_seeds(values).outcome(measure(metric)) == outcome
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0.02, 0.02, 0.02),
+        (-0.3, -0.3),
+        (0.8 - 0.7, 0.9 - 0.8, 0.7 - 0.6),  # 0.1 each time, but for the rounding
+        (1e6, 1e6 + 1e-7),
+        (0.0, 0.0, 0.0),
+    ],
+)
+def test_equal_differences_tell_nothing_of_their_spread(values: Sequence[float]) -> None:
+    found = over_seeds(values)
+    assert (found.se, found.low, found.high) == (0.0, None, None)
+    assert found.mean == pytest.approx(values[0], rel=1e-9)
+    assert {found.outcome(measure(metric)) for metric in ("accuracy", "nll")} == {"tie"}
+
+
+@pytest.mark.parametrize("strange", [math.nan, math.inf])
+def test_what_is_not_finite_equals_nothing(strange: float) -> None:
+    for values in ((0.1, 0.1, strange), (strange, strange)):
+        assert math.isnan(over_seeds(values).se or 0.0)
+
+
+def test_differences_that_nearly_agree_are_clear() -> None:
+    found = over_seeds((0.02, 0.02, 0.02 + 1e-9))
+    assert found.low is not None
+    assert found.low > 0
+    assert found.outcome(measure("accuracy")) == "win"
+
+
+def test_equal_differences_count_as_a_tie_by_seeds_only() -> None:
+    right = {"AdamW": 20, "IVON": 32}
+    labels = torch.zeros(40, dtype=torch.int64)
+    rows = [
+        Row(
+            method=name,
+            seed=seed,
+            split=SPLIT,
+            log_probs=torch.tensor([[0.8, 0.2]] * count + [[0.3, 0.7]] * (40 - count), dtype=torch.float64).log(),
+            labels=labels,
+        )
+        for name, count in right.items()
+        for seed in (0, 1, 2)
+    ]
+    block = Block(model="m", task="t", comparison=Comparison(task="t", rows=rows, resamples=200))
+    (tally,) = tallies(Study(name="s", reference=ADAMW, blocks=[block]), metrics=["accuracy"])
+    (judged,) = tally.judged
+    assert (judged.by_examples, judged.by_seeds, judged.each_seed) == ("win", "tie", ("win",) * 3)
+
+
 def test_a_paired_difference_over_seeds_is_that_of_the_seeds_values(comparison: Comparison) -> None:
     found = difference_over_seeds(comparison, IVON, ADAMW, metric="nll", split="other words")
     pairs = zip(comparison.runs(IVON, "other words"), comparison.runs(ADAMW, "other words"), strict=True)
@@ -215,7 +265,7 @@ def test_detection_is_compared_by_seed_and_by_entropy_where_there_are_no_draws()
     detection = {
         "ood": {
             ADAMW: {"auroc_entropy": [0.80, 0.90, 0.70], "fpr95_entropy": [0.5, 0.4, 0.6]},
-            IVON: {"auroc_entropy": [0.82, 0.92, 0.72], "auroc_mutual_information": [0.9, 0.95, 0.6]},
+            IVON: {"auroc_entropy": [0.82, 0.921, 0.719], "auroc_mutual_information": [0.9, 0.95, 0.6]},
         }
     }
     block = Block(model="m", task="t", comparison=None, detection=detection)
@@ -226,7 +276,7 @@ def test_detection_is_compared_by_seed_and_by_entropy_where_there_are_no_draws()
     entropy = of("auroc_entropy")
     assert entropy is not None
     assert entropy.mean == pytest.approx(0.02)
-    assert entropy.outcome(DETECTION["auroc_entropy"]) == "win"  # 0.8 and 0.9 differ, their gains do not
+    assert entropy.outcome(DETECTION["auroc_entropy"]) == "win"  # 0.8 and 0.9 differ, their gains hardly do
     assert of("auroc_mutual_information") == over_seeds([0.9 - 0.8, 0.95 - 0.9, 0.6 - 0.7])
     assert of("fpr95_entropy") is None
     assert of("auroc_entropy", "SWAG") is None

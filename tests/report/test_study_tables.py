@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from varlora.report import Comparison, Table
@@ -90,6 +92,17 @@ def test_one_seed_has_no_interval_over_seeds(comparison: Comparison) -> None:
     study = Study(name="s", reference="AdamW", blocks=(Block(model="m", task="t", comparison=one),))
     record = record_table(study, split="test")
     assert {len(cell.lines) for _, row in record.rows for cell in row} == {2}  # over examples, and each seed's own
+
+
+def test_equal_differences_have_no_interval_over_seeds(comparison: Comparison) -> None:
+    twice = [
+        replace(row, seed=seed) for row in comparison.rows if row.seed == 21 for seed in (0, 1)
+    ]  # two seeds that found the same
+    table = seeds_table(Comparison(task="t", rows=twice, resamples=40), split="test", metrics=["nll"])
+    cell = cells(table)["IVON, 10 samples"]["NLL ↓"]
+    assert cell.texts[0].endswith(" ± 0.000 tie")
+    assert cell.texts[1:] == ("no interval",)
+    assert cell.verdict == "unclear"
 
 
 def test_detection(study: Study) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -13,7 +14,8 @@ from small_runs import films, finish_herds, herds, write_rows
 from varlora.prediction import Prediction
 from varlora.runs import predict_split, read_run, reload_setting, tune
 from varlora.runs.tuning import losses
-from varlora.runs.validation import ValidationRows
+from varlora.runs.validation import ValidationRows, unreported
+from varlora.tasks import Task
 
 
 def rows_of(folder: Path) -> ValidationRows:
@@ -87,6 +89,24 @@ def test_rows_that_are_test_rows_are_left_out(model: str, tmp_path: Path, caplog
     stored = read_run(folder).prediction("validation", "samples")
     expected = losses(stored.log_probs[:24], stored.labels[:24])
     assert tuning.choice.nll_before == float(expected.mean())
+
+
+def test_rows_with_an_answer_whose_prompts_are_not_reported_may_be_chosen_on() -> None:
+    def split(*prompts: str) -> datasets.Dataset:
+        rows = {"id": list(prompts), "prompt": list(prompts), "label": [0] * len(prompts)}
+        return datasets.Dataset.from_dict({**rows, "num_choices": [2] * len(prompts)})
+
+    task = Task(name="t", kind="label", answers=("a", "b"), splits={"test": split("x", "y"), "shift": split("z")})
+    answered, prompts = torch.tensor([True, True, False, True, False]), ["x", "z", "y", "v", "w"]
+    for splits, kept, left_out in (
+        (["test"], [False, True, False, True, False], 1),
+        (["test", "shift"], [False, False, False, True, False], 2),
+        (["ood"], answered.tolist(), 0),
+        ([], answered.tolist(), 0),
+    ):
+        found = unreported(answered, prompts, task, splits)
+        assert (found[0].tolist(), found[1]) == (kept, left_out)
+    assert torch.equal(unreported(answered, (), task, [])[0], answered)
 
 
 def test_too_few_rows(model: str, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def execute(arguments: Namespace) -> None:
     from varlora.compare.code_version import code_version
     from varlora.compare.driver import PAGE, TABLES, finish, opened, run_cells
     from varlora.compare.engines import Inline, Ray, Workers, import_ray
-    from varlora.compare.estimate import Timer, estimates_of
+    from varlora.compare.estimate import START_SECONDS, Timer, estimates_of
     from varlora.report.study_text import print_study
 
     plan = read_plan(
@@ -102,7 +102,9 @@ def execute(arguments: Namespace) -> None:
     left = [cell for cell in wanted if states[cell.folder] != "done"]
     timer = Timer(cells)
     at_once = _at_once(arguments)
-    _show_plan(plan, wanted, states, estimates_of(left, timer), at_once)
+    shared = arguments.engine == "inline"  # one process for all cells
+    estimates = estimates_of(left, timer, start=0 if shared else START_SECONDS)
+    _show_plan(plan, wanted, states, estimates, at_once, start=START_SECONDS if shared else 0)
     _show_versions(wanted, left, code_version())
     if arguments.dry_run:
         return
@@ -170,6 +172,8 @@ def _show_plan(
     states: Mapping[Path, str],
     estimates: Mapping[str, Estimate],
     at_once: int,
+    *,
+    start: float,
 ) -> None:
     """The cells by state, and what those that are left will take."""
     counts = Counter(states.values())
@@ -190,7 +194,7 @@ def _show_plan(
     sums = ", ".join(f"{counts[state]} {state}" for state in shown)
     out.print(f"{len(cells)} cells in {escape(str(plan.output_dir))}: {sums}.", highlight=False, soft_wrap=True)
     if estimates:
-        _show_sum(list(estimates.values()), at_once)
+        _show_sum(list(estimates.values()), at_once, start)
 
 
 def _order(plan: Plan, kind: tuple[str, str, str]) -> tuple[int, ...]:
@@ -205,7 +209,7 @@ def _takes(found: Estimate | None) -> tuple[str, str]:
     return seconds, "not known" if found.memory is None else f"~{size(found.memory.total)}"
 
 
-def _show_sum(estimates: Sequence[Estimate], at_once: int) -> None:
+def _show_sum(estimates: Sequence[Estimate], at_once: int, start: float) -> None:
     from varlora.compare.estimate import operations_per_second
 
     known = [found.seconds for found in estimates if found.seconds is not None]
@@ -214,7 +218,7 @@ def _show_sum(estimates: Sequence[Estimate], at_once: int) -> None:
         missing = len(estimates) - len(known)
         also = f", and {missing} for which it is not known" * (missing > 0)
         lines.append(
-            f"About {duration(sum(known) / at_once)} for {len(known)} cells, {at_once} at a time{also}. "
+            f"About {duration(start + sum(known) / at_once)} for {len(known)} cells, {at_once} at a time{also}. "
             "A time with ~ is an estimate, the others are those of finished cells."
         )
     if any(not found.measured and found.seconds is not None for found in estimates):

@@ -81,7 +81,11 @@ def _common_precision(posteriors: Sequence[DiagonalGaussian], sources: Sequence[
     first = posteriors[0].meta.prior_precision
     for q, source in zip(posteriors, sources, strict=True):
         if q.meta.prior_precision is None:
-            raise ValueError(f"{source} does not say its prior; give --prior_precision.")
+            raise ValueError(
+                f"{source} has no prior around zero that could be divided out (by default the prior is around where "
+                "training began). Train with --prior fixed, one --ess and one --weight_decay, or say with "
+                "--prior_precision which prior to divide out."
+            )
         if q.meta.prior_precision != first:
             raise ValueError(
                 f"{source} and {sources[0]} were trained with different priors (an adaptive prior is each run's own). "

@@ -26,8 +26,9 @@ from varlora.runs.selective import CALIBRATION, VALIDATION, Calibration, Selecti
 
 logger = logging.getLogger(__name__)
 
-CHOSEN, HOLDS, NONE, ALIKE = "chosen here", "holds", "none", "if drawn alike"
-"""What a guarantee says of a split: nothing new; it holds; these are rows of another kind; it depends on the file's."""
+CHOSEN, HOLDS, APPROXIMATE, NONE, ALIKE = "chosen here", "holds", "approximate", "none", "if drawn alike"
+"""What a guarantee says of a split: nothing new; it holds; it nearly does, since the rows that it is from have decided
+other things, too; these are rows of another kind; it depends on the file's."""
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "delta": ("target_accuracy",),
     "sureness": ("coverage", "target_accuracy"),
@@ -193,7 +194,8 @@ def say_caveats(report: Mapping[str, Any]) -> None:
 def _guarantee(split: str, calibration: Calibration) -> str:
     if calibration.source != VALIDATION:
         return ALIKE
-    return {VALIDATION: CHOSEN, IN_SCOPE: HOLDS}.get(split, NONE)
+    holds = APPROXIMATE if calibration.also_used_for else HOLDS
+    return {VALIDATION: CHOSEN, IN_SCOPE: holds}.get(split, NONE)
 
 
 def _table(*headings: str) -> Table:

@@ -14,8 +14,7 @@ from typing import Any
 from varlora.demo.data import model_folder, write_task
 from varlora.demo.world import fine_tuning_task
 from varlora.runs import RunConfig
-from varlora.tasks import TASKS
-from varlora.tasks.named import Benchmark
+from varlora.runs.data import task_folder
 
 EMBEDDED = "embedded"
 """As `model_name_or_path`: the small Llama that the package carries."""
@@ -45,6 +44,17 @@ class Generated:
     def digest(self) -> str:
         """A hash of the rows."""
         return _digest_of_generated(self)
+
+    @property
+    def in_words(self) -> str:
+        """Where the rows come from, for people.
+
+        Example:
+            >>> Generated(seed=3, validation=0).in_words
+            "generated: varlora's task of multiple choice (the demo's), seed 3; rows: 300 train, 0 validation, 500 test"
+        """
+        sizes = f"{self.train} train, {self.validation} validation, {self.test} test"
+        return f"generated: varlora's task of multiple choice (the demo's), seed {self.seed}; rows: {sizes}"
 
     def files(self, folder: Path) -> dict[str, str]:
         """The settings that name the files, which `write` writes."""
@@ -97,17 +107,11 @@ def contents_of(config: RunConfig, left_out: Collection[str] = ()) -> dict[str, 
             raise ValueError(f"{name} is {str(path)!r}, and there is no such file or folder.")
         if name == "shift_task_dir":
             names = [task.strip() for task in (config.shift_tasks or "").split(",")]
-            parts = {task: digest_of(path / folder_of(task), DATA_FILES) for task in names}
+            parts = {task: digest_of(path / task_folder(task), DATA_FILES) for task in names}
             found[name] = to_hash(parts)
         else:
             found[name] = digest_of(path, MODEL_FILES if name == "model_name_or_path" else DATA_FILES)
     return found
-
-
-def folder_of(task: str) -> str:
-    """What a named task's folder is called among those of other tasks."""
-    loader = TASKS.get(task)
-    return loader.folder if isinstance(loader, Benchmark) and loader.folder is not None else task
 
 
 def digest_of(path: Path, endings: tuple[str, ...]) -> str:

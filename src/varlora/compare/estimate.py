@@ -5,8 +5,8 @@ Where a like cell has been finished, its seconds are taken. Otherwise a model of
     forward 2 N, backward 2 N for each token        (the gradients of frozen weights are not computed)
     2 N more with gradient checkpointing            (the second forward pass)
 
-floating-point operations to train, and 2 N for each token and draw to predict; divided by the device's operations a
-second. It is an estimate, and said to be one.
+floating-point operations to train, and 2 N for each token and draw to predict, read or written; divided by the device's
+operations a second. It is an estimate, and said to be one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from varlora.compare.content import path_settings
 from varlora.compare.memory import Memory, Shape, memory_of, shape_of
 from varlora.runs import RunConfig
 from varlora.runs.folder import FACTS
+from varlora.tasks import FINAL_ANSWERS, TASKS
+from varlora.tasks.named import Benchmark
 
 UTILISATION = 0.35
 """Share of a GPU's peak that training reaches."""
@@ -48,11 +50,13 @@ PEAKS: Mapping[str, tuple[float, float]] = {
 }
 """Operations a second that the makers state, dense: in 16 bit with 32-bit sums, and in float32."""
 START_SECONDS = 10.0
-"""Of a process, and of loading a small model."""
+"""That a process takes to begin: once, or for each cell that has a process of its own."""
 LAYER_SECONDS = 4e-4
 """What a layer of a batch takes beside its arithmetic; it is what counts for tiny models."""
 PASSES: Mapping[str, float] = {"ensemble": 5.0, "laplace": 1.5, "tfb": 1.5}
 """Trainings' worth of arithmetic that a method takes, with its defaults."""
+POINTS = ("adamw", "temperature", "ema")
+"""Methods without draws."""
 KNOWN_ROWS: Mapping[str, tuple[int, int, int]] = {
     "arc_easy": (2251, 2946, 75),
     "arc_challenge": (1119, 1471, 80),
@@ -127,12 +131,15 @@ def seconds_of(cell: Cell) -> float | None:
     return sum(float(value) for value in seconds.values() if value is not None)
 
 
-def estimates_of(cells: Sequence[Cell], timer: Timer | None = None) -> dict[str, Estimate]:
+def estimates_of(
+    cells: Sequence[Cell], timer: Timer | None = None, *, start: float = START_SECONDS
+) -> dict[str, Estimate]:
     """What each cell will take, by its folder; cells that differ in the seed alone share the work.
 
     Args:
         cells: all.
         timer: of the finished ones; None makes one.
+        start: seconds that each cell takes to begin; 0 where they share a process.
     """
     timer = timer if timer is not None else Timer(cells)
     worked: dict[tuple[str, str, str], Estimate] = {}
@@ -143,6 +150,8 @@ def estimates_of(cells: Sequence[Cell], timer: Timer | None = None) -> dict[str,
         if kind not in worked:
             worked[kind] = _worked_out(cell, shapes)
         one, seconds = worked[kind], timer.expected(cell)
+        if one.seconds is not None:
+            one = replace(one, seconds=one.seconds + start)
         if seconds is not None:
             one = Estimate(seconds=seconds, measured=True, memory=one.memory, unknown=one.unknown)
         found[str(cell.folder)] = one
@@ -150,7 +159,9 @@ def estimates_of(cells: Sequence[Cell], timer: Timer | None = None) -> dict[str,
 
 
 def training_seconds(config: RunConfig, shape: Shape, rows: Rows, *, passes: int, speed: float) -> float:
-    """Seconds of a training and its predictions, worked out.
+    """Seconds of a training, its predictions and the texts that it writes, worked out.
+
+    Of a text, as many tokens as it may have are counted, a step each.
 
     Args:
         config: the settings.
@@ -165,7 +176,7 @@ def training_seconds(config: RunConfig, shape: Shape, rows: Rows, *, passes: int
         >>> config = RunConfig(model_name_or_path="m", task="arc_easy", method="adamw", num_train_epochs=1,
         ...                    output_dir="o")
         >>> rows = Rows(train=1000, predicted=0, tokens=100)
-        >>> training_seconds(config, shape, rows, passes=0, speed=1e12) - START_SECONDS
+        >>> training_seconds(config, shape, rows, passes=0, speed=1e12)
         400.0
     """
     step = config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -178,7 +189,24 @@ def training_seconds(config: RunConfig, shape: Shape, rows: Rows, *, passes: int
     operations = shape.matrices * rows.tokens * (each * seen * times + 2 * rows.predicted * passes)
     batches = 3 * times * seen / config.per_device_train_batch_size
     batches += passes * rows.predicted / config.per_device_eval_batch_size
-    return START_SECONDS + operations / speed + batches * shape.layers * LAYER_SECONDS
+    if new := written_tokens(config):
+        texts = (1 + draws_of(config)) * rows.predicted
+        operations += 2 * shape.matrices * texts * (rows.tokens + new)
+        batches += texts / config.per_device_eval_batch_size * new
+    return operations / speed + batches * shape.layers * LAYER_SECONDS
+
+
+def written_tokens(config: RunConfig) -> int:
+    """The most tokens of each text that a run writes; 0 for a task that has no final answers."""
+    loader = TASKS.get(config.task) if config.task is not None else None
+    known = loader.final_answer if isinstance(loader, Benchmark) else None
+    kind = config.final_answer if config.final_answer is not None else known
+    return config.max_new_tokens if kind in FINAL_ANSWERS else 0
+
+
+def draws_of(config: RunConfig) -> int:
+    """How many draws a run predicts with."""
+    return 0 if config.method in POINTS else config.samples
 
 
 def rows_of(config: RunConfig, generated: tuple[int, int] | None = None) -> Rows | None:
@@ -243,7 +271,7 @@ def _worked_out(cell: Cell, shapes: dict[tuple[Any, ...], Shape | str]) -> Estim
         return Estimate(
             seconds=None, measured=False, memory=memory, unknown="the number of rows is not known beforehand"
         )
-    passes = 1 + config.samples + _passes(cell)
+    passes = 1 + draws_of(config) + _passes(cell)
     speed, _ = operations_per_second(shape.bytes_each == 4 and not config.bf16)
     seconds = training_seconds(config, shape, rows, passes=passes, speed=speed)
     return Estimate(seconds=seconds, measured=False, memory=memory_of(config, shape, rows.tokens))

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from varlora.folders import check_can_be_folder
+
 LOCK = ".lock"
 
 
@@ -25,7 +27,7 @@ def locked(folder: Path, *, patience: float = 20.0) -> Iterator[int]:
         patience: seconds to wait for the workers of a comparison that is dead.
 
     Raises:
-        ValueError: another comparison is at work in the folder.
+        ValueError: another comparison is at work in the folder, or it cannot be one.
 
     Example:
         >>> import tempfile
@@ -34,6 +36,7 @@ def locked(folder: Path, *, patience: float = 20.0) -> Iterator[int]:
         ...     (folder / LOCK).read_text() == str(os.getpid())
         True
     """
+    check_can_be_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -12,15 +12,18 @@ from typing import Any, Literal
 
 from varlora.compare.cell import GENERATED, Cell, make_cell
 from varlora.compare.code_version import code_version
-from varlora.compare.content import Generated, folder_of, local_model
+from varlora.compare.content import Generated, local_model
 from varlora.compare.variant import Variant
 from varlora.nearest import nearest
 from varlora.runs import RunConfig, method_of
+from varlora.runs.data import task_folder
 from varlora.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
 Over = Literal["temperature", "prune", "samples"]
+CELL = ("model", "task", "method", "seed")
+"""What a cell is named by."""
 SOURCES = ("task", "train_file", "dataset_name")
 """Settings that say where a task's rows come from; without any, the task's key is the name of a known task."""
 
@@ -244,7 +247,7 @@ class Plan:
         if name is not None and name not in TASKS:
             raise ValueError(f"unknown task {name!r}; {nearest(name, TASKS)} A task of your own needs train_file.")
         if name is not None and self.data is not None and "task_dir" not in merged:
-            merged["task_dir"] = str(self._folder_of(folder or folder_of(name)))
+            merged["task_dir"] = str(self._in_data(folder or task_folder(name)))
         if self.data is not None and merged.get("shift_tasks") and "shift_task_dir" not in merged:
             merged["shift_task_dir"] = str(self.data)
         if "model_name_or_path" in merged:
@@ -254,7 +257,7 @@ class Plan:
         }
         return RunConfig(**settings | {"seed": seed, "output_dir": "-"}), generated
 
-    def _folder_of(self, name: str) -> Path:
+    def _in_data(self, name: str) -> Path:
         assert self.data is not None
         if not (self.data / name).is_dir():
             there = sorted(path.name for path in self.data.iterdir() if path.is_dir()) if self.data.is_dir() else []
@@ -288,8 +291,12 @@ def chosen(cells: Sequence[Cell], only: Sequence[str]) -> tuple[Cell, ...]:
 def _filter(text: str) -> tuple[str, list[str]]:
     """A filter's name and values."""
     name, equals, values = text.partition("=")
-    if name not in ("model", "task", "method", "seed") or not equals:
-        raise ValueError(f"--only {text!r} must be model=, task=, method= or seed= with names, comma-separated.")
+    if name not in CELL or not equals:
+        near = nearest(name, CELL, otherwise="") if equals else ""
+        raise ValueError(
+            f"--only {text!r} must be model=, task=, method= or seed= with names, comma-separated"
+            f"{'; ' * bool(near)}{near or '.'}"
+        )
     return name, [value.strip() for value in values.split(",")]
 
 

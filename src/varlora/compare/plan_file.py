@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from varlora.compare.content import Generated
-from varlora.compare.plan import Curve, MethodPlan, Over, Override, Plan
+from varlora.compare.plan import CELL, Curve, MethodPlan, Over, Override, Plan
 from varlora.compare.variant import Variant
+from varlora.folders import check_can_be_folder
 from varlora.nearest import nearest
 from varlora.runs import RunConfig
 from varlora.runs.config import load_yaml
@@ -20,7 +21,6 @@ KNOWN = (
     *("name", "output_dir", "data", "code_versions", "reference", "seeds", "settings", "models", "tasks", "methods"),
     *("overrides", "small", *NOTES),
 )
-CELL = ("model", "task", "method", "seed")
 SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name not in ("output_dir", "seed"))
 NAME = re.compile(r"[\w][\w.+-]*")
 
@@ -43,7 +43,8 @@ def read_plan(
         code_versions: other versions of the code whose cells are taken too.
 
     Raises:
-        ValueError: a mistake in the file; the message says where, what is allowed, and what is nearest.
+        ValueError: a mistake in the file; the message says where, what is allowed, and what is nearest. Or the
+            output folder is a file.
     """
     whole = load_yaml(file)
     where = str(file)
@@ -72,6 +73,7 @@ def read_plan(
 
 
 def _placed(plan: Plan, output_dir: str | Path, data: str | Path | None, code_versions: Sequence[str]) -> Plan:
+    check_can_be_folder(output_dir)
     return dataclasses.replace(
         plan,
         output_dir=Path(output_dir),

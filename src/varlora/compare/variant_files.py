@@ -178,7 +178,7 @@ def made_as(run: RunFolder, variant: Variant) -> Variant:
     return made
 
 
-def folder_of(run: RunFolder, made: Variant) -> Path:
+def variant_folder(run: RunFolder, made: Variant) -> Path:
     """Where the predictions of a variant that `made_as` gave are kept."""
     return run.path / FOLDER / made.key
 
@@ -190,7 +190,7 @@ def splits_of(run: RunFolder) -> list[str]:
 
 def is_made(run: RunFolder, made: Variant, draws: int) -> bool:
     """Whether a variant's predictions are kept, with as many draws."""
-    if not (folder_of(run, made) / FACTS).is_file():
+    if not (variant_folder(run, made) / FACTS).is_file():
         return False
     facts = facts_of(run, made)
     return bool(facts["format"] == FORMAT and facts["draws"] >= draws)
@@ -202,7 +202,7 @@ def facts_of(run: RunFolder, made: Variant) -> dict[str, Any]:
     Raises:
         ValueError: there is none.
     """
-    file = folder_of(run, made) / FACTS
+    file = variant_folder(run, made) / FACTS
     if not file.is_file():
         raise ValueError(
             f"{run.path} has not been predicted with as {in_words(made)} yet. Run `varlora compare` again."
@@ -237,9 +237,9 @@ def _file(run: RunFolder, variant: Variant, split: str) -> Path:
     made = made_as(run, variant)
     if facts_of(run, made)["draws"] < draws_of(run, variant):
         raise ValueError(
-            f"{folder_of(run, made)} has fewer draws than {in_words(variant)}. Run `varlora compare` again."
+            f"{variant_folder(run, made)} has fewer draws than {in_words(variant)}. Run `varlora compare` again."
         )
-    return folder_of(run, made) / f"{split}.parquet"
+    return variant_folder(run, made) / f"{split}.parquet"
 
 
 def _undivided(run: RunFolder, variant: Variant, split: str) -> Prediction:
@@ -279,7 +279,8 @@ def _fitted(folder: str, variant: Variant, stamp: int) -> float:
     run = read_run(folder)
     rows = usable_rows(run.path)
     validation = _undivided(run, variant, SPLIT)
-    return fit_temperature(validation.log_probs[rows], validation.labels[rows])
+    whose = f"{folder} predicted with as {in_words(variant)}"
+    return fit_temperature(validation.log_probs[rows], validation.labels[rows], of=whose)
 
 
 def in_words(variant: Variant) -> str:

@@ -26,7 +26,6 @@ from varlora.compare.variant_files import (
     chooses,
     derived,
     draws_of,
-    folder_of,
     in_words,
     is_made,
     is_own,
@@ -38,6 +37,7 @@ from varlora.compare.variant_files import (
     splits_of,
     unfit,
     usable_rows,
+    variant_folder,
 )
 from varlora.folders import atomic_file, atomic_folder, interrupted
 from varlora.metrics import largest_free, mean_log_probs, paired_error
@@ -135,7 +135,7 @@ def _make(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progre
     facts |= {"pruned": fraction, "seconds": took}
     unpruned = made.prune == "validation" and fraction == 0
     own = unpruned and is_own(run, dataclasses.replace(made, prune=0.0))
-    folder = folder_of(run, made)
+    folder = variant_folder(run, made)
     for left in interrupted(folder):  # a killed process made it, and here it is made again
         shutil.rmtree(left)
     with atomic_folder(folder, overwrite=folder.exists(), marker=FACTS) as new:

@@ -45,7 +45,8 @@ def execute_cell(cell: Cell, *, progress: bool = False) -> None:
                 f"{cell.code_version}; its results must not mix. Start it again."
             )
         resume = _can_resume(cell)
-        run(cell.config, resume=resume, overwrite=not resume, progress=progress)
+        source = cell.generated.in_words if cell.generated is not None else None
+        run(cell.config, resume=resume, overwrite=not resume, progress=progress, source=source)
     if PartialState().is_main_process:
         ensure_variants(cell.folder, cell.variants, config=cell.config, progress=progress)
 

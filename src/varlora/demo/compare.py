@@ -135,7 +135,7 @@ def _add_adamw(rows: list[Row], result: RunResult, seed: int) -> float:
     """Adds AdamW as it is, and with the temperature that its validation rows ask for; returns the temperature."""
     validation = result.predictions["validation"]["mean"]
     assert isinstance(validation, Prediction)
-    scaled = with_temperatures(result.posterior, {"mean": validation})
+    scaled = with_temperatures(result.posterior, {"mean": validation}, of=f"AdamW, seed {seed}")
     start = time.perf_counter()
     prediction = predict_split(result.setting, scaled, "test", mode="mean")
     seconds = time.perf_counter() - start

@@ -37,7 +37,7 @@ class Ivon:
         beta2: β2; 1 keeps h at h0.
         weight_decay: δ of the prior N(0, 1/(λ δ)).
         clip_radius: ξ, of the Newton update.
-        prior: "fixed" or "adaptive".
+        prior: "fixed", "adaptive" or "movement".
         held_out: which rows steer λ = "auto": "validation", "train" (some are withheld for a while), "auto" (validation
             rows if there are some), or "none".
         draws: Monte-Carlo draws per micro-batch in training.

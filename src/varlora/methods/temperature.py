@@ -66,15 +66,17 @@ class Temperature(AdamW):
         assert job.readout is not None
         assert job.validation is not None
         at_point = predict(job.model, fit.posterior, job.batches(job.validation), 0, readout=job.readout)
-        return dataclasses.replace(fit, posterior=with_temperatures(fit.posterior, {"mean": at_point}))
+        scaled = with_temperatures(fit.posterior, {"mean": at_point}, of=f"training in {job.arguments.output_dir}")
+        return dataclasses.replace(fit, posterior=scaled)
 
 
-def with_temperatures(q: Posterior, validation: Mapping[str, Prediction]) -> Posterior:
+def with_temperatures(q: Posterior, validation: Mapping[str, Prediction], *, of: str = "") -> Posterior:
     """The posterior with a logit temperature for each mode of prediction.
 
     Args:
         q: any posterior.
         validation: by mode, predictions for validation rows that no temperature has divided.
+        of: what a warning is to name: a run.
 
     Raises:
         ValueError: a prediction was divided by a temperature, or no temperature can be fitted to it.
@@ -95,7 +97,9 @@ def with_temperatures(q: Posterior, validation: Mapping[str, Prediction]) -> Pos
                 "with logit_temperature=1.0."
             )
         known = prediction.labels >= 0
-        temperatures[mode] = fit_temperature(prediction.log_probs[known], prediction.labels[known])
+        temperatures[mode] = fit_temperature(
+            prediction.log_probs[known], prediction.labels[known], of=f"{of}, mode {mode}" if of else f"mode {mode}"
+        )
     meta = dataclasses.replace(
         q.meta,
         logit_temperature=temperatures.pop("mean", q.meta.logit_temperature),
@@ -104,7 +108,7 @@ def with_temperatures(q: Posterior, validation: Mapping[str, Prediction]) -> Pos
     return dataclasses.replace(q, meta=meta)  # type: ignore[type-var]
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True, of: str = "") -> float:
     """The temperature that minimises the mean NLL of the average over draws.
 
     For one draw the problem is convex in 1/T. For several it need not be: the best of a grid of temperatures is
@@ -115,6 +119,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True) -> flo
             for choices that do not exist.
         labels: (N,) class indices.
         warn: whether to warn of a bound.
+        of: what the warning is to name: whose predictions they are.
 
     Returns:
         T in [0.01, 100]; a bound is returned, with a warning, when the NLL still falls there (when every label is
@@ -158,7 +163,10 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True) -> flo
     if best in (0, GRID - 1):
         bound = low if best == 0 else high
         if warn:
-            logger.warning("the temperature that minimises the validation NLL lies beyond %g; using %g", bound, bound)
+            whose = f"{of}: " if of else ""
+            logger.warning(
+                "%sthe temperature that minimises the validation NLL lies beyond %g; using %g", whose, bound, bound
+            )
         return bound
     left, right = 1 / grid[best + 1], 1 / grid[best - 1]
     for _ in range(100):  # bisection on the slope, which rises through 0 between the neighbours

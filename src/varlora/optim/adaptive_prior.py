@@ -42,7 +42,7 @@ def adaptive_prior(mean: Tensor, hessian: Tensor, ess: float, delta: Tensor | fl
     Source: arXiv 2506.14280.
     """
     variance = 1 / (ess * (hessian + delta))
-    return 1 / (ess * _average(mean.square() + variance))
+    return 1 / (ess * average(mean.square() + variance))
 
 
 def initial_prior_precision(mean: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def initial_prior_precision(mean: Tensor) -> Tensor:
         >>> round(initial_prior_precision(torch.zeros(3)).item())        # LoRA's B
         2500
     """
-    return 1 / _average(mean.square()).clamp(min=PRIOR_STD_MIN**2)
+    return 1 / average(mean.square()).clamp(min=PRIOR_STD_MIN**2)
 
 
 def renewed_prior_precision(precision: Tensor, mean: Tensor, hessian: Tensor, ess: float) -> Tensor:
@@ -80,8 +80,14 @@ def renewed_prior_precision(precision: Tensor, mean: Tensor, hessian: Tensor, es
     return torch.exp(torch.lerp(precision.log(), target.log(), PRIOR_DAMPING))
 
 
-def _average(tensor: Tensor) -> Tensor:
-    """The mean of all entries, on all ranks, as a plain tensor; 0 of none."""
+def average(tensor: Tensor) -> Tensor:
+    """The mean of all entries, on all ranks, as a plain tensor; 0 of none.
+
+    Example:
+        >>> import torch
+        >>> average(torch.tensor([1.0, 3.0])), average(torch.zeros(0))
+        (tensor(2.), tensor(0.))
+    """
     total = tensor.sum()
     whole: Tensor = total.full_tensor() if hasattr(total, "full_tensor") else total
     return whole / max(tensor.numel(), 1)

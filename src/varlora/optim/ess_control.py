@@ -15,7 +15,7 @@ so that over n held-out rows one scoring step estimates the temperature that is 
 
 (4: a prior of sd 1/2 on log T). The law of control, at every measurement:
 
-    z = sign(log T̂) · max(|log T̂| − s.e., 0),      log λ ← log λ − clip(3 z, ±1),      λ within [1/200, 10] · λ_0
+    z = sign(log T̂) · max(|log T̂| − s.e., 0),      log λ ← log λ − clip(2 z, ±1),      λ within [1/10, 100] · λ_0
 
 with λ_0 = 100 N. Inside one such error nothing moves. While λ > λ_0 and nothing is wrong, λ returns a tenth of the way
 (in logarithms) to λ_0. The means are running averages, half old and half new, over small batches of the held-out rows
@@ -23,8 +23,8 @@ in turn; with weight w_k on measurement k of n_k rows, their effective number of
 
     n = (Σ_k w_k)² / Σ_k (w_k² / n_k),        but never more than there are rows
 
-(96 after many measurements of 32). The gain, 3: at the fixed points that we have seen a unit of log λ moves log T by
-about a quarter, and the noise acts with delay.
+(96 after many measurements of 32). The gain, 2: the
+noise acts with delay, and a unit of log λ moves log T by less than a half.
 
 It is no minimisation of the held-out NLL over λ: the fixed point is a first-order condition in the one direction, the
 confidence, in which λ mainly acts. Source: our choice (docs/auto.md); temperature scaling arXiv 1706.04599.
@@ -42,11 +42,12 @@ PRIOR_INFORMATION = 4.0
 """Precision of the prior on log T."""
 LARGEST_MOVE = 1.0
 """Bound on a single move of log λ, and on log T."""
-BOUNDS = (0.005, 10.0)
-"""Of λ/λ_0."""
+BOUNDS = (0.1, 100.0)
+"""Of λ/λ_0. Under the movement prior the noise has then at most 10 times the variance that it begins with, beyond which
+training unlearns what it has learned, and at least a hundredth of it."""
 DECAY = 0.5
 """What is left of the running averages after a measurement."""
-GAIN = 3.0
+GAIN = 2.0
 RETURN = 0.9
 """What is left of log(λ/λ_0) > 0 after a measurement that asks for no move."""
 

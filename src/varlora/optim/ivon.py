@@ -10,7 +10,7 @@ m + noise by `varlora.noise.NoiseController`, which also collects noise · gradi
     m ← m − lr · clip((g / (1 − β1ᵗ) + δ m) / (h + δ), ±ξ)
 
 With `update="adam"` the last line is AdamW's instead (`optim.adam_update`, variational Adam). With `prior="adaptive"`
-every tensor has its own δ (`optim.adaptive_prior`), and δ m is dropped from the step.
+or "movement" every tensor has its own δ (`optim.prior`), and δ m is dropped from the step.
 
 Source: Shen et al. 2024, arXiv 2402.17641; Cong et al. 2025, arXiv 2506.14280.
 """
@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from varlora.optim.adam_update import adam_update_
-from varlora.optim.adaptive_prior import initial_prior_precision, renewed_prior_precision
 from varlora.optim.auto import Auto
 from varlora.optim.options import Prior, Update, check_options
+from varlora.optim.prior import prior_delta, prior_state, renew_prior_
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class IVON(torch.optim.Optimizer):
 
     State per parameter, in float32 (float64 for float64 parameters) whatever the parameter's dtype:
     `step`, `momentum`, `hessian`; for half-precision parameters `mean`, the master copy; with `update="adam"` also
-    `second_moment`, with `prior="adaptive"` also `prior_precision`.
+    `second_moment`, with `prior="adaptive"` or "movement" also `prior_precision`, with "movement" `start`.
 
     λ is read anew each time: `optimizer.param_groups[i]["ess"]` may be changed between a step and the next forward
     pass, and is part of the state. (Not between a forward pass and its step: the noise of that pass has the old λ.)
@@ -80,7 +80,8 @@ class IVON(torch.optim.Optimizer):
         rescale_lr: multiply lr by (h0 + δ); of the Newton update.
         debias: divide the momentum by 1 − β1ᵗ; without it the Newton update only.
         prior: "fixed" keeps δ = weight_decay; "adaptive" learns one δ per tensor, starting at weight_decay, or, if that
-            is 0, at the tensor's own 1 / (λ · max(mean(m²), .02²)).
+            is 0, at the tensor's own 1 / (λ · max(mean(m²), .02²)); "movement" is a prior around the tensor's start, as
+            wide as it has moved (of the Adam update, without weight_decay).
         update: how the mean moves: "newton" by IVON's preconditioned step, "adam" by AdamW's, with AdamW's learning
             rate. With a fixed prior δ m is then part of the gradient.
         adam_beta2: decay of the second moment, in [0, 1); of the Adam update.
@@ -179,7 +180,7 @@ class IVON(torch.optim.Optimizer):
         """
         group = self.group_of(p)
         state = self._state(p)
-        return group["ess"] * (state["hessian"] + self._delta(state, group))  # type: ignore[no-any-return]
+        return group["ess"] * (state["hessian"] + prior_delta(state, group))  # type: ignore[no-any-return]
 
     def noise_scale(self, p: Tensor) -> Tensor:
         """The posterior standard deviation 1 / sqrt(λ (h + δ)) of `p`, elementwise."""
@@ -189,7 +190,7 @@ class IVON(torch.optim.Optimizer):
         """The prior's precision λ δ for `p`."""
         group = self.group_of(p)
         state = self._state(p)
-        return float(state["prior_precision"] if group["prior"] == "adaptive" else group["ess"] * group["weight_decay"])
+        return float(group["ess"] * prior_delta(state, group))
 
     def group_of(self, p: Tensor) -> dict[str, Any]:
         """The parameter group that holds `p`; KeyError if none does."""
@@ -300,16 +301,12 @@ class IVON(torch.optim.Optimizer):
         momentum.lerp_(gradient, 1 - beta1)
 
         if beta2 < 1:
-            curvature = hessian + self._delta(state, group)
+            curvature = hessian + prior_delta(state, group)
             excess = product.mul(group["ess"]).mul_(curvature).sub_(hessian)  # f − h
             hessian.add_(excess, alpha=1 - beta2)
             hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
         if group["prior"] == "adaptive":
-            renewed = renewed_prior_precision(state["prior_precision"], mean, hessian, group["ess"])
-            state["prior_precision"].copy_(renewed)
-            if beta2 < 1:  # a falling δ must leave h + δ positive
-                hessian.copy_(torch.maximum(hessian, -0.5 * self._delta(state, group)))
-
+            self._renew_prior(mean, state, group)
         if group["update"] == "adam":
             adam_update_(
                 mean,
@@ -324,11 +321,19 @@ class IVON(torch.optim.Optimizer):
             )
         else:
             self._newton_update(mean, state, group)
+        if group["prior"] == "movement":  # of the movement that the next draw will see
+            self._renew_prior(mean, state, group)
         if mean.dtype != p.dtype:
             p.copy_(mean)
 
+    def _renew_prior(self, mean: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        renew_prior_(state, mean, group)
+        if group["betas"][1] < 1:  # a falling δ must leave h + δ positive
+            hessian = state["hessian"]
+            hessian.copy_(torch.maximum(hessian, -0.5 * prior_delta(state, group)))
+
     def _newton_update(self, mean: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        delta = self._delta(state, group)
+        delta = prior_delta(state, group)
         direction = state["momentum"] / (1 - group["betas"][0] ** state["step"].item() if group["debias"] else 1.0)
         if group["prior"] == "fixed":
             direction.add_(mean, alpha=delta)
@@ -352,13 +357,8 @@ class IVON(torch.optim.Optimizer):
                 state["second_moment"] = torch.zeros_like(like)
             if p.dtype in self._half:
                 state["mean"] = like.clone()
-            if group["prior"] == "adaptive":
-                start = torch.tensor(group["ess"] * group["weight_decay"], dtype=dtype, device=p.device)
-                state["prior_precision"] = start if group["weight_decay"] else initial_prior_precision(like)
+            state.update(prior_state(like, group))
         return state
-
-    def _delta(self, state: dict[str, Any], group: dict[str, Any]) -> Any:
-        return state["prior_precision"] / group["ess"] if group["prior"] == "adaptive" else group["weight_decay"]
 
     def _count(self, key: str) -> None:
         for group in self.param_groups:

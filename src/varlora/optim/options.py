@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-Prior = Literal["fixed", "adaptive"]
+Prior = Literal["fixed", "adaptive", "movement"]
 Update = Literal["newton", "adam"]
 
 NEWTON_ONLY: Mapping[str, Any] = {"clip_radius": math.inf, "rescale_lr": False, "debias": True}
@@ -44,10 +44,18 @@ def check_options(group: Mapping[str, Any]) -> None:
     require("hess_init", open_hess_init or 0 < number("hess_init") < math.inf, "a positive finite number, or 'auto'")
     require("weight_decay", 0 <= number("weight_decay") < math.inf, "a finite number, at least 0")
     require("clip_radius", number("clip_radius") > 0, "positive (math.inf for none)")
-    require("prior", group["prior"] in ("fixed", "adaptive"), "'fixed' or 'adaptive'")
+    require("prior", group["prior"] in get_args(Prior), "'fixed', 'adaptive' or 'movement'")
     require("update", group["update"] in ("newton", "adam"), "'newton' or 'adam'")
     require("adam_beta2", 0 <= number("adam_beta2") < 1, "in [0, 1)")
     require("adam_eps", 0 < number("adam_eps") < math.inf, "a positive finite number")
+    if group["prior"] == "movement":
+        require(
+            "update",
+            group["update"] == "adam",
+            "'adam' with prior='movement': Newton's step is divided by h + δ, and that prior's δ holds still whatever "
+            "has not moved yet",
+        )
+        require("weight_decay", number("weight_decay") == 0, "0 with prior='movement', which makes δ from the training")
     betas = group["betas"]
     pair = isinstance(betas, (tuple, list)) and len(betas) == 2
     require(

@@ -28,7 +28,8 @@ class PosteriorMeta:
         method: how it was trained: "ivon", "adamw", ...
         num_examples: N, size of the training set.
         ess: λ, effective sample size; None if unknown or not the same for all tensors.
-        prior_precision: λ δ of the prior N(0, 1/(λ δ)), by checkpoint key.
+        prior_precision: λ δ of the prior N(0, 1/(λ δ)), by checkpoint key; without tensors whose prior has another mean
+            (IVON's `prior="movement"`).
         base_model: name or path of the pre-trained model.
         base_revision: its revision or commit.
         adapter_config: content of PEFT's adapter_config.json; None for a plain module.

@@ -94,6 +94,11 @@ def posterior_of(
     hessians = {
         key: (_whole(optimizer.state[p]["hessian"]), float(groups[p]["hess_init"])) for key, p in trained.items()
     }
+    prior = {
+        key: optimizer.prior_precision(p)
+        for key, p in trained.items()
+        if groups[p].get("prior") != "movement"  # whose mean is not zero
+    }
     diagnostics: dict[str, Any] = {"hessian_moved": hessian_moved(hessians)}
     diagnostics["steps"] = int(max(optimizer.state[p]["step"] for p in trained.values()))
     diagnostics["skipped_steps"] = int(getattr(optimizer, "skipped_steps", 0))
@@ -109,7 +114,7 @@ def posterior_of(
             method=method,
             num_examples=num_examples,
             ess=ess[0] if len(ess) == 1 else None,
-            prior_precision={key: optimizer.prior_precision(p) for key, p in trained.items()},
+            prior_precision=prior or None,
             readout=readout,
             logit_temperature_by_mode=remaining_temperature(optimizer.param_groups[0], readout),
             diagnostics=diagnostics,

@@ -5,6 +5,8 @@
 
                      mean ± t(K − 1; 97.5 %) · s / √K
 
+Values that are all equal, as accuracies on few rows can be, tell nothing of their spread: there is no interval then.
+
 A win or a loss on a block (one model on one task) is a difference that its interval tells from 0; what it does not tell
 is a tie. Wins are counted over blocks, and nothing is averaged over tasks.
 """
@@ -25,6 +27,8 @@ from varlora.report.vocabulary import FULL, Measure, measure
 Outcome = Literal["win", "tie", "loss"]
 OUTCOMES: Mapping[str, Outcome] = {"better": "win", "worse": "loss", "equal": "tie", "unclear": "tie"}
 """What a verdict of `Difference` counts as."""
+ROUNDING = 1e-12
+"""Values no further apart than this (of the largest of them, or of 1) are equal: sums of floats differ so much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,8 @@ class OverSeeds:
     Attributes:
         mean: of the values.
         se: standard error of the mean; None for one seed.
-        low: lower end of the mean's 95 % t-interval; None for one seed.
+        low: lower end of the mean's 95 % t-interval; None for one seed, and where all values are equal: they tell
+            nothing of how far another seed's may lie from them.
         high: its upper end.
         seeds: K.
     """
@@ -46,16 +51,20 @@ class OverSeeds:
     seeds: int
 
     def outcome(self, how: Measure) -> Outcome | None:
-        """Of a difference: a win or a loss where the interval leaves 0 out; None where one seed has no interval.
+        """Of a difference: a win or a loss where the interval leaves 0 out, else a tie; None for one seed.
 
         Example:
             >>> over_seeds([0.01, 0.02, 0.03]).outcome(measure("accuracy"))
             'tie'
             >>> over_seeds([0.018, 0.02, 0.022]).outcome(measure("nll"))
             'loss'
+            >>> over_seeds([0.02, 0.02, 0.02]).outcome(measure("accuracy"))      # nothing is known of the spread
+            'tie'
         """
-        if self.low is None or self.high is None:
+        if self.seeds == 1:
             return None
+        if self.low is None or self.high is None:
+            return "tie"
         return _outcome(self.mean, self.low, self.high, how)
 
 
@@ -79,6 +88,8 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> OverSeeds:
     count, mean = len(values), math.fsum(values) / len(values)
     if count == 1:
         return OverSeeds(mean=mean, se=None, low=None, high=None, seeds=1)
+    if _all_equal(values):
+        return OverSeeds(mean=mean, se=0.0, low=None, high=None, seeds=count)
     se = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
     half = float(stats.t.ppf((1 + level) / 2, count - 1)) * se
     return OverSeeds(mean=mean, se=se, low=mean - half, high=mean + half, seeds=count)
@@ -136,7 +147,7 @@ class Judged:
         difference: the paired difference over the examples, with each seed's own interval.
         by_examples: what that says: a win or a loss needs an interval without 0, and the same sign of every seed.
         over_seeds: the same difference over seeds.
-        by_seeds: what that says; None where there is one seed.
+        by_seeds: what that says, a tie where all seeds' differences are equal; None where there is one seed.
         each_seed: what each seed's own interval over the examples says.
     """
 
@@ -283,6 +294,13 @@ def _judged(block: Block, comparison: Comparison, method: str, metric: str, spli
             for value, (low, high) in zip(difference.per_seed, difference.intervals, strict=True)
         ),
     )
+
+
+def _all_equal(values: Sequence[float]) -> bool:
+    """Whether values differ by no more than the rounding of sums; NaN and infinities equal nothing."""
+    if not all(map(math.isfinite, values)):
+        return False
+    return max(values) - min(values) <= ROUNDING * max(1.0, *map(abs, values))
 
 
 def _outcome(value: float, low: float, high: float, how: Measure) -> Outcome:

@@ -89,8 +89,8 @@ def record_table(study: Study, *, split: str, metrics: Sequence[str] = HEADLINE)
         caption=(
             f"Wins, ties and losses against {study.reference} on {split}, counted over tasks. First line: a win is a "
             "paired 95 % bootstrap interval over the examples without 0, and the same sign of every seed. Second: a "
-            "95 % t-interval of the seeds' differences without 0. Third: each seed by itself, by the interval over its "
-            "examples. Not corrected for the number of comparisons."
+            "95 % t-interval of the seeds' differences without 0 (equal differences have none: a tie). Third: each "
+            "seed by itself, by the interval over its examples. Not corrected for the number of comparisons."
         ),
         headings=("Wins / ties / losses", *(measure(metric).title for metric in metrics)),
         rows=rows,
@@ -116,7 +116,8 @@ def seeds_table(comparison: Comparison, *, split: str, metrics: Sequence[str]) -
     return Table(
         caption=(
             f"{comparison.describe(split)}. Difference from {comparison.reference}, paired by seed: mean ± standard "
-            "error over seeds, and its 95 % t-interval, which knows the luck of training and not that of the examples."
+            "error over seeds, and its 95 % t-interval, which knows the luck of training and not that of the examples; "
+            "none where all seeds' differences are equal, which tell nothing of their spread."
         ),
         headings=(f"Against {comparison.reference}", *(measure(metric).heading for metric in metrics)),
         rows=tuple(rows),
@@ -218,9 +219,11 @@ def _difference_cell(spread: OverSeeds, metric: str) -> Cell:
     how = measure(metric)
     outcome = spread.outcome(how)
     first: Line = (Number(how.show_difference(spread.mean), spread.mean),)
-    if spread.se is None or spread.low is None or spread.high is None or outcome is None:
+    if spread.se is None or outcome is None:
         return Cell(lines=(first,), metric=metric)
     first = (*first, " ± ", Number(how.show(spread.se), spread.se), f" {outcome}")
+    if spread.low is None or spread.high is None:
+        return Cell(lines=(first, ("no interval",)), verdict=VERDICTS[outcome], metric=metric)
     low, high = (Number(how.show_difference(end), end) for end in (spread.low, spread.high))
     return Cell(lines=(first, (low, " to ", high)), verdict=VERDICTS[outcome], metric=metric)
 

@@ -10,12 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from rich import box
-from rich.table import Table as RichTable
-from rich.text import Text
-
 from varlora.report.latex import escape_latex
 from varlora.report.results import Comparison, Difference, Estimate, Summary
+from varlora.report.terminal import Fitted
 from varlora.report.vocabulary import FULL, Measure, measure
 
 
@@ -131,22 +128,9 @@ class Table:
             ]
         )
 
-    def to_rich(self) -> RichTable:
-        """A table for a terminal; two lines a row, at most 80 columns for the headline metrics."""
-        table = RichTable(
-            box=box.SIMPLE_HEAD,
-            caption=Text(self.caption),
-            caption_justify="left",
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
-        )
-        for index, heading in enumerate(self.headings):
-            table.add_column(Text(heading), justify="right" if index else "left", no_wrap=bool(index))
-        tall = any(len(cell.lines) > 1 for _, cells in self.rows for cell in cells)
-        for number, (name, cells) in enumerate(self.rows):
-            last = number == len(self.rows) - 1
-            table.add_row(Text(name), *map(_rich_cell, cells), end_section=tall and not last)
-        return table
+    def to_rich(self) -> Fitted:
+        """The table for a terminal; in parts where its columns do not fit side by side."""
+        return Fitted(self)
 
 
 def results_table(
@@ -310,18 +294,3 @@ def _latex_line(cell: Cell, line: int) -> str:
 
 def _latex_row(texts: Iterable[str]) -> str:
     return rf"{' & '.join(texts)} \\"
-
-
-def _rich_cell(cell: Cell) -> Text:
-    if not cell.lines:
-        return Text("–")
-    lines = [Text(text, style=_rich_style(cell, line)) for line, text in enumerate(cell.texts)]
-    return Text("\n", justify="right").join(lines)
-
-
-def _rich_style(cell: Cell, line: int) -> str:
-    if line == cell.verdict_line and cell.verdict in ("better", "worse"):
-        return {"better": "green", "worse": "red"}[cell.verdict]
-    if line:
-        return "dim"
-    return "bold" if cell.strong else ""

@@ -123,7 +123,9 @@ class RunConfig:
     clip_radius: float | None = _method("IVON: bound on the preconditioned step, with the Newton update.")
     beta1: float | None = _method("IVON: decay of the momentum.")
     beta2: float | None = _method("IVON: decay of the Hessian; 1 keeps it at h0.")
-    prior: Literal["fixed", "adaptive"] | None = _method("IVON: one fixed prior, or one learned per tensor.")
+    prior: Literal["fixed", "adaptive", "movement"] | None = _method(
+        "IVON: one fixed prior around zero, or one learned per tensor, around zero or around where it began."
+    )
     held_out: Literal["auto", "validation", "train", "none"] | None = _method(
         "IVON: rows that steer lambda: validation rows, or training rows that are withheld for a while."
     )

@@ -59,6 +59,20 @@ def fills_blank(config: RunConfig) -> bool:
     return isinstance(task, Benchmark) and task.fills_blank
 
 
+def task_folder(name: str) -> str:
+    """What a named task's folder is called among those of other tasks.
+
+    Args:
+        name: of the task; that of an unknown one is its folder's.
+
+    Example:
+        >>> task_folder("mmlu_chemistry")
+        'mmlu'
+    """
+    loader = TASKS.get(name)
+    return loader.folder if isinstance(loader, Benchmark) and loader.folder is not None else name
+
+
 def _shift_names(config: RunConfig) -> list[str]:
     """The names in `shift_tasks`, comma-separated."""
     if config.shift_tasks is None:
@@ -84,11 +98,9 @@ def _named(name: str, config: RunConfig, *, shift: bool = False) -> Task:
     loader = TASKS[name]
     folder: str | Path | None = config.task_dir
     if shift:
-        called = name
         if isinstance(loader, Benchmark):
-            called = loader.folder if loader.folder is not None else name
             loader = loader.tests_only()
-        folder = Path(config.shift_task_dir) / called if config.shift_task_dir is not None else None
+        folder = Path(config.shift_task_dir) / task_folder(name) if config.shift_task_dir is not None else None
     return loader(
         folder,
         validation_size=_validation_size(config),

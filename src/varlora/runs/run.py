@@ -70,7 +70,14 @@ class RunResult:
     generations: Mapping[str, Mapping[str, Generations]] = field(default_factory=dict)
 
 
-def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, progress: bool = True) -> RunResult:
+def run(
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+    source: str | None = None,
+) -> RunResult:
     """Runs one configuration and writes its folder, whole or not at all.
 
     Args:
@@ -78,6 +85,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, pro
         overwrite: replace an existing run folder.
         resume: go on from the last checkpoint of the same settings.
         progress: show progress bars.
+        source: where the data are from, for the run's folder; what the task says by default, of files their names.
 
     Raises:
         ValueError: settings, data or model do not fit, or the folder is taken.
@@ -90,6 +98,8 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False, pro
         _settle_checkpoints(checkpoints, config, resume=resume, overwrite=overwrite)
     processes.wait_for_everyone()
     setting = load_setting(config)
+    if source is not None:
+        setting = replace(setting, task=replace(setting.task, source=source))
     _check_temperature_scaling(setting)
     check_generation(setting)
     with cached_frozen_layers(setting.model) if config.cache_frozen_layers else nullcontext():
@@ -189,7 +199,8 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
     splits = [split for split in setting.task.splits if split != "train"]
     modes = modes_of(q, samples=setting.config.samples)
     if setting.config.temperature_scaling:
-        q = with_temperatures(q, {mode: _unscaled(setting, q, mode) for mode in modes})
+        unscaled: dict[str, Prediction] = {mode: _unscaled(setting, q, mode) for mode in modes}
+        q = with_temperatures(q, unscaled, of=setting.config.output_dir)
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {}
     generations: dict[str, dict[str, Generations]] = {}
     for split in splits:

@@ -41,6 +41,7 @@ from varlora.runs.data import load_task
 from varlora.runs.folder import RunFolder
 from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting
+from varlora.runs.validation import unreported
 from varlora.tasks import OUT_OF_SCOPE, Task
 
 logger = logging.getLogger(__name__)
@@ -266,11 +267,7 @@ def _usable(
     used: tuple[str, ...],
 ) -> Calibration:
     """The labelled rows that are not reported."""
-    labelled = found.labels >= 0
-    shown = {prompt for split in reported for prompt in task.rows(split)["prompt"]}
-    fresh = torch.tensor([prompt not in shown for prompt in prompts]) if shown else torch.ones_like(labelled)
-    kept = labelled & fresh
-    left_out = int(labelled.sum() - kept.sum())
+    kept, left_out = unreported(found.labels >= 0, prompts, task, reported)
     if not bool(kept.any()):
         too = f"; {left_out} others are reported, too" if left_out else ""
         raise ValueError(

@@ -7,6 +7,7 @@ only where others are needed. Rows that are test rows, too, may not be chosen on
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -122,6 +123,25 @@ def _variant(mode: Mode, temperature: float, fraction: float) -> str:
     return how + (f", {100 * fraction:g} % pruned" if fraction else "")
 
 
+def unreported(answered: Tensor, prompts: Sequence[str], task: Task, splits: Sequence[str]) -> tuple[Tensor, int]:
+    """Which rows may be chosen on: those with an answer whose prompts are not among the rows that are reported.
+
+    Args:
+        answered: (N,) whether a row has an answer.
+        prompts: of the rows; not looked at where nothing is reported.
+        task: whose rows are reported.
+        splits: which of them; those that the task lacks do not matter.
+
+    Returns:
+        (N,) whether a row may be chosen on; and how many with an answer may not.
+    """
+    shown = {prompt for split in splits if split in task.splits for prompt in task.rows(split)["prompt"]}
+    if not shown:
+        return answered, 0
+    kept = answered & torch.tensor([prompt not in shown for prompt in prompts])
+    return kept, int(answered.sum() - kept.sum())
+
+
 def usable(task: Task, split: str) -> tuple[Tensor, int]:
     """Which rows may be chosen on.
 
@@ -136,11 +156,8 @@ def usable(task: Task, split: str) -> tuple[Tensor, int]:
         ValueError: there are too few.
     """
     rows = task.rows(split)
-    tested = set(task.rows("test")["prompt"]) if "test" in task.splits else set()
     answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]
-    fresh = [prompt not in tested for prompt in rows["prompt"]]
-    kept = torch.tensor([a and f for a, f in zip(answered, fresh, strict=True)])
-    left_out = sum(answered) - int(kept.sum())
+    kept, left_out = unreported(torch.tensor(answered), rows["prompt"], task, ["test"])
     if int(kept.sum()) < LEAST_ROWS:
         too = f" ({left_out} others are test rows, too, and nothing is tuned on those)" if left_out else ""
         raise ValueError(

@@ -1,0 +1,13 @@
+"""What can be done with posteriors: prune, temper, merge, kl, snr. Pure functions; nothing is changed in place.
+
+pruning      signal-to-noise |m| / √v; entries set to 0, of every kind of posterior with marginal m and v
+tempering    temperature τ, which scales the covariance
+gaussians    diagonal Gaussians in closed form: a prior, KL(q ‖ p), and the product of K posteriors
+"""
+
+from varlora.ops.gaussians import isotropic_prior, kl, merge
+from varlora.ops.pruning import Criterion, Scope, prune, snr
+from varlora.ops.tempering import temper
+from varlora.posterior import PointMassError
+
+__all__ = ["Criterion", "PointMassError", "Scope", "isotropic_prior", "kl", "merge", "prune", "snr", "temper"]

@@ -1,0 +1,77 @@
+"""Variants of runs with cached frozen layers: the whole model's predictions, beside those of the cached one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from small_runs import finish_herds
+from tiny_runs import save_encoder
+from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, pruned_fraction
+from varlora.ops import prune, temper
+from varlora.posterior import Posterior
+from varlora.prediction import Prediction
+from varlora.runs import RunFolder, predict_split, read_run, reload_setting
+
+UPPER = r".*layer\.1\..*(query|value)"
+METHODS = ("adamw", "ivon", "laplace", "swag", "ensemble")
+PRUNED = Variant(mode="mean", prune=0.5, prune_by="magnitude")
+MORE_DRAWS, WARMER = Variant(samples=6), Variant(temperature=4)
+LINEARISED = Variant(mode="linearised", temperature=4)
+CHOSEN = Variant(mode="mean", prune="validation", prune_by="magnitude", logit_temperature="validation")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def cached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of an encoder whose lower layer was computed once for each row."""
+    folder = tmp_path_factory.mktemp(request.param)
+    options: dict[str, Any] = {"ess": 100.0} if request.param == "ivon" else {}
+    return finish_herds(
+        folder,
+        save_encoder(folder / "encoder"),
+        method=request.param,
+        max_steps=8,
+        lora_target_modules=UPPER,
+        cache_frozen_layers=True,
+        **options,
+    )
+
+
+def predicted(run: RunFolder, q: Posterior, split: str, variant: Variant) -> Prediction:
+    setting = reload_setting(run.config, run.path, run.posterior.meta)
+    found = predict_split(setting, q, split, mode=variant.mode, samples=variant.samples)
+    assert isinstance(found, Prediction)
+    return found
+
+
+def test_variants_are_predicted_with_the_whole_model(cached: Path) -> None:
+    before = read_run(cached)
+    method, q = before.config.method, before.posterior
+    expected = {PRUNED: prune(q, 0.5, by="magnitude")}
+    if method in ("ivon", "swag"):
+        expected |= {WARMER: temper(q, 4), MORE_DRAWS: q}
+    if method == "laplace":
+        expected[LINEARISED] = temper(q, 4)
+    wanted = [*expected, CHOSEN]
+
+    ensure_variants(cached, wanted)
+
+    assert is_complete(cached, wanted)
+    run = read_run(cached)
+    for variant, posterior in expected.items():
+        for split in ("validation", "test"):
+            whole = predicted(run, posterior, split, variant)
+            assert torch.equal(load_variant(run, variant, split).log_probs, whole.log_probs)
+    assert 0 <= pruned_fraction(run, CHOSEN) < 1
+    assert load_variant(run, CHOSEN, "test").log_probs.isfinite().all()
+
+
+def test_the_cached_models_own_predictions_are_the_whole_models(cached: Path) -> None:
+    run = read_run(cached)
+    for mode in ("mean", "samples"):
+        if (run.path / "predictions" / f"test.{mode}.parquet").is_file():
+            whole = predicted(run, run.posterior, "test", Variant(mode=mode))
+            torch.testing.assert_close(whole.log_probs, run.prediction("test", mode).log_probs, rtol=0, atol=1e-5)

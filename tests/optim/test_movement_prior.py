@@ -1,0 +1,129 @@
+"""The movement prior: as wide as the tensor has moved from its start, wherever that is, and tempered with λ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from varlora import IVON, NoiseController
+from varlora.optim.movement_prior import PRIOR_STD_MIN, WIDTH, movement_prior_precision
+
+OPTIONS: dict[str, Any] = {"ess": 3e4, "hess_init": 1e-2, "betas": (0.9, 1.0), "prior": "movement", "update": "adam"}
+
+
+def trained(lr: float, *, start: float = 0.0, steps: int = 40, **options: Any) -> tuple[nn.Linear, IVON, Tensor]:
+    """A regression of 6 inputs on 2 outputs, begun `start` away from zero with the targets as far away."""
+    model = nn.Linear(6, 2, bias=False)
+    nn.init.constant_(model.weight, start)
+    before = model.weight.detach().clone()
+    optimizer = IVON(model.parameters(), lr=lr, **{**OPTIONS, **options})
+    NoiseController(model, optimizer, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 6, generator=generator)
+    y = x @ torch.randn(6, 2, generator=generator) + x @ before.T
+    for _ in range(steps):
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer, before
+
+
+def test_it_is_as_wide_as_the_movement() -> None:
+    torch.manual_seed(0)
+    start, moved = torch.randn(5, 3), 0.01 * torch.randn(5, 3)
+    width = movement_prior_precision(start + moved, start).rsqrt()
+    torch.testing.assert_close(width, WIDTH * moved.square().mean().sqrt(), rtol=1e-4, atol=0)
+    ten = movement_prior_precision(start + 10 * moved, start).rsqrt()
+    torch.testing.assert_close(ten, 10 * width, rtol=1e-4, atol=0)
+
+
+def test_what_has_not_moved_has_next_to_no_noise() -> None:
+    """A pretrained weight of one is sure of its one: N(0, s²) would give it noise of size s = 1."""
+    model = nn.Linear(4, 4)
+    nn.init.ones_(model.weight)
+    optimizer = IVON(model.parameters(), lr=1e-3, **OPTIONS)
+    NoiseController(model, optimizer)
+    model(torch.ones(1, 4))
+    for p in model.parameters():
+        torch.testing.assert_close(optimizer.noise_scale(p), torch.full_like(p, PRIOR_STD_MIN), rtol=1e-4, atol=0)
+    assert movement_prior_precision(torch.zeros(0), torch.zeros(0)).item() == pytest.approx(PRIOR_STD_MIN**-2)
+
+
+@pytest.mark.parametrize("lr", [1e-5, 1e-4, 1e-3, 1e-2])
+def test_noise_keeps_to_what_has_been_learned_at_any_learning_rate(lr: float) -> None:
+    model, optimizer, before = trained(lr)
+    moved = (model.weight.detach() - before).square().mean().sqrt()
+    noise = optimizer.noise_scale(model.weight).square().mean().sqrt()
+    expected = (1 / (3e4 * 1e-2 + 1 / (WIDTH * moved) ** 2)).sqrt()
+    torch.testing.assert_close(noise, expected)
+    assert lr < moved < 40 * lr
+    assert noise <= WIDTH * moved * (1 + 1e-6)
+
+
+def test_where_it_starts_does_not_matter() -> None:
+    precisions = [trained(1e-2, start=start)[1] for start in (0.0, 3.0)]
+    first, second = (o.prior_precision(o.param_groups[0]["params"][0]) for o in precisions)
+    assert first == pytest.approx(second, rel=1e-2)
+
+
+def test_likelihood_and_prior_are_tempered_alike() -> None:
+    model, optimizer, _ = trained(1e-2)
+    optimizer.param_groups[0]["auto_ess"] = 3e4
+    before = optimizer.precision(model.weight).clone()
+    prior = optimizer.prior_precision(model.weight)
+    optimizer.param_groups[0]["ess"] = 3e4 / 4
+    torch.testing.assert_close(optimizer.precision(model.weight), before / 4)
+    assert optimizer.prior_precision(model.weight) == pytest.approx(prior / 4)
+
+
+def test_the_mean_is_not_pulled() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = IVON(model.parameters(), lr=0.1, **OPTIONS)
+    NoiseController(model, optimizer)
+    before = model.weight.detach().clone()
+    for _ in range(3):
+        (0 * model(torch.ones(2, 3)).sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(model.weight, before)
+
+
+def test_the_start_survives_a_resumed_training_in_half_precision() -> None:
+    model, optimizer, _ = trained(1e-2, start=0.3, steps=5)
+    model, optimizer = model.bfloat16(), optimizer
+    again = nn.Linear(6, 2, bias=False).bfloat16()
+    other = IVON(again.parameters(), lr=1e-2, **OPTIONS)
+    NoiseController(again, other)
+    other.load_state_dict(optimizer.state_dict())
+    start = other.state[again.weight]["start"]
+    assert start.dtype == torch.float32
+    torch.testing.assert_close(start, torch.full_like(start, 0.3), rtol=0, atol=0)
+
+
+def test_a_learned_hessian_stays_positive() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = IVON(model.parameters(), lr=0.1, **{**OPTIONS, "ess": 100.0, "hess_init": 1e-4, "betas": (0.9, 0.5)})
+    NoiseController(model, optimizer, seed=0)
+    for _ in range(60):
+        (-(model(torch.ones(4, 3)) ** 2).mean()).backward()  # negative curvature drives h below zero
+        optimizer.step()
+        optimizer.zero_grad()
+        for p in model.parameters():
+            assert (optimizer.precision(p) > 0).all()
+    assert optimizer.skipped_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"update": "newton"}, "update='newton'; it must be 'adam' with prior='movement'"),
+        ({"weight_decay": 0.1}, "weight_decay=0.1; it must be 0 with prior='movement'"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        IVON([nn.Parameter(torch.zeros(1))], lr=0.1, **{**OPTIONS, **options})
