@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from varlora.optim.adaptive_prior import initial_prior_precision, renewed_prior_precision
-from varlora.optim.movement_prior import movement_prior_precision
+from varlora.optim.movement_prior import followed_prior_precision, movement_prior_precision
 from varlora.optim.prior import prior_delta, prior_state, renew_prior_
 
 GROUP: dict[str, Any] = {"ess": 200.0, "auto_ess": 100.0, "weight_decay": 0.0}
@@ -47,7 +47,8 @@ def test_a_movement_prior_moves_with_lambda() -> None:
     assert state["start"] is not begun
     torch.testing.assert_close(state["start"], begun)
     renew_prior_(state, begun + 0.1, group)
-    assert state["prior_precision"] == movement_prior_precision(begun + 0.1, begun)
+    begin = movement_prior_precision(begun, begun)
+    assert state["prior_precision"] == followed_prior_precision(begin, begun + 0.1, begun)
     delta = prior_delta(state, group)
     assert float(delta) == pytest.approx(float(state["prior_precision"]) / 100)
     assert prior_delta(state, {**group, "ess": 7.0}) == delta

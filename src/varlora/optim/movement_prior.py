@@ -11,7 +11,8 @@ tensor has moved far, v is small beside the movement, and the noise less than he
 
     s = 3 · √mean_j((m_j − m0_j)²),        at least 1e-4,
 
-so that the noise begins at nearly nothing and grows with what is learned, at any learning rate. The prior is tempered
+so that the noise begins at nearly nothing and grows with what is learned, at any learning rate. s follows it a tenth of
+the way in logarithms at each step: three times a movement that has only begun would drown it. The prior is tempered
 with the likelihood: λδ = (λ/λ_0)/s², with λ_0 where λ began, so that v is in proportion to λ_0/λ:
 
     v = (λ_0/λ) · 1 / (λ_0 h + 1/s²).
@@ -22,9 +23,10 @@ Cong et al. 2025, arXiv 2506.14280; tempering prior and likelihood alike, Wenzel
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from varlora.optim.adaptive_prior import average
+from varlora.optim.adaptive_prior import PRIOR_DAMPING, average
 
 WIDTH = 3.0
 """s in units of the root mean square of the movement."""
@@ -32,7 +34,7 @@ PRIOR_STD_MIN = 1e-4
 
 
 def movement_prior_precision(mean: Tensor, start: Tensor) -> Tensor:
-    """1/s², a scalar tensor.
+    """1/s² of the movement so far, a scalar tensor.
 
     Args:
         mean: m, any shape; part of it may be on other ranks.
@@ -48,3 +50,20 @@ def movement_prior_precision(mean: Tensor, start: Tensor) -> Tensor:
     """
     moved = average((mean - start).square())
     return 1 / (WIDTH**2 * moved).clamp(min=PRIOR_STD_MIN**2)
+
+
+def followed_prior_precision(precision: Tensor, mean: Tensor, start: Tensor) -> Tensor:
+    """1/s² after a step: a tenth of the way, in logarithms, to `movement_prior_precision`.
+
+    Args:
+        precision: the present 1/s², a scalar tensor.
+        mean: m.
+        start: m0.
+
+    Example:
+        >>> start = torch.zeros(3)
+        >>> round(followed_prior_precision(torch.tensor(1e8), start + 1 / 3, start).item() / 1e7, 2)   # to 1e8 ** .9
+        1.58
+    """
+    target = movement_prior_precision(mean, start)
+    return torch.exp(torch.lerp(precision.log(), target.log(), PRIOR_DAMPING))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from varlora.optim.adaptive_prior import initial_prior_precision, renewed_prior_precision
-from varlora.optim.movement_prior import movement_prior_precision
+from varlora.optim.movement_prior import followed_prior_precision, movement_prior_precision
 
 
 def prior_state(like: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def renew_prior_(state: Mapping[str, Tensor], mean: Tensor, group: Mapping[str, 
         renewed = renewed_prior_precision(state["prior_precision"], mean, state["hessian"], group["ess"])
         state["prior_precision"].copy_(renewed)
     elif group["prior"] == "movement":
-        state["prior_precision"].copy_(movement_prior_precision(mean, state["start"]))
+        state["prior_precision"].copy_(followed_prior_precision(state["prior_precision"], mean, state["start"]))
 
 
 def prior_delta(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
