@@ -300,7 +300,7 @@ def test_the_mixins_default_is_auto(tmp_path):
         model=lora(tiny_llama()), args=arguments(tmp_path, learning_rate=7e-4), train_dataset=dataset()
     )
     [group] = trainer.create_optimizer().param_groups
-    assert (group["update"], group["prior"], group["lr"]) == ("adam", "adaptive", 7e-4)
+    assert (group["update"], group["prior"], group["lr"]) == ("adam", "movement", 7e-4)
 
 
 def test_the_plain_callback_path_needs_the_learning_rate(tmp_path):
