@@ -119,4 +119,4 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-STATE = ("hessian", "momentum", "second_moment", "prior_precision", "start")
+STATE = ("hessian", "momentum", "second_moment", "prior_precision", "start", "ess_start")

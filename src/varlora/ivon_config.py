@@ -71,7 +71,7 @@ class IVONConfig:
         ess: λ; "auto" is 100 N for the N examples of the training set. Of the recipe "cong2025" 5000 √N.
         hess_init: h0; "auto" is N / λ.
         betas: (β1, β2); β2 = 1 keeps h at h0.
-        weight_decay: δ of the prior; the trainer's own `weight_decay` plays no part.
+        weight_decay: δ of the prior, of "fixed" and "adaptive" only; the trainer's own `weight_decay` plays no part.
         clip_radius: ξ, of the Newton update.
         rescale_lr: multiply lr by (h0 + δ), with the Newton update.
         prior: "fixed", "adaptive" or "movement".

@@ -306,7 +306,7 @@ def test_a_calibrated_temperature_divides_the_logits(model_folder: str, tmp_path
         ("ivon", {"recipe": "cong2026"}, r"recipe='cong2026'; it must be one of auto, cong2024, cong2025"),
         ("ivon", {"clip_radius": 1e-3}, r"clip_radius=0.001, which has no effect with update='adam'"),
         ("ivon", {"draws": 0}, r"draws=0; it must be a positive integer"),
-        ("ivon", {"prior": "learned"}, r"prior='learned'; it must be 'fixed' or 'adaptive'"),
+        ("ivon", {"prior": "learned"}, r"prior='learned'; it must be 'fixed', 'adaptive' or 'movement'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_at_once(name: str, options: dict[str, Any], message: str) -> None:

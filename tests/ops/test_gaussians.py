@@ -170,7 +170,9 @@ def test_isotropic_prior_takes_one_precision_or_one_by_tensor() -> None:
     prior = isotropic_prior(q, {"a": 4.0, "b": 2.0})
     assert torch.equal(prior.precision["b"], f64([2.0, 2.0]))
     assert torch.equal(prior.mean["b"], f64([0.0, 0.0]))
-    with pytest.raises(ValueError, match="prior precision of b is None"):
+    with pytest.raises(ValueError, match="b has no prior around zero"):
         isotropic_prior(q, {"a": 4.0})
+    with pytest.raises(ValueError, match="a has no prior around zero"):
+        isotropic_prior(q, None)  # what meta.prior_precision of a default run is
     with pytest.raises(ValueError, match=r"prior precision of a is 0\.0"):
         isotropic_prior(q, 0.0)

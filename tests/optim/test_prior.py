@@ -11,7 +11,7 @@ from varlora.optim.adaptive_prior import initial_prior_precision, renewed_prior_
 from varlora.optim.movement_prior import followed_prior_precision, movement_prior_precision
 from varlora.optim.prior import prior_delta, prior_state, renew_prior_
 
-GROUP: dict[str, Any] = {"ess": 200.0, "auto_ess": 100.0, "weight_decay": 0.0}
+GROUP: dict[str, Any] = {"ess": 200.0, "weight_decay": 0.0}
 
 
 def test_a_fixed_prior_keeps_nothing_and_never_changes() -> None:
@@ -50,6 +50,5 @@ def test_a_movement_prior_moves_with_lambda() -> None:
     begin = movement_prior_precision(begun, begun)
     assert state["prior_precision"] == followed_prior_precision(begin, begun + 0.1, begun)
     delta = prior_delta(state, group)
-    assert float(delta) == pytest.approx(float(state["prior_precision"]) / 100)
+    assert float(delta) == pytest.approx(float(state["prior_precision"]) / 200)
     assert prior_delta(state, {**group, "ess": 7.0}) == delta
-    assert prior_delta(state, {**group, "auto_ess": None}) == state["prior_precision"] / 200

@@ -190,6 +190,7 @@ def test_early_stopping_keeps_the_best_checkpoint_with_its_own_hessian(model: st
         max_steps=20,
         validation_file=write_rows(tmp_path / "wrong.jsonl", wrong),  # the better it learns, the worse the loss
         beta2=0.9,
+        prior="adaptive",
         lora_dropout=0.0,
     )
     checkpoints = checkpoints_of(settings)

@@ -80,7 +80,8 @@ def execute(arguments: Namespace) -> None:
 def _common_precision(posteriors: Sequence[DiagonalGaussian], sources: Sequence[str]) -> Mapping[str, float]:
     first = posteriors[0].meta.prior_precision
     for q, source in zip(posteriors, sources, strict=True):
-        if q.meta.prior_precision is None:
+        trained = {key for key, variance in q.variance.items() if bool((variance > 0).any())}
+        if q.meta.prior_precision is None or trained - q.meta.prior_precision.keys():
             raise ValueError(
                 f"{source} has no prior around zero that could be divided out (by default the prior is around where "
                 "training began). Train with --prior fixed, one --ess and one --weight_decay, or say with "

@@ -153,7 +153,7 @@ def estimates_of(
         if one.seconds is not None:
             one = replace(one, seconds=one.seconds + start)
         if seconds is not None:
-            one = Estimate(seconds=seconds, measured=True, memory=one.memory, unknown=one.unknown)
+            one = Estimate(seconds=seconds + start, measured=True, memory=one.memory, unknown=one.unknown)
         found[str(cell.folder)] = one
     return found
 

@@ -35,7 +35,7 @@ class Ivon:
         hess_init: h0; "auto" is N/λ.
         beta1: β1.
         beta2: β2; 1 keeps h at h0.
-        weight_decay: δ of the prior N(0, 1/(λ δ)).
+        weight_decay: δ of the prior N(0, 1/(λ δ)); not with "movement".
         clip_radius: ξ, of the Newton update.
         prior: "fixed", "adaptive" or "movement".
         held_out: which rows steer λ = "auto": "validation", "train" (some are withheld for a while), "auto" (validation

@@ -23,17 +23,19 @@ from varlora.posterior import DiagonalGaussian, PointMass, PointMassError, Poste
 logger = logging.getLogger(__name__)
 
 
-def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float]) -> DiagonalGaussian:
+def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float] | None) -> DiagonalGaussian:
     """The prior N(0, 1/precision) on q's entries, for `kl` and `merge`.
 
     Tensors of q that did not train are known exactly in the prior, too, so they add nothing to a divergence.
 
     Args:
         q: gives the keys, shapes and dtypes.
-        precision: λ δ > 0, one number or one by key (`q.meta.prior_precision`).
+        precision: λ δ > 0, one number or one by key (`q.meta.prior_precision`, which by default a run does not
+            have: its prior is around where training began).
 
     Raises:
-        ValueError: a precision is missing or not positive (a prior with λ δ = 0 is flat, no distribution).
+        ValueError: a precision is missing (q's prior is not around zero) or not positive (a prior with λ δ = 0 is
+            flat, no distribution).
 
     Example:
         >>> q = DiagonalGaussian(mean={"w": torch.ones(2)}, precision={"w": torch.ones(2)})
@@ -42,13 +44,18 @@ def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float])
     """
     variance = q.variance
     trained = [key for key, m in q.mean.items() if not known_exactly(m, variance[key])]
-    by_key = precision if isinstance(precision, Mapping) else dict.fromkeys(trained, precision)
+    by_key = dict.fromkeys(trained, precision) if isinstance(precision, (int, float)) else dict(precision or {})
+    if missing := [key for key in trained if key not in by_key]:
+        raise ValueError(
+            f"{missing[0]} has no prior around zero (by default the prior is around where training began). Give the "
+            "precision to use (--prior_precision), or train with --prior fixed and --weight_decay above 0."
+        )
     for key in trained:
-        if key not in by_key or not 0 < by_key[key] < math.inf:
+        if not 0 < by_key[key] < math.inf:
             raise ValueError(
-                f"the prior precision of {key} is {by_key.get(key)!r}; it must be a positive number. A run with "
+                f"the prior precision of {key} is {by_key[key]!r}; it must be a positive number. A run with "
                 "weight_decay 0 had a flat prior: give the precision to use (--prior_precision), or train with "
-                "weight_decay above 0."
+                "--prior fixed and --weight_decay above 0."
             )
     return DiagonalGaussian(
         mean={key: torch.zeros_like(m) if key in trained else m for key, m in q.mean.items()},

@@ -23,8 +23,8 @@ in turn; with weight w_k on measurement k of n_k rows, their effective number of
 
     n = (Σ_k w_k)² / Σ_k (w_k² / n_k),        but never more than there are rows
 
-(96 after many measurements of 32). The gain, 2: the
-noise acts with delay, and a unit of log λ moves log T by less than a half.
+(96 after many measurements of 32). The gain, 2: the noise acts with delay, and a unit of log λ moves log T by less than
+a half.
 
 It is no minimisation of the held-out NLL over λ: the fixed point is a first-order condition in the one direction, the
 confidence, in which λ mainly acts. Source: our choice (docs/auto.md); temperature scaling arXiv 1706.04599.

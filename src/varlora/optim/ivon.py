@@ -75,7 +75,7 @@ class IVON(torch.optim.Optimizer):
         hess_init: h0, > 0. The initial noise has standard deviation 1 / sqrt(ess (hess_init + δ)). "auto" leaves it to
             the integration: h0 = N / λ.
         betas: (β1, β2). β1 is in [0, 1); β2 in [0, 1], and with β2 = 1 h stays at h0 to the bit.
-        weight_decay: δ >= 0: the prior is N(0, 1 / (ess δ)).
+        weight_decay: δ >= 0: the prior is N(0, 1 / (ess δ)); not with prior="movement".
         clip_radius: ξ > 0, bound on the preconditioned step, elementwise; of the Newton update.
         rescale_lr: multiply lr by (h0 + δ); of the Newton update.
         debias: divide the momentum by 1 − β1ᵗ; without it the Newton update only.
@@ -275,6 +275,18 @@ class IVON(torch.optim.Optimizer):
                     f"this is no IVON state of this version: param group {i} has {sorted(group)} and no "
                     f"{', '.join(missing)}. Resume with the optimizer that wrote the checkpoint, or start afresh."
                 )
+            entries = (state_dict["state"].get(index) for index in group["params"])
+            if group.get("prior") == "movement" and any(entry and "start" not in entry for entry in entries):
+                raise ValueError(
+                    f"this state's param group {i} has prior='movement' and no 'start' by parameter: it was written "
+                    "under another prior. Resume with that prior, or start afresh."
+                )
+            if i < len(self.param_groups) and group.get("prior") != self.param_groups[i]["prior"]:
+                logger.warning(
+                    "the optimizer's state has prior=%r and this optimizer %r; it goes on with that of the state.",
+                    group.get("prior"),
+                    self.param_groups[i]["prior"],
+                )
         super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         held = [p for group in self.param_groups for p in group["params"]]
@@ -294,6 +306,8 @@ class IVON(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         momentum, hessian = state["momentum"], state["hessian"]
 
+        if group["prior"] == "movement" and state["step"] == 0:  # weights may have been loaded since the state was made
+            state["start"].copy_(mean)
         state["step"] += 1
         gradient = _gradient(p).to(momentum.dtype)
         if group["update"] == "adam" and group["prior"] == "fixed" and group["weight_decay"]:
@@ -306,7 +320,9 @@ class IVON(torch.optim.Optimizer):
             hessian.add_(excess, alpha=1 - beta2)
             hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
         if group["prior"] == "adaptive":
-            self._renew_prior(mean, state, group)
+            renew_prior_(state, mean, group)
+            if beta2 < 1:  # a falling δ must leave h + δ positive
+                hessian.copy_(torch.maximum(hessian, -0.5 * prior_delta(state, group)))
         if group["update"] == "adam":
             adam_update_(
                 mean,
@@ -322,15 +338,9 @@ class IVON(torch.optim.Optimizer):
         else:
             self._newton_update(mean, state, group)
         if group["prior"] == "movement":  # of the movement that the next draw will see
-            self._renew_prior(mean, state, group)
+            renew_prior_(state, mean, group)
         if mean.dtype != p.dtype:
             p.copy_(mean)
-
-    def _renew_prior(self, mean: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        renew_prior_(state, mean, group)
-        if group["betas"][1] < 1:  # a falling δ must leave h + δ positive
-            hessian = state["hessian"]
-            hessian.copy_(torch.maximum(hessian, -0.5 * prior_delta(state, group)))
 
     def _newton_update(self, mean: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         delta = prior_delta(state, group)

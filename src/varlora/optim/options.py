@@ -52,10 +52,14 @@ def check_options(group: Mapping[str, Any]) -> None:
         require(
             "update",
             group["update"] == "adam",
-            "'adam' with prior='movement': Newton's step is divided by h + δ, and that prior's δ holds still whatever "
-            "has not moved yet",
+            "'adam' with prior='movement' (Newton's step is divided by h + δ, and that prior's δ holds still whatever "
+            "has not moved yet), or the prior 'adaptive' or 'fixed'",
         )
-        require("weight_decay", number("weight_decay") == 0, "0 with prior='movement', which makes δ from the training")
+        require(
+            "weight_decay",
+            number("weight_decay") == 0,
+            "0 with prior='movement', which makes δ from the training; with prior='fixed' it is δ",
+        )
     betas = group["betas"]
     pair = isinstance(betas, (tuple, list)) and len(betas) == 2
     require(
@@ -63,6 +67,13 @@ def check_options(group: Mapping[str, Any]) -> None:
         pair and 0 <= _number(betas[0]) < 1 and 0 <= _number(betas[1]) <= 1,
         "two numbers, the first in [0, 1), the second in [0, 1] (1 keeps h at h0)",
     )
+    if group["prior"] == "movement":
+        require(
+            "betas",
+            _number(betas[1]) == 1,
+            "(β1, 1) with prior='movement': Price's estimate of h divides by the noise, of which there is next to none "
+            "at first. To learn h, take prior='adaptive' or 'fixed'",
+        )
     update, other = (NEWTON_ONLY, "newton") if group["update"] == "adam" else (ADAM_ONLY, "adam")
     for name, default in update.items():
         if group[name] != default:

@@ -4,8 +4,8 @@
     adaptive    N(0, s²), s² in closed form                        δ = 1/(λ s²)       (`optim.adaptive_prior`)
     movement    N(m0, (λ_0/λ) s²), s² from what has been moved      δ = 1/(λ_0 s²)     (`optim.movement_prior`)
 
-The state holds 1/s² as "prior_precision", and m0 as "start". λ_0 is where a steered λ began; where λ is a number, it is
-that number.
+The state holds 1/s² as "prior_precision", m0 as "start", and λ_0, the λ that there was when the state was made, as
+"ess_start".
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ def prior_state(like: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
         group: its parameter group.
 
     Example:
-        >>> prior_state(torch.zeros(2), {"prior": "movement"})["start"]
-        tensor([0., 0.])
+        >>> prior_state(torch.zeros(2), {"prior": "movement", "ess": 100.0})["ess_start"]
+        tensor(100.)
         >>> prior_state(torch.zeros(2), {"prior": "fixed"})
         {}
     """
     if group["prior"] == "movement":
-        return {"start": like.clone(), "prior_precision": movement_prior_precision(like, like)}
+        return {
+            "start": like.clone(),
+            "prior_precision": movement_prior_precision(like, like),
+            "ess_start": torch.tensor(float(group["ess"]), dtype=like.dtype, device=like.device),
+        }
     if group["prior"] == "adaptive":
         given = torch.tensor(group["ess"] * group["weight_decay"], dtype=like.dtype, device=like.device)
         return {"prior_precision": given if group["weight_decay"] else initial_prior_precision(like)}
@@ -62,11 +66,11 @@ def prior_delta(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
     Example:
         >>> prior_delta({"prior_precision": 50.0}, {"prior": "adaptive", "ess": 100.0})
         0.5
-        >>> prior_delta({"prior_precision": 50.0}, {"prior": "movement", "ess": 100.0, "auto_ess": 1000.0})
+        >>> prior_delta({"prior_precision": 50.0, "ess_start": 1000.0}, {"prior": "movement", "ess": 100.0})
         0.05
     """
     if group["prior"] == "adaptive":
         return state["prior_precision"] / group["ess"]
     if group["prior"] == "movement":
-        return state["prior_precision"] / (group.get("auto_ess") or group["ess"])
+        return state["prior_precision"] / state["ess_start"]
     return group["weight_decay"]

@@ -138,7 +138,7 @@ def unreported(answered: Tensor, prompts: Sequence[str], task: Task, splits: Seq
     shown = {prompt for split in splits if split in task.splits for prompt in task.rows(split)["prompt"]}
     if not shown:
         return answered, 0
-    kept = answered & torch.tensor([prompt not in shown for prompt in prompts])
+    kept = answered & torch.tensor([prompt not in shown for prompt in prompts], dtype=torch.bool)
     return kept, int(answered.sum() - kept.sum())
 
 
@@ -157,7 +157,7 @@ def usable(task: Task, split: str) -> tuple[Tensor, int]:
     """
     rows = task.rows(split)
     answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]
-    kept, left_out = unreported(torch.tensor(answered), rows["prompt"], task, ["test"])
+    kept, left_out = unreported(torch.tensor(answered, dtype=torch.bool), rows["prompt"], task, ["test"])
     if int(kept.sum()) < LEAST_ROWS:
         too = f" ({left_out} others are test rows, too, and nothing is tuned on those)" if left_out else ""
         raise ValueError(
