@@ -18,7 +18,8 @@ ROWS = [
     for ids in torch.arange(96).view(16, 6).remainder(60).tolist()
 ]
 CONFIG = IVONConfig(recipe="cong2024", lr=1.0, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99))
-ADAM = IVONConfig(lr=1e-3, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99))  # otherwise as recipe "auto" says
+ADAM = IVONConfig(lr=1e-3, ess=1e4, hess_init=1e-2)  # otherwise as recipe "auto" says
+LEARNED = IVONConfig(lr=1e-3, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99), prior="adaptive")
 
 
 class VariationalTrainer(VariationalTrainerMixin, Trainer):
@@ -112,7 +113,9 @@ def batches_of(trainer, count):
     raise AssertionError
 
 
-@pytest.mark.parametrize(("build", "config"), [(tiny_llama, CONFIG), (tiny_qwen3, CONFIG), (tiny_llama, ADAM)])
+@pytest.mark.parametrize(
+    ("build", "config"), [(tiny_llama, CONFIG), (tiny_qwen3, CONFIG), (tiny_llama, ADAM), (tiny_llama, LEARNED)]
+)
 @pytest.mark.parametrize("make", [unmodified, mixed_in])
 @pytest.mark.parametrize(
     "settings", [{}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.05}, {"gradient_checkpointing": True}]
