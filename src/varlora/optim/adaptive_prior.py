@@ -77,6 +77,17 @@ def renewed_prior_precision(precision: Tensor, mean: Tensor, hessian: Tensor, es
         1.0717734...
     """
     target = (ess * adaptive_prior(mean, hessian, ess, precision / ess)).clamp(max=1 / PRIOR_STD_MIN**2)
+    return followed(precision, target)
+
+
+def followed(precision: Tensor, target: Tensor) -> Tensor:
+    """A precision that goes a tenth of the way to another, in logarithms.
+
+    Example:
+        >>> import torch
+        >>> round(followed(torch.tensor(1.0), torch.tensor(1e10)).item(), 3)
+        10.0
+    """
     return torch.exp(torch.lerp(precision.log(), target.log(), PRIOR_DAMPING))
 
 

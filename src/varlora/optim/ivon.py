@@ -61,7 +61,8 @@ class IVON(torch.optim.Optimizer):
 
     State per parameter, in float32 (float64 for float64 parameters) whatever the parameter's dtype:
     `step`, `momentum`, `hessian`; for half-precision parameters `mean`, the master copy; with `update="adam"` also
-    `second_moment`, with `prior="adaptive"` or "movement" also `prior_precision`, with "movement" `start`.
+    `second_moment`, with `prior="adaptive"` or "movement" also `prior_precision`, with "movement" `start` and
+    `ess_start`.
 
     λ is read anew each time: `optimizer.param_groups[i]["ess"]` may be changed between a step and the next forward
     pass, and is part of the state. (Not between a forward pass and its step: the noise of that pass has the old λ.)

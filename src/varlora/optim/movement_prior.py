@@ -23,10 +23,9 @@ Cong et al. 2025, arXiv 2506.14280; tempering prior and likelihood alike, Wenzel
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from varlora.optim.adaptive_prior import PRIOR_DAMPING, average
+from varlora.optim.adaptive_prior import average, followed
 
 WIDTH = 3.0
 """s in units of the root mean square of the movement."""
@@ -61,9 +60,9 @@ def followed_prior_precision(precision: Tensor, mean: Tensor, start: Tensor) -> 
         start: m0.
 
     Example:
+        >>> import torch
         >>> start = torch.zeros(3)
         >>> round(followed_prior_precision(torch.tensor(1e8), start + 1 / 3, start).item() / 1e7, 2)   # to 1e8 ** .9
         1.58
     """
-    target = movement_prior_precision(mean, start)
-    return torch.exp(torch.lerp(precision.log(), target.log(), PRIOR_DAMPING))
+    return followed(precision, movement_prior_precision(mean, start))

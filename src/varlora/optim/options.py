@@ -48,6 +48,13 @@ def check_options(group: Mapping[str, Any]) -> None:
     require("update", group["update"] in ("newton", "adam"), "'newton' or 'adam'")
     require("adam_beta2", 0 <= number("adam_beta2") < 1, "in [0, 1)")
     require("adam_eps", 0 < number("adam_eps") < math.inf, "a positive finite number")
+    betas = group["betas"]
+    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+    require(
+        "betas",
+        pair and 0 <= _number(betas[0]) < 1 and 0 <= _number(betas[1]) <= 1,
+        "two numbers, the first in [0, 1), the second in [0, 1] (1 keeps h at h0)",
+    )
     if group["prior"] == "movement":
         require(
             "update",
@@ -60,14 +67,6 @@ def check_options(group: Mapping[str, Any]) -> None:
             number("weight_decay") == 0,
             "0 with prior='movement', which makes δ from the training; with prior='fixed' it is δ",
         )
-    betas = group["betas"]
-    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
-    require(
-        "betas",
-        pair and 0 <= _number(betas[0]) < 1 and 0 <= _number(betas[1]) <= 1,
-        "two numbers, the first in [0, 1), the second in [0, 1] (1 keeps h at h0)",
-    )
-    if group["prior"] == "movement":
         require(
             "betas",
             _number(betas[1]) == 1,
