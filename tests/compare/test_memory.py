@@ -94,7 +94,7 @@ def test_what_a_setting_does_to_it() -> None:
 
     assert changed(quantization="8bit").frozen == 100 + 20 * 4
     assert changed(quantization="4bit").frozen == 50 + 20 * 4
-    assert changed(method="ivon").adapter == 10 * 4 * (1 + 1 + 5)
+    assert changed(method="ivon").adapter == 10 * 4 * (1 + 1 + 6)
     assert changed(gradient_checkpointing=True).activations == 34 * 280 + 2 * 280 * 3
     assert changed(per_device_train_batch_size=16).activations == 2 * base.activations
     wide = memory_of(CONFIG, replace(SHAPE, bytes_each=4), tokens=5)

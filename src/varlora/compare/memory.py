@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from varlora.runs import RunConfig
 from varlora.runs.setting import family_of, target_modules_of
 
-STATES: Mapping[str, int] = {"ivon": 5, "blob": 5, "scalabl": 3}
+STATES: Mapping[str, int] = {"ivon": 6, "blob": 5, "scalabl": 3}
 """Tensors of the adapter's size that a method keeps beside weights and gradients; AdamW's kin keep 2."""
 ACTIVATIONS_PER_LAYER = 34
 """Bytes of each token, hidden unit and layer that 16-bit training keeps for the backward pass, with an attention that
