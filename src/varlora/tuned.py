@@ -9,6 +9,8 @@ made again from them, and taken back. Applied, it is
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from varlora.ops import prune, temper
 from varlora.posterior import PointMass, Posterior, PosteriorMeta
@@ -68,6 +70,19 @@ def without_tuning(q: Posterior) -> Posterior:
     last = q.meta.history[-1:]
     history = q.meta.history[:-1] if last and last[0].get("op") == "tune" else q.meta.history
     return _with_meta(q, dataclasses.replace(q.meta, tuned=None, history=history))
+
+
+def with_tuning(q: Posterior, tuned: Mapping[str, Any]) -> Posterior:
+    """The posterior as training left it, with a choice beside it in place of any other: `meta.tuned`.
+
+    Example:
+        >>> import torch
+        >>> chosen = {"temperature": 1.0, "samples": 0, "mode": "mean", "logit_temperature": 1.5}
+        >>> as_tuned(with_tuning(PointMass(mean={"w": torch.ones(1)}), chosen)).meta.logit_temperature
+        1.5
+    """
+    trained = without_tuning(q)
+    return _with_meta(trained, dataclasses.replace(trained.meta, tuned=tuned))
 
 
 def settled(q: Posterior, samples: int | None, otherwise: int = SAMPLES) -> tuple[Posterior, int]:

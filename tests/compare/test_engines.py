@@ -19,7 +19,10 @@ from varlora.compare import Cell, engines
 from varlora.compare.engines import Engine, Inline, Outcome, Ray, Workers, import_ray
 from varlora.compare.worker import write_cells
 
-BROKEN = {"methods.broken": {"settings": {"method": "adamw", "lora_target_modules": "qproj"}, "rows": {"Broken": {}}}}
+BROKEN = {
+    "methods.broken": {"settings": {"method": "adamw", "lora_target_modules": "qproj"}, "rows": {"Broken": {}}},
+    "methods.ivon.rows.tuned": {"tune": True},
+}
 
 
 def run_all(engine: Engine, cells: tuple[Cell, ...]) -> list[Outcome]:

@@ -154,6 +154,13 @@ def test_a_damaged_configuration_is_said(tmp_path: Path) -> None:
     assert "the model's configuration cannot be had (" in next(iter(estimates_of(cells).values())).unknown
 
 
+def test_what_is_tuned_costs_what_is_tried(tmp_path: Path) -> None:
+    rows = {"IVON": {"mode": "mean"}, "tuned": {"tune": True}}
+    adamw, ivon = plan(tmp_path, {"methods.ivon.curves": [], "methods.ivon.rows": rows}).cells()
+    assert estimate._passes(ivon) == 4 * 2 + 32  # τ but 0 and 1 at the run's two draws; at most 32 draws
+    assert estimate._passes(replace(adamw, variants=ivon.variants)) == 1  # T alone
+
+
 def test_the_tasks_of_the_table_exist() -> None:
     assert set(estimate.KNOWN_ROWS) <= set(TASKS)
 

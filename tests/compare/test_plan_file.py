@@ -35,6 +35,7 @@ def test_a_resolved_plan_reads_back_as_the_same(tmp_path: Path) -> None:
         "code_versions": ["0123456789"],
         "methods.ivon.curves": [{"over": "prune", "values": [0, 0.5], "by": "variance", "scope": "tensor"}],
         "methods.adamw.rows.T": {"mode": "mean", "logit_temperature": "validation"},
+        "methods.ivon.rows.tuned": {"tune": True},
     }
     found = plan(tmp_path, changes)
     file = tmp_path / "resolved.yaml"
@@ -87,6 +88,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "curve's field": (
         {"methods.ivon.curves": [{"over": "prune", "values": [0], "prune": 1}]},
         r"prune beside `over: prune`",
+    ),
+    "curve over what is tuned": (
+        {"methods.ivon.curves": [{"over": "temperature", "values": [1], "tune": True}]},
+        r"curves\[0\] varies temperature, which tune: true has validation rows choose",
+    ),
+    "tuned and more": (
+        {"methods.ivon.rows.x": {"tune": True, "prune": "validation"}},
+        r"rows\['x'\]: prune beside tune: true",
     ),
     "override of nothing": ({"overrides": [{"when": {}, "settings": {"lora_r": 1}}]}, "must have `when`"),
     "override that changes nothing": ({"overrides": [{"when": {"seed": 0}}]}, "must have `when` .* and `settings`"),

@@ -30,6 +30,10 @@ from varlora.compare.variant import Variant
         ({"tau": 2}, "has 'tau'; known: logit_temperature, mode"),
         ({"temprature": 2}, "has 'temprature'; did you mean 'temperature'"),
         ("mean", "is 'mean'; write a mapping"),
+        ({"tune": "yes"}, "tune is 'yes'; it must be true or false"),
+        ({"tune": True, "mode": "samples"}, "mode beside tune: true, which has validation rows choose how to predict"),
+        ({"tune": True, "temperature": 2, "prune": 0.1}, "temperature, prune beside tune: true"),
+        ({"logit_temperature": "validation", "tune": True}, "logit_temperature beside tune: true"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(values: Any, message: str) -> None:
@@ -59,6 +63,7 @@ def test_every_field_makes_another_variant() -> None:
         {"prune": 0.5, "prune_by": "variance"},
         {"prune": 0.5, "prune_scope": "tensor"},
         {"logit_temperature": "validation"},
+        {"tune": True},
     ]
     assert len({Variant(**change).key for change in changes}) == len(changes)
 
@@ -69,6 +74,18 @@ def test_fewer_draws_and_a_logit_temperature_share_one_set_of_predictions() -> N
     assert Variant(temperature=4).made_as != made
     # How many draws there are decides what validation rows choose.
     assert Variant(prune="validation", samples=4).made_as != Variant(prune="validation", samples=8).made_as
+
+
+def test_what_is_kept_under_a_key_is_found_by_it() -> None:
+    # Another key would have all that is kept predicted anew.
+    assert Variant(mode="mean", prune=0.1).key == "d01571ddeeff00ff"
+    assert Variant(samples=4, logit_temperature="validation", tune=False).key == "e816b2e32e3f123c"
+
+
+def test_nothing_goes_with_tune_in_python_either() -> None:
+    with pytest.raises(ValueError, match="samples beside tune: true"):
+        Variant(tune=True, samples=4)
+    assert Variant.from_dict(Variant(tune=True).to_dict(), where="") == Variant(tune=True)
 
 
 def test_a_plain_dict_gives_it_back() -> None:

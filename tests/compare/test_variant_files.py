@@ -120,6 +120,9 @@ def test_a_run_that_predicts_at_its_mean_has_no_draws_of_its_own() -> None:
         (DROPOUT, Variant(prune=0.5), "no variance of the weights"),
         (DROPOUT, Variant(prune=0.5, prune_by="magnitude"), None),
         (ENSEMBLE, Variant(mode="linearised"), "mixture"),
+        (POINT, Variant(tune=True), None),  # it has a T
+        (GAUSSIANS, Variant(tune=True), None),
+        (DROPOUT, Variant(tune=True), None),
     ],
 )
 def test_what_a_posterior_lacks(q: Posterior, variant: Variant, why: str | None) -> None:
@@ -129,7 +132,7 @@ def test_what_a_posterior_lacks(q: Posterior, variant: Variant, why: str | None)
 
 def test_without_validation_rows_nothing_is_chosen() -> None:
     run = run_of(GAUSSIAN, rows={"train": 9, "test": 5})
-    for variant in (Variant(prune="validation"), Variant(logit_temperature="validation")):
+    for variant in (Variant(prune="validation"), Variant(logit_temperature="validation"), Variant(tune=True)):
         assert "no validation rows to choose on" in (unfit(run, variant) or "")
     assert unfit(run, Variant(prune=0.5)) is None
 
@@ -187,4 +190,5 @@ def test_without_the_note_of_validation_rows_nothing_is_chosen(tmp_path: Path) -
 
 def test_a_variant_in_words() -> None:
     assert in_words(Variant()) == "{mode: samples}"
+    assert in_words(Variant(tune=True)) == "{tune: true}"
     assert in_words(Variant(mode="mean", prune=0.1, prune_by="random")) == "{mode: mean, prune: 0.1, prune_by: random}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import torch
 
 from small_runs import finish_herds
 from tiny_runs import save_encoder
-from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, pruned_fraction
+from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, pruned_fraction, tuned_as
 from varlora.ops import prune, temper
 from varlora.posterior import Posterior
 from varlora.prediction import Prediction
-from varlora.runs import RunFolder, predict_split, read_run, reload_setting
+from varlora.runs import RunFolder, predict_split, read_run, reload_setting, tune
 
 UPPER = r".*layer\.1\..*(query|value)"
 METHODS = ("adamw", "ivon", "laplace", "swag", "ensemble")
 PRUNED = Variant(mode="mean", prune=0.5, prune_by="magnitude")
 MORE_DRAWS, WARMER = Variant(samples=6), Variant(temperature=4)
 LINEARISED = Variant(mode="linearised", temperature=4)
+TUNED = Variant(tune=True)
 CHOSEN = Variant(mode="mean", prune="validation", prune_by="magnitude", logit_temperature="validation")
 
 
@@ -45,6 +47,23 @@ def predicted(run: RunFolder, q: Posterior, split: str, variant: Variant) -> Pre
     found = predict_split(setting, q, split, mode=variant.mode, samples=variant.samples)
     assert isinstance(found, Prediction)
     return found
+
+
+def test_a_run_is_tuned_as_varlora_tune_does_it(cached: Path, tmp_path: Path) -> None:
+    ensure_variants(cached, [TUNED])
+    run = read_run(cached)
+    tuning = tune(shutil.copytree(cached, tmp_path / "run"), fractions=[])
+    assert tuned_as(run, TUNED) == tuning.tuned
+    for split in ("validation", "test"):
+        kept = load_variant(run, TUNED, split)
+        if tuning.tuned is None:
+            assert torch.equal(kept.log_probs, run.prediction(split, kept.mode).log_probs)
+            continue
+        setting = reload_setting(run.config, run.path, run.posterior.meta)
+        q = read_run(tmp_path / "run").posterior
+        whole = predict_split(setting, q, split, mode=tuning.tuned["mode"])
+        assert isinstance(whole, Prediction)
+        assert torch.equal(kept.log_probs, whole.log_probs)
 
 
 def test_variants_are_predicted_with_the_whole_model(cached: Path) -> None:

@@ -122,7 +122,7 @@ class Cell:
         return values | {
             "config": self.config.to_dict(),
             "folder": str(self.folder),
-            "variants": [dataclasses.asdict(variant) for variant in self.variants],
+            "variants": [variant.to_dict() for variant in self.variants],
             "generated": dataclasses.asdict(self.generated) if self.generated is not None else None,
         }
 

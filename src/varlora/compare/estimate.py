@@ -29,8 +29,10 @@ from huggingface_hub import constants, try_to_load_from_cache
 from varlora.compare.cell import Cell
 from varlora.compare.content import path_settings
 from varlora.compare.memory import Memory, Shape, memory_of, shape_of
+from varlora.compare.variant import Variant
 from varlora.runs import RunConfig
 from varlora.runs.folder import FACTS
+from varlora.runs.space import DRAWS, TEMPERATURES
 from varlora.tasks import FINAL_ANSWERS, TASKS
 from varlora.tasks.named import Benchmark
 
@@ -311,8 +313,16 @@ def _model(config: RunConfig) -> tuple[Any, ...]:
 
 def _passes(cell: Cell) -> int:
     """Forward passes of the variants that training does not predict by itself."""
-    made = {v.key: v for v in cell.variants if v.prune != 0 or v.temperature not in (0, 1)}
-    return sum(1 if v.mode == "mean" else (v.samples or cell.config.samples) for v in made.values())
+    made = {v.key: v for v in cell.variants if v.prune != 0 or v.temperature not in (0, 1) or v.tune}
+    return sum(_passes_of(variant, cell.config) for variant in made.values())
+
+
+def _passes_of(variant: Variant, config: RunConfig) -> int:
+    """Forward passes of one of them; what is tuned is tried on validation rows, and counted as if on all."""
+    if variant.tune:
+        tried = [tau for tau in TEMPERATURES if tau not in (0, 1)]
+        return len(tried) * draws_of(config) + max(DRAWS) if draws_of(config) > 0 else 1
+    return 1 if variant.mode == "mean" else (variant.samples or config.samples)
 
 
 def _place(cell: Cell) -> tuple[str, str]:

@@ -20,13 +20,14 @@ from varlora.compare.variants import (
     logit_temperature,
     pruned_fraction,
     seconds,
+    tuned_as,
     unfit,
 )
 from varlora.prediction import Prediction
 from varlora.report.results import Comparison
 from varlora.report.rows import Row
 from varlora.report.study import Block, Study
-from varlora.runs import RunFolder, read_run
+from varlora.runs import RunFolder, in_words, read_run
 from varlora.runs.measure import IN_SCOPE, out_of_scope
 
 Nested = dict[str, dict[str, dict[str, list[float]]]]
@@ -309,7 +310,16 @@ def _notes(runs: Iterable[RunFolder], rows: Sequence[RowSource]) -> list[str]:
         if source.variant.prune == "validation":
             values = ", ".join(f"{100 * pruned_fraction(run, source.variant):g} %" for _, run in sorted(chosen))
             notes.append(f"{source.label}: {values} pruned by {source.variant.prune_by}, chosen on validation rows")
+        if source.variant.tune:
+            values = "; ".join(_tuned_words(run, source.variant) for _, run in sorted(chosen))
+            notes.append(f"{source.label}: {values}; tuned on validation rows")
     return list(dict.fromkeys(notes))
+
+
+def _tuned_words(run: RunFolder, variant: Variant) -> str:
+    """What validation rows have chosen for a run."""
+    tuned = tuned_as(run, variant)
+    return "as trained" if tuned is None else in_words(tuned)
 
 
 def _settings(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -24,7 +24,7 @@ class Variant:
     """One way to predict with a posterior as training left it.
 
     It is pruned first, then tempered, then predicted with, and the logits are divided at the end. What is chosen, is
-    chosen on validation rows.
+    chosen on validation rows; `tune` leaves all of it to them.
 
     Args:
         mode: "mean" (the posterior's point), "samples" (its draws) or "linearised" (draws of the logits of the model
@@ -37,6 +37,7 @@ class Variant:
         prune_scope: rank over all tensors, or within each.
         logit_temperature: "validation" divides the logits by a T that is fitted on validation rows, over whatever T the
             run has; "none" adds nothing.
+        tune: predict as `varlora tune` would choose for the run; no other field goes with it.
 
     Raises:
         ValueError: a value is out of its range, or two do not go together.
@@ -53,6 +54,7 @@ class Variant:
     prune_by: Criterion = "snr"
     prune_scope: Scope = "global"
     logit_temperature: LogitTemperature = "none"
+    tune: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
@@ -74,6 +76,10 @@ class Variant:
         if self.mode != "samples" and self.samples is not None:
             why = "has no draws" if self.mode == "mean" else "always takes 100 draws of the logits, which cost nothing"
             raise ValueError(f"samples is {self.samples}, but mode {self.mode!r} {why}; leave samples out.")
+        if not isinstance(self.tune, bool):
+            raise ValueError(f"tune is {self.tune!r}; it must be true or false.")
+        if self.tune:
+            _check_alone([f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default])
         object.__setattr__(self, "temperature", float(self.temperature))
         if self.prune != "validation":
             object.__setattr__(self, "prune", float(self.prune))
@@ -99,13 +105,17 @@ class Variant:
         if unknown := [name for name in values if name not in known]:
             raise ValueError(f"{where} has {unknown[0]!r}; {nearest(str(unknown[0]), known)}")
         try:
+            if values.get("tune") is True:
+                _check_alone(list(values))  # also what is at its default: it is not the default that is chosen
             return cls(**values)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, as JSON and YAML have it."""
-        return dataclasses.asdict(self)
+        """As JSON and YAML have it: `tune` alone, or every other field."""
+        if self.tune:
+            return {"tune": True}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "tune"}
 
     @property
     def plain(self) -> Self:
@@ -141,6 +151,15 @@ _CHOICES: Mapping[str, Any] = {
     "prune_scope": Scope,
     "logit_temperature": LogitTemperature,
 }
+
+
+def _check_alone(names: Sequence[str]) -> None:
+    """Refuses fields beside `tune`."""
+    if others := [name for name in names if name != "tune"]:
+        raise ValueError(
+            f"{', '.join(others)} beside tune: true, which has validation rows choose how to predict. Give the one or "
+            "the other."
+        )
 
 
 def _is_number(value: object) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,16 @@ def pruned_fraction(run: RunFolder, variant: Variant) -> float:
     return float(variant.prune)
 
 
+def tuned_as(run: RunFolder, variant: Variant) -> Mapping[str, Any] | None:
+    """What validation rows have chosen for a variant with `tune`, as `meta.tuned` has it; None: as training left it.
+
+    Raises:
+        ValueError: nothing has been chosen yet.
+    """
+    found: Mapping[str, Any] | None = facts_of(run, made_as(run, variant))["tuning"]["tuned"]
+    return found
+
+
 def seconds(run: RunFolder, variant: Variant, split: str) -> float | None:
     """How long a variant's prediction of a split took; None where it is part of a longer one, or not known.
 
@@ -114,7 +125,7 @@ def unfit(run: RunFolder, variant: Variant, *, thorough: bool = True) -> str | N
     if is_completion(run):
         own = is_own(run, plain) and draws_of(run, plain) in (0, own_draws(run)) and not chooses(variant)
         return None if own else "its rows ask for completions, which have no classes: only as training predicted them."
-    if plain.mode == "samples":
+    if plain.mode == "samples" and not plain.tune:
         if isinstance(q, PointMass):
             return f"method {run.config.method!r} gives a point mass, which has no draws. Use mode: mean."
         if draws_of(run, plain) == 0:
@@ -156,7 +167,7 @@ def own_draws(run: RunFolder) -> int:
 
 def draws_of(run: RunFolder, variant: Variant) -> int:
     """How many draws a variant has; 0 where they are not its own to choose."""
-    if variant.plain.mode != "samples":
+    if variant.plain.mode != "samples" or variant.tune:
         return 0
     return variant.samples if variant.samples is not None else own_draws(run) if run.config.samples else 0
 
@@ -164,7 +175,7 @@ def draws_of(run: RunFolder, variant: Variant) -> int:
 def is_own(run: RunFolder, variant: Variant) -> bool:
     """Whether a variant is one of the run's own modes, or the first draws of one."""
     plain = variant.plain
-    if plain.prune != 0 or plain.temperature != 1:
+    if plain.prune != 0 or plain.temperature != 1 or plain.tune:
         return False
     modes = modes_of(without_tuning(run.posterior), run.config.samples)
     return plain.mode in modes and (plain.mode != "samples" or draws_of(run, plain) <= own_draws(run))
@@ -211,8 +222,17 @@ def facts_of(run: RunFolder, made: Variant) -> dict[str, Any]:
     return found
 
 
+def own_variant(run: RunFolder) -> Variant:
+    """The run's own way to predict: the last of its modes, as training left it."""
+    mode = modes_of(without_tuning(run.posterior), run.config.samples)[-1]
+    assert mode != "model"
+    return Variant(mode=mode)
+
+
 def _settled(run: RunFolder, variant: Variant) -> Variant:
-    """The variant itself, or that without pruning where validation rows chose 0 and the run's own mode will do."""
+    """The variant itself, or one of the run's own modes where validation rows chose nothing that changes it."""
+    if variant.tune and tuned_as(run, variant) is None:
+        return own_variant(run)
     if variant.prune == "validation" and pruned_fraction(run, variant) == 0:
         unpruned = dataclasses.replace(variant, prune=0.0)
         return unpruned if is_own(run, unpruned) else variant
@@ -262,7 +282,7 @@ def derived(run: RunFolder, variant: Variant, fraction: float) -> Posterior:
 
 def chooses(variant: Variant) -> bool:
     """Whether validation rows choose something."""
-    return variant.prune == "validation" or variant.logit_temperature == "validation"
+    return variant.tune or "validation" in (variant.prune, variant.logit_temperature)
 
 
 def usable_rows(folder: Path) -> Tensor:
@@ -285,6 +305,8 @@ def _fitted(folder: str, variant: Variant, stamp: int) -> float:
 
 def in_words(variant: Variant) -> str:
     """A variant's fields that are not the defaults, as a plan writes them."""
+    if variant.tune:
+        return "{tune: true}"
     defaults = Variant().to_dict()
     changed = {name: value for name, value in variant.to_dict().items() if value != defaults[name] or name == "mode"}
     return f"{{{', '.join(f'{name}: {value}' for name, value in changed.items())}}}"

@@ -35,6 +35,7 @@ from varlora.compare.variant_files import (
     pruned_fraction,
     seconds,
     splits_of,
+    tuned_as,
     unfit,
     usable_rows,
     variant_folder,
@@ -42,11 +43,15 @@ from varlora.compare.variant_files import (
 from varlora.folders import atomic_file, atomic_folder, interrupted
 from varlora.metrics import largest_free, mean_log_probs, paired_error
 from varlora.metrics.scoring import log_losses
+from varlora.posterior import Posterior
 from varlora.prediction import Prediction
 from varlora.runs import RunConfig, RunFolder, finite, is_run, load_task, predict_split, read_run, reload_setting
 from varlora.runs.selection import FRACTIONS
 from varlora.runs.setting import Setting
+from varlora.runs.tune import tuning_of
 from varlora.runs.validation import usable
+from varlora.tasks import Task
+from varlora.tuned import as_tuned, with_tuning
 
 __all__ = [
     "Variant",
@@ -57,6 +62,7 @@ __all__ = [
     "logit_temperature",
     "pruned_fraction",
     "seconds",
+    "tuned_as",
     "unfit",
 ]
 
@@ -119,31 +125,66 @@ def has_all(found: RunFolder, variants: Sequence[Variant]) -> bool:
 
 def _make(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progress: bool) -> None:
     """Predicts with one variant, and puts its folder in place."""
-
-    def predicted(fraction: float, split: str) -> Prediction:
-        q = derived(run, made, fraction)
-        found = predict_split(setting, q, split, mode=made.mode, samples=draws, progress=progress)
-        assert isinstance(found, Prediction)
-        _check_rows(run, split, found)
-        return found
-
-    facts: dict[str, Any] = {"format": FORMAT, "variant": made.to_dict(), "draws": draws}
-    fraction = 0.0 if made.prune == "validation" else float(made.prune)
-    if made.prune == "validation":
-        fraction, facts["tried"] = _choose_fraction(run, lambda amount: predicted(amount, SPLIT))
+    if made.tune:
+        chosen, predicted = _tuned(run, setting, progress=progress)
+    else:
+        chosen, predicted = _derived(run, setting, made, draws, progress=progress)
     took: dict[str, float] = {}
-    facts |= {"pruned": fraction, "seconds": took}
-    unpruned = made.prune == "validation" and fraction == 0
-    own = unpruned and is_own(run, dataclasses.replace(made, prune=0.0))
+    facts = {"format": FORMAT, "variant": made.to_dict(), "draws": draws, **chosen, "seconds": took}
     folder = variant_folder(run, made)
     for left in interrupted(folder):  # a killed process made it, and here it is made again
         shutil.rmtree(left)
     with atomic_folder(folder, overwrite=folder.exists(), marker=FACTS) as new:
-        for split in [] if own else splits_of(run):
-            start = time.perf_counter()
-            predicted(fraction, split).save(new / f"{split}.parquet")
-            took[split] = time.perf_counter() - start
+        if predicted is not None:
+            for split in splits_of(run):
+                start = time.perf_counter()
+                predicted(split).save(new / f"{split}.parquet")
+                took[split] = time.perf_counter() - start
         (new / FACTS).write_text(json.dumps(finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+Chosen = tuple[dict[str, Any], Callable[[str], Prediction] | None]
+"""What of a variant was chosen, and what predicts a split with it; None where the run's own predictions are those."""
+
+
+def _derived(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progress: bool) -> Chosen:
+    """The posterior pruned, by what validation rows choose if they are to, and tempered."""
+
+    def predicted(fraction: float, split: str) -> Prediction:
+        q = derived(run, made, fraction)
+        return _predicted(run, setting, q, split, mode=made.mode, samples=draws, progress=progress)
+
+    facts: dict[str, Any] = {}
+    fraction = 0.0 if made.prune == "validation" else float(made.prune)
+    if made.prune == "validation":
+        fraction, facts["tried"] = _choose_fraction(run, lambda amount: predicted(amount, SPLIT))
+    facts["pruned"] = fraction
+    unpruned = made.prune == "validation" and fraction == 0
+    own = unpruned and is_own(run, dataclasses.replace(made, prune=0.0))
+    return facts, None if own else lambda split: predicted(fraction, split)
+
+
+def _tuned(run: RunFolder, setting: Setting, *, progress: bool) -> Chosen:
+    """What `varlora tune` chooses, and predictions as it chose; the run's own posterior.json is not touched.
+
+    What could be pruned for nothing would only be reported, so that it is not looked for.
+    """
+    _check_validation(run, setting.task)
+    tuning = tuning_of(run, fractions=(), setting=setting, progress=progress)
+    facts = {"tuning": tuning.to_dict()}
+    if (tuned := tuning.tuned) is None:
+        return facts, None
+    q = as_tuned(with_tuning(run.posterior, tuned))
+    how = {"mode": tuned["mode"], "samples": tuned["samples"], "progress": progress}
+    return facts, lambda split: _predicted(run, setting, q, split, **how)
+
+
+def _predicted(run: RunFolder, setting: Setting, q: Posterior, split: str, **how: Any) -> Prediction:
+    """Predictions of the rows that the run's own are of."""
+    found = predict_split(setting, q, split, **how)
+    assert isinstance(found, Prediction)
+    _check_rows(run, split, found)
+    return found
 
 
 def _check_rows(run: RunFolder, split: str, found: Prediction) -> None:
@@ -160,12 +201,16 @@ def _note_rows(run: RunFolder, settings: RunConfig) -> None:
     """Writes which validation rows may be chosen on: those with an answer that are not test rows, too."""
     task = load_task(settings)
     kept, left_out = usable(task, SPLIT)
-    there = run.prediction(SPLIT, "mean")
-    if there.ids != tuple(map(str, task.rows(SPLIT)["id"])):
-        raise ValueError(f"the validation rows are no longer those of {run.path}. Put them back, or run it again.")
+    _check_validation(run, task)
     facts = {"rows": len(kept), "test_rows_left_out": left_out, "usable": kept.nonzero().flatten().tolist()}
     with atomic_file(run.path / FOLDER / ROWS, overwrite=True) as file:
         file.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+def _check_validation(run: RunFolder, task: Task) -> None:
+    """Refuses to choose on rows that are not those of the run's own predictions."""
+    if run.prediction(SPLIT, "mean").ids != tuple(map(str, task.rows(SPLIT)["id"])):
+        raise ValueError(f"the validation rows are no longer those of {run.path}. Put them back, or run it again.")
 
 
 def _choose_fraction(run: RunFolder, predict: Callable[[float], Prediction]) -> tuple[float, list[dict[str, float]]]:

@@ -22,6 +22,7 @@ from varlora.ops import Criterion
 from varlora.posterior import Posterior
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import RunFolder, finite, read_run
+from varlora.runs.setting import Setting
 from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES, Space, space_of
 from varlora.runs.tuning import LOGIT_TEMPERATURES, Choice, choose
 from varlora.runs.validation import ValidationRows
@@ -68,6 +69,19 @@ class Tuning:
             f"({choice.difference:+.4f} ± {choice.standard_error:.4f} over {self.rows} rows)"
         )
         return f"Chosen: {in_words(self.tuned)}; {gain}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that was tried, and what was chosen."""
+        return {
+            "split": self.split,
+            "rows": self.rows,
+            "left_out": self.left_out,
+            "by": self.by,
+            "tuned": self.tuned,
+            "sentence": self.sentence,
+            "notes": self.notes,
+            **{n: value for n, value in dataclasses.asdict(self.choice).items() if n not in ("chosen", "kept")},
+        }
 
 
 def in_words(tuned: Mapping[str, Any]) -> str:
@@ -131,7 +145,52 @@ def tune(
             asked for, or an option is out of its range.
     """
     run = read_run(folder)
-    config = config if config is not None else run.config
+    tuning = tuning_of(
+        run,
+        temperatures=temperatures,
+        samples=samples,
+        fractions=fractions,
+        by=by,
+        logit_temperature=logit_temperature,
+        apply_pruning=apply_pruning,
+        standard_errors=standard_errors,
+        split=split,
+        config=config,
+        progress=progress,
+    )
+    _write(run, without_tuning(run.posterior), tuning)
+    return tuning
+
+
+def tuning_of(
+    run: RunFolder,
+    *,
+    temperatures: Sequence[float] = TEMPERATURES,
+    samples: Sequence[int] = DRAWS,
+    fractions: Sequence[float] = FRACTIONS,
+    by: Criterion | None = None,
+    logit_temperature: bool = True,
+    apply_pruning: bool = False,
+    standard_errors: float = 1.0,
+    split: str = "validation",
+    config: RunConfig | None = None,
+    setting: Setting | None = None,
+    progress: bool = False,
+) -> Tuning:
+    """What `tune` chooses; nothing is written.
+
+    Args:
+        run: the run.
+        temperatures, samples, fractions, by, logit_temperature, apply_pruning, standard_errors, split, progress: as of
+            `tune`.
+        config: the run's settings where they have changed; those of `setting` if that is given.
+        setting: the model and the rows, where they are loaded already.
+
+    Raises:
+        ValueError: as `tune`.
+    """
+    if config is None:
+        config = setting.config if setting is not None else run.config
     _check_split(run, split)
     q = without_tuning(run.posterior)
     space, notes = space_of(q, config.samples, temperatures=temperatures, samples=samples, fractions=fractions, by=by)
@@ -144,7 +203,7 @@ def tune(
         standard_errors=standard_errors,
         apply_pruning=apply_pruning,
     )
-    validation = ValidationRows(run, config, q, by=space.by, split=split, progress=progress)
+    validation = ValidationRows(run, config, q, by=space.by, split=split, setting=setting, progress=progress)
     choice = choose(validation.log_probs, validation.labels, space)
     fits = sum(candidate.stage == "scale" and candidate.fitted for candidate in choice.candidates)
     if space.fit_logits and fits < len(space.temperatures):
@@ -153,18 +212,15 @@ def tune(
             f"At {len(space.temperatures) - fits} of {len(space.temperatures)} values of τ the best T lies outside "
             f"{low:g} to {high:g} and is not tried."
         )
-    tuned = None if choice.kept else _tuned(choice, space)
-    tuning = Tuning(
+    return Tuning(
         split=split,
         rows=len(validation.labels),
         left_out=validation.left_out,
         by=space.by,
         choice=choice,
-        tuned=tuned,
+        tuned=None if choice.kept else _tuned(choice, space),
         notes=tuple(notes),
     )
-    _write(run, q, tuning)
-    return tuning
 
 
 def reset(folder: str | Path) -> None:
@@ -215,14 +271,7 @@ def _write(run: RunFolder, q: Posterior, tuning: Tuning) -> None:
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "varlora": importlib.metadata.version("varlora"),
         "made_from": {name: entry["sha256"] for name, entry in read_manifest(run.path)["files"].items()},
-        "split": tuning.split,
-        "rows": tuning.rows,
-        "left_out": tuning.left_out,
-        "by": tuning.by,
-        "tuned": tuning.tuned,
-        "sentence": tuning.sentence,
-        "notes": tuning.notes,
-        **{name: value for name, value in dataclasses.asdict(choice).items() if name not in ("chosen", "kept")},
+        **tuning.to_dict(),
     }
     with atomic_file(run.path / TABLE, overwrite=True) as file:
         file.write_text(json.dumps(finite(table), indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -40,6 +40,7 @@ class ValidationRows:
         q: its posterior as trained.
         by: what to prune by.
         split: the rows' split.
+        setting: the model and the rows, where they are loaded already; None loads them, the model if it is needed.
         progress: show progress bars.
 
     Raises:
@@ -54,6 +55,7 @@ class ValidationRows:
         *,
         by: Criterion,
         split: str = "validation",
+        setting: Setting | None = None,
         progress: bool = False,
     ) -> None:
         self.run, self.config, self.by, self.split, self.progress = run, config, by, split, progress
@@ -61,12 +63,15 @@ class ValidationRows:
         self.q: Posterior = replace(q, meta=plain)  # type: ignore[type-var]
         self.own_mode = modes_of(q)[-1]
         chat = run.facts["task"]["kind"] == "completion"
-        self.task = load_task(config, AutoTokenizer.from_pretrained(str(run.path)) if chat else None)
+        if setting is not None:
+            self.task = setting.task
+        else:
+            self.task = load_task(config, AutoTokenizer.from_pretrained(str(run.path)) if chat else None)
         self.kept, self.left_out = usable(self.task, split)
         rows = self.task.rows(split)
         self.labels = torch.tensor([0] * len(rows) if chat else rows["label"][:])[self.kept]
         self._made: dict[tuple[float, float], Tensor] = {}
-        self._setting: Setting | None = None
+        self._setting = setting
 
     def log_probs(self, temperature: float, samples: int, fraction: float) -> Tensor:
         """Log-probabilities of the rows under a variant of the posterior, divided by no T.

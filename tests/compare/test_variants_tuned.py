@@ -1,0 +1,206 @@
+"""Runs predicted with as `varlora tune` would choose: the same numbers, and nothing else of the run is touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compare.plans import plan
+from small_runs import config, finish_herds, save_model, write_rows
+from varlora.cli import main
+from varlora.compare import variants as making
+from varlora.compare import worker
+from varlora.compare.gather import gather
+from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, seconds, tuned_as
+from varlora.compare.worker import execute_cell
+from varlora.metrics import evaluate
+from varlora.prediction import modes_of
+from varlora.runs import finite, read_run, run
+from varlora.runs.tune import in_words, tuning_of
+
+TUNED = Variant(tune=True)
+METHODS = ("ivon", "adamw", "laplace", "ensemble")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def finished(model: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """One run of each kind that matters here: a Gaussian with much noise, a point, Laplace's, and an ensemble."""
+    runs = {}
+    for method in METHODS:
+        options: dict[str, Any] = {"ess": 20.0} if method == "ivon" else {}
+        runs[method] = finish_herds(tmp_path_factory.mktemp(method), model, method=method, max_steps=12, **options)
+    return runs
+
+
+@pytest.fixture
+def ivon(finished: Mapping[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished["ivon"], tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_what_tune_and_then_eval_give(finished: Mapping[str, Path], method: str, tmp_path: Path) -> None:
+    folder, copy = (Path(shutil.copytree(finished[method], tmp_path / name)) for name in ("run", "copy"))
+    ensure_variants(folder, [TUNED])
+    assert is_complete(folder, [TUNED])
+
+    assert main(["tune", str(copy), "--no_progress"]) == 0
+    target = tmp_path / "measured.json"
+    assert main(["eval", str(copy), "--no_progress", "--resamples", "0", "--output_file", str(target)]) == 0
+    found, measured = read_run(folder), json.loads(target.read_text())
+
+    chosen = tuned_as(found, TUNED)
+    assert chosen == measured["tuned"]
+    assert method != "ivon" or (chosen or {})["temperature"] != 1  # otherwise this test would tell little
+    mode = chosen["mode"] if chosen is not None else modes_of(found.posterior, found.config.samples)[-1]
+    prediction = load_variant(found, TUNED, "test")
+    assert prediction.mode == mode
+    assert (
+        finite(evaluate(prediction.log_probs, prediction.labels)).items() <= measured["metrics"]["test"][mode].items()
+    )
+
+
+def test_all_that_tune_tries_is_kept_but_what_could_be_pruned(ivon: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(ivon, tmp_path / "copy")
+    assert main(["tune", str(copy), "--no_progress", "--fractions", "0"]) == 0
+    ensure_variants(ivon, [TUNED])
+    [file] = ivon.glob("variants/*/variant.json")
+    facts, table = json.loads(file.read_text()), json.loads((copy / "tune.json").read_text())
+    assert facts["variant"] == {"tune": True}
+    assert facts["tuning"] == {name: table[name] for name in facts["tuning"]}
+    assert table.keys() - facts["tuning"].keys() == {"made", "varlora", "made_from"}
+
+
+def test_the_run_and_its_other_rows_are_what_they_are_without_it(ivon: Path, tmp_path: Path) -> None:
+    others = [
+        Variant(temperature=4, samples=6),
+        Variant(mode="mean", logit_temperature="validation"),
+        Variant(prune="validation", prune_by="magnitude"),
+    ]
+    copy = Path(shutil.copytree(ivon, tmp_path / "copy"))
+    before = contents(ivon)
+    ensure_variants(copy, others)
+    ensure_variants(ivon, [TUNED, *others])
+    after = contents(ivon)
+    assert {name: after[name] for name in before} == before
+    assert read_run(ivon).posterior.meta.tuned is None
+    for variant in others:
+        for split in ("validation", "test"):
+            with_it, without = (load_variant(read_run(folder), variant, split) for folder in (ivon, copy))
+            assert torch.equal(with_it.log_probs, without.log_probs)
+            assert with_it.logit_temperature == without.logit_temperature
+
+
+def test_made_again_and_of_a_tuned_run_every_byte_is_the_same(ivon: Path) -> None:
+    def predictions() -> dict[str, bytes]:
+        return {name: found for name, found in contents(ivon / "variants").items() if name.endswith(".parquet")}
+
+    ensure_variants(ivon, [TUNED])
+    before = predictions()
+    assert len(before) == 2
+    stamps = {path: path.stat().st_mtime_ns for path in ivon.rglob("*")}
+    ensure_variants(ivon, [TUNED])
+    assert {path: path.stat().st_mtime_ns for path in ivon.rglob("*")} == stamps
+    shutil.rmtree(ivon / "variants")
+    assert main(["tune", str(ivon), "--no_progress", "--temperatures", "4", "--fractions", "0"]) == 0
+    ensure_variants(ivon, [TUNED])
+    assert predictions() == before
+    assert (seconds(read_run(ivon), TUNED, "test") or 0) > 0
+
+
+def test_what_is_kept_as_trained_is_the_runs_own_predictions(ivon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "tuning_of", partial(tuning_of, standard_errors=1e6))
+    ensure_variants(ivon, [TUNED])
+    found = read_run(ivon)
+    assert tuned_as(found, TUNED) is None
+    assert not list(ivon.rglob("variants/**/*.parquet"))
+    assert torch.equal(load_variant(found, TUNED, "test").log_probs, found.prediction("test", "samples").log_probs)
+    assert seconds(found, TUNED, "test") == found.facts["seconds"]["predict/test/samples"]
+
+
+def test_before_it_is_made_it_is_missing_and_says_so(ivon: Path) -> None:
+    assert not is_complete(ivon, [TUNED])
+    with pytest.raises(ValueError, match=r"has not been predicted with as \{tune: true\} yet"):
+        load_variant(read_run(ivon), TUNED, "test")
+
+
+def test_without_validation_rows_it_is_refused(ivon: Path) -> None:
+    facts = json.loads((ivon / "run.json").read_text())
+    del facts["task"]["rows"]["validation"]
+    (ivon / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"as \{tune: true\}: there are no validation rows to choose on"):
+        ensure_variants(ivon, [TUNED])
+    assert not is_complete(ivon, [TUNED])
+
+
+def test_too_few_validation_rows_are_refused(model: str, tmp_path: Path) -> None:
+    settings = config(tmp_path, model, method="adamw", max_steps=2)  # its validation rows are test rows, too
+    run(settings, progress=False)
+    with pytest.raises(ValueError, match=r"0 labelled row\(s\) to choose on \(16 others are test rows, too"):
+        ensure_variants(settings.output_dir, [TUNED])
+    assert not is_complete(settings.output_dir, [TUNED])
+
+
+def test_completions_are_refused(model: str, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a cat", "completion": " film"}] * 24)
+    files = {"train_file": rows, "validation_file": rows, "test_file": rows}
+    settings = config(tmp_path, model, max_steps=2, held_out="none", **files)
+    run(settings, progress=False)
+    with pytest.raises(ValueError, match=r"as \{tune: true\}: its rows ask for completions, which have no classes"):
+        ensure_variants(settings.output_dir, [TUNED])
+
+
+def test_changed_validation_rows_are_refused(model: str, tmp_path: Path) -> None:
+    folder = finish_herds(tmp_path, model, method="adamw", max_steps=2)
+    ensure_variants(folder, [Variant(mode="mean", logit_temperature="validation")])
+    file = Path(read_run(folder).config.validation_file or "")
+    write_rows(file, [json.loads(line) for line in file.read_text().splitlines()][:-1])
+    with pytest.raises(ValueError, match="the validation rows are no longer those of"):
+        ensure_variants(folder, [TUNED])
+
+
+def test_a_new_row_of_a_trained_cell_is_predicted_and_nothing_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was trained again")
+
+    first = plan(tmp_path)
+    for cell in first.cells():
+        cell.prepare()
+        execute_cell(cell)
+    made_by = first.cells()[0].code_version
+    monkeypatch.setattr(worker, "run", refuse)
+
+    asked = plan(tmp_path, {"methods.ivon.rows.tuned": {"tune": True}})
+    assert [cell.state() for cell in asked.cells()] == ["done", "partial"]
+    assert any("tuned: seed 0 (trained, not predicted" in gap for gap in gather(asked, asked.cells()).blocks[0].missing)
+    monkeypatch.setattr("varlora.compare.plan.code_version", lambda: "0123456789")  # varlora has changed since
+    asked = plan(tmp_path, {"methods.ivon.rows.tuned": {"tune": True}}, code_versions=[made_by])
+    cell = asked.cells()[1]
+    assert (cell.state(), cell.code_version) == ("partial", made_by)
+    cell.prepare()
+    execute_cell(cell)
+
+    assert cell.state() == "done"
+    [block] = gather(asked, asked.cells()).blocks
+    assert block.comparison is not None
+    assert "tuned" in block.comparison.methods
+    chosen = tuned_as(read_run(cell.folder), TUNED)
+    how = "as trained" if chosen is None else in_words(chosen)
+    assert f"tuned: {how}; tuned on validation rows" in block.notes
