@@ -115,7 +115,10 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     tensors = [*model.parameters(), *(ivon_of(trainer).state[p][k] for p in model.parameters() for k in STATE)]
     return {
         "weights and state": torch.cat([t.detach().flatten() for t in tensors]).tolist(),
-        **{name: group[name] for name in ("ess", "auto_ess", "held_out", "held_out_rows", "held_out_source")},
+        **{
+            name: group[name]
+            for name in ("ess", "auto_ess", "prior_width", "held_out", "held_out_rows", "held_out_source")
+        },
     }
 
 

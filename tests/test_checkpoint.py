@@ -417,7 +417,9 @@ def test_a_checkpoint_gives_the_posterior_that_training_had(
 def test_a_checkpoint_of_a_steered_movement_prior_gives_the_same_posterior_too(
     llama_lora: PeftModel, tmp_path: Path
 ) -> None:
-    optimizer = trained(llama_lora, ivon(llama_lora, betas=(0.9, 1.0), prior="movement", update="adam"))
+    optimizer = trained(
+        llama_lora, ivon(llama_lora, betas=(0.9, 1.0), prior="movement", prior_width=3.0, update="adam")
+    )
     for group in optimizer.param_groups:
         group["ess"] /= 4
     q = posterior_from_checkpoint(checkpoint(llama_lora, optimizer, tmp_path), num_examples=5)

@@ -12,7 +12,15 @@ from varlora import IVON, NoiseController, posterior_of
 from varlora.noise import CounterNoise, ReplayedNoise
 
 OPTIONS = {"lr": 0.1, "ess": 200.0, "hess_init": 0.1, "betas": (0.9, 0.9), "weight_decay": 0.01}
-ADAM = {"lr": 0.01, "ess": 200.0, "hess_init": 0.1, "betas": (0.9, 1.0), "update": "adam", "prior": "movement"}
+ADAM = {
+    "lr": 0.01,
+    "ess": 200.0,
+    "hess_init": 0.1,
+    "betas": (0.9, 1.0),
+    "update": "adam",
+    "prior": "movement",
+    "prior_width": 3.0,
+}
 STEPS, RANKS, MICRO = 3, 2, 2
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file store")

@@ -212,7 +212,7 @@ def test_an_adaptive_prior_is_recorded_by_tensor() -> None:
 
 def test_a_prior_around_the_start_is_no_precision_around_zero() -> None:
     model = nn.Linear(2, 1)
-    optimizer = ivon(model, prior="movement", update="adam", betas=(0.9, 1.0))
+    optimizer = ivon(model, prior="movement", prior_width=3.0, update="adam", betas=(0.9, 1.0))
     optimizer.precision(model.weight)
     optimizer.state[model.weight]["prior_precision"].fill_(2500.0)
     q = posterior_of(model, optimizer)

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from models import lora, tiny_llama, tiny_qwen3
-from varlora import IVON, IVONConfig, NoiseController, VariationalCallback, VariationalTrainerMixin
+from varlora import (
+    IVON,
+    IVONConfig,
+    NoiseController,
+    VariationalCallback,
+    VariationalTrainerMixin,
+    posterior_from_checkpoint,
+    posterior_of,
+    set_prior_width,
+)
 
 ROWS = [
     {"input_ids": ids, "labels": ids, "attention_mask": [1] * 6}
@@ -87,6 +97,7 @@ def plain_loop(model, batches, accumulation=1, clip=0.0, config=CONFIG, seed=3):
     optimizer = IVON(parameters, **config.optimizer_kwargs())
     NoiseController(model, optimizer, seed=seed)
     for start in range(0, len(batches), accumulation):
+        set_prior_width(optimizer, start / len(batches))
         chunk = batches[start : start + accumulation]
         tokens = sum(batch["labels"][:, 1:].numel() for batch in chunk)
         for batch in chunk:
@@ -304,6 +315,42 @@ def test_the_mixins_default_is_auto(tmp_path):
     )
     [group] = trainer.create_optimizer().param_groups
     assert (group["update"], group["prior"], group["lr"]) == ("adam", "movement", 7e-4)
+
+
+@pytest.mark.parametrize("make", [unmodified, mixed_in])
+@pytest.mark.parametrize(("given", "expected"), [(None, [0, 1, 2, 3, 4]), (2.5, [2.5] * 5)])
+def test_the_priors_width_grows_with_the_training_unless_it_is_given(tmp_path, make, given, expected):
+    config = IVONConfig(lr=1e-3, held_out="none", prior_width=given)
+    trainer = make(lora(tiny_llama()), arguments(tmp_path, max_steps=4, learning_rate=1e-3), config)
+    seen = []
+
+    class Widths(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            seen.append(optimizer.param_groups[0]["prior_width"])
+
+    trainer.add_callback(Widths())
+    trainer.train()
+    assert [*seen, trainer.optimizer.param_groups[0]["prior_width"]] == expected
+
+
+@pytest.mark.parametrize("make", [unmodified, mixed_in])
+@pytest.mark.parametrize("recipe", ["auto", "cong2024"])
+def test_a_training_of_no_epoch_is_one(tmp_path, make, recipe):
+    config = IVONConfig(lr=1e-3, recipe=recipe, ess=1e4, hess_init=0.01, held_out="none")
+    settings = {"max_steps": -1, "num_train_epochs": 0, "learning_rate": 1e-3}
+    trainer = make(lora(tiny_llama()), arguments(tmp_path, **settings), config)
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["prior"] == ("movement" if recipe == "auto" else "fixed")
+
+
+def test_a_posterior_says_how_wide_its_prior_was(tmp_path):
+    config = IVONConfig(lr=1e-3, held_out="none")
+    settings = {"max_steps": 4, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 1}
+    trainer = mixed_in(lora(tiny_llama()), arguments(tmp_path, **settings), config)
+    trainer.train()
+    finished = posterior_of(trainer.model, trainer.optimizer)
+    early = posterior_from_checkpoint(Path(trainer.args.output_dir) / "checkpoint-1")
+    assert (finished.meta.diagnostics["prior_width"], early.meta.diagnostics["prior_width"]) == (4.0, 1.0)
 
 
 def test_the_plain_callback_path_needs_the_learning_rate(tmp_path):

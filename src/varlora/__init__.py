@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from varlora.linearised import predict_linearised
     from varlora.noise import NoiseController
     from varlora.ops import isotropic_prior, kl, merge, prune, snr, temper
-    from varlora.optim import IVON
+    from varlora.optim import IVON, set_prior_width
     from varlora.posterior import (
         DiagonalGaussian,
         DropoutMasks,
@@ -74,6 +74,7 @@ __all__ = [
     "predict_linearised",
     "prune",
     "save_posterior",
+    "set_prior_width",
     "snr",
     "temper",
     "without_tuning",
@@ -87,7 +88,7 @@ _MODULES = {
     "ivon_config": ("IVONConfig",),
     "noise": ("NoiseController",),
     "ops": ("isotropic_prior", "kl", "merge", "prune", "snr", "temper"),
-    "optim": ("IVON",),
+    "optim": ("IVON", "set_prior_width"),
     "posterior": (
         "DiagonalGaussian",
         "DropoutMasks",

@@ -47,7 +47,7 @@ from varlora.manifest import (
 )
 from varlora.optim.prior import prior_delta
 from varlora.posterior import KINDS, DiagonalGaussian, Posterior, PosteriorMeta, hessian_moved
-from varlora.posterior.training import held_out_diagnostics, remaining_temperature
+from varlora.posterior.training import held_out_diagnostics, prior_width_diagnostics, remaining_temperature
 
 __all__ = [
     "MANIFEST",
@@ -232,6 +232,8 @@ def posterior_from_checkpoint(
     diagnostics["skipped_steps"] = int(groups[0].get("skipped_steps", 0))
     if len(ess) > 1:
         diagnostics["ess_of_groups"] = ess
+    if width := prior_width_diagnostics(groups):
+        diagnostics["prior_width"] = width
     if found := held_out_diagnostics(groups[0]):
         diagnostics["held_out"] = found
     try:

@@ -36,6 +36,7 @@ _CONG2024: Mapping[str, Any] = {
     "clip_radius": 1e-3,
     "rescale_lr": False,
     "prior": "fixed",
+    "prior_width": "auto",
     "update": "newton",
     "held_out": "none",
     **ADAM_ONLY,
@@ -49,6 +50,7 @@ RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
         "clip_radius": math.inf,
         "rescale_lr": False,
         "prior": "movement",
+        "prior_width": "auto",
         "update": "adam",
         "held_out": "auto",
         **ADAM_ONLY,
@@ -75,6 +77,7 @@ class IVONConfig:
         clip_radius: ξ, of the Newton update.
         rescale_lr: multiply lr by (h0 + δ), with the Newton update.
         prior: "fixed", "adaptive" or "movement".
+        prior_width: of the movement prior; "auto" grows from 0 to 4 in the course of the training.
         update: "newton" or "adam".
         adam_beta2: decay of the Adam update's second moment.
         adam_eps: ε of the Adam update.
@@ -105,6 +108,7 @@ class IVONConfig:
     clip_radius: float | None = None
     rescale_lr: bool | None = None
     prior: Prior | None = None
+    prior_width: float | Auto | None = None
     update: Update | None = None
     adam_beta2: float | None = None
     adam_eps: float | None = None

@@ -28,7 +28,7 @@ from varlora.held_out import HeldOut
 from varlora.ivon_config import IVONConfig
 from varlora.noise import NoiseController
 from varlora.optim import IVON
-from varlora.optim.auto import is_open, settle
+from varlora.optim.auto import is_open, set_prior_width, settle
 from varlora.optim.wrapped import restore_from, unwrapped
 from varlora.steering import EpochOfSampler, HeldOutRows, Steering
 
@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 class VariationalCallback(TrainerCallback):
     """Attaches a `NoiseController` for the span of training; for a trainer whose optimizer is IVON.
 
-    It sets `ess` and `hess_init` where they were left open ("auto" or None), refuses settings that would spoil the
-    posterior unnoticed, and after `load_best_model_at_end` brings the optimizer's Hessian back to the best checkpoint
-    too.
+    It sets `ess` and `hess_init` where they were left open ("auto" or None), raises a `prior_width` of "auto" from step
+    to step, refuses settings that would spoil the posterior unnoticed, and after `load_best_model_at_end` brings the
+    optimizer's Hessian back to the best checkpoint too.
 
     Args:
         seed: the noise's seed; None takes the trainer's.
@@ -82,7 +82,7 @@ class VariationalCallback(TrainerCallback):
         train_dataloader: DataLoader[Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Checks the run's settings, fills in λ and h0, and attaches the noise."""
+        """Checks the run's settings, fills in λ, h0 and the prior's width, and attaches the noise."""
         assert model is not None
         assert optimizer is not None
         if self.noise is not None:  # a former train() that was interrupted
@@ -95,6 +95,7 @@ class VariationalCallback(TrainerCallback):
                 num_examples = self.num_examples if self.num_examples is not None else _num_examples(train_dataloader)
                 settle(group, num_examples)
                 logger.info("%d examples: ess = %.4g, h0 = %.4g", num_examples, group["ess"], group["hess_init"])
+        set_prior_width(ivon, _share(state))
         self.noise = NoiseController(model, optimizer, seed=self.seed if self.seed is not None else args.seed)
         self.steering = None
         if any(group.get("auto_ess") is not None for group in ivon.param_groups):
@@ -124,7 +125,9 @@ class VariationalCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Steers λ by the held-out rows."""
+        """Raises the movement prior's width; steers λ by the held-out rows."""
+        assert self.noise is not None
+        set_prior_width(self.noise.optimizer, _share(state))
         if self.steering is not None:
             assert model is not None
             self.steering.after_step(model, state)
@@ -378,6 +381,10 @@ def _check_weight_decay(ivon: IVON, args: TrainingArguments) -> None:
                 f"TrainingArguments(weight_decay={args.weight_decay}). Set both to the same number and leave no "
                 "trained parameter in the trainer's no-decay group, or use VariationalTrainerMixin, which keeps IVON's."
             )
+
+
+def _share(state: TrainerState) -> float:
+    return state.global_step / max(state.max_steps, 1)
 
 
 def _num_examples(loader: DataLoader[Any] | None) -> int:

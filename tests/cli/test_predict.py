@@ -40,6 +40,7 @@ def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> tup
         "held_out": "none",
         "hess_init": 1e-3,
         "ess": 1e4,
+        "prior_width": 100.0,
     }
     return folder / "run", workshop.training(folder / "run", **options)
 

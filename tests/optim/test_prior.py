@@ -41,14 +41,14 @@ def test_a_weight_decay_is_where_an_adaptive_prior_begins() -> None:
 
 
 def test_a_movement_prior_moves_with_lambda() -> None:
-    group = {**GROUP, "prior": "movement"}
+    group = {**GROUP, "prior": "movement", "prior_width": 3.0}
     begun = torch.tensor([1.0, -2.0])
     state = prior_state(begun, group)
     assert state["start"] is not begun
     torch.testing.assert_close(state["start"], begun)
     renew_prior_(state, begun + 0.1, group)
-    begin = movement_prior_precision(begun, begun)
-    assert state["prior_precision"] == followed_prior_precision(begin, begun + 0.1, begun)
+    begin = movement_prior_precision(begun, begun, 3.0)
+    assert state["prior_precision"] == followed_prior_precision(begin, begun + 0.1, begun, 3.0)
     delta = prior_delta(state, group)
     assert float(delta) == pytest.approx(float(state["prior_precision"]) / 200)
     assert prior_delta(state, {**group, "ess": 7.0}) == delta

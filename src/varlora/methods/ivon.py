@@ -38,6 +38,7 @@ class Ivon:
         weight_decay: δ of the prior N(0, 1/(λ δ)); not with "movement".
         clip_radius: ξ, of the Newton update.
         prior: "fixed", "adaptive" or "movement".
+        prior_width: of the movement prior; "auto" grows from 0 to 4 in the course of the training.
         held_out: which rows steer λ = "auto": "validation", "train" (some are withheld for a while), "auto" (validation
             rows if there are some), or "none".
         draws: Monte-Carlo draws per micro-batch in training.
@@ -64,6 +65,7 @@ class Ivon:
     weight_decay: float | None = None
     clip_radius: float | None = None
     prior: Prior | None = None
+    prior_width: float | Auto | None = None
     held_out: HeldOutSource | None = None
     draws: int = IVONConfig.draws
 
@@ -82,6 +84,7 @@ class Ivon:
             weight_decay=self.weight_decay,
             clip_radius=self.clip_radius,
             prior=self.prior,
+            prior_width=self.prior_width,
             held_out=self.held_out,
             draws=self.draws,
         ).resolved(learning_rate=AdamW.learning_rate)

@@ -1,9 +1,12 @@
-r"""λ and h0 from the number of training examples: what `ess="auto"`, `ess=None` and `hess_init="auto"` stand for.
+r"""What `ess="auto"`, `ess=None`, `hess_init="auto"` and `prior_width="auto"` stand for.
+
+λ and h0 come from the number of training examples:
 
     auto:   λ = 100 N,      h0 = N / λ = .01
 
 so that the posterior's precision starts at λ (h0 + δ) = N + 1/s²: one unit for each example, and the prior's. λ = N
 itself is Bayes' rule, but under-fits with LoRA's mean-field Gaussian. These constants are our choice, by experiment.
+The width of the movement prior comes from the share of the training that is over: `set_prior_width`.
 
 Source: the rule λ = 5000 √N of `ess=None` is Cong et al. 2025, arXiv 2506.14280.
 """
@@ -12,6 +15,9 @@ from __future__ import annotations
 
 import math
 from typing import Any, Literal
+
+from varlora.optim.movement_prior import growing_width
+from varlora.optim.wrapped import unwrapped
 
 Auto = Literal["auto"]
 
@@ -74,6 +80,36 @@ def is_open(group: dict[str, Any]) -> bool:
         (True, False)
     """
     return group["ess"] in (None, "auto") or group["hess_init"] == "auto"
+
+
+def set_prior_width(optimizer: Any, share: float) -> None:
+    """Sets the movement prior's width by how much of the training is over, where it was left open; a number stays.
+
+    An integration does it; in a loop of your own call it before the first step, with 0, and after every step.
+
+    Args:
+        optimizer: IVON, possibly inside accelerate's wrapper.
+        share: of the training's steps that has been taken, at least 0; more than 1 is 1.
+
+    Raises:
+        ValueError: share is negative or no number.
+
+    Example:
+        >>> import torch
+        >>> from varlora import IVON
+        >>> weight = torch.nn.Parameter(torch.zeros(3))
+        >>> optimizer = IVON(
+        ...     [weight], lr=1e-3, ess=1e4, hess_init=0.01, betas=(0.9, 1.0), prior="movement", update="adam"
+        ... )
+        >>> set_prior_width(optimizer, 0.5)
+        >>> optimizer.param_groups[0]["prior_width"]
+        2.0
+    """
+    if not share >= 0:
+        raise ValueError(f"share is {share!r}: give the share of the steps that has been taken, from 0 to 1.")
+    for group in unwrapped(optimizer).param_groups:
+        if group["prior"] == "movement" and (group["prior_width"] == "auto" or group.get("auto_width")):
+            group["prior_width"], group["auto_width"] = growing_width(share), True
 
 
 def settle(group: dict[str, Any], num_examples: int) -> None:

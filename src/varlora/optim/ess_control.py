@@ -43,7 +43,7 @@ PRIOR_INFORMATION = 4.0
 LARGEST_MOVE = 1.0
 """Bound on a single move of log λ, and on log T."""
 BOUNDS = (0.1, 100.0)
-"""Of λ/λ_0. Under the movement prior the noise has then at most 10 times the variance that it begins with, beyond which
+"""Of λ/λ_0. Under the movement prior the noise has then at most 10 times the variance that it has at λ_0, beyond which
 training unlearns what it has learned, and at least a hundredth of it."""
 DECAY = 0.5
 """What is left of the running averages after a measurement."""

@@ -29,7 +29,7 @@ from torch.optim.optimizer import ParamsT
 
 from varlora.optim.adam_update import adam_update_
 from varlora.optim.auto import Auto
-from varlora.optim.options import Prior, Update, check_options
+from varlora.optim.options import Prior, Update, check_options, check_saved, check_settled, warn_of_another_prior
 from varlora.optim.prior import prior_delta, prior_state, renew_prior_
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,9 @@ class IVON(torch.optim.Optimizer):
         prior: "fixed" keeps δ = weight_decay; "adaptive" learns one δ per tensor, starting at weight_decay, or, if that
             is 0, at the tensor's own 1 / (λ · max(mean(m²), .02²)); "movement" is a prior around the tensor's start, as
             wide as it has moved (of the Adam update, without weight_decay).
+        prior_width: w > 0, of the movement prior: its standard deviation in units of the root mean square of the
+            movement. "auto" grows from 0 to 4 in a straight line: `set_prior_width`, which the integrations call
+            after every step.
         update: how the mean moves: "newton" by IVON's preconditioned step, "adam" by AdamW's, with AdamW's learning
             rate. With a fixed prior δ m is then part of the gradient.
         adam_beta2: decay of the second moment, in [0, 1); of the Adam update.
@@ -123,6 +126,7 @@ class IVON(torch.optim.Optimizer):
         rescale_lr: bool = False,
         debias: bool = True,
         prior: Prior = "fixed",
+        prior_width: float | Auto = "auto",
         update: Update = "newton",
         adam_beta2: float = 0.999,
         adam_eps: float = 1e-8,
@@ -137,6 +141,7 @@ class IVON(torch.optim.Optimizer):
             "rescale_lr": rescale_lr,
             "debias": debias,
             "prior": prior,
+            "prior_width": prior_width,
             "update": update,
             "adam_beta2": adam_beta2,
             "adam_eps": adam_eps,
@@ -177,7 +182,7 @@ class IVON(torch.optim.Optimizer):
         """The posterior precision λ (h + δ) of `p`, elementwise.
 
         Raises:
-            ValueError: `ess` or `hess_init` was left open and nobody has set it.
+            ValueError: `ess`, `hess_init` or `prior_width` was left open and nobody has set it.
         """
         group = self.group_of(p)
         state = self._state(p)
@@ -271,23 +276,10 @@ class IVON(torch.optim.Optimizer):
             ValueError: the state is another optimizer's.
         """
         for i, group in enumerate(state_dict["param_groups"]):
-            if missing := [name for name in ("ess", "hess_init", "update") if name not in group]:
-                raise ValueError(
-                    f"this is no IVON state of this version: param group {i} has {sorted(group)} and no "
-                    f"{', '.join(missing)}. Resume with the optimizer that wrote the checkpoint, or start afresh."
-                )
-            entries = (state_dict["state"].get(index) for index in group["params"])
-            if group.get("prior") == "movement" and any(entry and "start" not in entry for entry in entries):
-                raise ValueError(
-                    f"this state's param group {i} has prior='movement' and no 'start' by parameter: it was written "
-                    "under another prior. Resume with that prior, or start afresh."
-                )
-            if i < len(self.param_groups) and group.get("prior") != self.param_groups[i]["prior"]:
-                logger.warning(
-                    "the optimizer's state has prior=%r and this optimizer %r; it goes on with that of the state.",
-                    group.get("prior"),
-                    self.param_groups[i]["prior"],
-                )
+            entries = [state_dict["state"].get(index) or {} for index in group["params"]]
+            check_saved(i, group, entries)
+            if i < len(self.param_groups):
+                warn_of_another_prior(group, self.param_groups[i])
         super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         held = [p for group in self.param_groups for p in group["params"]]
@@ -358,7 +350,7 @@ class IVON(torch.optim.Optimizer):
         state: dict[str, Any] = self.state[p]
         if not state:
             group = self.group_of(p)
-            _refuse_open(group)
+            check_settled(group)
             dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
             like = p.detach().to(dtype)
             state["step"] = torch.tensor(0.0)
@@ -374,16 +366,6 @@ class IVON(torch.optim.Optimizer):
     def _count(self, key: str) -> None:
         for group in self.param_groups:
             group[key] = group.get(key, 0) + 1
-
-
-def _refuse_open(group: Mapping[str, Any]) -> None:
-    for name, meaning in (("ess", "effective sample size"), ("hess_init", "initial Hessian")):
-        if group[name] is None or isinstance(group[name], str):
-            raise ValueError(
-                f"{name} is {group[name]!r}: the {meaning} was never set. Pass IVON(..., {name}=...) a number, or "
-                "train through VariationalCallback or VariationalTrainerMixin, which set it from the size of the "
-                "training set."
-            )
 
 
 def _gradient(p: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
-"""The ranges of IVON's options."""
+"""What IVON's options may be: as given, when training begins, and in a saved state."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Prior = Literal["fixed", "adaptive", "movement"]
 Update = Literal["newton", "adam"]
@@ -27,7 +30,7 @@ def check_options(group: Mapping[str, Any]) -> None:
 
     Example:
         >>> options = dict(lr=0.1, ess=10.0, hess_init=1.0, betas=(0.9, 0.999), weight_decay=0.0, prior="fixed")
-        >>> check_options({**options, "update": "newton", **NEWTON_ONLY, **ADAM_ONLY})
+        >>> check_options({**options, "prior_width": "auto", "update": "newton", **NEWTON_ONLY, **ADAM_ONLY})
     """
 
     def require(name: str, ok: bool, allowed: str) -> None:
@@ -45,6 +48,12 @@ def check_options(group: Mapping[str, Any]) -> None:
     require("weight_decay", 0 <= number("weight_decay") < math.inf, "a finite number, at least 0")
     require("clip_radius", number("clip_radius") > 0, "positive (math.inf for none)")
     require("prior", group["prior"] in get_args(Prior), "'fixed', 'adaptive' or 'movement'")
+    open_width = isinstance(group["prior_width"], str) and group["prior_width"] == "auto"
+    if group["prior"] == "movement":
+        width = "a positive finite number, or 'auto'"
+        require("prior_width", open_width or 0 < number("prior_width") < math.inf, width)
+    else:
+        require("prior_width", open_width, f"left at 'auto' with prior={group['prior']!r}: only 'movement' has a width")
     require("update", group["update"] in ("newton", "adam"), "'newton' or 'adam'")
     require("adam_beta2", 0 <= number("adam_beta2") < 1, "in [0, 1)")
     require("adam_eps", 0 < number("adam_eps") < math.inf, "a positive finite number")
@@ -79,6 +88,82 @@ def check_options(group: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"IVON got {name}={group[name]!r}, which has no effect with update={group['update']!r}. Leave it at "
                 f"{default!r}, or use update={other!r}."
+            )
+
+
+def check_settled(group: Mapping[str, Any]) -> None:
+    """Checks that what was left open has been set by the time there is a posterior.
+
+    Raises:
+        ValueError: it has not; the message names the option and who can set it.
+
+    Example:
+        >>> group = {"ess": 1e4, "hess_init": 0.01, "prior": "movement", "prior_width": "auto"}
+        >>> check_settled(group)                                           # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: prior_width is 'auto': the width of the movement prior was never set. ...
+    """
+    openings = {
+        "ess": ("effective sample size", " from the size of the training set"),
+        "hess_init": ("initial Hessian", " from the size of the training set"),
+    }
+    if group["prior"] == "movement":
+        openings["prior_width"] = ("width of the movement prior", ", or call set_prior_width")
+    for name, (meaning, rest) in openings.items():
+        if group[name] is None or isinstance(group[name], str):
+            raise ValueError(
+                f"{name} is {group[name]!r}: the {meaning} was never set. Pass IVON(..., {name}=...) a number, or "
+                f"train through VariationalCallback or VariationalTrainerMixin, which set it{rest}."
+            )
+
+
+def check_saved(index: int, saved: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Checks a parameter group of a saved state.
+
+    Args:
+        index: of the group, for the message.
+        saved: the group.
+        entries: the state of each of its parameters.
+
+    Raises:
+        ValueError: it is another optimizer's, or of another version of this one.
+
+    Example:
+        >>> check_saved(0, {"lr": 0.1}, [])                                # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: this is no IVON state of this version: param group 0 has ['lr'] and no ess, ...
+    """
+    if missing := [name for name in ("ess", "hess_init", "update", "prior_width") if name not in saved]:
+        raise ValueError(
+            f"this is no IVON state of this version: param group {index} has {sorted(saved)} and no "
+            f"{', '.join(missing)}. Resume with the optimizer, and the version of varlora, that wrote the checkpoint, "
+            "or start afresh."
+        )
+    if saved.get("prior") == "movement" and any(entry and "start" not in entry for entry in entries):
+        raise ValueError(
+            f"this state's param group {index} has prior='movement' and no 'start' by parameter: it was written under "
+            "another prior. Resume with that prior, or start afresh."
+        )
+
+
+def warn_of_another_prior(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Warns where a saved group's prior, or its width, is not that of the optimizer which takes the state over.
+
+    Example:
+        >>> group = {"prior": "movement", "prior_width": 3.0}
+        >>> warn_of_another_prior(saved=group, own=group)
+    """
+    names = ("prior", "prior_width") if saved.get("prior") == own["prior"] == "movement" else ("prior",)
+    for name in names:
+        of_state, of_this = (
+            "auto" if name == "prior_width" and group.get("auto_width") else group.get(name) for group in (saved, own)
+        )
+        if of_state != of_this:
+            logger.warning(
+                "the optimizer's state has %s=%r and this optimizer %r; it goes on with that of the state.",
+                name,
+                of_state,
+                of_this,
             )
 
 

@@ -2,7 +2,7 @@
 
     fixed       N(0, 1/(λδ)), δ = weight_decay
     adaptive    N(0, s²), s² in closed form                        δ = 1/(λ s²)       (`optim.adaptive_prior`)
-    movement    N(m0, (λ_0/λ) s²), s² from what has been moved      δ = 1/(λ_0 s²)     (`optim.movement_prior`)
+    movement    N(m0, (λ_0/λ) s²), s from what has been moved       δ = 1/(λ_0 s²)     (`optim.movement_prior`)
 
 The state holds 1/s² as "prior_precision", m0 as "start", and λ_0, the λ that there was when the state was made, as
 "ess_start".
@@ -28,7 +28,7 @@ def prior_state(like: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
         group: its parameter group.
 
     Example:
-        >>> prior_state(torch.zeros(2), {"prior": "movement", "ess": 100.0})["ess_start"]
+        >>> prior_state(torch.zeros(2), {"prior": "movement", "prior_width": 3.0, "ess": 100.0})["ess_start"]
         tensor(100.)
         >>> prior_state(torch.zeros(2), {"prior": "fixed"})
         {}
@@ -36,7 +36,7 @@ def prior_state(like: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     if group["prior"] == "movement":
         return {
             "start": like.clone(),
-            "prior_precision": movement_prior_precision(like, like),
+            "prior_precision": movement_prior_precision(like, like, group["prior_width"]),
             "ess_start": torch.tensor(float(group["ess"]), dtype=like.dtype, device=like.device),
         }
     if group["prior"] == "adaptive":
@@ -57,7 +57,8 @@ def renew_prior_(state: Mapping[str, Tensor], mean: Tensor, group: Mapping[str, 
         renewed = renewed_prior_precision(state["prior_precision"], mean, state["hessian"], group["ess"])
         state["prior_precision"].copy_(renewed)
     elif group["prior"] == "movement":
-        state["prior_precision"].copy_(followed_prior_precision(state["prior_precision"], mean, state["start"]))
+        followed = followed_prior_precision(state["prior_precision"], mean, state["start"], group["prior_width"])
+        state["prior_precision"].copy_(followed)
 
 
 def prior_delta(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -104,6 +104,8 @@ def posterior_of(
     diagnostics["skipped_steps"] = int(getattr(optimizer, "skipped_steps", 0))
     if len(ess) > 1:
         diagnostics["ess_of_groups"] = ess
+    if width := prior_width_diagnostics(optimizer.param_groups):
+        diagnostics["prior_width"] = width
     if found := held_out_diagnostics(optimizer.param_groups[0]):
         diagnostics["held_out"] = found
     return DiagonalGaussian(
@@ -155,6 +157,21 @@ def point_mass_of(
             model_meta(model, base_model, base_revision), method=method, num_examples=num_examples, readout=readout
         ),
     )
+
+
+def prior_width_diagnostics(groups: Sequence[Mapping[str, Any]]) -> float | list[float] | None:
+    """Width of the movement prior, in units of the movement, by parameter group where they differ; None without one.
+
+    Below 4 where training with `prior_width="auto"` was stopped before its end.
+
+    Example:
+        >>> prior_width_diagnostics([{"prior": "movement", "prior_width": 4.0, "params": [0]}])
+        4.0
+    """
+    widths = sorted({float(group["prior_width"]) for group in groups if group.get("prior") == "movement"})
+    if not widths:
+        return None
+    return widths[0] if len(widths) == 1 else widths
 
 
 def held_out_diagnostics(group: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -126,6 +126,9 @@ class RunConfig:
     prior: Literal["fixed", "adaptive", "movement"] | None = _method(
         "IVON: one fixed prior around zero, or one learned per tensor, around zero or around where it began."
     )
+    prior_width: float | Literal["auto"] | None = _method(
+        "IVON: width of the movement prior; 'auto' grows from 0 to 4 in the course of the training."
+    )
     held_out: Literal["auto", "validation", "train", "none"] | None = _method(
         "IVON: rows that steer lambda: validation rows, or training rows that are withheld for a while."
     )
@@ -217,7 +220,7 @@ class RunConfig:
             "max_new_tokens",
         ):
             require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_rate", "ess", "hess_init", "clip_radius"):
+        for name in ("learning_rate", "ess", "hess_init", "clip_radius", "prior_width"):
             require(name, getattr(self, name) in (None, "auto") or getattr(self, name) > 0, "positive")
         for name in (
             "eval_steps",
