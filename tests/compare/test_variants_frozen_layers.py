@@ -49,6 +49,7 @@ def predicted(run: RunFolder, q: Posterior, split: str, variant: Variant) -> Pre
     return found
 
 
+@pytest.mark.parametrize("cached", ["adamw", "ivon", "laplace"], indirect=True)
 def test_a_run_is_tuned_as_varlora_tune_does_it(cached: Path, tmp_path: Path) -> None:
     ensure_variants(cached, [TUNED])
     run = read_run(cached)
