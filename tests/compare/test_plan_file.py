@@ -91,7 +91,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "curve over what is tuned": (
         {"methods.ivon.curves": [{"over": "temperature", "values": [1], "tune": True}]},
-        r"curves\[0\] varies temperature, which tune: true has validation rows choose",
+        r"curves\[0\] varies temperature, but with tune: true validation rows choose",
     ),
     "tuned and more": (
         {"methods.ivon.rows.x": {"tune": True, "prune": "validation"}},

@@ -165,11 +165,17 @@ def test_completions_are_refused(model: str, tmp_path: Path) -> None:
         ensure_variants(settings.output_dir, [TUNED])
 
 
-def test_changed_validation_rows_are_refused(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["rows", "answers"])
+def test_changed_validation_rows_are_refused(model: str, tmp_path: Path, changed: str) -> None:
     folder = finish_herds(tmp_path, model, method="adamw", max_steps=2)
     ensure_variants(folder, [Variant(mode="mean", logit_temperature="validation")])
     file = Path(read_run(folder).config.validation_file or "")
-    write_rows(file, [json.loads(line) for line in file.read_text().splitlines()][:-1])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    if changed == "answers":
+        answers = sorted({row["label"] for row in rows})
+        other = dict(zip(answers, [*answers[1:], answers[0]], strict=True))
+        rows = [{**row, "label": other[row["label"]]} for row in rows]
+    write_rows(file, rows if changed == "answers" else rows[:-1])
     with pytest.raises(ValueError, match="the validation rows are no longer those of"):
         ensure_variants(folder, [TUNED])
 
@@ -203,4 +209,4 @@ def test_a_new_row_of_a_trained_cell_is_predicted_and_nothing_is_trained(
     assert "tuned" in block.comparison.methods
     chosen = tuned_as(read_run(cell.folder), TUNED)
     how = "as trained" if chosen is None else in_words(chosen)
-    assert f"tuned: {how}; tuned on validation rows" in block.notes
+    assert f"tuned, by validation rows: {how} (seed 0)" in block.notes

@@ -35,6 +35,7 @@ from varlora.runs.folder import FACTS
 from varlora.runs.space import DRAWS, TEMPERATURES
 from varlora.tasks import FINAL_ANSWERS, TASKS
 from varlora.tasks.named import Benchmark
+from varlora.tuned import SAMPLES
 
 UTILISATION = 0.35
 """Share of a GPU's peak that training reaches."""
@@ -318,10 +319,11 @@ def _passes(cell: Cell) -> int:
 
 
 def _passes_of(variant: Variant, config: RunConfig) -> int:
-    """Forward passes of one of them; what is tuned is tried on validation rows, and counted as if on all."""
+    """Forward passes of one of them, at most: what is tuned is tried on validation rows, and counted as if on all."""
     if variant.tune:
         tried = [tau for tau in TEMPERATURES if tau not in (0, 1)]
-        return len(tried) * draws_of(config) + max(DRAWS) if draws_of(config) > 0 else 1
+        draws = config.samples or SAMPLES
+        return 1 if config.method in POINTS else len(tried) * draws + max(*DRAWS, draws)
     return 1 if variant.mode == "mean" else (variant.samples or config.samples)
 
 

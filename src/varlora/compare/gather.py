@@ -311,15 +311,17 @@ def _notes(runs: Iterable[RunFolder], rows: Sequence[RowSource]) -> list[str]:
             values = ", ".join(f"{100 * pruned_fraction(run, source.variant):g} %" for _, run in sorted(chosen))
             notes.append(f"{source.label}: {values} pruned by {source.variant.prune_by}, chosen on validation rows")
         if source.variant.tune:
-            values = "; ".join(_tuned_words(run, source.variant) for _, run in sorted(chosen))
-            notes.append(f"{source.label}: {values}; tuned on validation rows")
+            notes.append(f"{source.label}, by validation rows: {_tuned_words(source)}")
     return list(dict.fromkeys(notes))
 
 
-def _tuned_words(run: RunFolder, variant: Variant) -> str:
-    """What validation rows have chosen for a run."""
-    tuned = tuned_as(run, variant)
-    return "as trained" if tuned is None else in_words(tuned)
+def _tuned_words(source: RowSource) -> str:
+    """What validation rows have chosen, and for which seeds."""
+    seeds: dict[str, list[str]] = {}
+    for seed, run in sorted(source.runs.items()):
+        tuned = tuned_as(run, source.variant)
+        seeds.setdefault("as trained" if tuned is None else in_words(tuned), []).append(str(seed))
+    return "; ".join(f"{how} (seed{'s' * (len(those) > 1)} {', '.join(those)})" for how, those in seeds.items())
 
 
 def _settings(plan: Plan) -> dict[str, dict[str, Any]]:

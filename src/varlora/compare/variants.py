@@ -49,7 +49,7 @@ from varlora.runs import RunConfig, RunFolder, finite, is_run, load_task, predic
 from varlora.runs.selection import FRACTIONS
 from varlora.runs.setting import Setting
 from varlora.runs.tune import tuning_of
-from varlora.runs.validation import usable
+from varlora.runs.validation import is_of, usable
 from varlora.tasks import Task
 from varlora.tuned import as_tuned, with_tuning
 
@@ -209,7 +209,7 @@ def _note_rows(run: RunFolder, settings: RunConfig) -> None:
 
 def _check_validation(run: RunFolder, task: Task) -> None:
     """Refuses to choose on rows that are not those of the run's own predictions."""
-    if run.prediction(SPLIT, "mean").ids != tuple(map(str, task.rows(SPLIT)["id"])):
+    if not is_of(run.prediction(SPLIT, "mean"), task, SPLIT):
         raise ValueError(f"the validation rows are no longer those of {run.path}. Put them back, or run it again.")
 
 

@@ -189,8 +189,10 @@ def tuning_of(
     Raises:
         ValueError: as `tune`.
     """
-    if config is None:
-        config = setting.config if setting is not None else run.config
+    if setting is not None:
+        config = setting.config
+    elif config is None:
+        config = run.config
     _check_split(run, split)
     q = without_tuning(run.posterior)
     space, notes = space_of(q, config.samples, temperatures=temperatures, samples=samples, fractions=fractions, by=by)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from varlora.draws import number_of_draws
 from varlora.ops import Criterion, prune, temper
 from varlora.posterior import Posterior
-from varlora.prediction import Mode, modes_of
+from varlora.prediction import Mode, Prediction, modes_of
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import CompletionScores, RunFolder
@@ -98,9 +98,7 @@ class ValidationRows:
         if self.task.kind == "completion" or not (self.run.path / "predictions" / f"{file}.parquet").is_file():
             return None
         stored = self.run.prediction(self.split, mode)
-        rows = self.task.rows(self.split)
-        labels = [max(label, OUT_OF_SCOPE) for label in stored.labels.tolist()]
-        if stored.ids != tuple(map(str, rows["id"])) or labels != rows["label"][:]:
+        if not is_of(stored, self.task, self.split):
             logger.warning("the stored predictions %s are not of the rows that the data hold now: made anew", file)
             return None
         if mode == "samples" and (stored.num_draws < draws or stored.seed != self.config.seed):
@@ -121,6 +119,19 @@ class ValidationRows:
         if isinstance(found, CompletionScores):
             return found.log_likelihoods[..., None]  # of one "class", the completion that was given
         return found.log_probs
+
+
+def is_of(stored: Prediction, task: Task, split: str) -> bool:
+    """Whether predictions are of the rows, and the answers, that a split holds now.
+
+    Args:
+        stored: what a run has kept.
+        task: one of classes.
+        split: the split.
+    """
+    rows = task.rows(split)
+    labels = [max(label, OUT_OF_SCOPE) for label in stored.labels.tolist()]
+    return stored.ids == tuple(map(str, rows["id"])) and labels == rows["label"][:]
 
 
 def _variant(mode: Mode, temperature: float, fraction: float) -> str:
