@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import json
 import random
@@ -261,7 +262,7 @@ def test_the_study_says_what_made_it(folder: Path) -> None:
     assert (study.name, study.reference) == ("tiny", ADAMW)
     assert study.settings["method ivon"]["ess"] == 100.0
     assert study.settings["all runs"]["max_steps"] == 10
-    assert study.versions["torch"] == torch.__version__
+    assert study.versions["torch"] == importlib.metadata.version("torch")
     assert list(study.code_versions) == [plan.cells()[0].code_version]
     assert study.command == f"varlora compare {plan.output_dir}/plan.yaml"
 
