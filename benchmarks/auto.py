@@ -2,7 +2,7 @@
 
     python benchmarks/auto.py runs/auto-minilm runs/auto-llama > tables.md
 
-± is half a 95 % t-interval over seeds. Differences are paired by seed to the plan's reference. What several folders say
+± is half a 95 % t-interval over seeds. Differences are paired by seed to the plan's reference, or to --reference. What several folders say
 of one task is put into one table: methods that were run with fewer seeds have a folder of their own. Nothing is run.
 """
 
@@ -97,23 +97,24 @@ def of_seeds(method: Mapping[str, Any], names: Iterable[str]) -> dict[str, dict[
     }
 
 
-def tables(folders: Sequence[Path]) -> str:
+def tables(folders: Sequence[Path], reference: str | None = None) -> str:
     """Every table of the folders' studies, as Markdown.
 
     Args:
         folders: of `varlora compare`, each with a study.json.
+        reference: the row that the others are compared with; None is the plans' own.
 
     Raises:
         FileNotFoundError: a folder has no study.json.
-        ValueError: the folders' plans have different references.
+        ValueError: the folders' plans have different references and none is given, or no folder has the one given.
     """
     studies = [json.loads((folder / "study.json").read_text(encoding="utf-8")) for folder in folders]
-    references = {study["reference"] for study in studies}
+    references = {study["reference"] for study in studies} if reference is None else {reference}
     if len(references) != 1:
         raise ValueError(
-            f"the folders have different references: {', '.join(sorted(references))}; give them one by one."
+            f"the folders have different references: {', '.join(sorted(references))}; say which with --reference."
         )
-    [reference] = references
+    given, [reference] = reference, references
     rows: dict[tuple[str, str], dict[str, dict[str, dict[int, float]]]] = {}
     for study in studies:
         for block in study["blocks"]:
@@ -126,6 +127,9 @@ def tables(folders: Sequence[Path]) -> str:
                     seeds = next(iter(block["comparison"]["splits"].values()))["methods"][label]["seeds"]
                     values = {name: dict(zip(seeds, found, strict=True)) for name, found in of_measures.items()}
                     _add(rows.setdefault((block["task"], f"{split}, out of scope"), {}), label, values)
+    there = {label for by_label in rows.values() for label in by_label}
+    if given is not None and given not in there:
+        raise ValueError(f"no row is {reference!r}; there are {', '.join(map(repr, sorted(there)))}.")
     lines = []
     for (task, split), by_label in rows.items():
         measures = DETECTION if split.endswith("out of scope") else MEASURES
@@ -147,7 +151,9 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders that `varlora compare` has written")
-    print(tables(parser.parse_args().folders))
+    parser.add_argument("--reference", help="the row that the others are compared with, in place of the plans' own")
+    args = parser.parse_args()
+    print(tables(args.folders, args.reference))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,15 @@ def test_a_row_of_another_folder_is_paired_over_the_seeds_it_has(tmp_path: Path)
     assert line(text, "IVON")[6] == "-0.100 ± 0.000 better"
 
 
+def test_any_row_can_be_the_reference(tmp_path: Path) -> None:
+    folders = [study(tmp_path / name, {name: {0: 1.0, 1: 2.0}}, reference=name) for name in ("a", "b")]
+    both = study(tmp_path / "both", {"AdamW": {0: 1.0, 1: 2.0}, "IVON": {0: 0.9, 1: 1.9}})
+    assert line(tables([both], "IVON"), "AdamW")[6] == "+0.100 ± 0.000 worse"
+    assert line(tables(folders, "b"), "a")[6] == "+0.000 ± 0.000 tie"
+    with pytest.raises(ValueError, match="no row is 'SWAG'; there are 'AdamW', 'IVON'"):
+        tables([both], "SWAG")
+
+
 def test_out_of_scope_rows_have_a_table_of_their_own(tmp_path: Path) -> None:
     text = tables([study(tmp_path / "a", {"AdamW": {0: 1.0, 1: 2.0}})])
     assert "| AdamW | 2 | 0.900 ± 0.000 | – | – | – |" in text.split("**trec6, ood, out of scope**")[1]
