@@ -2,8 +2,9 @@
 
     python benchmarks/auto.py runs/auto-minilm runs/auto-llama > tables.md
 
-± is half a 95 % t-interval over seeds. Differences are paired by seed to the plan's reference, or to --reference. What several folders say
-of one task is put into one table: methods that were run with fewer seeds have a folder of their own. Nothing is run.
+± is half a 95 % t-interval over seeds. Differences are paired by seed to the plan's reference, or to --reference. What
+several folders say of one task is put into one table: methods that were run with fewer seeds have a folder of their
+own. Nothing is run.
 """
 
 from __future__ import annotations
