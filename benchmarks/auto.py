@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
+from varlora.report.statistics import over_seeds
 
 MEASURES = {"accuracy": ("accuracy", +1), "NLL": ("nll", -1), "ECE": ("ece_15", -1)}
 DETECTION = {"AUROC, entropy": ("auroc_entropy", +1), "AUROC, mutual information": ("auroc_mutual_information", +1)}
@@ -32,10 +31,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         >>> mean, round(half, 2)
         (2.0, 2.48)
     """
-    if len(values) < 2:
-        return statistics.fmean(values), math.nan
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * error
+    found = over_seeds(values)
+    if found.seeds == 1:
+        return found.mean, math.nan
+    return found.mean, 0.0 if found.high is None else found.high - found.mean
 
 
 def shown(mean: float, half: float, form: str) -> str:
