@@ -46,8 +46,8 @@ from varlora.manifest import (
     to_json,
 )
 from varlora.optim.prior import prior_delta
-from varlora.posterior import KINDS, DiagonalGaussian, Posterior, PosteriorMeta, hessian_moved
-from varlora.posterior.training import held_out_diagnostics, prior_width_diagnostics, remaining_temperature
+from varlora.posterior import KINDS, DiagonalGaussian, Posterior, PosteriorMeta
+from varlora.posterior.training import remaining_temperature, training_diagnostics
 
 __all__ = [
     "MANIFEST",
@@ -228,14 +228,8 @@ def posterior_from_checkpoint(
     if not hessians:
         raise CheckpointError(f"{folder / 'optimizer.pt'} trained no tensor of {weights}. Take another checkpoint.")
     ess = sorted({float(group["ess"]) for group in groups if group["params"]})
-    diagnostics: dict[str, Any] = {"hessian_moved": hessian_moved(hessians), "steps": steps}
-    diagnostics["skipped_steps"] = int(groups[0].get("skipped_steps", 0))
-    if len(ess) > 1:
-        diagnostics["ess_of_groups"] = ess
-    if width := prior_width_diagnostics(groups):
-        diagnostics["prior_width"] = width
-    if found := held_out_diagnostics(groups[0]):
-        diagnostics["held_out"] = found
+    skipped = int(groups[0].get("skipped_steps", 0))
+    diagnostics = training_diagnostics(groups, hessians, ess=ess, steps=steps, skipped_steps=skipped)
     try:
         return DiagonalGaussian(
             mean=mean,

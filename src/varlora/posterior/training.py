@@ -99,15 +99,13 @@ def posterior_of(
         for key, p in trained.items()
         if groups[p].get("prior") != "movement"  # whose mean is not zero
     }
-    diagnostics: dict[str, Any] = {"hessian_moved": hessian_moved(hessians)}
-    diagnostics["steps"] = int(max(optimizer.state[p]["step"] for p in trained.values()))
-    diagnostics["skipped_steps"] = int(getattr(optimizer, "skipped_steps", 0))
-    if len(ess) > 1:
-        diagnostics["ess_of_groups"] = ess
-    if width := prior_width_diagnostics(optimizer.param_groups):
-        diagnostics["prior_width"] = width
-    if found := held_out_diagnostics(optimizer.param_groups[0]):
-        diagnostics["held_out"] = found
+    diagnostics = training_diagnostics(
+        optimizer.param_groups,
+        hessians,
+        ess=ess,
+        steps=int(max(optimizer.state[p]["step"] for p in trained.values())),
+        skipped_steps=int(getattr(optimizer, "skipped_steps", 0)),
+    )
     return DiagonalGaussian(
         mean=mean,
         precision=precision,
@@ -157,6 +155,34 @@ def point_mass_of(
             model_meta(model, base_model, base_revision), method=method, num_examples=num_examples, readout=readout
         ),
     )
+
+
+def training_diagnostics(
+    groups: Sequence[Mapping[str, Any]],
+    hessians: Mapping[str, tuple[Tensor, float]],
+    *,
+    ess: Sequence[float],
+    steps: int,
+    skipped_steps: int,
+) -> dict[str, Any]:
+    """`meta.diagnostics` of a training with IVON, whether it has just ended or lies in a checkpoint.
+
+    Args:
+        groups: the optimizer's parameter groups.
+        hessians: h and h0 by tensor.
+        ess: the different λ of the groups.
+        steps: that were taken.
+        skipped_steps: that were left out for a gradient that was not finite.
+    """
+    diagnostics: dict[str, Any] = {"hessian_moved": hessian_moved(hessians), "steps": steps}
+    diagnostics["skipped_steps"] = skipped_steps
+    if len(ess) > 1:
+        diagnostics["ess_of_groups"] = list(ess)
+    if width := prior_width_diagnostics(groups):
+        diagnostics["prior_width"] = width
+    if found := held_out_diagnostics(groups[0]):
+        diagnostics["held_out"] = found
+    return diagnostics
 
 
 def prior_width_diagnostics(groups: Sequence[Mapping[str, Any]]) -> float | list[float] | None:
