@@ -4,8 +4,8 @@ r"""What `ess="auto"`, `ess=None`, `hess_init="auto"` and `prior_width="auto"` s
 
     auto:   λ = 100 N,      h0 = N / λ = .01
 
-so that the posterior's precision starts at λ (h0 + δ) = N + 1/s²: one unit for each example, and the prior's. λ = N
-itself is Bayes' rule, but under-fits with LoRA's mean-field Gaussian. These constants are our choice, by experiment.
+so that the posterior's precision starts at λ (h0 + δ) = N + 1/s²: one unit for each example, whatever the loss's
+curvature, and the prior's. These constants are our choice, by experiment.
 The width of the movement prior comes from the share of the training that is over: `set_prior_width`.
 
 Source: the rule λ = 5000 √N of `ess=None` is Cong et al. 2025, arXiv 2506.14280.

@@ -70,7 +70,8 @@ class IVON(torch.optim.Optimizer):
     Args:
         params: parameters, or groups that override any option below.
         lr: learning rate, > 0. The Newton update's is about 600 times AdamW's (with `clip_radius=1e-3`).
-        ess: λ, effective sample size, > 0. λ = number of training examples is plain Bayes; larger is colder.
+        ess: λ, effective sample size, > 0. λ = number of training examples is plain Bayes where h is
+            learned; larger is colder.
             "auto" (λ = 100 N) and None (λ = 5000 √N) leave it to the integration (`VariationalCallback`), which knows
             the training set.
         hess_init: h0, > 0. The initial noise has standard deviation 1 / sqrt(ess (hess_init + δ)). "auto" leaves it to
