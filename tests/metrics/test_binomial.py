@@ -1,6 +1,9 @@
-"""The binomial distribution and exact intervals, against SciPy."""
+"""The binomial distribution and exact intervals, against exact fractions and SciPy's own functions for them."""
 
 from __future__ import annotations
+
+import math
+from fractions import Fraction
 
 import pytest
 from scipy import stats
@@ -14,6 +17,18 @@ def test_the_distribution_is_scipys(trials: int, probability: float) -> None:
     for successes in {-1, 0, 1, round(trials * probability), trials - 1, trials, trials + 1}:
         expected = float(stats.binom.cdf(successes, trials, probability))
         assert binomial_cdf(successes, trials, probability) == pytest.approx(expected, rel=1e-8, abs=1e-300)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "probability"),
+    [(0, 149, 0.05), (5, 200, 0.05), (3, 1000, 0.1), (700, 1000, 0.9), (20, 300, 0.5), (299, 300, 0.99)],
+)
+def test_the_distribution_is_that_of_exact_fractions_however_small_the_tail(
+    successes: int, trials: int, probability: float
+) -> None:
+    p = Fraction(probability)
+    exact = sum(math.comb(trials, i) * p**i * (1 - p) ** (trials - i) for i in range(successes + 1))
+    assert binomial_cdf(successes, trials, probability) == pytest.approx(float(exact), rel=1e-11, abs=0)
 
 
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (1, 9), (9, 1), (90, 10), (5000, 37)])
@@ -38,7 +53,7 @@ def test_misuse() -> None:
         binomial_cdf(0, -1, 0.5)
     with pytest.raises(ValueError, match=r"probability 1\.5"):
         binomial_cdf(0, 1, 1.5)
-    with pytest.raises(ValueError, match="a and b must be 1 or more"):
+    with pytest.raises(ValueError, match="a and b must be above 0"):
         beta_quantile(0, 1, 0.5)
     with pytest.raises(ValueError, match="3 of 2"):
         clopper_pearson(3, 2)

@@ -118,3 +118,26 @@ def test_refused_with_a_reason(confidence, correct, bins, message):
     for metric in (expected_calibration_error, maximum_calibration_error, equal_mass_calibration_error):
         with pytest.raises(ValueError, match=message):
             metric(torch.tensor(confidence), torch.tensor(correct), bins=bins)
+
+
+def tied(confidence: list[float], correct: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(confidence, dtype=torch.float64), torch.tensor(correct)
+
+
+def test_equal_mass_bins_do_not_depend_on_the_order_of_equally_confident_rows():
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.randint(3, 11, (100,), generator=generator).double() / 10
+    correct = torch.rand(100, generator=generator) < 0.6
+    orders = [torch.arange(100), correct.int().argsort(), (~correct).int().argsort()]
+    orders += [torch.randperm(100, generator=generator) for _ in range(5)]
+    assert len({float(equal_mass_calibration_error(confidence[o], correct[o])) for o in orders}) == 1
+
+
+def test_equally_confident_rows_share_their_right_answers_over_the_bins_they_fall_into():
+    right_first = tied([0.7] * 20, [1] * 14 + [0] * 6)
+    assert float(equal_mass_calibration_error(*right_first)) == pytest.approx(0, abs=1e-15)
+    # Three of .75, two of them right, over two bins of two: each counts two thirds.
+    by_hand = (abs(1 - 0.5 + 2 / 3 - 0.75) + abs(2 * (2 / 3 - 0.75))) / 4
+    assert float(equal_mass_calibration_error(*tied([0.75, 0.5, 0.75, 0.75], [1, 1, 0, 1]), bins=2)) == pytest.approx(
+        by_hand
+    )

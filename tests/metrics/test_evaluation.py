@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from varlora.metrics import compare, evaluate, evaluate_with_intervals, expected_calibration_error
 
@@ -194,3 +195,13 @@ def test_calibration_error_of_calibrated_predictions_lies_low_in_its_interval():
     assert ece.high - ece.estimate > 2 * (ece.estimate - ece.low)
     confidence, answer = log_probs.exp().max(-1)
     assert ece.estimate == float(expected_calibration_error(confidence, answer == labels))
+
+
+@pytest.mark.parametrize(
+    ("right", "name", "rows"), [(True, "accuracy", 12), (False, "accuracy", 12), (True, "accuracy_at_80", 10)]
+)
+def test_a_share_without_spread_has_the_exact_interval(right, name, rows):
+    probs = torch.tensor([[0.9, 0.1]]).repeat(12, 1)
+    found = evaluate_with_intervals(probs, torch.full((12,), int(not right)), resamples=200)[name]
+    expected = stats.binomtest(rows if right else 0, rows).proportion_ci(0.95, method="exact")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))

@@ -79,3 +79,8 @@ def test_agreement_is_binned_in_tenths() -> None:
     answers = [["1"] * 17 + ["2"] * 3, ["1"] * 18 + ["2"] * 2]  # .85, right, and .9, wrong: one bin of ten
     found = evaluate_answers(answers, ["1", "2"])
     assert found["agreement_ece_10"] == pytest.approx(abs(1 - 0.85 - 0.9) / 2)
+
+
+def test_a_share_without_spread_has_the_exact_interval() -> None:
+    found = evaluate_answers_with_intervals([["1"]] * 12, ["1"] * 12, resamples=200)["exact_match"]
+    assert (found.estimate, found.high, round(found.low, 4)) == (1.0, 1.0, 0.7354)  # 0.025^(1/12)

@@ -8,6 +8,9 @@ The percentile interval of a calibration error deserves care. Resampling adds no
 push the bins' absolute gaps up, so the interval of a well-calibrated model's ECE lies high and may not even
 contain the estimate. In a paired difference it cancels as far as both methods are equally calibrated.
 
+A share of rows that is 0 or 1 has no spread to resample: 12 of 12 right would be known for certain. Where the bootstrap
+interval of a share has no width, the exact one of Clopper and Pearson takes its place (`varlora.metrics.binomial`).
+
 Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
 """
 
@@ -20,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from varlora.metrics.binomial import clopper_pearson
+
 Metric = Callable[..., Tensor]  # e.g. aurc: tensors (..., N, *) -> (...,)
 Statistics = Callable[[Tensor], Mapping[str, Tensor]]  # indices (..., N) -> named numbers (...,)
 
@@ -30,7 +35,8 @@ BLOCK_NUMBERS = 2**20
 class Interval:
     """A number on the whole test set, and its bootstrap interval of confidence `level`.
 
-    NaN resamples (an AUROC without errors) are left out; all three are NaN if the estimate itself is.
+    That of a share without spread (all rows right) is exact, of Clopper and Pearson. NaN resamples (an AUROC without
+    errors) are left out; all three are NaN if the estimate itself is.
     """
 
     estimate: float
@@ -126,6 +132,7 @@ def bootstrap(
     *,
     width: int = 1,
     sets: int | None = None,
+    shares: Mapping[str, int] | None = None,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -138,6 +145,8 @@ def bootstrap(
         width: Numbers that `statistics` gathers per example; bounds the memory used, changes no result.
         sets: K sets of N examples each, resampled independently of each other: `statistics` then gets (K, ..., N).
             None: one set.
+        shares: Which of the numbers are shares of rows, and of how many: a bootstrap interval without width is replaced
+            by the exact one.
         resamples: Number of resamples.
         level: Probability mass between `low` and `high`.
         seed: Of the resamples.
@@ -159,18 +168,21 @@ def bootstrap(
         # A resample has no order; in ascending order it is cheap to gather, and to sort if the examples were sorted.
         blocks.append(statistics(torch.randint(num_examples, shape, generator=generator).sort(dim=-1).values))
     return {
-        name: _interval(float(estimate), torch.cat([block[name] for block in blocks]), level)
+        name: _interval(float(estimate), torch.cat([block[name] for block in blocks]), level, (shares or {}).get(name))
         for name, estimate in estimates.items()
     }
 
 
-def _interval(estimate: float, values: Tensor, level: float) -> Interval:
+def _interval(estimate: float, values: Tensor, level: float, share_of: int | None) -> Interval:
     if math.isnan(estimate):
         return Interval(estimate=math.nan, low=math.nan, high=math.nan, level=level)
     tail = (1 - level) / 2
     # Order statistics, outwards: interpolating between infinite values would give NaN.
     low = values.nanquantile(tail, interpolation="lower")
     high = values.nanquantile(1 - tail, interpolation="higher")
+    if share_of is not None and low == high:
+        exact_low, exact_high = clopper_pearson(min(estimate, 1.0) * share_of, share_of, level=level)
+        return Interval(estimate=estimate, low=exact_low, high=exact_high, level=level)
     return Interval(estimate=estimate, low=float(low), high=float(high), level=level)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from varlora.metrics.inputs import as_examples, as_float64, as_labels
+from varlora.metrics.ranking import shared_by_equals
 
 ROUNDING = 1e-6
 
@@ -109,23 +110,29 @@ def maximum_calibration_error(confidence: Tensor, correct: Tensor, *, bins: int 
 def equal_mass_calibration_error(confidence: Tensor, correct: Tensor, *, bins: int = 15) -> Tensor:
     """ECE whose bins hold equally many examples, so that none is nearly empty.
 
-    The examples are sorted by confidence (equal ones keep their order) and cut into B groups; the first N mod B
-    groups have one member more. Arguments, result and errors as of `expected_calibration_error`.
+    The examples are sorted by confidence and cut into B groups; the first N mod B groups have one member more. Equally
+    confident examples share their right answers out evenly over the groups that they fall into (the mean over all their
+    orders), so that the error does not depend on the order of the file. Arguments, result and errors as of
+    `expected_calibration_error`.
 
     Example:
         >>> import torch
         >>> p, right = torch.tensor([0.5, 0.75, 0.75, 1.0]), torch.tensor([1, 0, 1, 1])
         >>> float(equal_mass_calibration_error(p, right, bins=2))
         0.125
+        >>> tied, half_right = torch.full((4,), 0.5), torch.tensor([1, 1, 0, 0])
+        >>> float(equal_mass_calibration_error(tied, half_right, bins=2))
+        0.0
 
     Source: Nixon et al., arXiv:1904.01685 (adaptive calibration error, of the predicted class).
     """
     confidence, correct = _checked(confidence, correct, bins)
     num_examples = confidence.shape[-1]
-    confidence, order = confidence.sort(dim=-1, stable=True)
+    confidence, order = confidence.sort(dim=-1)
+    correct = shared_by_equals(confidence, correct.gather(-1, order))
     sizes = torch.tensor([num_examples // bins + (i < num_examples % bins) for i in range(bins)])
     group = torch.arange(bins).repeat_interleave(sizes).expand_as(confidence)
-    gaps = _sum_by_bin(correct.gather(-1, order) - confidence, group, bins)
+    gaps = _sum_by_bin(correct - confidence, group, bins)
     return gaps.abs().sum(-1) / num_examples
 
 

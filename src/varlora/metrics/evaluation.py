@@ -17,11 +17,14 @@ from varlora.metrics.calibration import (
     maximum_calibration_error,
 )
 from varlora.metrics.inputs import as_labels, as_predictions
-from varlora.metrics.ranking import accuracy_on_curve, auroc, risk_coverage
+from varlora.metrics.ranking import accuracy_on_curve, auroc, number_kept, risk_coverage
 from varlora.metrics.scoring import brier_scores, confidence_and_correct, log_losses
 from varlora.metrics.uncertainty import entropy, expected_entropy, mean_log_probs, mutual_information
 
 logger = logging.getLogger(__name__)
+
+COVERAGES = (80, 90, 95)
+"""Percent of the rows, the surest of them, whose accuracy is told."""
 
 
 def evaluate(predictions: Tensor, labels: Tensor) -> dict[str, float]:
@@ -62,6 +65,8 @@ def evaluate_with_intervals(
 ) -> dict[str, Interval]:
     """`evaluate`, each number with its percentile bootstrap interval over the examples.
 
+    An accuracy of 0 or 1, which has no spread to resample, has the exact interval of Clopper and Pearson.
+
     Args:
         predictions: As of `evaluate`.
         labels: As of `evaluate`.
@@ -77,14 +82,18 @@ def evaluate_with_intervals(
         >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
         >>> evaluate_with_intervals(probs, torch.tensor([0, 0, 1, 1]))["accuracy"]
         Interval(estimate=0.75, low=0.25, high=1.0, level=0.95)
+        >>> round(evaluate_with_intervals(probs[:3], torch.tensor([0, 0, 1]))["accuracy"].low, 3)      # 3 of 3
+        0.292
     """
     examples = _read(predictions, labels)
     _warn_of_impossible_labels(examples)
     examples = examples.take(examples.confidence.argsort(stable=True))
+    kept = {f"accuracy_at_{percent}": number_kept(percent / 100, len(labels)) for percent in COVERAGES}
     return bootstrap(
         examples.metrics,
         len(labels),
         width=examples.probs.shape[-1],
+        shares={"accuracy": len(labels), **kept},
         resamples=resamples,
         level=level,
         seed=seed,
@@ -172,7 +181,7 @@ class _Examples:
             "mce_15": maximum_calibration_error(confidence, correct, bins=15),
             "classwise_ece_15": classwise_calibration_error(sample.probs, sample.labels, bins=15),
             "aurc": risk.mean(-1),
-            **{f"accuracy_at_{c}": accuracy_on_curve(risk, coverage=c / 100) for c in (80, 90, 95)},
+            **{f"accuracy_at_{c}": accuracy_on_curve(risk, coverage=c / 100) for c in COVERAGES},
             "auroc_errors": auroc(-confidence, correct == 0),
         }
 

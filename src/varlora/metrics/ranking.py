@@ -89,11 +89,7 @@ def risk_coverage(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
     """
     confidence, correct = as_examples(confidence, correct)
     doubt, order = (-confidence).sort(dim=-1)
-    errors = 1 - correct.gather(-1, order)
-    errors_before = torch.cat([torch.zeros_like(errors[..., :1]), errors.cumsum(-1)], dim=-1)
-    start = torch.searchsorted(doubt, doubt)  # of the run of equals
-    end = torch.searchsorted(doubt, doubt, right=True)
-    shared = (errors_before.gather(-1, end) - errors_before.gather(-1, start)) / (end - start)
+    shared = shared_by_equals(doubt, 1 - correct.gather(-1, order))
     count = torch.arange(1, confidence.shape[-1] + 1, dtype=torch.float64)
     return count / count[-1], shared.cumsum(-1) / count
 
@@ -131,8 +127,34 @@ def accuracy_at_coverage(confidence: Tensor, correct: Tensor, *, coverage: float
 
 def accuracy_on_curve(risk: Tensor, *, coverage: float) -> Tensor:
     """`accuracy_at_coverage`, read off the risks (..., N) of `risk_coverage`."""
+    return 1 - risk[..., number_kept(coverage, risk.shape[-1]) - 1]
+
+
+def number_kept(coverage: float, num_examples: int) -> int:
+    """How many examples are answered at a coverage: ceil(coverage · N).
+
+    Example:
+        >>> number_kept(0.55, 100)                                            # ceil(0.55 * 100) is 56 in floating point
+        55
+    """
     if not 0 < coverage <= 1:
         raise ValueError(f"coverage is {coverage}: give the fraction that is answered, in (0, 1], e.g. 0.9.")
-    # As a fraction, because ceil(0.55 * 100) is 56 in floating point.
-    kept = math.ceil(Fraction(coverage).limit_denominator(10**6) * risk.shape[-1])
-    return 1 - risk[..., kept - 1]
+    return math.ceil(Fraction(coverage).limit_denominator(10**6) * num_examples)
+
+
+def shared_by_equals(ascending: Tensor, values: Tensor) -> Tensor:
+    """Each value replaced by the mean over all those whose key is equal: the mean over all orders of the equals.
+
+    Args:
+        ascending: (..., N) keys in ascending order.
+        values: (..., N), in the keys' order.
+
+    Example:
+        >>> import torch
+        >>> shared_by_equals(torch.tensor([0.5, 0.5, 0.9]), torch.tensor([1.0, 0.0, 1.0])).tolist()
+        [0.5, 0.5, 1.0]
+    """
+    before = torch.cat([torch.zeros_like(values[..., :1]), values.cumsum(-1)], dim=-1)
+    start = torch.searchsorted(ascending, ascending)  # of the run of equals
+    end = torch.searchsorted(ascending, ascending, right=True)
+    return (before.gather(-1, end) - before.gather(-1, start)) / (end - start)

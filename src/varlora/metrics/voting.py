@@ -99,8 +99,9 @@ def evaluate_answers_with_intervals(
         >>> evaluate_answers_with_intervals([["4"], ["7"], ["1"], ["2"]], ["4", "8", "1", "2"])["exact_match"]
         Interval(estimate=0.75, low=0.25, high=1.0, level=0.95)
     """
-    rows = _Rows(answers, references)
-    return bootstrap(rows.metrics, len(references), width=4, resamples=resamples, level=level, seed=seed)
+    rows, number = _Rows(answers, references), len(references)
+    shares = dict.fromkeys(("exact_match", "answered", "exact_match_per_draw", "agreement"), number)
+    return bootstrap(rows.metrics, number, width=4, shares=shares, resamples=resamples, level=level, seed=seed)
 
 
 class _Rows:
