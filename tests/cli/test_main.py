@@ -6,12 +6,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from cli.workshop import Outcome
 from varlora.cli import COMMANDS
+from varlora.cli.options.selective import SET_SCORES, SURENESS
+from varlora.cli.options.tune import DRAWS, FRACTIONS, TEMPERATURES
 from varlora.methods import METHODS
+from varlora.metrics.conformal import SetScore
+from varlora.metrics.selective import Sureness
+from varlora.runs import space
 from varlora.tasks import TASKS
 
 Call = Callable[..., Outcome]
@@ -85,13 +91,34 @@ def test_debug_shows_the_traceback(call: Call) -> None:
         call("train", "--debug")
 
 
-def test_help_and_the_package_start_without_torch() -> None:
+def test_help_lists_and_typos_wait_for_no_library() -> None:
+    lines = [
+        *([command, "--help"] for command in COMMANDS),
+        ["--help"],
+        ["methods"],
+        ["tasks"],
+        ["trian"],
+        ["train", "--learnig_rate", "1"],
+        ["predict", "run"],
+        ["train", "--task", "sst2"],
+        ["train", "--model_name_or_path=m", "--output_dir=o", "--task=sst2", "--method=ivom"],
+    ]
     code = (
-        "import sys, varlora, varlora.cli; assert varlora.cli.main(['--help']) == 0; "
-        "assert not {'torch', 'transformers'} & set(sys.modules); "
-        "assert all(getattr(varlora, name) is not None for name in varlora.__all__)"
+        "import sys, varlora.cli\n"
+        f"for words in {lines}:\n"
+        "    varlora.cli.main(words)\n"
+        "    heavy = {'torch', 'transformers', 'datasets', 'peft', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_options_offer_what_there_is() -> None:
+    assert get_args(Sureness) == SURENESS
+    assert get_args(SetScore) == SET_SCORES
+    assert (space.TEMPERATURES, space.DRAWS, space.FRACTIONS) == (TEMPERATURES, DRAWS, FRACTIONS)
 
 
 def test_module_and_exit_code_of_the_process() -> None:

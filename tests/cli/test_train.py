@@ -17,7 +17,8 @@ from cli.workshop import Outcome, Workshop, reviews, write_rows
 from models import tiny_bert_classifier
 from tiny_tokenizers import word_piece
 from varlora import load_posterior
-from varlora.cli.train import parser
+from varlora.cli.options.train import parser
+from varlora.cli.parsing import build
 from varlora.runs import RunConfig, read_run
 from varlora.runs.run import train
 
@@ -113,7 +114,7 @@ def test_ess_is_a_number_or_auto(words: list[str], ess: float | str | None, tmp_
     made = parser()
     least = ["--model_name_or_path=m", "--task=sst2", "--output_dir=o", "--recipe=cong2025", "--update=newton"]
     arguments = made.parse([*least, *(str(recipe) if word == "YAML" else word for word in words)])
-    config = made.build(RunConfig, arguments)
+    config = build(RunConfig, arguments)
     assert (config.ess, config.recipe, config.update) == (ess, "cong2025", "newton")
     assert config.hess_init == ("auto" if "YAML" in words else None)
 

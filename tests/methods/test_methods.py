@@ -16,7 +16,7 @@ from small_runs import LEARNED, StopAfter, Stopped, config, films, save_model, w
 from tiny_runs import save_encoder
 from varlora.checkpoint import load_posterior, save_posterior
 from varlora.ivon_config import IVONConfig
-from varlora.methods import METHODS, AdamW, Ivon, Method, Temperature, with_options, with_temperatures
+from varlora.methods import LISTED, METHODS, AdamW, Ivon, Method, Temperature, with_options, with_temperatures
 from varlora.ops import prune, temper
 from varlora.posterior import (
     DiagonalGaussian,
@@ -101,7 +101,7 @@ def predicted(setting: Setting, q: Posterior, split: str = "test", mode: Mode = 
 def test_every_method_says_what_it_is() -> None:
     for name, method in METHODS.items():
         assert method().name == name
-        assert method().summary
+        assert LISTED[name].options == {field.name: field.default for field in fields(method)}  # type: ignore[arg-type]
 
 
 def test_it_learns_at_the_point_and_in_every_other_mode(result: Result) -> None:

@@ -13,7 +13,7 @@ import torch
 from varlora.metrics import CannotGuaranteeError, evaluate
 from varlora.posterior import PointMass, PosteriorMeta
 from varlora.prediction import Prediction
-from varlora.runs.config import RunConfig
+from varlora.run_config import RunConfig
 from varlora.runs.folder import RunFolder
 from varlora.runs.selective import Wanted, also_used_for, select
 

@@ -1,6 +1,7 @@
-"""The command line, `varlora COMMAND`. One module per command; a command is imported when it is called.
+"""The command line, `varlora COMMAND`.
 
-A command's module has `parser()`, which makes its parser, and `execute(arguments)`, which does the work.
+A command is two modules of one name: in `varlora.cli.options`, `parser()` makes its parser and needs no torch; here,
+`execute(arguments)` does the work, and is imported when the command line has been read.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ def _run(name: str, options: list[str]) -> int:
 
     try:
         set_up(debug=debug)
-        command = importlib.import_module(f"varlora.cli.{MODULES.get(name, name)}")
-        command.execute(command.parser().parse(options))
+        module = MODULES.get(name, name)
+        arguments = importlib.import_module(f"varlora.cli.options.{module}").parser().parse(options)
+        importlib.import_module(f"varlora.cli.{module}").execute(arguments)
     except SystemExit as stop:  # argparse's --help and errors
         return stop.code if isinstance(stop.code, int) else MISUSED
     except KeyboardInterrupt as stop:

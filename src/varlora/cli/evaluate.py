@@ -10,9 +10,8 @@ from typing import Any
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.finished import add_options, check_new_file, load_finished, read_finished, rows_of
-from varlora.cli.parsing import CommandParser
-from varlora.cli.selective import add_selective, chosen, report_of, show, wanted_of
+from varlora.cli.finished import check_new_file, load_finished, read_finished, rows_of
+from varlora.cli.selective import chosen, report_of, show, wanted_of
 from varlora.cli.tables import metrics_tables
 from varlora.folders import atomic_file
 from varlora.generation import Generations
@@ -22,34 +21,6 @@ from varlora.runs import Setting, finite, generate_split, measure, predict_split
 from varlora.runs.folder import CompletionScores
 from varlora.runs.measure import IN_SCOPE
 from varlora.tuned import as_tuned
-
-EXAMPLES = """
-  varlora eval runs/arc                                      the run's own splits again
-  varlora eval runs/arc --test_file other.jsonl --samples 32
-  varlora eval runs/arc --split test --output_file arc.json
-  varlora eval runs/arc --coverage 0.9                       answer the surest 90 %: the threshold, and what comes of it
-"""
-
-
-def parser() -> CommandParser:
-    """The run, the rows, and where to write."""
-    made = CommandParser(
-        "eval",
-        about=(
-            "Measure a finished run at the posterior's mean and averaged over its draws, with 95 % bootstrap "
-            "intervals over the rows. Without options it repeats the run's own evaluation exactly, unless the run was "
-            "tuned: then it predicts as `varlora tune` chose."
-        ),
-        examples=EXAMPLES,
-        usage="RUN [OPTIONS]",
-    )
-    made.option("test_file", "JSONL file of labelled rows; the run's own splits otherwise.")
-    made.option("split", "Which of the run's splits; all but the training rows otherwise.", nargs="+", metavar="NAME")
-    made.option("resamples", "Bootstrap resamples; 0 for no intervals.", type=int, default=1000)
-    made.option("output_file", "JSON file to write: metrics as in the run's metrics.json, and their intervals.")
-    add_selective(made)
-    add_options(made)
-    return made
 
 
 def execute(arguments: Namespace) -> None:

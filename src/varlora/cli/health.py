@@ -9,34 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from varlora.cli.console import out
-from varlora.cli.operation import SOURCES, read_posterior
-from varlora.cli.parsing import CommandParser
+from varlora.cli.operation import read_posterior
 from varlora.report import Health, health_of
 from varlora.report.health_text import remarks, scale_table, sentence, statements
 from varlora.runs import is_run, read_run
 from varlora.tuned import SAMPLES
-
-EXAMPLES = """
-  varlora health runs/ivon
-  varlora health runs/ivon.checkpoints/checkpoint-500        what the optimizer holds so far
-"""
-
-
-def parser() -> CommandParser:
-    """The run."""
-    made = CommandParser(
-        "health",
-        about=(
-            "Show how a posterior does: whether sampling helps on the validation rows and what to use, its noise "
-            "beside its weights, where λ ended, how far the Hessian has moved, whether draws agree. It reads the "
-            "folder, what was predicted for the validation rows included; no model is loaded, and no other split is "
-            "looked at."
-        ),
-        examples=EXAMPLES,
-        usage="SOURCE",
-    )
-    made.add_argument("source", metavar="SOURCE", help=f"{SOURCES[0].upper()}{SOURCES[1:]}.")
-    return made
 
 
 def execute(arguments: Namespace) -> None:

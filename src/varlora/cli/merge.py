@@ -8,43 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from varlora import ops
-from varlora.cli.operation import SOURCES, add_options, check_output, read_posterior, write
-from varlora.cli.parsing import CommandParser
+from varlora.cli.operation import check_output, read_posterior, write
 from varlora.posterior import DiagonalGaussian, PointMass
-
-EXAMPLES = """
-  varlora merge runs/part1 runs/part2 --output_dir runs/whole
-  varlora merge runs/part1 runs/part2 --prior_precision 25 --output_dir runs/whole
-"""
-
-
-def parser() -> CommandParser:
-    """The posteriors and their prior."""
-    made = CommandParser(
-        "merge",
-        about=(
-            "Multiply posteriors that were trained on different data from one prior, which is divided out once "
-            "for each but one. It means something where they describe the same weights: adapters trained from the "
-            "same initialisation (--seed)."
-        ),
-        examples=EXAMPLES,
-        usage="SOURCE SOURCE ... --output_dir FOLDER [OPTIONS]",
-    )
-    made.add_argument("sources", metavar="SOURCE", nargs="+", help=f"Each {SOURCES}.")
-    made.option(
-        "prior_precision",
-        "The prior's precision, one number for all entries; what the posteriors were trained with otherwise.",
-        type=float,
-        metavar="P",
-    )
-    made.option(
-        "invalid",
-        "What to do where the product is no Gaussian: refuse, or take the prior there.",
-        choices=["raise", "prior"],
-        default="raise",
-    )
-    add_options(made)
-    return made
 
 
 def execute(arguments: Namespace) -> None:

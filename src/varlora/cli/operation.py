@@ -9,18 +9,9 @@ from rich.markup import escape
 
 from varlora.checkpoint import MANIFEST, load_posterior, posterior_from_checkpoint
 from varlora.cli.console import out
-from varlora.cli.parsing import CommandParser
 from varlora.folders import atomic_folder, check_target
 from varlora.posterior import Posterior
 from varlora.runs import is_run, write_derived
-
-SOURCES = "a run, a posterior folder, or a checkpoint-N folder of a Trainer with IVON"
-
-
-def add_options(made: CommandParser) -> None:
-    """Where the result goes."""
-    made.option("output_dir", "Folder for the new posterior.", required=True, metavar="FOLDER")
-    made.flag("overwrite", "Replace that folder.")
 
 
 def read_posterior(folder: str) -> Posterior:

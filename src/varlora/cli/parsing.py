@@ -10,11 +10,10 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 from rich.text import Text
 from rich_argparse import RawDescriptionRichHelpFormatter, RichHelpFormatter
-from transformers import HfArgumentParser
 
 from varlora.cli.console import print_error
 from varlora.nearest import nearest
-from varlora.runs import read_yaml
+from varlora.yaml_files import read_yaml
 
 T = TypeVar("T")
 
@@ -38,7 +37,7 @@ class HelpFormatter(RawDescriptionRichHelpFormatter):
         return f"{action.help} [default: {_shown(action.default)}]"
 
 
-class CommandParser(HfArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser whose options are a dataclass's fields, each with "help" and perhaps "group" in its metadata.
 
     `--lora_r` and `--lora-r` both exist; help shows the one that the YAML file and the run folder use, too.
@@ -57,7 +56,6 @@ class CommandParser(HfArgumentParser):
         self.titled: dict[str, Any] = {}
         self.reading: str | None = None
         super().__init__(
-            options if options is not None else [],
             prog=f"varlora {name}",
             usage=f"varlora {name} {usage or '[OPTIONS]'}",
             description=about,
@@ -65,18 +63,19 @@ class CommandParser(HfArgumentParser):
             formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
+        if options is not None:
+            self._add_fields(options)
         self.flag("debug", "Show the traceback of an error.")
 
-    def _add_dataclass_arguments(self, dtype: Any) -> None:
-        types = get_type_hints(dtype)
-        for field in dataclasses.fields(dtype):
-            metadata = dict(field.metadata)
-            title = metadata.pop("group", None)
-            bare: Any = dataclasses.field(
-                default=field.default, default_factory=field.default_factory, metadata=metadata
-            )
-            bare.name, bare.type = field.name, _one_type(types[field.name])
-            self._parse_dataclass_field(self if title is None else self.titled_group(title), bare)
+    def _add_fields(self, kind: Any) -> None:
+        types = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            title = field.metadata.get("group")
+            group = self if title is None else self.titled_group(title)
+            details = {"default": field.default, "help": field.metadata.get("help"), **_reading(types[field.name])}
+            if details.get("type") is _truth and field.default is not None:
+                details |= {"nargs": "?", "const": True}  # --bf16 alone
+            group.add_argument(*_spellings(field.name), **details)
 
     def titled_group(self, title: str) -> Any:
         """A group of options in the help."""
@@ -86,8 +85,7 @@ class CommandParser(HfArgumentParser):
 
     def option(self, name: str, help_text: str, **details: Any) -> None:
         """Adds an option that is no field, under both its spellings."""
-        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
-        self.add_argument(*spellings, help=help_text, **details)
+        self.add_argument(*_spellings(name), help=help_text, **details)
 
     def flag(self, name: str, help_text: str) -> None:
         """Adds a switch, which takes no value."""
@@ -108,11 +106,6 @@ class CommandParser(HfArgumentParser):
         if rest:
             self._refuse(rest)
         return arguments
-
-    def build(self, kind: type[T], arguments: Namespace, **others: Any) -> T:
-        """The dataclass with the arguments' values."""
-        names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        return kind(**{name: value for name, value in vars(arguments).items() if name in names}, **others)
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong with the command line, and leaves with code 2."""
@@ -156,10 +149,33 @@ class CommandParser(HfArgumentParser):
                 action.metavar = _placeholder(action)
 
 
-def _one_type(kind: Any) -> Any:
-    """The type by which the command line reads a value: of `float | Literal["auto"] | None` a number or that word."""
-    words = tuple(word for part in get_args(kind) if get_origin(part) is Literal for word in get_args(part))
-    return _NumberOr(words) if words and float in get_args(kind) else kind
+def build(kind: type[T], arguments: Namespace, **others: Any) -> T:
+    """The dataclass with the arguments' values."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in vars(arguments).items() if name in names}, **others)
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+
+
+def _reading(kind: Any) -> dict[str, Any]:
+    """How a value of a field's type is read: of `float | Literal["auto"] | None` a number or that word."""
+    union = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+    parts = [part for part in union if part is not type(None)]
+    words = tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+    if words:
+        return {"type": _NumberOr(words)} if float in parts else {"choices": words}
+    (one,) = parts
+    return {"type": _truth if one is bool else one}
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +209,8 @@ def _placeholder(action: Action) -> str:
             return word
     if isinstance(action.type, _NumberOr):
         return "|".join(("X", *action.type.words))
-    names: Mapping[Any, str] = {int: "N", float: "X"}
-    return names.get(action.type, "true|false" if action.nargs == "?" else "TEXT")
+    names: Mapping[Any, str] = {int: "N", float: "X", _truth: "true|false"}
+    return names.get(action.type, "TEXT")
 
 
 def _shown(default: Any) -> str:

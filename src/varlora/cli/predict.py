@@ -15,9 +15,8 @@ import torch
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.finished import add_options, check_new_file, load_finished, read_finished, rows_of
-from varlora.cli.parsing import CommandParser
-from varlora.cli.selective import add_selective, chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
+from varlora.cli.finished import check_new_file, load_finished, read_finished, rows_of
+from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
 from varlora.folders import atomic_file
 from varlora.generation import Generations
 from varlora.metrics import mutual_information, predictive_entropy
@@ -28,33 +27,6 @@ from varlora.tuned import as_tuned
 
 SPLIT = "input"
 FORMATS = (".jsonl", ".parquet")
-EXAMPLES = """
-  varlora predict runs/arc --input_file questions.jsonl --output_file answers.jsonl
-  varlora predict runs/sst2 --input_file reviews.jsonl --output_file answers.parquet --samples 32
-  varlora predict runs/arc --input_file questions.jsonl --output_file answers.jsonl --target_accuracy 0.95
-"""
-
-
-def parser() -> CommandParser:
-    """The run, the rows, and where to write."""
-    made = CommandParser(
-        "predict",
-        about=(
-            'Answer rows with a finished run. The rows need no labels: {"text": ...}, {"question": ..., '
-            '"choices": [...]} or {"passage": ..., "question": ...}, as in training. For each: id, prediction, '
-            "confidence, probabilities, predictive_entropy, and mutual_information (how far the draws disagree) "
-            'where the posterior is sampled. A run on completions writes on after {"prompt": ...} or {"messages": '
-            "[...]}: prediction (the final answer that most draws give, or their text), agreement (their share), "
-            "answers (all of them with their shares), text, log_likelihood_per_token and finished."
-        ),
-        examples=EXAMPLES,
-        usage="RUN --input_file FILE --output_file FILE [OPTIONS]",
-    )
-    made.option("input_file", "JSONL file of rows; labels in it are not looked at.", required=True, metavar="FILE")
-    made.option("output_file", "File to write, .jsonl or .parquet.", required=True, metavar="FILE")
-    add_selective(made)
-    add_options(made)
-    return made
 
 
 def execute(arguments: Namespace) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
-from typing import Any, get_args
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.markup import escape
@@ -15,9 +14,6 @@ from rich.table import Table
 
 from varlora.cli.console import out
 from varlora.cli.finished import rows_of
-from varlora.cli.parsing import CommandParser
-from varlora.metrics.conformal import SetScore, as_wanted
-from varlora.metrics.selective import Sureness
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, Prediction
 from varlora.runs import RunFolder, Setting
@@ -36,32 +32,6 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "calibration_file": ("coverage", "target_accuracy", "prediction_sets"),
 }
 """Options that have no effect without one of others."""
-
-
-def add_selective(made: CommandParser) -> None:
-    """The options, in a group of their own."""
-    group = made.titled_group("Selective prediction (thresholds from validation rows)")
-
-    def option(name: str, help_text: str, **details: Any) -> None:
-        group.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), help=help_text, **details)
-
-    option("coverage", "Answer this share of the rows, the surest, e.g. 0.9.", type=_share("coverage"), metavar="X")
-    option(
-        "target_accuracy",
-        "Answer as many rows as can be answered with this accuracy, guaranteed, e.g. 0.95.",
-        type=_share("target_accuracy"),
-        metavar="X",
-    )
-    option("delta", "Chance that the guarantee of --target_accuracy may fail; 0.05 otherwise.", type=float)
-    option("sureness", "How sure an answer is; confidence otherwise.", choices=get_args(Sureness))
-    option(
-        "prediction_sets",
-        "Give sets of answers that hold the right one with this probability, e.g. 0.9.",
-        type=_share("prediction_sets"),
-        metavar="X",
-    )
-    option("set_score", "How the sets are made; lac, which gives small ones, otherwise.", choices=get_args(SetScore))
-    option("calibration_file", "JSONL file of labelled rows to choose on, in place of the run's validation rows.")
 
 
 def wanted_of(arguments: Namespace) -> Wanted | None:
@@ -218,13 +188,3 @@ def _answered_cells(found: Mapping[str, float]) -> tuple[str, ...]:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _share(name: str) -> Callable[[str], Fraction]:
-    def share(text: str) -> Fraction:
-        try:
-            return as_wanted(text, name=name)
-        except ValueError as error:
-            raise ArgumentTypeError(str(error)) from error
-
-    return share

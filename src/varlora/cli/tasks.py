@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from varlora.cli.console import out
-from varlora.cli.parsing import CommandParser
 from varlora.nearest import nearest
 from varlora.tasks import (
     PROMPT_STYLES,
@@ -26,30 +25,8 @@ from varlora.tasks.named import Benchmark
 from varlora.tasks.overlap import overlap_in_words
 from varlora.tasks.rows import SHAPES
 
-
-def parser() -> CommandParser:
-    """The task, and whether to load it."""
-    made = CommandParser(
-        "tasks",
-        about=(
-            "List the named tasks, and the shapes of rows that can be trained on; or show one task: its prompts, "
-            "answers, splits, licence, source, and what published work does otherwise with it."
-        ),
-        examples=(
-            "  varlora tasks arc_easy\n"
-            "  varlora tasks boolq --prompt_style laplace-lora --model_name_or_path models/my-llama\n"
-            "  varlora tasks sst2 --task_dir data/sst2        count its rows, and those that two splits share\n"
-            "  varlora train --task arc_easy ..."
-        ),
-        usage="[NAME] [OPTIONS]",
-    )
-    made.add_argument("name", metavar="NAME", nargs="?", help="The task to show; all are listed otherwise.")
-    made.option("prompt_style", "Show the prompt of this style; of all styles otherwise.", choices=list(PROMPT_STYLES))
-    made.option("model_name_or_path", "Model whose answer tokens are shown.", metavar="MODEL")
-    made.option("task_dir", "Load the task from this folder, and count its rows.", metavar="FOLDER")
-    made.flag("load", "Load the task from the hub, and count its rows.")
-    made.option("choices", "Questions to keep of a loaded task.", choices=["all", "four"], default="all")
-    return made
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def execute(arguments: Namespace) -> None:
@@ -68,6 +45,8 @@ def execute(arguments: Namespace) -> None:
         _show(task)
         tokenizer = None
         if arguments.model_name_or_path is not None:
+            from transformers import AutoTokenizer  # the list need not wait for it
+
             tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
         worded = list(PROMPT_STYLES) if "question" in (task.example or {}) else ["varlora"]
         _show_prompts(task, [arguments.prompt_style] if arguments.prompt_style else worded, tokenizer)

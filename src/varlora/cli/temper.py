@@ -5,31 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 
 from varlora import ops
-from varlora.cli.operation import SOURCES, add_options, check_output, read_posterior, write
-from varlora.cli.parsing import CommandParser
+from varlora.cli.operation import check_output, read_posterior, write
 from varlora.posterior import PointMass
-
-EXAMPLES = """
-  varlora temper runs/arc --temperature 2 --output_dir runs/arc-warmer
-  varlora temper runs/arc --temperature 0 --output_dir runs/arc-mean
-"""
-
-
-def parser() -> CommandParser:
-    """The posterior and the temperature."""
-    made = CommandParser(
-        "temper",
-        about=(
-            "Scale a posterior's variance: above 1 it is warmer (more uncertain), below 1 colder; 0 leaves its mean. "
-            "This is not the temperature of temperature scaling, which divides logits."
-        ),
-        examples=EXAMPLES,
-        usage="SOURCE --temperature T --output_dir FOLDER [OPTIONS]",
-    )
-    made.add_argument("source", metavar="SOURCE", help=f"{SOURCES[0].upper()}{SOURCES[1:]}.")
-    made.option("temperature", "What multiplies every variance, at least 0.", type=float, required=True, metavar="T")
-    add_options(made)
-    return made
 
 
 def execute(arguments: Namespace) -> None:

@@ -9,63 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from varlora.cli.console import out
-from varlora.cli.finished import add_run, changed
-from varlora.cli.parsing import CommandParser
+from varlora.cli.finished import changed
 from varlora.runs import Tuning, read_run, reset, tune
-from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES
 from varlora.runs.tune import TABLE
 from varlora.runs.tuning import Candidate
 
-EXAMPLES = """
-  varlora tune runs/ivon
-  varlora eval runs/ivon                                     as it was tuned
-  varlora tune runs/ivon --samples 4 10 --fractions 0        fewer passes: two numbers of draws, no pruning
-  varlora tune runs/ivon --reset
-"""
 STAGES = {"scale": "τ and T", "draws": "Draws", "pruning": "Pruning"}
-
-
-def parser() -> CommandParser:
-    """The run, and what to try."""
-    made = CommandParser(
-        "tune",
-        about=(
-            "Choose how to predict with a finished run, on its validation rows: the posterior's temperature, the "
-            "temperature of the logits, the number of draws, and what can be pruned for nothing. A setting is left "
-            "only for one whose NLL is lower by more than a standard error of the paired difference. The choice goes "
-            "into posterior.json, and `eval` and `predict` use it; the weights are not touched."
-        ),
-        examples=EXAMPLES,
-        usage="RUN [OPTIONS]",
-    )
-    made.option(
-        "temperatures",
-        "Posterior temperatures to try besides the run's own: 0 is the mean, above 1 warmer.",
-        type=float,
-        nargs="+",
-        default=TEMPERATURES,
-    )
-    made.option(
-        "samples", "Numbers of draws to try besides the run's own.", type=int, nargs="+", default=DRAWS, metavar="N"
-    )
-    made.option("fractions", "Fractions to prune; 0 for none.", type=float, nargs="+", default=FRACTIONS)
-    made.option(
-        "by",
-        "Which go first; 'snr' where there is a variance, else 'magnitude'.",
-        choices=["snr", "variance", "magnitude"],
-    )
-    made.flag("prune", "Predict without what can be pruned for nothing, too; otherwise it is only said.")
-    made.flag("no_logit_temperature", "Do not divide the logits.")
-    made.option(
-        "standard_errors",
-        "How many standard errors of the paired difference a gain must exceed.",
-        type=float,
-        default=1.0,
-    )
-    made.option("split", "The rows; none but the validation rows may be chosen on.", default="validation")
-    made.flag("reset", "Take back what was tuned.")
-    add_run(made)
-    return made
 
 
 def execute(arguments: Namespace) -> None:

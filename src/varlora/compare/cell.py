@@ -14,9 +14,9 @@ from varlora.compare.variant import Variant
 from varlora.compare.variants import is_complete
 from varlora.folders import interrupted
 from varlora.runs import RunConfig, is_run
-from varlora.runs.config import load_yaml
 from varlora.runs.folder import CONFIG, METRICS
 from varlora.runs.run import checkpoints_of, unfinished
+from varlora.yaml_files import load_yaml
 
 State = Literal["done", "partial", "unfinished", "failed", "missing"]
 GENERATED = "generated"

@@ -14,7 +14,7 @@ from varlora.compare.variant import Variant
 from varlora.folders import check_can_be_folder
 from varlora.nearest import nearest
 from varlora.runs import RunConfig
-from varlora.runs.config import load_yaml
+from varlora.yaml_files import load_yaml
 
 NOTES = ("note", "source")
 KNOWN = (

@@ -37,7 +37,6 @@ class AdamW:
     """
 
     name: ClassVar[str] = "adamw"
-    summary: ClassVar[str] = "one point by AdamW (MLE; MAP with weight decay)"
     learning_rate: float = 5e-5
     weight_decay: float = 0.0
     label_smoothing: float = 0.0

@@ -53,7 +53,6 @@ class Blob(MeanField):
     """
 
     name: ClassVar[str] = "blob"
-    summary: ClassVar[str] = "a diagonal Gaussian over lora_A by backpropagation (BLoB)"
 
     def random_factors(self, model: nn.Module, seed: int) -> RandomFactors:
         """A standard deviation for every entry of A."""

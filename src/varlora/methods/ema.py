@@ -37,7 +37,6 @@ class Ema(AdamW):
     """
 
     name: ClassVar[str] = "ema"
-    summary: ClassVar[str] = "one point: an exponential moving average of AdamW's path"
     ema_decay: float = 0.99
 
     def __post_init__(self) -> None:

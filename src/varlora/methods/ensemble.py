@@ -68,7 +68,6 @@ class Ensemble(AdamW):
     """
 
     name: ClassVar[str] = "ensemble"
-    summary: ClassVar[str] = "several points by AdamW, each from its own seed (a deep ensemble of adapters)"
     members: int = 5
 
     def __post_init__(self) -> None:

@@ -54,7 +54,6 @@ class Ivon:
     """
 
     name: ClassVar[str] = "ivon"
-    summary: ClassVar[str] = "a diagonal Gaussian by the variational optimizer IVON"
     recipe: Recipe = IVONConfig.recipe
     learning_rate: float | None = None
     update: Update | None = None

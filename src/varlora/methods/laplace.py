@@ -67,7 +67,6 @@ class Laplace(AdamW):
     """
 
     name: ClassVar[str] = "laplace"
-    summary: ClassVar[str] = "AdamW, then a Gaussian by the curvature there (Laplace-LoRA)"
     curvature: Structure = "kron"
     fisher: Fisher = "ggn"
     prior_choice: PriorChoice = "marglik"

@@ -37,7 +37,6 @@ class McDropout(AdamW):
     """
 
     name: ClassVar[str] = "mc_dropout"
-    summary: ClassVar[str] = "AdamW with LoRA dropout that stays on when predicting"
 
     def fit(self, job: Job) -> Fit:
         """The trained weights, with the rate of their masks.

@@ -93,7 +93,6 @@ class Method(Protocol):
     """A way to train an adapter and to get a posterior from it."""
 
     name: ClassVar[str]
-    summary: ClassVar[str]
 
     def fit(self, job: Job) -> Fit:
         """Trains the job's model; afterwards its trained tensors are the posterior's point.

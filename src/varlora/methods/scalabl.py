@@ -56,7 +56,6 @@ class Scalabl(MeanField):
     """
 
     name: ClassVar[str] = "scalabl"
-    summary: ClassVar[str] = "a Gaussian over r numbers per LoRA module (ScalaBL)"
 
     def random_factors(self, model: nn.Module, seed: int) -> RandomFactors:
         """A standard deviation for every row of A, whose rows are made orthogonal."""

@@ -61,7 +61,6 @@ class Swag(AdamW):
     """
 
     name: ClassVar[str] = "swag"
-    summary: ClassVar[str] = "a Gaussian through snapshots of AdamW's path (SWAG)"
     snapshots: int = 10
     swag_start: float = 0.5
     swag_learning_rate: float | None = None

@@ -46,7 +46,6 @@ class Temperature(AdamW):
     """
 
     name: ClassVar[str] = "temperature"
-    summary: ClassVar[str] = "AdamW with one temperature on the logits, fitted on validation rows"
 
     def trainer(self, job: Job) -> Trainer:
         """AdamW's trainer, if there will be something to fit the temperature on.

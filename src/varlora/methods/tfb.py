@@ -72,7 +72,6 @@ class Tfb(AdamW):
     """
 
     name: ClassVar[str] = "tfb"
-    summary: ClassVar[str] = "AdamW, then the largest noise its predictions bear, without training (TFB)"
     tolerance: float = 0.003
     anchor_examples: int = 500
     draws: int = 10

@@ -1,6 +1,6 @@
 """One run from start to end, its settings and its folder."""
 
-from varlora.runs.config import RunConfig, read_yaml
+from varlora.run_config import RunConfig
 from varlora.runs.data import fills_blank, load_task
 from varlora.runs.folder import CompletionScores, RunFolder, finite, is_run, read_run, write_derived, write_run
 from varlora.runs.generation import generate_split
@@ -30,7 +30,6 @@ __all__ = [
     "method_of",
     "predict_split",
     "read_run",
-    "read_yaml",
     "reload_setting",
     "reset",
     "run",

@@ -34,9 +34,10 @@ from varlora.posterior import Posterior
 from varlora.prediction import Prediction, modes_of
 from varlora.report import Health
 from varlora.report.model_card import model_card
-from varlora.runs.config import RunConfig, read_yaml
+from varlora.run_config import RunConfig
 from varlora.runs.health import SPLIT, run_health
 from varlora.tasks import Task, count_overlap
+from varlora.yaml_files import read_yaml
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"

@@ -31,9 +31,9 @@ from varlora.linearised import predict_linearised
 from varlora.methods import METHODS, Job, Method, with_options, with_temperatures
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, Prediction, modes_of, predict
+from varlora.run_config import RunConfig
 from varlora.runs.arguments import training_arguments
 from varlora.runs.batching import by_length
-from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, write_run
 from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.measure import measure

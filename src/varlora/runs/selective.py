@@ -36,7 +36,7 @@ from varlora.metrics.selective import Sureness
 from varlora.metrics.selective_accuracy import DELTA
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, Prediction
-from varlora.runs.config import RunConfig
+from varlora.run_config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import RunFolder
 from varlora.runs.run import predict_split

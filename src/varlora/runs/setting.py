@@ -27,7 +27,7 @@ from transformers.utils import logging as progress_bars
 from varlora.nearest import nearest
 from varlora.posterior import PosteriorMeta
 from varlora.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
-from varlora.runs.config import RunConfig
+from varlora.run_config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.quantization import quantization_config
 from varlora.tasks import Collator, Task, answer_tokens, context_length, encode

@@ -20,7 +20,7 @@ from varlora.folders import atomic_file
 from varlora.manifest import MANIFEST, read_manifest, write_tuned
 from varlora.ops import Criterion
 from varlora.posterior import Posterior
-from varlora.runs.config import RunConfig
+from varlora.run_config import RunConfig
 from varlora.runs.folder import RunFolder, finite, read_run
 from varlora.runs.setting import Setting
 from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES, Space, space_of

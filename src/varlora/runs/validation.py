@@ -18,7 +18,7 @@ from varlora.draws import number_of_draws
 from varlora.ops import Criterion, prune, temper
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, Prediction, modes_of
-from varlora.runs.config import RunConfig
+from varlora.run_config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import CompletionScores, RunFolder
 from varlora.runs.run import predict_split

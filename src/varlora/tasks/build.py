@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
-
-import datasets
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from varlora.tasks import prompts
 from varlora.tasks.final_answers import FinalAnswer
@@ -24,6 +21,9 @@ from varlora.tasks.rows import (
     yes_no_rows,
 )
 from varlora.tasks.task import OUT_OF_SCOPE, Task, TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def build_task(
@@ -118,6 +118,8 @@ def build_task(
             split: message_rows(records, tokenizer) if shape == "messages" else completion_rows(records)
             for split, records in sources.items()
         }
+    import datasets  # `varlora tasks` need not wait for it
+
     splits = {
         split: datasets.Dataset.from_list(
             [{"id": i, **row} for i, row in zip(_ids(sources[split], split), rows, strict=True)]
@@ -149,6 +151,8 @@ def build_prompts(name: str, split: str, records: Records, *, tokenizer: PreTrai
     Raises:
         ValueError: For any record that does not fit, naming it.
     """
+    import datasets
+
     rows = prompt_rows(records, tokenizer)
     named = [{"id": i, **row} for i, row in zip(_ids(records, split), rows, strict=True)]
     return Task(name=name, kind="completion", answers=(), splits={split: datasets.Dataset.from_list(named)})

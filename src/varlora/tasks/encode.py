@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-import datasets
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from varlora.tasks.task import OUT_OF_SCOPE, Task
 from varlora.tasks.tokens import continuation_tokens, split_special
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ def encode(
         ValueError: If a row is longer than `max_length` (naming the row and both lengths), or a completion
             changes the tokens of its prompt.
     """
+    import datasets  # `varlora tasks` need not wait for it
+
     if family not in get_args(Family):
         raise ValueError(f"family is {family!r}; allowed: {', '.join(get_args(Family))}")
     if truncation not in get_args(Truncation):
@@ -123,6 +125,8 @@ def encode_prompts(
     Raises:
         ValueError: If a prompt is longer than `max_length` (naming the row and both lengths).
     """
+    import datasets
+
     encoded, cut = [], 0
     for row in task.rows(split):
         before, own, _ = split_special(tokenizer, row["prompt"])
@@ -217,6 +221,8 @@ class Collator:
             "attention_mask": self._pad([[1] * len(row["input_ids"]) for row in rows], 0),
         }
         if self.num_classes:
+            import torch
+
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=torch.int64)
             num_choices = torch.tensor([row["num_choices"] for row in rows])
             batch["choice_mask"] = torch.arange(self.num_classes) < num_choices[:, None]
@@ -227,6 +233,8 @@ class Collator:
         return batch
 
     def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+        import torch  # `varlora tasks` need not wait for it
+
         tensors = [torch.tensor(sequence, dtype=torch.int64) for sequence in sequences]
         return torch.nn.utils.rnn.pad_sequence(
             tensors, batch_first=True, padding_value=value, padding_side=self.padding_side

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import datasets
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from varlora.tasks.build import build_task
 from varlora.tasks.overlap import note_overlap
 from varlora.tasks.rows import LabelAnswers, Records
 from varlora.tasks.splitting import cut_validation
 from varlora.tasks.task import Task
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_hub(
@@ -57,6 +58,8 @@ def load_hub(
     Raises:
         ValueError: If a split or column is not there (naming those that are) or a row does not fit.
     """
+    import datasets  # `varlora tasks` need not wait for it
+
     columns = columns or {}
     data = read_dataset(dataset, config, revision=revision)
     if splits is None:
@@ -99,6 +102,8 @@ def read_dataset(
     Raises:
         ValueError: If the dataset cannot be found or read.
     """
+    import datasets
+
     folder = Path(dataset)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

@@ -12,15 +12,16 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from varlora.tasks.build import build_task
 from varlora.tasks.overlap import note_overlap
 from varlora.tasks.rows import LabelAnswers, Records
 from varlora.tasks.splitting import cut_validation
 from varlora.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_jsonl(

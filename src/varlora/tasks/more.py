@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from varlora.tasks.build import build_prompts, build_task
 from varlora.tasks.jsonl import read_jsonl
 from varlora.tasks.prompts import YES_NO
 from varlora.tasks.rows import LabelAnswers, Records
 from varlora.tasks.task import Task, TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_more(

@@ -10,9 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
-
-import datasets
+from typing import TYPE_CHECKING, Any, Protocol
 
 from varlora.tasks.build import build_task
 from varlora.tasks.final_answers import FinalAnswer
@@ -22,6 +20,9 @@ from varlora.tasks.overlap import SEEN, note_overlap
 from varlora.tasks.rows import LISTED_LABELS, LabelAnswers, Records
 from varlora.tasks.splitting import cut_validation
 from varlora.tasks.task import Task
+
+if TYPE_CHECKING:
+    import datasets
 
 logger = logging.getLogger(__name__)
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal
 
 from varlora.tasks import prompts
 from varlora.tasks.chat import render_chat, render_prompt
 from varlora.tasks.prompt_styles import PROMPT_STYLES, PromptStyle
 from varlora.tasks.task import OUT_OF_SCOPE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHAPES: Mapping[str, tuple[str, ...]] = {
     "label": ("text", "label"),

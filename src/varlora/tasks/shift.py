@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-
-import datasets
+from typing import TYPE_CHECKING
 
 from varlora.tasks.overlap import note_overlap
 from varlora.tasks.task import Task
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def add_shift_tasks(task: Task, others: Mapping[str, Task]) -> Task:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
-
-import datasets
+from typing import TYPE_CHECKING, Literal, get_args
 
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
+
+if TYPE_CHECKING:
+    import datasets
 
 TaskKind = Literal["choice", "label", "completion"]
 
@@ -44,6 +45,7 @@ class Task:
         ValueError: If the kind is unknown, an answer occurs twice, there is no row, or a split lacks a column.
 
     Example:
+        >>> import datasets
         >>> rows = {"id": ["0"], "prompt": ["2 + 2 =\\nLabel:"], "label": [1], "num_choices": [2]}
         >>> task = Task(name="sums", kind="label", answers=("three", "four"),
         ...             splits={"test": datasets.Dataset.from_dict(rows)})
@@ -115,6 +117,7 @@ class Task:
             ValueError: If the task has no final answers, or a row's completion lacks one (naming it).
 
         Example:
+            >>> import datasets
             >>> rows = {"id": ["0"], "prompt": ["2 + 2 ="], "completion": [" 4</s>"]}
             >>> task = Task(name="sums", kind="completion", answers=(), final_answer="text",
             ...             splits={"test": datasets.Dataset.from_dict(rows)})

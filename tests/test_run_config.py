@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from varlora.runs import RunConfig, read_yaml
+from varlora.run_config import RunConfig
+from varlora.yaml_files import read_yaml
 
 LEAST: dict[str, Any] = {"model_name_or_path": "m", "task": "sst2", "output_dir": "out"}
 KNOWN = [field.name for field in dataclasses.fields(RunConfig)]

@@ -5,14 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-import yaml
-from transformers import SchedulerType
 
 from varlora.methods import METHODS
 from varlora.nearest import nearest
@@ -240,11 +235,7 @@ class RunConfig:
         require("beta2", self.beta2 is None or 0 <= self.beta2 <= 1, "in [0, 1]")
         require("weight_decay", self.weight_decay is None or self.weight_decay >= 0, "at least 0")
         require("warmup_steps", self.warmup_steps >= 0, "at least 0")
-        schedules = [schedule.value for schedule in SchedulerType]
-        if self.lr_scheduler_type not in schedules:
-            raise ValueError(
-                f"lr_scheduler_type is {self.lr_scheduler_type!r}; {nearest(self.lr_scheduler_type, schedules)}"
-            )
+        _check_schedule(self.lr_scheduler_type)
         require("num_train_epochs", self.num_train_epochs > 0, "positive")
         require("max_grad_norm", self.max_grad_norm >= 0, "at least 0")
 
@@ -257,6 +248,17 @@ class RunConfig:
         """A hash of every setting but `output_dir`: equal for runs that must give equal results."""
         settings = {k: v for k, v in self.to_dict().items() if k != "output_dir"}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_schedule(name: str) -> None:
+    """Asks transformers, which takes seconds to import, where the schedule is not the default."""
+    if name == RunConfig.lr_scheduler_type:
+        return
+    from transformers import SchedulerType
+
+    schedules = [schedule.value for schedule in SchedulerType]
+    if name not in schedules:
+        raise ValueError(f"lr_scheduler_type is {name!r}; {nearest(name, schedules)}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -275,59 +277,3 @@ def _described(kind: Any) -> str:
     if get_args(kind):
         return " or ".join(_described(one) for one in get_args(kind) if one is not type(None))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.2's numbers: 1e-4 and 1.0e7 are some (to YAML 1.1 they are text). No key may be there twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, none of whose keys is there twice."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if (key := self.construct_object(key_node, deep=True)) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def read_yaml(file: str | Path, known: Collection[str]) -> dict[str, Any]:
-    """The settings of a YAML file.
-
-    Args:
-        file: the file: one mapping of option names to values.
-        known: the options that exist.
-
-    Raises:
-        ValueError: it is not a mapping, or names an option that does not exist (the nearest is suggested).
-    """
-    values = load_yaml(file)
-    for name in values:
-        if name not in known:
-            hint = nearest(str(name), known, otherwise="`varlora train --help` lists them.")
-            raise ValueError(f"{file}: unknown option {name!r}; {hint}")
-    return values
-
-
-def load_yaml(file: str | Path) -> dict[str, Any]:
-    """What a YAML file holds, with YAML 1.2's numbers.
-
-    Raises:
-        ValueError: there is no such file, it is not YAML, a key is there twice, or it is not a mapping.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"there is no configuration file {path}.")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold one mapping of option names to values.")
-    return values

@@ -1,0 +1,55 @@
+"""What `varlora compare` is asked."""
+
+from __future__ import annotations
+
+from varlora.cli.parsing import CommandParser
+
+ENGINES = ("inline", "workers", "ray")
+EXAMPLES = """
+  varlora compare recipes/llama-3.2-3b.yaml --dry_run          what is there, what is missing, how long it will take
+  varlora compare recipes/llama-3.2-3b.yaml --small            the same on a laptop, with the embedded small Llama
+  varlora compare plan.yaml --engine workers --workers 2
+  varlora compare plan.yaml --engine workers --launcher "accelerate launch --num_processes 8"
+  varlora compare plan.yaml --only task=arc_easy method=ivon seed=0,1
+"""
+
+
+def parser() -> CommandParser:
+    """The plan, what of it to run, and where."""
+    made = CommandParser(
+        "compare",
+        about=(
+            "Run every model × task × method × seed of a plan that has not been run, then show the tables and write "
+            "them, and a page with figures, into the plan's folder. Each run is kept under a hash of all its settings, "
+            "its data and varlora's source: the same command goes on where it was interrupted, and results of "
+            "different settings never mix."
+        ),
+        examples=EXAMPLES,
+        usage="PLAN [OPTIONS]",
+    )
+    made.add_argument("plan", metavar="PLAN", help="YAML file; docs/compare.md says what may stand in it.")
+    made.flag("dry_run", "Show the cells, their states, and about what they will take; run nothing.")
+    made.flag("small", "The plan with its section `small` over it: a small model and few rows.")
+    made.option("output_dir", "In place of the plan's; runs/NAME where neither says.", metavar="FOLDER")
+    made.option(
+        "data", "Folder that holds the named tasks' folders of JSONL files; the hub otherwise.", metavar="FOLDER"
+    )
+    made.option(
+        "only",
+        "Run these cells only: model=, task=, method= or seed= with names, comma-separated.",
+        nargs="+",
+        metavar="WHICH",
+        default=[],
+    )
+    made.option("engine", "Where the cells run.", choices=ENGINES, default="inline")
+    made.option("workers", "Cells at a time; of workers by default one for each GPU, or one.", type=int, metavar="N")
+    made.option("launcher", "What starts a worker, e.g. 'accelerate launch --num_processes 8'.", metavar="COMMAND")
+    made.option(
+        "code_version",
+        "Take cells as they are that another version of varlora's source has made; may be repeated.",
+        action="append",
+        metavar="HASH",
+        default=[],
+    )
+    made.flag("no_progress", "Show no progress bar.")
+    return made

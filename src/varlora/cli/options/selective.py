@@ -1,0 +1,51 @@
+"""Options that `eval` and `predict` share: which rows to answer, and sets of answers."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from varlora.cli.parsing import CommandParser
+
+SURENESS = ("confidence", "entropy", "mutual_information")
+SET_SCORES = ("lac", "aps")
+
+
+def add_selective(made: CommandParser) -> None:
+    """The options, in a group of their own."""
+    group = made.titled_group("Selective prediction (thresholds from validation rows)")
+
+    def option(name: str, help_text: str, **details: Any) -> None:
+        group.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), help=help_text, **details)
+
+    option("coverage", "Answer this share of the rows, the surest, e.g. 0.9.", type=_share("coverage"), metavar="X")
+    option(
+        "target_accuracy",
+        "Answer as many rows as can be answered with this accuracy, guaranteed, e.g. 0.95.",
+        type=_share("target_accuracy"),
+        metavar="X",
+    )
+    option("delta", "Chance that the guarantee of --target_accuracy may fail; 0.05 otherwise.", type=float)
+    option("sureness", "How sure an answer is; confidence otherwise.", choices=SURENESS)
+    option(
+        "prediction_sets",
+        "Give sets of answers that hold the right one with this probability, e.g. 0.9.",
+        type=_share("prediction_sets"),
+        metavar="X",
+    )
+    option("set_score", "How the sets are made; lac, which gives small ones, otherwise.", choices=SET_SCORES)
+    option("calibration_file", "JSONL file of labelled rows to choose on, in place of the run's validation rows.")
+
+
+def _share(name: str) -> Callable[[str], Fraction]:
+    def share(text: str) -> Fraction:
+        from varlora.metrics.conformal import as_wanted  # --help need not wait for torch
+
+        try:
+            return as_wanted(text, name=name)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return share
