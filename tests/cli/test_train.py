@@ -71,7 +71,8 @@ def test_a_trained_run_is_tested_on_other_tasks(call: Call, workshop: Workshop, 
         (tmp_path / task).mkdir()
         for file in files:
             write_rows(tmp_path / task / f"{file}.jsonl", questions(f"{task} {file}", 6, 5 if file == "test" else 4))
-    train = [*questions("own", 20, 4), questions("mmlu chemistry", 1, 4)[0]]
+    train = [*questions("own", 20, 4), {"context": "c", **questions("mmlu chemistry", 1, 4)[0]}]
+    write_rows(tmp_path / "arc_easy" / "test.jsonl", [{"why": "w", **q} for q in questions("arc_easy test", 6, 5)])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"shift_tasks: [arc_easy, mmlu_chemistry]\nshift_task_dir: {tmp_path}\nprompt_style: laplace-lora\n"
@@ -96,6 +97,9 @@ def test_a_trained_run_is_tested_on_other_tasks(call: Call, workshop: Workshop, 
     }
     assert "1 of 6 rows of mmlu\\_chemistry is in train" in (tmp_path / "run" / "README.md").read_text("utf-8")
     assert "mmlu_chemistry: 1 of 6 prompts is in train too (kept)" in done.err
+    assert run.facts["task"]["not_read"] == {"train": ["context"], "arc_easy": ["why"]}
+    assert "not read: context (train)" in done.err
+    assert "not read: context (train), why (arc\\_easy)" in (tmp_path / "run" / "README.md").read_text("utf-8")
 
     again, other = tmp_path / "again.json", tmp_path / "other.json"
     assert call("eval", tmp_path / "run", "--output_file", again, "--resamples=0").code == 0

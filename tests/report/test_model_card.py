@@ -79,6 +79,16 @@ def test_rows_that_two_splits_share_are_told() -> None:
     assert "case and spaces" not in card(), "of a run of before, nothing is known"
 
 
+def test_columns_that_were_not_read_are_told() -> None:
+    task = {
+        "name": "t",
+        "rows": {"train": 9, "test": 7},
+        "not_read": {"train": ["context"], "test": ["context", "url"]},
+    }
+    text = model_card(name="r", kind="point_mass", meta={}, metrics={}, task=task)
+    assert "- Columns of the data not read: context, url (test)." in text.splitlines()
+
+
 def test_a_point_mass_promises_no_uncertainty() -> None:
     text = card(kind="point_mass", method="temperature", logit_temperature=2.6, diagnostics=None)
     assert "no uncertainty" in text

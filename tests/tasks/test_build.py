@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tiny_tokenizers import word_level
 from varlora.tasks import Task
-from varlora.tasks.build import build_task
+from varlora.tasks.build import build_prompts, build_task
 from varlora.tasks.rows import Records
 
 CHOICE = {"question": "which barks?", "choices": ["cat", "dog", "cow"], "answer": 1}
@@ -17,7 +19,13 @@ LABEL = {"text": "a fine film", "label": "positive"}
 OTHER = {"text": "a dull film", "label": "negative"}
 YES_NO = {"passage": "Crows are birds.", "question": "do crows fly", "answer": True}
 COMPLETION = {"prompt": "Answer:", "completion": " yes"}
-CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHAT: dict[str, list[dict[str, Any]]] = {
+    "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+}
 
 
 def build(*rows: Mapping[str, Any], **options: Any) -> Task:
@@ -37,6 +45,8 @@ def test_a_choice_is_given_by_index_letter_or_text(answer: object) -> None:
         "text": "which barks?\nA. cat\nB. dog\nC. cow",
         "label": 1,
         "num_choices": 3,
+        "prompt_span": [0, 12],
+        "text_span": [0, 12],
     }
 
 
@@ -77,6 +87,19 @@ def test_letters_can_answer_for_classes() -> None:
     assert task.rows("train")[0]["prompt"] == "a fine film\nA. negative\nB. positive\nAnswer:"
 
 
+def test_two_letters_each_answer_for_more_than_26_classes() -> None:
+    names = [f"class {n}" for n in range(30)]
+
+    task = build({"text": "a film", "label": 29}, label_names=names, label_answers="letters")
+
+    assert task.continuations[:2] + task.continuations[-1:] == (" AA", " AB", " BD")
+    lines = task.rows("train")[0]["prompt"].splitlines()
+    assert lines[1] == "AA. class 0"
+    assert lines[30] == "BD. class 29", "every class is listed"
+    with pytest.raises(ValueError, match="at most 676 classes, got 677"):
+        build(LABEL, label_names=[f"class {n}" for n in range(677)], label_answers="letters")
+
+
 def test_yes_and_no() -> None:
     task = build(YES_NO, {**YES_NO, "answer": False})
 
@@ -87,14 +110,67 @@ def test_yes_and_no() -> None:
 
 def test_messages_become_prompt_and_completion_by_the_chat_template() -> None:
     tokenizer = word_level()
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
+    tokenizer.chat_template = CHAT_TEMPLATE
 
     row = build(CHAT, tokenizer=tokenizer).rows("train")[0]
 
     assert (row["prompt"], row["completion"]) == ("<user> hi <assistant>", " yes ")
+
+
+RATE = {"type": "function", "function": {"name": "rate", "description": "rates a film", "parameters": {}}}
+TOOLS = "{% if tools %}{% for tool in tools %}<tool> {{ tool.function.name }} {% endfor %}{% endif %}"
+CALL = {"role": "assistant", "content": None, "tool_calls": [RATE]}
+
+
+@pytest.mark.parametrize("tools", [[RATE], json.dumps([RATE])])
+def test_tools_are_handed_to_the_chat_template(tools: object) -> None:
+    tokenizer = word_level()
+    tokenizer.chat_template = TOOLS + CHAT_TEMPLATE
+    records = Records(where="train.jsonl", rows=[{**CHAT, "tools": tools}, CHAT])
+
+    task = build_task("t", {"train": records}, tokenizer=tokenizer)
+    asked = build_prompts("t", "new", replace(records, labelled=False), tokenizer=tokenizer)
+
+    prompts = ["<tool> rate <user> hi <assistant>", "<user> hi <assistant>"]
+    assert list(task.rows("train")["prompt"]) == list(asked.rows("new")["prompt"]) == prompts
+    assert task.not_read == asked.not_read == {}
+    assert build({"messages": [*CHAT["messages"], CHAT["messages"][0], CALL]}, tokenizer=tokenizer).num_classes == 0
+
+
+def test_what_is_not_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A column that the shape does not know, one of another split, and tools that a template does not write."""
+    tokenizer = word_level()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    sources = {
+        "train": Records(where="a", rows=[{"context": "Dogs bark.", "source": None, **CHOICE, "id": 1}]),
+        "test": Records(where="b", rows=[CHOICE, {"context": "Cats purr.", "url": "u", **CHOICE}]),
+    }
+
+    told = build_task("t", sources).not_read
+    chat = build({**CHAT, "tools": [RATE]}, tokenizer=tokenizer)
+    bare = build_prompts("t", "new", Records(where="n", rows=[{"prompt": "a", "why": 1}], labelled=False))
+
+    assert told == {"train": ("context",), "test": ("context", "url")}
+    assert "t: not read: context, url (test); of a row the model sees question and choices alone" in caplog.text
+    assert chat.not_read == {"train": ("tools",)}
+    assert "t: not read: tools; of a row the model sees messages alone" in caplog.text
+    assert bare.not_read == {"new": ("why",)}
+    assert build(CHOICE, {**CHOICE, "id": 7}).not_read == {}
+
+
+ALIKE = ("Positive", "positive ", "ＰＯＳＩＴＩＶＥ", "posi\u200btive", "positive\u00a0")
+
+
+@pytest.mark.parametrize("other", ALIKE)
+def test_two_spellings_of_one_class_are_refused_unless_named(other: str) -> None:
+    rows = [LABEL, LABEL, OTHER, {**LABEL, "label": other}]
+
+    with pytest.raises(ValueError, match=r"may be one class: .*\(1 rows\).*label_names_file") as caught:
+        build(*rows)
+    assert f"{other!r} (1 rows)" in str(caught.value)
+    assert "'positive' (2 rows)" in str(caught.value)
+    insisted = build(*rows, label_names=["negative", "positive", other])
+    assert list(insisted.rows("train")["label"]) == [1, 1, 0, 2]
 
 
 def test_out_of_scope_rows_are_taken_only_where_asked_for() -> None:
@@ -142,6 +218,10 @@ BAD = {
     "empty text": ([LABEL, {**OTHER, "text": " "}], r"line 2, field 'text': got ' '; allowed: a string that is not"),
     "text not a string": ([{**LABEL, "text": 3}, OTHER], r"field 'text': got 3"),
     "fractional label": ([{**LABEL, "label": 0.5}], r"field 'label': got 0.5"),
+    "float label": ([{**LABEL, "label": 1.0}], r"field 'label': got 1.0; .*without a point \(1, not 1.0\)"),
+    "label of spaces": ([{**LABEL, "label": " "}], r"field 'label': got ' '"),
+    "tools that are none": ([{**CHAT, "tools": "rate"}], r"line 1, field 'tools': got 'rate'; allowed: a JSON list"),
+    "tools not objects": ([{**CHAT, "tools": ["rate"]}], r"field 'tools': got \['rate'\]; allowed: a list of obj"),
     "boolean label": ([{**LABEL, "label": True}], r"field 'label': got True"),
     "two types of label": ([LABEL, {**OTHER, "label": 0}], r"line 2, field 'label': got 0; .*integers or strings"),
     "one class": ([LABEL], r"two or more different label names, got \('positive',\)"),

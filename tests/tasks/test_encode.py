@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, GPT2Config, LlamaConfig
+from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from tiny_tokenizers import byte_bpe, word_level, word_piece
 from varlora.tasks import Collator, Task, context_length, encode, encode_prompts
@@ -80,20 +80,133 @@ def test_a_row_longer_than_the_context_is_refused_with_both_lengths() -> None:
         encode(task_of(CHOICES), "train", word_level(bos=True), 8)
 
 
-@pytest.mark.parametrize(
-    ("side", "kept"), [("left", ["<s>", "B.", "dog", "Answer:"]), ("right", ["<s>", "which", "one", "[UNK]"])]
-)
-def test_truncation_keeps_special_tokens_and_is_logged(
-    side: Any, kept: list[str], caplog: pytest.LogCaptureFixture
+FRAMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "class names and cue": (
+        {"text": "a dull film a fine film", "label": "positive"},
+        {"label_names": ["negative", "positive"]},
+        "a dull film|fine film a|Labels: negative, positive Label:",
+        "",
+    ),
+    "choices": (
+        {"question": "a dull film which one barks?", "choices": ["cat", "dog"], "answer": 0},
+        {},
+        "a dull film|which one barks?|A. cat B. dog Answer:",
+        "",
+    ),
+    "instruction and choices": (
+        {"question": "a dull film which one barks?", "choices": ["cat", "dog"], "answer": 0},
+        {"prompt_style": "blob"},
+        "a dull film|which one barks?|Choices: A) cat B) dog Answer:",
+        "Return the label of the correct answer for the question below. Question:",
+    ),
+    "question": (
+        {"passage": "a dull film a fine film", "question": "which one", "answer": True},
+        {},
+        "a dull film|a fine film|Question: which one Answer:",
+        "",
+    ),
+    "question before its passage": (
+        {"passage": "a dull film a fine film", "question": "which one", "answer": True},
+        {"prompt_style": "laplace-lora"},
+        "a dull film|a fine film|",
+        "Answer the question with only True or False: which one Context:",
+    ),
+}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("row", "options", "expected", "before"), FRAMED.values(), ids=FRAMED.keys())
+def test_truncation_cuts_the_text_and_keeps_its_frame(
+    row: dict[str, Any], options: dict[str, Any], expected: str, before: str, side: Any, fast: bool
 ) -> None:
-    tokenizer = word_level(bos=True)
-    task = task_of([{**CHOICES[0], "question": "which one growls?"}, CHOICES[1]])
+    left, right, after = expected.split("|")
+    framing = [*before.split(), *after.split()]
+    tokenizer = word_level(words=[*framing, *left.split(), *right.split()], bos=True)
+    if not fast:
+        tokenizer = without_offsets(tokenizer)
+
+    cut = encode(task_of([row], **options), "train", tokenizer, 1 + len(framing) + 3, truncation=side)[0]
+
+    kept = row.get("text") or row.get("passage") or row["question"]
+    words = kept.split()[-3:] if side == "left" else kept.split()[:3]
+    assert tokenizer.convert_ids_to_tokens(cut["input_ids"]) == ["<s>", *before.split(), *words, *after.split()]
+
+
+def without_offsets(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """As a tokenizer written in Python: it does not know where in the text a token came from."""
+
+    class Slow(PreTrainedTokenizerFast):
+        is_fast = False
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            assert not kwargs.get("return_offsets_mapping")
+            return super().__call__(*args, **kwargs)
+
+    return Slow(tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>", unk_token="[UNK]")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncation_in_bytes_keeps_the_frame(side: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Where tokens are not words, what is left is the text's start or end, and the frame letter by letter."""
+    tokenizer = byte_bpe(bos=True)
+    text = "ein schöner film über käse " * 8
+    rows = [{"text": text, "label": "positive"}, {"text": "a dull film", "label": "negative"}]
+    task = task_of(rows, label_names=["negative", "positive"])
 
     with caplog.at_level(logging.WARNING):
-        encoded = encode(task, "train", tokenizer, 4, truncation=side)
+        cut = encode(task, "train", tokenizer, 40, truncation=side)
 
-    assert tokenizer.convert_ids_to_tokens(encoded[0]["input_ids"]) == kept
-    assert f"t, train: 2 of 2 rows cut on the {side} to 4 tokens" in caplog.text
+    assert f"t, train: 1 of 2 rows cut on the {side} to 40 tokens" in caplog.text
+    assert len(cut[0]["input_ids"]) == 40
+    written = (
+        tokenizer.decode(cut[0]["input_ids"]).removeprefix("<s>").removesuffix("\nLabels: negative, positive\nLabel:")
+    )
+    whole = written.strip("�").strip()  # a letter of two bytes may be cut
+    assert len(whole) > 3
+    assert text.strip().endswith(whole) if side == "left" else text.startswith(whole)
+
+
+def test_a_frame_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"row 'q1' has 9 tokens, .*5 tokens, which leaves none of the 5 for the text"):
+        encode(task_of(CHOICES), "train", word_level(bos=True), 6, truncation="left")
+
+
+CHAT = [
+    {"role": "system", "content": "a film"},
+    {"role": "user", "content": "which one barks?"},
+    {"role": "assistant", "content": "dog"},
+    {"role": "user", "content": "a fine film a dull film"},
+]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %} <{{ m.role }}> {{ m.content | trim }} {{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %} <assistant>{% endif %}"
+)
+QUESTION = "<s> <system> a film </s> <user>"
+
+
+@pytest.mark.parametrize(
+    ("most", "side", "kept"),
+    [
+        (22, "left", f"{QUESTION} which one barks? </s> <assistant> dog </s> <user> a fine film a dull film </s>"),
+        (21, "left", f"{QUESTION} a fine film a dull film </s>"),
+        (14, "right", f"{QUESTION} a fine film a dull film </s>"),
+        (10, "left", f"{QUESTION} dull film </s>"),
+        (10, "right", f"{QUESTION} a fine </s>"),
+    ],
+)
+def test_a_long_conversation_keeps_bos_system_turn_and_last_header(most: int, side: Any, kept: str) -> None:
+    tokenizer = word_level(words=["<system>", "<user>", "<assistant>"], bos=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    rows = [{"messages": [*CHAT, {"role": "assistant", "content": "dull"}]}]
+    task = task_of(rows, tokenizer=tokenizer)
+
+    cut = encode(task, "train", tokenizer, most + 2, truncation=side)[0]
+    prompt = encode_prompts(task, "train", tokenizer, most, truncation=side)[0]
+
+    assert tokenizer.decode(prompt["input_ids"]) == f"{kept} <assistant>"
+    assert tokenizer.decode(cut["input_ids"]) == f"{kept} <assistant> dull </s>"
+    assert cut["labels"] == [-100] * len(prompt["input_ids"]) + cut["input_ids"][-2:]
 
 
 def test_an_encoders_truncation_keeps_both_ends() -> None:
@@ -103,6 +216,16 @@ def test_an_encoders_truncation_keeps_both_ends() -> None:
     encoded = encode(task_of(rows), "train", tokenizer, 4, family="encoder", truncation="right")
 
     assert tokenizer.convert_ids_to_tokens(encoded[0]["input_ids"]) == ["[CLS]", "a", "fine", "[SEP]"]
+
+
+def test_an_encoders_truncation_keeps_the_choices() -> None:
+    tokenizer = word_piece()
+    row = {"question": "a fine film which one", "choices": ["cat", "dog"], "answer": 0}
+
+    cut = encode(task_of([row]), "train", tokenizer, 10, family="encoder", truncation="right")[0]
+
+    kept = ["[CLS]", "a", "fine", "A", ".", "cat", "B", ".", "dog", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(cut["input_ids"]) == kept
 
 
 def test_a_completion_is_never_cut() -> None:

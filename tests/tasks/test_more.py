@@ -88,7 +88,8 @@ def test_prompts_are_read_without_what_follows_them(tmp_path: Path) -> None:
         ({"messages": [user, assistant, user]}, "<user> a film <assistant> fine <user> a film <assistant>"),
     ):
         task = load_more(written(tmp_path, row), **FREE, split="new", labelled=False, tokenizer=tokenizer)
-        assert task.rows("new")[0] == {"id": "new-00000", "prompt": prompt, "completion": ""}
+        told = task.rows("new").remove_columns([c for c in task.rows("new").column_names if c == "conversation"])
+        assert told[0] == {"id": "new-00000", "prompt": prompt, "completion": ""}
         encoded = encode_prompts(task, "new", tokenizer, None)[0]
         assert encoded == {"id": "new-00000", "input_ids": tokenizer(prompt)["input_ids"]}
     with pytest.raises(ValueError, match="missing column 'completion'"):

@@ -24,6 +24,7 @@ from varlora.tasks import (
 from varlora.tasks.named import Benchmark
 from varlora.tasks.overlap import overlap_in_words
 from varlora.tasks.rows import SHAPES
+from varlora.tasks.unread import unread_in_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,5 +130,5 @@ def _show_rows(task: Task) -> None:
     out.print(f"Rows: {', '.join(f'{split} {count}' for split, count in rows.items())}.", highlight=False)
     if shared := overlap_in_words(count_overlap(task), rows):
         out.print(escape(shared), highlight=False)
-    for note in task.notes:
+    for note in filter(None, [*task.notes, unread_in_words(task.not_read, rows)]):
         out.print(f"[dim]{escape(note)}[/dim]", highlight=False)

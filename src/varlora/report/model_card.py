@@ -18,6 +18,7 @@ from varlora.report.health_text import remarks, scale_table, sentence, statement
 from varlora.report.tables import Cell, Number, Table, escape_markdown
 from varlora.report.vocabulary import COMPLETIONS, FULL, METRICS, Measure, coldness, learning, listing, show
 from varlora.tasks.overlap import overlap_in_words
+from varlora.tasks.unread import unread_in_words
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _VARIANTS = {
@@ -53,7 +54,7 @@ def model_card(
         kind: The posterior's kind, as in posterior.json.
         meta: The fields of `PosteriorMeta`, as in posterior.json; what is missing is left out.
         metrics: Content of metrics.json: {split: {"mean": {...}, "samples": {...}}}.
-        task: Name, kind, answers, source, licence, notes, rows and overlap of the task, as far as known.
+        task: Name, kind, answers, source, licence, notes, not_read, rows and overlap of the task, as far as known.
         versions: Of the libraries.
         health: How the posterior does.
 
@@ -124,6 +125,8 @@ def _task_section(task: Mapping[str, Any]) -> list[str]:
         if task.get(field):
             lines.append(f"{field.capitalize()} of the data: {escape_markdown(str(task[field]))}.")
     lines += [escape_markdown(str(note)) for note in task.get("notes") or ()]
+    if unread := unread_in_words(task.get("not_read") or {}, task.get("rows") or {}):
+        lines.append(escape_markdown(f"Columns of the data {unread}."))
     if shared := overlap_in_words(task.get("overlap") or {}, task.get("rows") or {}):
         lines.append(escape_markdown(shared))
     heading = f"## Task: {escape_markdown(str(task.get('name', 'unnamed')))}"

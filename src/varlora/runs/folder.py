@@ -138,6 +138,7 @@ def write_run(
             "source": task.source,
             "licence": task.licence,
             "notes": list(task.notes),
+            "not_read": {split: list(columns) for split, columns in task.not_read.items()},
             "rows": {split: len(rows) for split, rows in task.splits.items()},
             "overlap": count_overlap(task),
         },

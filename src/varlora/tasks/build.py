@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from varlora.tasks import prompts
+from varlora.tasks.classes import class_names
 from varlora.tasks.final_answers import FinalAnswer
 from varlora.tasks.prompt_styles import style_of
 from varlora.tasks.rows import (
@@ -20,7 +21,8 @@ from varlora.tasks.rows import (
     prompt_rows,
     yes_no_rows,
 )
-from varlora.tasks.task import OUT_OF_SCOPE, Task, TaskKind
+from varlora.tasks.task import Task, TaskKind
+from varlora.tasks.unread import tell_unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +51,8 @@ def build_task(
         sources: Split name to its records.
         label_names: Class names in order, for the shape text/label; by default those of "train", sorted.
         ood_splits: Splits in which label -1 (belongs to no class) is allowed.
-        label_answers: How a causal LM names a class: by its "names" or by "letters" (at most 26 classes).
+        label_answers: How a causal LM names a class: by its "names" or by "letters" (two each for more
+            than 26 classes).
         repeated_choices: Accept a question that offers one wrong choice twice, as some official sets do.
         prompt_style: How a causal LM is asked (`varlora.tasks.prompt_styles`); only questions have more than one.
         fills_blank: Whether a question's choices fill a blank in it, as WinoGrande's do; some styles then leave their
@@ -90,12 +93,10 @@ def build_task(
     continuations: tuple[str, ...] = ()
     if shape == "label":
         kind = "label"
-        names = _label_names(sources, label_names)
+        names = class_names(sources, label_names)
         answers = names
         if label_answers == "letters":
-            if len(names) > len(prompts.LETTERS):
-                raise ValueError(f"{name}: letters can answer for at most 26 classes, got {len(names)}")
-            continuations = tuple(f" {letter}" for letter in prompts.LETTERS[: len(names)])
+            continuations = tuple(f" {letter}" for letter in prompts.letters(len(names)))
         elif label_answers != "names":
             raise ValueError(f"label_answers is {label_answers!r}; allowed: names, letters")
         parsed = {
@@ -136,6 +137,7 @@ def build_task(
         licence=licence,
         source=source,
         notes=tuple(notes),
+        not_read=tell_unread(name, sources, [shape], tokenizer),
     )
 
 
@@ -155,7 +157,15 @@ def build_prompts(name: str, split: str, records: Records, *, tokenizer: PreTrai
 
     rows = prompt_rows(records, tokenizer)
     named = [{"id": i, **row} for i, row in zip(_ids(records, split), rows, strict=True)]
-    return Task(name=name, kind="completion", answers=(), splits={split: datasets.Dataset.from_list(named)})
+    there = {field for row in records.rows for field in row}
+    shapes = [shape for shape in ("completion", "messages") if SHAPES[shape][0] in there]
+    return Task(
+        name=name,
+        kind="completion",
+        answers=(),
+        splits={split: datasets.Dataset.from_list(named)},
+        not_read=tell_unread(name, {split: records}, shapes, tokenizer),
+    )
 
 
 def _shape(records: Records) -> str:
@@ -204,27 +214,3 @@ def _ids(records: Records, split: str) -> list[str]:
         if before != index:
             raise records.error(index, "id", value, f"an id of its own ({records.unit} {before + 1} has the same)")
     return list(seen)
-
-
-def _label_names(sources: Mapping[str, Records], given: Sequence[str] | None) -> tuple[str, ...]:
-    if given is not None:
-        names = tuple(str(name) for name in given)
-        if not all(name.strip() for name in names):
-            raise ValueError(f"label names must be strings that are not empty, got {names}")
-    elif "train" not in sources:
-        raise ValueError("without a train split the label names must be given")
-    else:
-        train = sources["train"]
-        labels: set[Any] = set()
-        for index, row in enumerate(train.rows):
-            label = row["label"]
-            if isinstance(label, bool) or not isinstance(label, (int, str)) or label == "":
-                raise train.error(index, "label", label, "an integer or a string that is not empty")
-            if labels and isinstance(label, str) is not isinstance(next(iter(labels)), str):
-                raise train.error(index, "label", label, "one type of label in a file: integers or strings")
-            if label != OUT_OF_SCOPE:
-                labels.add(label)
-        names = tuple(str(label) for label in sorted(labels))
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"a label task needs two or more different label names, got {names}")
-    return names

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+from varlora.tasks.prompts import MARK, span_of
+
+SYSTEM = ("system", "developer")
+"""Roles of the turns before a conversation, which tell the assistant what it is."""
+Tools: TypeAlias = Sequence[Mapping[str, Any]] | None
+
 
 def render_chat(
-    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase | None, where: str
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    where: str,
+    *,
+    tools: Tools = None,
 ) -> tuple[str, str]:
     """Split a conversation before its last message.
 
@@ -18,6 +28,7 @@ def render_chat(
         messages: `role` and `content` each; the last one is the assistant's.
         tokenizer: Its chat template writes the text.
         where: What to call the record in an error.
+        tools: The functions that the assistant may call, as JSON schemas.
 
     Returns:
         The prompt (up to where the assistant speaks) and the completion (the last message with the
@@ -27,9 +38,9 @@ def render_chat(
         ValueError: If there is no tokenizer or template, or the template refuses the messages or writes the
             earlier ones differently once the answer is there.
     """
-    prompt = render_prompt(messages[:-1], tokenizer, where)
+    prompt = render_prompt(messages[:-1], tokenizer, where, tools=tools)
     assert tokenizer is not None
-    whole = _rendered(messages, tokenizer, where, add_generation_prompt=False)
+    whole = _rendered(messages, tokenizer, where, tools=tools, add_generation_prompt=False)
     if not whole.startswith(prompt) or whole == prompt:
         raise ValueError(
             f"{where}, field 'messages': the chat template of {tokenizer.name_or_path!r} writes the earlier "
@@ -38,13 +49,20 @@ def render_chat(
     return prompt, whole[len(prompt) :]
 
 
-def render_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase | None, where: str) -> str:
+def render_prompt(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    where: str,
+    *,
+    tools: Tools = None,
+) -> str:
     """A conversation up to where the assistant speaks.
 
     Args:
         messages: `role` and `content` each; the assistant is to answer the last one.
         tokenizer: Its chat template writes the text.
         where: What to call the record in an error.
+        tools: The functions that the assistant may call, as JSON schemas.
 
     Raises:
         ValueError: If there is no tokenizer or template, or the template refuses the messages.
@@ -56,7 +74,32 @@ def render_prompt(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTo
             f"{where}: the tokenizer {tokenizer.name_or_path!r} has no chat template; "
             "use an instruction-tuned model, or write the rows as prompt/completion"
         )
-    return _rendered(messages, tokenizer, where, add_generation_prompt=True)
+    return _rendered(messages, tokenizer, where, tools=tools, add_generation_prompt=True)
+
+
+def shorter_conversations(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """The conversation without its oldest turns, ever more of them; system turns and the last question stay.
+
+    What is left begins with a user's turn, so that a template which wants user and assistant by turns accepts it.
+
+    Example:
+        >>> turns = [{"role": role, "content": "..."} for role in ("system", "user", "assistant", "user")]
+        >>> [[message["role"] for message in shorter] for shorter in shorter_conversations(turns)]
+        [['system', 'user']]
+    """
+    first = next((i for i, message in enumerate(messages) if message["role"] not in SYSTEM), len(messages))
+    for start in range(first + 1, len(messages)):
+        if messages[start]["role"] == "user":
+            yield [*messages[:first], *messages[start:]]
+
+
+def last_content(
+    messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, where: str, *, tools: Tools = None
+) -> tuple[int, int] | None:
+    """Where the last message's content stands in `render_prompt`, in characters; None where that cannot be told."""
+    prompt = render_prompt(messages, tokenizer, where, tools=tools)
+    marked = render_prompt([*messages[:-1], {**messages[-1], "content": MARK}], tokenizer, where, tools=tools)
+    return span_of(marked, prompt)
 
 
 def _rendered(
@@ -64,6 +107,7 @@ def _rendered(
     tokenizer: PreTrainedTokenizerBase,
     where: str,
     *,
+    tools: Tools,
     add_generation_prompt: bool,
 ) -> str:
     from jinja2 import TemplateError
@@ -71,7 +115,12 @@ def _rendered(
     conversation = [dict(message) for message in messages]
     try:
         return str(
-            tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=add_generation_prompt)
+            tokenizer.apply_chat_template(
+                conversation,
+                tools=None if tools is None else [dict(tool) for tool in tools],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
         )
     except TemplateError as error:
         raise ValueError(f"{where}, field 'messages': the chat template refuses it: {error}") from error

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from varlora.tasks.cutting import shorten
 from varlora.tasks.task import OUT_OF_SCOPE, Task
 from varlora.tasks.tokens import continuation_tokens, split_special
 
@@ -44,8 +45,10 @@ def encode(
         tokenizer: The model's tokenizer.
         max_length: Most tokens in a row (the model's context, or less); None sets no limit.
         family: "causal" reads `prompt`, "encoder" reads `text` between the tokenizer's special tokens.
-        truncation: What to do with a longer row: "error" refuses it; "left" and "right" cut that side of the
-            text, keep the special tokens, and log how many rows were cut. A completion is never cut.
+        truncation: What to do with a longer row: "error" refuses it; "left" and "right" cut that side of its text
+            and log how many rows were cut. What is around the text stays (`varlora.tasks.cutting`): special tokens,
+            instruction, choices, cue; of a conversation the oldest turns go first, its system turn and last header
+            stay. A completion is never cut.
 
     Returns:
         Columns `id`, `input_ids`, `labels` (class index, -100 where unknown; for a completion task the token
@@ -53,7 +56,7 @@ def encode(
 
     Raises:
         ValueError: If a row is longer than `max_length` (naming the row and both lengths), or a completion
-            changes the tokens of its prompt.
+            changes the tokens of its prompt; or, where rows are cut, what must stay leaves no room for the text.
     """
     import datasets  # `varlora tasks` need not wait for it
 
@@ -78,14 +81,16 @@ def encode(
                 raise ValueError(f"task {task.name!r}, {split}, row {row['id']!r}: {error}") from error
         length = len(before) + len(own) + len(after)
         if max_length is not None and length > max_length:
-            room = max_length - len(before) - len(after)
-            if truncation == "error" or room < 1:
-                raise ValueError(
-                    f"task {task.name!r}, {split}, row {row['id']!r} has {length} tokens, more than the "
-                    f"{max_length} allowed; raise max_length if the model's context permits, shorten the row, "
-                    "or allow truncation='left'"
-                )
-            own = own[-room:] if truncation == "left" else own[:room]
+            too_long = (
+                f"task {task.name!r}, {split}, row {row['id']!r} has {length} tokens, more than the {max_length} "
+                "allowed; raise max_length if the model's context permits, shorten the row"
+            )
+            if truncation == "error":
+                raise ValueError(f"{too_long}, or allow truncation='left'")
+            try:
+                own = shorten(row, column, tokenizer, max_length - len(before) - len(after), side=truncation)
+            except ValueError as error:
+                raise ValueError(f"{too_long}. It cannot be cut: {error}") from error
             cut += 1
         ids = before + own + after
         if task.kind == "completion":
@@ -117,7 +122,7 @@ def encode_prompts(
         split: Which of its splits.
         tokenizer: The model's tokenizer.
         max_length: Most tokens in a prompt (the model's context less what is to be written); None sets no limit.
-        truncation: As of `encode`; BOS stays.
+        truncation: As of `encode`.
 
     Returns:
         Columns `id` and `input_ids`.
@@ -132,14 +137,17 @@ def encode_prompts(
         before, own, _ = split_special(tokenizer, row["prompt"])
         length = len(before) + len(own)
         if max_length is not None and length > max_length:
-            room = max_length - len(before)
-            if truncation == "error" or room < 1:
-                raise ValueError(
-                    f"task {task.name!r}, {split}: the prompt of row {row['id']!r} has {length} tokens, more than the "
-                    f"{max_length} that leave room for a text behind it; lower max_new_tokens, raise max_length if "
-                    "the model's context permits, shorten the row, or allow truncation='left'"
-                )
-            own = own[-room:] if truncation == "left" else own[:room]
+            too_long = (
+                f"task {task.name!r}, {split}: the prompt of row {row['id']!r} has {length} tokens, more than the "
+                f"{max_length} that leave room for a text behind it; lower max_new_tokens, raise max_length if "
+                "the model's context permits, shorten the row"
+            )
+            if truncation == "error":
+                raise ValueError(f"{too_long}, or allow truncation='left'")
+            try:
+                own = shorten(row, "prompt", tokenizer, max_length - len(before), side=truncation)
+            except ValueError as error:
+                raise ValueError(f"{too_long}. It cannot be cut: {error}") from error
             cut += 1
         encoded.append({"id": row["id"], "input_ids": before + own})
     if cut:

@@ -7,9 +7,50 @@ token is a word of its own in every tokenizer family.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice, product
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 YES_NO = ("no", "yes")
+MARK = "\ue000"
+"""Stands where a text will stand, to find its place in a prompt; a character that no text has."""
+
+
+def span_of(marked: str, whole: str) -> tuple[int, int] | None:
+    """Where a text stands in a prompt, in characters.
+
+    Args:
+        marked: The prompt with `MARK` in the text's place.
+        whole: The prompt.
+
+    Returns:
+        Start and end (exclusive); None if the two prompts differ in more than the text.
+
+    Example:
+        >>> span_of(label_prompt(MARK, ["good", "bad"]), label_prompt("a fine film", ["good", "bad"]))
+        (0, 11)
+    """
+    before, mark, after = marked.partition(MARK)
+    start, end = len(before), len(whole) - len(after)
+    if not mark or start > end or whole[:start] != before or whole[end:] != after:
+        return None
+    return start, end
+
+
+def letters(count: int) -> tuple[str, ...]:
+    """What names so many choices: A to Z, or two letters each where there are more than 26.
+
+    Raises:
+        ValueError: If there are more than 676.
+
+    Example:
+        >>> letters(3), letters(30)[:2], letters(30)[-1]
+        (('A', 'B', 'C'), ('AA', 'AB'), 'BD')
+    """
+    if count <= len(LETTERS):
+        return tuple(LETTERS[:count])
+    if count > len(LETTERS) ** 2:
+        raise ValueError(f"letters, two each, can answer for at most {len(LETTERS) ** 2} classes, got {count}")
+    return tuple(first + second for first, second in islice(product(LETTERS, repeat=2), count))
 
 
 def choice_text(question: str, choices: Sequence[str]) -> str:
@@ -21,7 +62,7 @@ def choice_text(question: str, choices: Sequence[str]) -> str:
         A. cat
         B. dog
     """
-    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+    lines = [f"{letter}. {choice}" for letter, choice in zip(letters(len(choices)), choices, strict=True)]
     return "\n".join([question, *lines])
 
 

@@ -1,19 +1,21 @@
 """Raw records, from a file or a dataset, checked one by one and turned into a task's rows.
 
-Five shapes of record are known; a file holds one of them. Other columns may be there and are not read. Every
-error names the file (or dataset), the line (or row) counted from 1, the field, what was given and what is
-allowed. A record is either used or refused: none is dropped.
+Five shapes of record are known; a file holds one of them. Other columns may be there; they are not read, and the
+task says so (`Task.not_read`). Every error names the file (or dataset), the line (or row) counted from 1, the field,
+what was given and what is allowed. A record is either used or refused: none is dropped.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from varlora.tasks import prompts
-from varlora.tasks.chat import render_chat, render_prompt
+from varlora.tasks.chat import Tools, render_chat, render_prompt
 from varlora.tasks.prompt_styles import PROMPT_STYLES, PromptStyle
+from varlora.tasks.prompts import MARK, span_of
 from varlora.tasks.task import OUT_OF_SCOPE
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     "completion": ("prompt", "completion"),
     "messages": ("messages",),
 }
+READ_BESIDE: Mapping[str, tuple[str, ...]] = {"messages": ("tools",)}
+"""Columns that are read beside a shape's own where they are there."""
 ANSWER_FIELDS: Mapping[str, str] = {"label": "label", "choice": "answer", "yes_no": "answer"}
 """The field that unlabelled records of a shape may lack."""
 LISTED_LABELS = 10
@@ -93,12 +97,15 @@ def choice_rows(
         label = _choice_index(records, index, record["answer"], choices) if records.labelled else OUT_OF_SCOPE
         if len(set(choices)) < len(choices) and (not repeated or choices.count(choices[label]) > 1):
             raise records.error(index, "choices", choices, "choices that all differ")
+        prompt, text = style.choice(question, choices, fills_blank), prompts.choice_text(question, choices)
         rows.append(
             {
-                "prompt": style.choice(question, choices, fills_blank),
-                "text": prompts.choice_text(question, choices),
+                "prompt": prompt,
+                "text": text,
                 "label": label,
                 "num_choices": len(choices),
+                "prompt_span": span_of(style.choice(MARK, choices, fills_blank), prompt),
+                "text_span": span_of(prompts.choice_text(MARK, choices), text),
             }
         )
     return rows
@@ -127,12 +134,15 @@ def yes_no_rows(records: Records, *, style: PromptStyle = PROMPT_STYLES["varlora
         passage, question = records.text(index, "passage"), records.text(index, "question")
         if records.labelled and not isinstance(record["answer"], bool):
             raise records.error(index, "answer", record["answer"], "true or false")
+        prompt, text = style.yes_no(passage, question), prompts.yes_no_text(passage, question)
         rows.append(
             {
-                "prompt": style.yes_no(passage, question),
-                "text": prompts.yes_no_text(passage, question),
+                "prompt": prompt,
+                "text": text,
                 "label": int(record["answer"]) if records.labelled else OUT_OF_SCOPE,
                 "num_choices": 2,
+                "prompt_span": span_of(style.yes_no(MARK, question), prompt),
+                "text_span": span_of(prompts.yes_no_text(MARK, question), text),
             }
         )
     return rows
@@ -145,6 +155,8 @@ def label_rows(
     index_of = {name: i for i, name in enumerate(names)}
     numbered = all(name.lstrip("-").isdigit() for name in names)
     listed = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
+    worded = prompts.choice_prompt if label_answers == "letters" else prompts.label_prompt
+    shown = names if label_answers == "letters" or len(names) <= LISTED_LABELS else ()
     rows = []
     for index, record in enumerate(records.rows):
         text = records.text(index, "text")
@@ -164,11 +176,16 @@ def label_rows(
             number = label
         else:
             raise records.error(index, "label", label, listed if numbered else f"{listed}, or 0 to {len(names) - 1}")
-        if label_answers == "letters":
-            prompt = prompts.choice_prompt(text, names)
-        else:
-            prompt = prompts.label_prompt(text, names if len(names) <= LISTED_LABELS else ())
-        rows.append({"prompt": prompt, "text": text, "label": number, "num_choices": len(names)})
+        rows.append(
+            {
+                "prompt": worded(text, shown),
+                "text": text,
+                "label": number,
+                "num_choices": len(names),
+                "prompt_span": span_of(worded(MARK, shown), worded(text, shown)),
+                "text_span": (0, len(text)),
+            }
+        )
     return rows
 
 
@@ -187,28 +204,69 @@ def message_rows(records: Records, tokenizer: PreTrainedTokenizerBase | None) ->
         messages = _messages(records, index, least=2)
         if messages[-1]["role"] != "assistant":
             raise records.error(index, "messages", messages[-1], "a last message whose role is assistant")
-        prompt, completion = render_chat(messages, tokenizer, f"{records.where}, {records.unit} {index + 1}")
-        rows.append({"prompt": prompt, "completion": completion})
+        at, tools = f"{records.where}, {records.unit} {index + 1}", _tools(records, index)
+        prompt, completion = render_chat(messages, tokenizer, at, tools=tools)
+        asked = _conversation(messages[:-1], tools)
+        rows.append({"prompt": prompt, "completion": completion, "conversation": asked})
     return rows
 
 
 def prompt_rows(records: Records, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
     """Rows of a prompt, or of chat messages, alone; a completion or an assistant's last message is not looked at."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    chat = any("messages" in record for record in records.rows)
     for index, record in enumerate(records.rows):
         at = f"{records.where}, {records.unit} {index + 1}"
         if ("prompt" in record) is ("messages" in record):
             raise ValueError(f"{at}: got columns {sorted(record)}; allowed: prompt, or messages, one of the two")
         if "prompt" in record:
             prompt = records.text(index, "prompt")
+            rows.append({"prompt": prompt, "completion": "", **({"conversation": None} if chat else {})})
         else:
-            messages = _messages(records, index, least=1)
-            asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+            asked = _asked(_messages(records, index, least=1))
             if not asked:
-                raise records.error(index, "messages", messages, "a message before the assistant's")
-            prompt = render_prompt(asked, tokenizer, at)
-        rows.append({"prompt": prompt, "completion": ""})
+                raise records.error(index, "messages", record["messages"], "a message before the assistant's")
+            tools = _tools(records, index)
+            prompt = render_prompt(asked, tokenizer, at, tools=tools)
+            rows.append({"prompt": prompt, "completion": "", "conversation": _conversation(asked, tools)})
     return rows
+
+
+def writes_tools(records: Records, index: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes a record's tools into its prompt."""
+    asked = _asked(_messages(records, index, least=1))
+    at, tools = f"{records.where}, {records.unit} {index + 1}", _tools(records, index)
+    return render_prompt(asked, tokenizer, at, tools=tools) != render_prompt(asked, tokenizer, at)
+
+
+def _asked(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The messages before the answer."""
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def read_conversation(conversation: str) -> tuple[list[Mapping[str, Any]], Tools]:
+    """The messages and the tools of a row's `conversation`, which its prompt was written from."""
+    read: dict[str, Any] = json.loads(conversation)
+    return read["messages"], read["tools"]
+
+
+def _conversation(messages: Sequence[Mapping[str, Any]], tools: Tools) -> str:
+    return json.dumps({"messages": list(messages), "tools": tools}, ensure_ascii=False)
+
+
+def _tools(records: Records, index: int) -> Tools:
+    """A record's tools, which may be written as JSON in a string, as data sets of one type a column do."""
+    tools = records.rows[index].get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise records.error(index, "tools", tools, "a JSON list of objects") from error
+    if not tools and (tools is None or isinstance(tools, list)):
+        return None
+    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise records.error(index, "tools", tools, "a list of objects, each the JSON schema of a function")
+    return list(tools)
 
 
 def _messages(records: Records, index: int, *, least: int) -> Sequence[Mapping[str, Any]]:
@@ -220,6 +278,9 @@ def _messages(records: Records, index: int, *, least: int) -> Sequence[Mapping[s
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise records.error(index, "messages", message, 'objects with "role" and "content"')
+        calls = message.get("tool_calls")  # a turn that calls a function may say nothing else
+        if calls and message["content"] in (None, ""):
+            continue
         if not isinstance(message["content"], str) or not message["content"].strip():
             raise records.error(index, "messages", message, "a content that is a string and not empty")
     return messages

@@ -47,13 +47,16 @@ def add_shift_tasks(task: Task, others: Mapping[str, Task]) -> Task:
         (['train', 'o'], ('A', 'B', 'C', 'D', 'E'))
     """
     splits: dict[str, datasets.Dataset] = {}
+    not_read = dict(task.not_read)
     notes: list[str] = []
     for name, other in others.items():
         _check(task, name, other)
-        for split, rows in _test_sets(name, other).items():
+        for split, own in _test_sets(name, other).items():
             if split in task.splits or split in splits:
                 raise ValueError(f"the shift task {name!r} gives the split {split!r}, which is there already")
-            splits[split] = rows
+            rows = splits[split] = other.rows(own)
+            if own in other.not_read:
+                not_read[split] = other.not_read[own]
             notes.append(f"{split}: {len(rows)} test rows of {other.name} ({other.source}; {other.licence})")
     needed = max((max(rows["num_choices"]) for rows in splits.values()), default=0) if task.kind == "choice" else 0
     if needed > len(task.answers):
@@ -63,13 +66,14 @@ def add_shift_tasks(task: Task, others: Mapping[str, Task]) -> Task:
             "the shift tasks; the choices that a question lacks are masked"
         )
         task = replace(task, answers=longest.answers[:needed], continuations=longest.continuations[:needed])
-    return note_overlap(task.with_splits(splits, *notes), tuple(splits))
+    return note_overlap(replace(task.with_splits(splits, *notes), not_read=not_read), tuple(splits))
 
 
-def _test_sets(name: str, other: Task) -> dict[str, datasets.Dataset]:
+def _test_sets(name: str, other: Task) -> dict[str, str]:
+    """What each of its test sets is called here, to what it is called there."""
     if "test" in other.splits:
-        return {name: other.rows("test")}
-    sets = {f"{name}_{split}": rows for split, rows in other.splits.items() if split not in ("train", "validation")}
+        return {name: "test"}
+    sets = {f"{name}_{split}": split for split in other.splits if split not in ("train", "validation")}
     if not sets:
         raise ValueError(f"the shift task {name!r} has no test set; it has {', '.join(other.splits)}")
     return sets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
@@ -33,13 +33,16 @@ class Task:
         answers: Names of the classes: letters for "choice", class names for "label", empty for "completion".
         splits: Split name to rows. Rows of "choice" and "label" are `id`, `prompt` (what a causal LM reads),
             `text` (what an encoder reads), `label` (class index, or -1: out of scope) and `num_choices`;
-            rows of "completion" are `id`, `prompt` and `completion`.
+            rows of "completion" are `id`, `prompt` and `completion`. Where `encode` may have to cut, it goes by
+            `prompt_span` and `text_span`, start and end in characters of the text that may be cut (all of it
+            otherwise), and for chats by `conversation`, the messages that the prompt was written from.
         continuations: What a causal LM writes after the prompt to give each answer; " " + answer by default.
         final_answer: Of a "completion" task whose texts are right or wrong: how the final answer is read from a
             text, "number" or "text". None: a completion is only more or less likely.
         licence: Licence of the data, where known.
         source: Where the data came from.
         notes: What was done with the data, in words, e.g. "validation: 120 rows cut from train, seed 0".
+        not_read: Split name to the columns that the data have and the task does not read.
 
     Raises:
         ValueError: If the kind is unknown, an answer occurs twice, there is no row, or a split lacks a column.
@@ -62,6 +65,7 @@ class Task:
     licence: str | None = None
     source: str | None = None
     notes: tuple[str, ...] = ()
+    not_read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(TaskKind):
