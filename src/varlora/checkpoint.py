@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from varlora.adapters import checkpoint_key, in_fixed_order, is_base_embedding
+from varlora.adapters import checkpoint_key, in_fixed_order
 from varlora.folders import atomic_folder
 from varlora.manifest import (
     ADAPTER_CONFIG,
@@ -218,10 +218,7 @@ def posterior_from_checkpoint(
             steps = max(steps, int(entry.get("step", 0)))
     if config is not None:
         for key in sorted(saved.keys() - mean.keys()):
-            if is_base_embedding(key):
-                if ".base_layer." not in key:
-                    logger.warning("%s: the base model's %s, which did not train, is left out", weights, key)
-            elif saved[key].is_floating_point():
+            if saved[key].is_floating_point():
                 mean[key] = saved[key]
                 precision[key] = torch.full(saved[key].shape, math.inf)
 

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from adapted_models import ADAPTED, logits
 from models import lora, tiny_llama, token_ids
@@ -26,6 +27,7 @@ from varlora.adapters import (
     trained_tensors,
 )
 from varlora.adapters import tensors as adapters
+from varlora.posterior import point_mass_of
 
 adapted = pytest.mark.parametrize("build", ADAPTED.values(), ids=ADAPTED.keys())
 
@@ -95,6 +97,30 @@ def test_frozen_adapter_tensors_are_fixed(llama_lora: PeftModel) -> None:
             p.requires_grad_(False)
     assert all("lora_A" in key for key in fixed_tensors(llama_lora))
     assert len(fixed_tensors(llama_lora)) == len(trained_tensors(llama_lora)) == 4
+
+
+def test_resized_embeddings_are_kept_as_peft_keeps_them(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "base")
+
+    def resized() -> nn.Module:
+        base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+        base.resize_token_embeddings(70, mean_resizing=False)
+        return base
+
+    base = resized()
+    for layer in (base.get_input_embeddings(), base.get_output_embeddings()):
+        layer.weight.data[64:] = 0.5
+    model = lora(base)
+    q = point_mass_of(model, method="adamw")
+    assert set(fixed_tensors(model)) == {
+        f"base_model.model.{name}.weight" for name in ("lm_head", "model.embed_tokens")
+    }
+    again = lora(resized())
+    assert not torch.equal(logits(again), logits(model))
+    with applied(again, q.point):
+        assert torch.equal(logits(again), logits(model))
+    with pytest.raises(ValueError, match=r"wrong shape.*resize_token_embeddings\(70\) first"):
+        load_into(lora(LlamaForCausalLM.from_pretrained(tmp_path / "base")), q.point)
 
 
 def test_a_trained_parameter_outside_the_adapter_is_refused(llama_lora: PeftModel) -> None:

@@ -1,9 +1,11 @@
 """The adapter on a model: the only room that knows PEFT's names.
 
-`tensors` reads and writes what trains, by the keys of PEFT's files; `lora` knows the layers of a LoRA adapter.
+`tensors` reads and writes what trains, by the keys of PEFT's files; `lora` knows the layers of a LoRA adapter; `reload`
+what no file of PEFT's brings back.
 """
 
 from varlora.adapters.lora import dropout_modules, dropout_on, factor_keys, linear_factors, reset_adapter
+from varlora.adapters.reload import refuse_unreloadable
 from varlora.adapters.tensors import (
     adapter_config,
     applied,
@@ -30,6 +32,7 @@ __all__ = [
     "is_base_embedding",
     "linear_factors",
     "load_into",
+    "refuse_unreloadable",
     "reset_adapter",
     "same_scaling",
     "trained_tensors",

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -53,14 +54,33 @@ def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors that do not train, by checkpoint key: PEFT needs them to load the adapter.
+    """What PEFT saves with the adapter though it does not train, by checkpoint key; a reload needs it.
 
-    Usually empty; a frozen `lora_A` or the running statistics of a trained head are found here. Always empty
-    for a model without an adapter.
+    Usually empty. A frozen `lora_A` and the running statistics of a trained head are found here, and the base model's
+    embeddings where PEFT keeps them: where the vocabulary was resized (`is_resized`), or the embeddings are adapted.
+    Always empty for a model without an adapter.
     """
-    if not isinstance(unwrapped_model(model), PeftModel):
+    peft_model = unwrapped_model(model)
+    if not isinstance(peft_model, PeftModel):
         return {}
-    return {key: t for key, t in _named_tensors(model).items() if not t.requires_grad}
+    named = _named_tensors(model, embeddings=True if is_resized(peft_model) else "auto")
+    return {key: t for key, t in named.items() if not t.requires_grad}
+
+
+def is_resized(model: PeftModel) -> bool:
+    """Whether the vocabulary is not the base model's, by the config.json that the base model came with.
+
+    False where there is none: PEFT takes it so, too.
+    """
+    base: Any = model.get_base_model()
+    size = getattr(getattr(base, "config", None), "vocab_size", None)
+    name, revision = base_model_of(model)
+    if size is None or not name or not hasattr(base, "get_input_embeddings"):
+        return False
+    try:
+        return bool(type(base.config).from_pretrained(name, revision=revision).vocab_size != size)
+    except OSError:
+        return False
 
 
 def adapter_config(model: nn.Module) -> dict[str, Any] | None:
@@ -186,7 +206,7 @@ def checkpoint_key(name: str, adapter: str | None = "default") -> str:
 
 
 def is_base_embedding(key: str) -> bool:
-    """Whether a checkpoint key is of the base model's embeddings, which PEFT may write beside an adapter.
+    """Whether a checkpoint key is of the base model's embeddings, which PEFT may keep beside an adapter.
 
     Example:
         >>> is_base_embedding("base_model.model.model.embed_tokens.base_layer.weight")
@@ -207,54 +227,74 @@ def same_scaling(first: Mapping[str, Any] | None, second: Mapping[str, Any] | No
 
 def _fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The live tensors that `tensors` are for, once keys and shapes are known to fit."""
-    named = _named_tensors(model)
+    named = _live_tensors(model)
     required = set(trained_tensors(model))
     if not required and isinstance(unwrapped_model(model), PeftModel):
-        required = set(named)
+        required = set(_once(named))
+    if tensors.keys() - named.keys() and isinstance(unwrapped_model(model), PeftModel):
+        named = {**_live_tensors(model, embeddings=True), **named}
     problems = []
     if unknown := sorted(tensors.keys() - named.keys()):
         problems.append(f"{len(unknown)} unknown key(s): {_some(unknown)}")
     if missing := sorted(required - tensors.keys()):
         problems.append(f"{len(missing)} missing key(s): {_some(missing)}")
-    shapes = [
-        f"{key} is {tuple(tensors[key].shape)}, the model's is {tuple(named[key].shape)}"
-        for key in sorted(tensors.keys() & named.keys())
-        if tensors[key].shape != named[key].shape
-    ]
-    if shapes:
-        problems.append(f"{len(shapes)} wrong shape(s): {_some(shapes)}")
+    wrong = sorted(key for key in tensors.keys() & named.keys() if tensors[key].shape != named[key].shape)
+    if wrong:
+        shapes = [f"{key} is {tuple(tensors[key].shape)}, the model's is {tuple(named[key].shape)}" for key in wrong]
+        problems.append(f"{len(wrong)} wrong shape(s): {_some(shapes)}")
     if problems:
+        resized = [tensors[key].shape[0] for key in wrong if is_base_embedding(key) and tensors[key].ndim == 2]
+        hint = f" Its vocabulary was resized: call resize_token_embeddings({resized[0]}) first." if resized else ""
         raise ValueError(
             f"the tensors do not fit the model: {'; '.join(problems)}. Use the base model and the LoRA "
-            "configuration that they were trained with."
+            f"configuration that they were trained with.{hint}"
         )
     return {key: named[key] for key in tensors}
 
 
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every live tensor that a checkpoint of the adapter (or of the plain module) holds, in sorted order."""
+def _named_tensors(model: nn.Module, *, embeddings: bool | Literal["auto"] = False) -> dict[str, Tensor]:
+    """Every live tensor that a checkpoint of the adapter (or of the plain module) holds, in sorted order, once each.
+
+    Args:
+        model: the model.
+        embeddings: with the base model's embeddings; "auto": where PEFT saves them.
+    """
+    named = _once(_live_tensors(model))
+    if embeddings:
+        held = {id(t) for t in named.values()}
+        beside = _live_tensors(model, embeddings=embeddings)
+        named |= _once({key: t for key, t in beside.items() if id(t) not in held})
+    return {key: named[key] for key in sorted(named)}
+
+
+def _once(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A tied tensor under its first key alone; in sorted order."""
+    first_key: dict[int, str] = {}
+    for key in sorted(named):
+        first_key.setdefault(id(named[key]), key)
+    return {key: named[key] for key in first_key.values()}
+
+
+def _live_tensors(model: nn.Module, *, embeddings: bool | Literal["auto"] = False) -> dict[str, Tensor]:
+    """By every key that PEFT saves (a plain module has), the live tensor; tied tensors under each of their keys."""
     model = unwrapped_model(model)
     refuse_merged(model)
     if isinstance(model, PeftModel):
-        # keep_vars hands out the live parameters; the embeddings that PEFT may add to a file are the base model's.
-        state = get_peft_model_state_dict(
-            model,
-            state_dict=model.state_dict(keep_vars=True),
-            adapter_name=active_adapter(model),
-            save_embedding_layers=False,
-        )
-        named = {key: t for key, t in state.items() if t.is_floating_point()}
-    elif getattr(model, "_hf_peft_config_loaded", False):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")  # it is what is asked for
+            state = get_peft_model_state_dict(
+                model,
+                state_dict=model.state_dict(keep_vars=True),  # keep_vars hands out the live parameters
+                adapter_name=active_adapter(model),
+                save_embedding_layers=embeddings,
+            )
+        return {key: t for key, t in state.items() if t.is_floating_point()}
+    if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
             "this model got its adapter by model.add_adapter(), which varlora does not read. "
             "Wrap the base model with peft.get_peft_model(model, config) instead."
         )
-    else:
-        named = dict(model.named_parameters())
-    first_key: dict[int, str] = {}
-    for key in sorted(named):
-        first_key.setdefault(id(named[key]), key)  # a tied tensor counts once
-    return {key: named[key] for key in first_key.values()}
+    return dict(model.named_parameters())
 
 
 def refuse_merged(model: nn.Module) -> None:

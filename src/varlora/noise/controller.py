@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from varlora.adapters import refuse_unreloadable
 from varlora.noise.places import Place, Site, scopes_of, unwrapped_model
 from varlora.noise.sampled import Sample, SampledForward, uncompiled
 from varlora.noise.source import CounterNoise, NoiseSource
@@ -62,7 +63,8 @@ class NoiseController:
 
     Raises:
         TypeError: the optimizer is not IVON.
-        ValueError: the model owns none of the optimizer's parameters, or some it does not own.
+        ValueError: the model owns none of the optimizer's parameters, or some it does not own; a saved adapter would
+            not bring it back (`varlora.adapters.refuse_unreloadable`).
 
     Example:
         >>> import torch
@@ -97,6 +99,7 @@ class NoiseController:
         self.source = source if source is not None else CounterNoise(seed)
         self.rank = rank if rank is not None else (dist.get_rank() if dist.is_initialized() else 0)
         self.model = unwrapped_model(model)
+        refuse_unreloadable(self.model)
 
         self._draw_index = 0
         self._consumed = True  # whether a backward pass has used the present noise

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from varlora.adapters import adapter_config, base_model_of, fixed_tensors, trained_tensors
+from varlora.adapters import adapter_config, base_model_of, fixed_tensors, refuse_unreloadable, trained_tensors
 from varlora.optim.ess_control import HeldOutRecord
 from varlora.optim.wrapped import unwrapped
 from varlora.posterior.diagonal import DiagonalGaussian
@@ -63,7 +63,7 @@ def posterior_of(
 
     Raises:
         ValueError: the optimizer holds no posterior, or not all trained parameters; nothing trains; the
-            adapter is merged.
+            adapter is merged, or no saved adapter brings the model back (`varlora.adapters.refuse_unreloadable`).
 
     Example:
         >>> from varlora import IVON
@@ -72,6 +72,7 @@ def posterior_of(
         >>> q.precision["bias"]
         tensor([1.])
     """
+    refuse_unreloadable(model)
     optimizer = _unwrapped(optimizer)
     trained = trained_tensors(model)
     if not trained:
@@ -142,12 +143,14 @@ def point_mass_of(
         base_revision: its revision; None: as the model says.
 
     Raises:
-        ValueError: there is no adapter and nothing trains, or the adapter is merged.
+        ValueError: there is no adapter and nothing trains, or the adapter is merged, or no saved adapter brings the
+            model back (`varlora.adapters.refuse_unreloadable`).
 
     Example:
         >>> sorted(point_mass_of(torch.nn.Linear(2, 1), method="adamw").mean)
         ['bias', 'weight']
     """
+    refuse_unreloadable(model)
     tensors = {**trained_tensors(model), **fixed_tensors(model)}
     return PointMass(
         mean={key: t.detach().to(torch.promote_types(t.dtype, torch.float32), copy=True) for key, t in tensors.items()},
