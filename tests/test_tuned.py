@@ -14,7 +14,7 @@ from varlora import as_tuned, isotropic_prior, merge, predict, predict_linearise
 from varlora.completions import predict_completions
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, Posterior, PosteriorMeta
 from varlora.readout import ClassHead
-from varlora.tuned import settled
+from varlora.tuned import by_default, settled, why_the_point
 
 HEAD = ClassHead(classes=("a", "b"))
 
@@ -90,9 +90,48 @@ def test_without_tuning_is_as_trained() -> None:
     left = without_tuning(q)
     assert left.meta == PosteriorMeta(history=({"op": "prune"},))
     assert torch.equal(
-        predict(Classifier(), left, [BATCH], readout=HEAD).log_probs,
+        predict(Classifier(), left, [BATCH], 10, readout=HEAD).log_probs,
         predict(Classifier(), gaussian(), [BATCH], 10, readout=HEAD).log_probs,
     )
+    assert settled(left, None) == (left, 10)
+
+
+def judged(helps: bool, **meta: Any) -> DiagonalGaussian:
+    return gaussian(
+        diagnostics={"sampling": {"helps": helps, "why": "" if helps else "sampling gives no gain"}}, **meta
+    )
+
+
+@pytest.mark.parametrize(
+    ("q", "draws", "why"),
+    [
+        (judged(True), 10, ""),
+        (judged(False), 0, "sampling gives no gain"),
+        (gaussian(), 0, "no labelled validation rows have said"),
+        (temper(judged(True), 2.0), 0, "not measured since the posterior was changed (temper)"),
+        (DropoutMasks(mean=gaussian().mean, rate=0.5), 0, "no labelled validation rows have said"),
+        (gaussian(diagnostics={"sampling": "junk"}), 0, "no labelled validation rows have said"),
+        (judged(False, tuned=tuned()), 6, ""),
+        (PointMass(mean=gaussian().mean), 10, ""),
+        (Mixture(components=(gaussian(), gaussian())), 10, ""),
+    ],
+)
+def test_by_default_it_draws_only_where_draws_were_shown_to_help(
+    q: Posterior, draws: int, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert by_default(q, None)[1] == draws
+    assert why in why_the_point(q)
+    assert bool(why) == bool(why_the_point(q))
+    assert caplog.text.count("predicting with the point") == bool(why)
+    assert by_default(q, 3)[1] == 3
+    assert settled(q, None)[1] == (draws or 10)  # what judges them draws
+
+
+def test_a_prediction_and_completions_go_by_it() -> None:
+    for helps, draws in ((True, 10), (False, 1)):
+        found = predict(Classifier(), judged(helps), [BATCH], readout=HEAD)
+        assert (found.num_draws, found.mode) == (draws, "samples" if helps else "mean")
+        assert predict_completions(Classifier(), judged(helps), [TEXT])[0].shape == (1, draws)
 
 
 def test_a_tuned_mean_has_no_draws() -> None:

@@ -29,7 +29,7 @@ from varlora.metrics import auroc, evaluate_answers, majority
 from varlora.posterior import PointMass, Posterior
 from varlora.prediction import Mode
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
-from varlora.tuned import SAMPLES, settled
+from varlora.tuned import SAMPLES, by_default
 
 _FORMAT = "varlora.generations.v1"
 
@@ -242,7 +242,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; allowed: 1 or more")
-    q, samples = (None, SAMPLES) if q is None else settled(q, samples)
+    q, samples = (None, SAMPLES) if q is None else by_default(q, samples)
     mode: Mode = "model" if q is None else "samples" if samples and not isinstance(q, PointMass) else "mean"
     held = held_batches(batches)
     decode = Greedy(model, tokenizer, max_new_tokens)

@@ -4,16 +4,23 @@ What was chosen is kept beside the posterior (`meta.tuned`), not done to it: the
 made again from them, and taken back. Applied, it is
 
     prune (if it says so)  →  covariance times τ (τ = 0: the point alone)  →  the logit temperature T of its mode
+
+Where neither the caller nor `varlora tune` says how many draws a prediction is to average, it draws only if labelled
+validation rows have shown that draws help (`meta.diagnostics["sampling"]`, which a run leaves); else it takes the
+point, one pass in place of many, and says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from varlora.ops import prune, temper
-from varlora.posterior import PointMass, Posterior, PosteriorMeta
+from varlora.posterior import Mixture, PointMass, Posterior, PosteriorMeta
+
+logger = logging.getLogger(__name__)
 
 SAMPLES = 10
 """Draws of a prediction where nobody says how many."""
@@ -86,7 +93,7 @@ def with_tuning(q: Posterior, tuned: Mapping[str, Any]) -> Posterior:
 
 
 def settled(q: Posterior, samples: int | None, otherwise: int = SAMPLES) -> tuple[Posterior, int]:
-    """The posterior and the number of draws to predict with.
+    """The posterior and the number of draws to judge its sampling by, whether or not draws help (see `by_default`).
 
     Args:
         q: the posterior, tuned or not.
@@ -111,6 +118,54 @@ def settled(q: Posterior, samples: int | None, otherwise: int = SAMPLES) -> tupl
             "varlora.without_tuning(q)."
         )
     return as_tuned(q), int(tuned["samples"]) if samples is None else samples
+
+
+def by_default(q: Posterior, samples: int | None, otherwise: int = SAMPLES) -> tuple[Posterior, int]:
+    """The posterior and the number of draws to predict with.
+
+    Args:
+        q: the posterior, tuned or not.
+        samples: what the caller asks for; None takes what was tuned, or else `otherwise` draws where they have been
+            shown to help, and the point where they have not (a line of the log says why).
+        otherwise: draws of a posterior that was not tuned.
+
+    Raises:
+        ValueError: draws are asked for, and the mean was chosen.
+
+    Example:
+        >>> import torch
+        >>> from varlora.posterior import DiagonalGaussian
+        >>> def judged(helps):
+        ...     meta = PosteriorMeta(diagnostics={"sampling": {"helps": helps, "why": "" if helps else "no gain"}})
+        ...     return DiagonalGaussian(mean={"w": torch.zeros(1)}, precision={"w": torch.ones(1)}, meta=meta)
+        >>> by_default(judged(True), None)[1], by_default(judged(False), None)[1], by_default(judged(False), 4)[1]
+        (10, 0, 4)
+    """
+    if samples is None and otherwise and (why := why_the_point(q)):
+        logger.warning("predicting with the point, in one pass: %s. samples=%d averages draws", why, otherwise)
+        return q, 0
+    return settled(q, samples, otherwise)
+
+
+def why_the_point(q: Posterior) -> str:
+    """Why a posterior is predicted with at its point where nobody says how many draws; empty where it draws.
+
+    A mixture always averages its members, which is what it is for; a tuned posterior does what was tuned.
+
+    Example:
+        >>> import torch
+        >>> from varlora.posterior import DiagonalGaussian
+        >>> why_the_point(DiagonalGaussian(mean={"w": torch.zeros(1)}, precision={"w": torch.ones(1)}))
+        'no labelled validation rows have said whether draws help'
+    """
+    if isinstance(q, (PointMass, Mixture)) or q.meta.tuned is not None:
+        return ""
+    if changed := [operation.get("op", "an operation") for operation in q.meta.history]:
+        return f"whether draws help was not measured since the posterior was changed ({', '.join(map(str, changed))})"
+    said = (q.meta.diagnostics or {}).get("sampling")
+    if not isinstance(said, Mapping):
+        return "no labelled validation rows have said whether draws help"
+    return "" if said.get("helps") is True else str(said.get("why") or "draws were not shown to help")
 
 
 def _with_meta(q: Posterior, meta: PosteriorMeta) -> Posterior:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,11 @@ def test_predict_rows_without_labels(call: Call, run_folder: Path, workshop: Wor
     bare = write_rows(tmp_path / "new.jsonl", [{"text": row["text"], "id": n} for n, row in enumerate(labelled)])
     target = tmp_path / "answers.jsonl"
 
-    done = call("predict", run_folder, "--no_progress", "--input_file", bare, "--output_file", target)
+    words = ["predict", run_folder, "--no_progress", "--samples", 4]
+    done = call(*words, "--input_file", bare, "--output_file", target)
 
     assert (done.code, "9 rows answered by the average over 4 draws" in done.out) == (0, True)
+    assert "One pass" not in done.out
     found = answers(target)
     own = read_run(run_folder).prediction("test", "samples")
     assert [row["id"] for row in found] == [str(n) for n in range(9)]
@@ -95,7 +98,7 @@ def test_predict_rows_without_labels(call: Call, run_folder: Path, workshop: Wor
 
     wrong = write_rows(tmp_path / "labelled.jsonl", [{**row, "label": "whatever"} for row in labelled])
     table = tmp_path / "answers.parquet"
-    words = ["predict", run_folder, "--no_progress", "--input_file", wrong, "--output_file", table]
+    words = [*words, "--input_file", wrong, "--output_file", table]
     assert call(*words).code == 0
     assert [r["probabilities"] for r in pq.read_table(table).to_pylist()] == [r["probabilities"] for r in found]
 
@@ -111,6 +114,33 @@ def test_predict_rows_without_labels(call: Call, run_folder: Path, workshop: Wor
         "labelled.jsonl",
         "new.jsonl",
     ]
+
+
+def test_predict_draws_only_where_validation_rows_have_shown_that_it_helps(
+    call: Call, run_folder: Path, tmp_path: Path
+) -> None:
+    """Of two labelled validation rows nothing can be said: the mean answers, and evaluation draws all the same."""
+    bare = write_rows(tmp_path / "new.jsonl", [{"text": row["text"]} for row in reviews(9, first=100)])
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    words = ["predict", run, "--no_progress", "--input_file", bare, "--output_file", tmp_path / "a.jsonl"]
+
+    done = call(*words)
+
+    assert done.code == 0, done.err
+    assert (
+        "One pass, at the mean: nothing can be said of sampling: only 2 validation rows have a label, and it takes 20 "
+        "(--samples 4: draws)." in done.out
+    )
+    assert "9 rows answered by the posterior's mean" in done.out
+    assert "predicting with the point" not in done.err  # said once
+    at_mean = read_run(run).prediction("test", "mean")
+    assert [list(row["probabilities"].values()) for row in answers(tmp_path / "a.jsonl")] == at_mean.probs.tolist()
+
+    written = json.loads((run / "posterior.json").read_text())
+    written["meta"]["diagnostics"]["sampling"] = {"helps": True, "why": ""}
+    (run / "posterior.json").write_text(json.dumps(written))
+    done = call(*words, "--overwrite")
+    assert (done.code, "the average over 4 draws" in done.out, "One pass" in done.out) == (0, True, False)
 
 
 def test_choices_that_a_row_does_not_offer_get_no_probability(call: Call, workshop: Workshop, tmp_path: Path) -> None:

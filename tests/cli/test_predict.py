@@ -66,7 +66,10 @@ def test_texts_are_written_measured_and_asked_for(call: Call, trained: tuple[Pat
     assert json.loads((tmp_path / "n.json").read_text())["metrics"]["test"]["mean"]["tokens_per_text"] <= 2
 
     bare = write_rows(tmp_path / "bare.jsonl", [{"id": q["id"], "prompt": q["prompt"]} for q in questions(10)])
-    asked = call("predict", run, "--no_progress", "--input_file", bare, "--output_file", tmp_path / "texts.jsonl")
+    asked = call(
+        *("predict", run, "--no_progress", "--samples", 6, "--input_file", bare),
+        *("--output_file", tmp_path / "texts.jsonl"),
+    )
     assert (asked.code, "the majority over 6 draws" in asked.out) == (0, True)
     own = read_run(run).generations("test", "samples")
     records = lines(tmp_path / "texts.jsonl")
@@ -101,6 +104,12 @@ def test_predict_writes_where_training_did_not(call: Call, workshop: Workshop, t
     assert (refused.code, "max_new_tokens is 256" in refused.err) == (1, True)
     done = call(*words, "--max_new_tokens", 4)
     assert (done.code, done.err) == (0, done.err)
+    assert "One pass, at the mean: nothing can be said of sampling: only" in done.out
+    assert [set(row) for row in lines(tmp_path / "o.jsonl")] == [
+        {"id", "prediction", "text", "log_likelihood_per_token", "finished"}
+    ] * 10
+    done = call(*words, "--max_new_tokens", 4, "--samples", 10, "--overwrite")
+    assert (done.code, "One pass" in done.out) == (0, False)
     assert [set(row) for row in lines(tmp_path / "o.jsonl")] == [
         {"id", "prediction", "agreement", "answers", "text", "log_likelihood_per_token", "finished"}
     ] * 10

@@ -93,7 +93,7 @@ def test_predict_marks_the_same_rows(call: Call, run: Path, tmp_path: Path) -> N
     words = ["--coverage", "0.7", "--prediction_sets", "0.8"]
     _, found = evaluated(call, run, tmp_path / "m.json", *words)
     bare = write_rows(tmp_path / "new.jsonl", [{"text": row["text"]} for row in TEST])
-    command = ["predict", run, "--no_progress", "--input_file", bare, *words]
+    command = ["predict", run, "--no_progress", "--samples", 4, "--input_file", bare, *words]
 
     done = call(*command, "--output_file", tmp_path / "a.jsonl")
 

@@ -125,7 +125,7 @@ def test_eval_and_predict_use_what_was_tuned(call: Call, hot: Path, workshop: Wo
         "--overwrite",
     ]
     confidences = []
-    for extra, said in (((), "the average over 6 draws"), (("--untuned",), "the average over 4 draws")):
+    for extra, said in (((), "the average over 6 draws"), (("--untuned", "--samples", 4), "the average over 4 draws")):
         done = call(*words, *extra)
         assert (done.code, said in done.out) == (0, True)
         answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from varlora.methods import cross_fitted
 from varlora.optim.ess_control import BOUNDS
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, PosteriorMeta
-from varlora.report.health import FEWEST_ROWS, Paired, ValidationLogProbs, health_of
+from varlora.report.health import FEWEST_ROWS, Paired, ValidationLogProbs, health_of, verdict_of
 from varlora.runs.validation import LEAST_ROWS
 
 HELD_OUT: dict[str, Any] = {
@@ -59,20 +60,80 @@ def many(*rows: tuple[float, list[float], int], times: int = 10) -> ValidationLo
     return validation([r[0] for r in repeated], [r[1] for r in repeated], [r[2] for r in repeated])
 
 
+def calibrated(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits (N, 3) and labels drawn from their softmax, so that their best temperature is 1."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    return logits, torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def test_what_a_temperature_gains_is_not_sampling_s() -> None:
+    """The draws are nothing but the mean, three times flatter: at T = 1 they win .29 nat, at equal T nothing."""
+    logits, labels = calibrated(400)
+    sure, flat = (3 * logits).log_softmax(-1)[:, None], logits.log_softmax(-1)[:, None].expand(-1, 8, -1)
+    at_one = [-(p.gather(-1, labels[:, None, None].expand(-1, p.shape[1], 1))).mean() for p in (sure, flat)]
+    assert float(at_one[0] - at_one[1]) > 0.25
+    found = health_of(posterior(), samples=8, validation=ValidationLogProbs(mean=sure, sampled=flat, labels=labels))
+    assert found.sampling is not None
+    assert abs(found.sampling.difference) < 0.002
+    assert found.verdict == "no gain"
+    assert found.one_draw is not None
+    assert found.temperatures is not None
+    of_mean, of_draws = found.temperatures
+    assert of_mean / of_draws == pytest.approx(3, rel=0.05)
+
+
+def test_a_gain_of_averaging_is_seen_at_equal_temperature() -> None:
+    """Each draw's logits carry noise of their own, which the average over draws loses and a temperature cannot."""
+    logits, labels = calibrated(400)
+    noise = torch.randn(400, 17, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noisy = (logits[:, None] + 1.5 * noise).log_softmax(-1)
+    stored = ValidationLogProbs(mean=noisy[:, :1], sampled=noisy[:, 1:], labels=labels)
+    found = health_of(posterior(), samples=16, validation=stored)
+    assert found.sampling is not None
+    assert found.sampling.difference < -0.1
+    assert found.verdict == "helps"
+
+
+def test_the_stored_temperature_is_undone_first() -> None:
+    logits, labels = calibrated(200)
+    mean, drawn = logits[:, None], torch.stack([logits, 0.5 * logits], dim=1)
+    plain, divided = (
+        health_of(
+            posterior(),
+            samples=2,
+            validation=ValidationLogProbs(
+                mean=(mean / a).log_softmax(-1),
+                sampled=(drawn / b).log_softmax(-1),
+                labels=labels,
+                mean_temperature=a,
+                sampled_temperature=b,
+            ),
+        )
+        for a, b in ((1.0, 1.0), (0.5, 3.0))
+    )
+    assert plain.sampling is not None
+    assert divided.sampling is not None
+    assert divided.sampling.difference == pytest.approx(plain.sampling.difference, abs=1e-9)
+    assert divided.temperatures == pytest.approx(plain.temperatures, rel=1e-6)
+
+
 def test_sampled_against_mean_and_single_draws_paired_over_rows() -> None:
-    found = health_of(posterior(), samples=99, validation=many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1)))
-    averaged = [math.log(0.5) - math.log(0.8), math.log(0.2) - math.log(0.5)]  # ℓ_S − ℓ_m of the two rows
-    single = [
-        math.log(0.5) - (math.log(0.9) + math.log(0.7)) / 2,
-        math.log(0.2) - (math.log(0.6) + math.log(0.4)) / 2,
-    ]
+    stored = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1))
+    found = health_of(posterior(), samples=99, validation=stored)
+    assert stored.sampled is not None
+    at_mean, _ = cross_fitted(stored.mean, stored.labels)
+    averaged, of_each = cross_fitted(stored.sampled, stored.labels)
+    index = stored.labels[:, None, None]
+    mean_alike, draws = (
+        -(p / of_each[:, None, None]).log_softmax(-1).gather(-1, index.expand(-1, p.shape[1], 1))[..., 0].mean(1)
+        for p in (stored.mean, stored.sampled)
+    )
     assert found.sampling is not None
     assert found.one_draw is not None
-    for paired, (first, second) in ((found.sampling, averaged), (found.one_draw, single)):
-        mean = (first + second) / 2
-        variance = 10 * ((first - mean) ** 2 + (second - mean) ** 2) / 19
-        assert paired.difference == pytest.approx(mean)
-        assert paired.standard_error == pytest.approx(math.sqrt(variance / 20))
+    for paired, difference in ((found.sampling, averaged - at_mean), (found.one_draw, draws - mean_alike)):
+        assert paired.difference == pytest.approx(float(difference.mean()))
+        assert paired.standard_error == pytest.approx(float(difference.std()) / math.sqrt(20))
     assert (found.draws, found.sampling_rows, found.validation_rows, found.unknown) == (2, 20, 20, "")
     assert (found.sampling_source, found.in_training, found.can_be_tuned) == ("validation", False, True)
 
@@ -99,19 +160,38 @@ def test_rows_without_a_label_have_no_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "error", "expected"),
+    ("difference", "error", "rows", "expected"),
     [
-        (-0.12, 0.03, "helps"),
-        (-0.03, 0.03, "does nothing"),
-        (-0.0301, 0.03, "helps"),
-        (0.0, 0.0, "does nothing"),
-        (0.03, 0.03, "does nothing"),
-        (0.0301, 0.03, "hurts"),
-        (0.001, 0.0, "hurts"),
+        (-0.12, 0.03, 1000, "helps"),
+        (-0.03, 0.03, 1000, "no gain"),
+        (-0.0351, 0.03, 1000, "helps"),  # 1.05 standard errors
+        (-0.0551, 0.03, 30, "no gain"),
+        (-0.0601, 0.03, 30, "helps"),  # 2 of few rows
+        (-0.0049, 0.0001, 1000, "no gain"),  # sure, and not worth the passes
+        (-0.0051, 0.0001, 1000, "helps"),
+        (0.0, 0.0, 1000, "no gain"),
+        (0.0301, 0.03, 1000, "no gain"),
+        (0.0351, 0.03, 1000, "hurts"),
+        (0.001, 0.0, 1000, "no gain"),
+        (math.nan, 0.1, 1000, "no gain"),
     ],
 )
-def test_one_standard_error_decides(difference: float, error: float, expected: str) -> None:
-    assert Paired(difference=difference, standard_error=error).verdict == expected
+def test_standard_errors_and_a_least_gain_decide(difference: float, error: float, rows: int, expected: str) -> None:
+    assert verdict_of(Paired(difference=difference, standard_error=error), rows) == expected
+
+
+@pytest.mark.parametrize(("right", "learned"), [(40, False), (48, False), (55, True)])
+def test_a_point_must_beat_the_most_frequent_answer_by_its_interval(right: int, learned: bool) -> None:
+    """80 rows, half of them of one class: 40 of 80 right is no more than that answer gives."""
+    labels = [0] * 40 + [1] * 40
+    probs = [0.9 if (k < right) == (label == 0) else 0.1 for k, label in enumerate(labels)]
+    for q in (posterior(), PointMass(mean={"w": torch.ones(1)})):
+        found = health_of(q, samples=2, validation=validation(probs, None, labels)).learned
+        assert found is not None
+        assert (found.rows, found.right, found.most_frequent) == (80, right, 40)
+        assert found.beats_most_frequent == learned
+    few = health_of(posterior(), samples=2, validation=validation(probs[:19], None, labels[:19]))
+    assert few.learned is None
 
 
 def test_stored_predictions_go_before_the_last_measurement_in_training() -> None:

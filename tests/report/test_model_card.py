@@ -72,6 +72,17 @@ def test_results_and_limitations() -> None:
     assert any("not learned" in line for line in lines)
 
 
+def test_a_temperature_is_told_where_it_acts() -> None:
+    text = card(logit_temperature_by_mode={"samples": 1.314})
+    assert "| test, averaged over samples (T = 1.31) | 71.4 | 0.744 | 9.0 |" in text.splitlines()
+    assert "| test, at the mean | 70.0 | 0.800 | 10.0 |" in text.splitlines()
+    assert "The logits are to be divided by 1 at the mean and 1.314 averaged over samples: varlora does it" in text
+    both = card(logit_temperature=2.0)
+    assert "averaged over samples (T = 2.00)" in both
+    assert "The logits are to be divided by 2: varlora does it, PEFT does not." in both
+    assert "to be divided" not in card()
+
+
 def test_rows_that_two_splits_share_are_told() -> None:
     task = {"name": "t", "rows": {"train": 9, "test": 7}, "overlap": {"test": {"train": 2}}}
     told = "By prompt, case and spaces aside: 2 of 7 rows of test are in train."
@@ -141,7 +152,7 @@ def test_health_stands_between_results_and_loading() -> None:
     )
     text = model_card(name="run_1", kind=health.kind, meta=META, metrics=METRICS, health=health)
     section = text.partition("## Health of the posterior\n")[2].partition("\n## ")[0]
-    assert "**Sampling helps here (validation NLL −0.12 ± 0.03): use samples=10.**" in section
+    assert "**Sampling helps here (validation NLL −0.12 ± 0.03, both at T = 1): use samples=10.**" in section
     assert "`varlora tune run_1` chooses how to predict with it on the 300 validation rows." in section
     assert "- **Movement of h**: 0 % median \\|h/h0 − 1\\|: kept at h0 by the recipe." in section
     assert "| LoRA A (1) | 0.25 | 0.25<br>a | 0.25<br>a |" in section

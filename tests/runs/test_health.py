@@ -11,11 +11,12 @@ import torch
 
 from small_runs import config, finish_herds, herds, save_model, write_rows
 from varlora.folders import atomic_folder
-from varlora.metrics import mean_log_probs
+from varlora.methods import cross_fitted
 from varlora.ops import prune
-from varlora.report.health_text import scale_table, sentence, statements
+from varlora.report.health_text import reason_for_the_point, scale_table, sentence, statements
 from varlora.runs import CompletionScores, read_run, run, run_health
 from varlora.runs.folder import write_derived
+from varlora.tuned import why_the_point
 
 KIND = {
     "adamw": "point_mass",
@@ -53,9 +54,10 @@ def test_every_kind_has_its_health(method: str, model: str, tmp_path: Path) -> N
         return
     at_mean, own = (read.prediction("validation", m) for m in ("mean", "linearised" if found.linearised else "samples"))
     assert at_mean.labels.tolist() == own.labels.tolist()
-    of_label = [mean_log_probs(p.log_probs).gather(1, p.labels[:, None])[:, 0] for p in (at_mean, own)]
+    assert (at_mean.logit_temperature, own.logit_temperature) == (1, 1)
+    losses = [cross_fitted(p.log_probs, p.labels)[0] for p in (at_mean, own)]
     assert found.sampling is not None
-    assert found.sampling.difference == pytest.approx(float((of_label[0] - of_label[1]).mean()), abs=1e-12)
+    assert found.sampling.difference == pytest.approx(float((losses[1] - losses[0]).mean()), abs=1e-12)
     assert (found.sampling_rows, found.draws) == (48, own.num_draws)
     assert found.agreement is not None
     assert (scale_table(found) is None) == (method in ("ensemble", "mc_dropout"))
@@ -72,7 +74,15 @@ def test_the_folder_says_what_training_found_without_a_model(
     for gone in ("train.jsonl", "held-out.jsonl", "test.jsonl"):
         (tmp_path / gone).unlink()
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
-    assert read_run(elsewhere).health() == run_health(result.posterior, result.predictions["validation"], 4)
+    read = read_run(elsewhere)
+    found = read.health()
+    assert found == result.health
+    assert found.course is not None
+    assert found.course.epochs == pytest.approx(max(entry["epoch"] for entry in result.log), abs=1e-4)
+    assert found.learned is not None
+    at_mean = read.prediction("validation", "mean")
+    assert found.learned.right == int((at_mean.probs.argmax(1) == at_mean.labels).sum())
+    assert why_the_point(read.posterior) == reason_for_the_point(found)
 
 
 def test_what_steered_lambda_is_in_it(trained: Path) -> None:
@@ -154,7 +164,7 @@ def test_completions_are_judged_by_their_likelihood(model: str, tmp_path: Path) 
     assert found.sampling.difference == pytest.approx(float(difference.mean()))
     assert found.sampling.standard_error == pytest.approx(float(difference.std()) / 48**0.5)
     assert (found.completions, found.agreement, found.sampling_rows) == (True, None, 48)
-    assert found == run_health(result.posterior, result.predictions["validation"], 4)
+    assert found == result.health
 
 
 def test_a_posterior_made_from_a_run_has_no_predictions_yet(trained: Path, tmp_path: Path) -> None:

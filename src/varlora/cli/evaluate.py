@@ -12,7 +12,7 @@ from rich.markup import escape
 from varlora.cli.console import out
 from varlora.cli.finished import check_new_file, load_finished, read_finished, rows_of
 from varlora.cli.selective import chosen, report_of, show, wanted_of
-from varlora.cli.tables import metrics_tables
+from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.folders import atomic_file
 from varlora.generation import Generations
 from varlora.metrics import Interval, evaluate_answers_with_intervals, evaluate_with_intervals
@@ -62,7 +62,7 @@ def execute(arguments: Namespace) -> None:
         split: {mode: _intervals(found, arguments.resamples) for mode, found in judged[split].items()}
         for split in splits
     }
-    for table in metrics_tables(metrics, intervals):
+    for table in metrics_tables(metrics, intervals, temperatures_of(q)):
         out.print(table)
     rows = ", ".join(f"{split} {len(setting.task.rows(split))}" for split in splits)
     explained = " Below each number: its 95 % bootstrap interval over them." if arguments.resamples else ""

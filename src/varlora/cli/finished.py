@@ -11,14 +11,19 @@ from transformers import AutoTokenizer
 from varlora.cli.console import out
 from varlora.runs import RunConfig, RunFolder, Setting, fills_blank, in_words, read_run, reload_setting
 from varlora.tasks import Task, load_more
-from varlora.tuned import settled, without_tuning
+from varlora.tuned import settled, why_the_point, without_tuning
 
 LOCATION = ("model_name_or_path", "truncation", "per_device_eval_batch_size")
 """Settings of a run that may be others now."""
 
 
-def read_finished(arguments: Namespace) -> tuple[RunFolder, RunConfig]:
+def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFolder, RunConfig]:
     """The run, tuned or as trained, and its settings with what was tuned and what the command line asks for.
+
+    Args:
+        arguments: of the command line.
+        judged: whether its ways to predict are to be judged, so that it draws whether or not that helps. Where it is
+            only to answer, and nobody says how many draws, it does so at the mean unless draws were shown to help.
 
     Raises:
         ValueError: it is no run, or draws are asked for of a run whose mean was chosen.
@@ -28,7 +33,11 @@ def read_finished(arguments: Namespace) -> tuple[RunFolder, RunConfig]:
     q = without_tuning(run.posterior) if arguments.untuned else run.posterior
     if q.meta.tuned is not None:
         out.print(f"As `varlora tune` chose: {in_words(q.meta.tuned)} (--untuned: as trained).", highlight=False)
-    _, samples = settled(q, arguments.samples, config.samples)
+    if not judged and arguments.samples is None and config.samples and (why := why_the_point(q)):
+        out.print(f"One pass, at the mean: {why} (--samples {config.samples}: draws).", highlight=False, soft_wrap=True)
+        samples = 0
+    else:
+        _, samples = settled(q, arguments.samples, config.samples)
     if arguments.max_new_tokens is not None:
         config = dataclasses.replace(config, max_new_tokens=arguments.max_new_tokens)
     return dataclasses.replace(run, posterior=q), dataclasses.replace(config, samples=samples)

@@ -36,7 +36,7 @@ def execute(arguments: Namespace) -> None:
     assert target is not None
     if target.suffix not in FORMATS:
         raise ValueError(f"--output_file is {target}; its name must end in {' or '.join(FORMATS)}.")
-    run, config = read_finished(arguments)
+    run, config = read_finished(arguments, judged=False)
     task = rows_of(arguments.input_file, run, config, split=SPLIT, labelled=False)
     setting = load_finished(run, config, task)
     q = as_tuned(run.posterior)

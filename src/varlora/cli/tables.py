@@ -10,6 +10,9 @@ from rich import box
 from rich.table import Table
 
 from varlora.metrics import Interval
+from varlora.posterior import Posterior
+from varlora.prediction import modes_of
+from varlora.report.health_text import mode_in_words
 from varlora.report.vocabulary import COMPLETIONS as COMPLETIONS_IN_WORDS
 from varlora.report.vocabulary import FULL, METRICS, Measure
 
@@ -62,13 +65,22 @@ OUT_OF_SCOPE = (
 )
 
 
-def metrics_tables(metrics: Metrics, intervals: Intervals | None = None) -> list[Table]:
+def temperatures_of(q: Posterior) -> dict[str, float]:
+    """What divides the logits of each mode's predictions."""
+    return {mode: q.meta.logit_temperature_of(mode) for mode in modes_of(q)}
+
+
+def metrics_tables(
+    metrics: Metrics, intervals: Intervals | None = None, temperatures: Mapping[str, float] | None = None
+) -> list[Table]:
     """One table for each kind of metric: of classes, completions, final answers, and telling rows out of scope.
 
     Args:
         metrics: `{split: {mode: {metric: value}}}`, as in metrics.json.
         intervals: the bootstrap intervals of some of them.
+        temperatures: by mode, what has divided the logits; told beside the mode where it is not 1.
     """
+    modes_in_words = {mode: mode_in_words(mode, temperature) for mode, temperature in (temperatures or {}).items()}
     tables = []
     for columns in (CLASSES, COMPLETIONS, FINAL_ANSWERS, OUT_OF_SCOPE):
         rows = [
@@ -78,12 +90,16 @@ def metrics_tables(metrics: Metrics, intervals: Intervals | None = None) -> list
             if columns[0].metric in values
         ]
         if rows:
-            tables.append(_table(columns, rows, intervals or {}))
+            named = modes_in_words if columns in (CLASSES, OUT_OF_SCOPE) else {}  # the rest has no logits of classes
+            tables.append(_table(columns, rows, intervals or {}, named))
     return tables
 
 
 def _table(
-    columns: Sequence[Column], rows: Sequence[tuple[str, str, Mapping[str, Any]]], intervals: Intervals
+    columns: Sequence[Column],
+    rows: Sequence[tuple[str, str, Mapping[str, Any]]],
+    intervals: Intervals,
+    named: Mapping[str, str],
 ) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("Split")
@@ -95,7 +111,7 @@ def _table(
         last = number + 1 == len(rows) or rows[number + 1][0] != split
         within = intervals.get(split, {}).get(mode, {})
         cells = [_cell(column, values, within) for column in columns]
-        table.add_row(split if first else "", mode, *cells, end_section=last and bool(intervals))
+        table.add_row(split if first else "", named.get(mode, mode), *cells, end_section=last and bool(intervals))
     return table
 
 

@@ -23,9 +23,9 @@ def execute(arguments: Namespace) -> None:
     from accelerate import PartialState
 
     from varlora.cli.health import show_health
-    from varlora.cli.tables import metrics_tables
+    from varlora.cli.tables import metrics_tables, temperatures_of
     from varlora.prediction import modes_of
-    from varlora.runs import run, run_health
+    from varlora.runs import run
 
     try:
         result = run(config, overwrite=arguments.overwrite, resume=arguments.resume, progress=not arguments.no_progress)
@@ -36,10 +36,9 @@ def execute(arguments: Namespace) -> None:
         ) from stop
     if not PartialState().is_main_process:  # under torchrun one process speaks for all
         return
-    for table in metrics_tables(result.metrics):
+    for table in metrics_tables(result.metrics, temperatures=temperatures_of(result.posterior)):
         out.print(table)
-    validation = result.predictions.get("validation", {})
-    show_health(run_health(result.posterior, validation, config.samples), config.output_dir)
+    show_health(result.health, config.output_dir)
     where = f"[bold]{escape(config.output_dir)}[/bold]"
     out.print(f"Trained in {result.seconds['train']:.0f} s. The run is in {where}.", soft_wrap=True)
     explained = [MODES[mode] for mode in modes_of(result.posterior, config.samples)]

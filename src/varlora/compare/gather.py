@@ -24,6 +24,7 @@ from varlora.compare.variants import (
     unfit,
 )
 from varlora.prediction import Prediction
+from varlora.report.health_text import skipped_in_words
 from varlora.report.results import Comparison
 from varlora.report.rows import Row
 from varlora.report.study import Block, Study
@@ -280,6 +281,7 @@ def _row(source: RowSource, seed: int, split: str, prediction: Prediction) -> Ro
         ids=tuple(name for name, kept in zip(prediction.ids, known.tolist(), strict=True) if kept),
         train_seconds=run.facts["seconds"].get("train"),
         predict_seconds=seconds(run, source.variant, split),
+        logit_temperature=prediction.logit_temperature,
     )
 
 
@@ -298,10 +300,14 @@ def _completions(rows: Sequence[RowSource], seeds: Sequence[int]) -> Nested:
 
 def _notes(runs: Iterable[RunFolder], rows: Sequence[RowSource]) -> list[str]:
     """What was done with the data, and what validation rows have chosen."""
+    runs = list(runs)
     facts = [run.facts["task"] for run in runs]
     notes = [note for fact in facts for note in fact["notes"]]
     for name in ("source", "licence"):
         notes += [f"{name}: {fact[name]}" for fact in facts if fact.get(name)]
+    for run in runs:
+        if words := skipped_in_words(run.posterior.meta.diagnostics or {}):
+            notes.append(f"{run.config.method}, seed {run.config.seed}: {words}")
     for source in rows:
         chosen = source.runs.items()
         if source.variant.logit_temperature == "validation":

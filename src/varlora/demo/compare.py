@@ -24,7 +24,7 @@ from varlora.methods import with_temperatures
 from varlora.ops import prune
 from varlora.prediction import Prediction
 from varlora.report import Comparison, PosteriorFacts, Row, RunNotes, write_page
-from varlora.runs import RunConfig, RunResult, predict_split, run, run_health
+from varlora.runs import RunConfig, RunResult, predict_split, run
 from varlora.runs.folder import finite, versions
 from varlora.runs.selection import largest_free_fraction
 
@@ -99,7 +99,7 @@ def run_demo(
         title="varlora demo",
         notes=_notes(seeds, temperatures, fractions),
         posterior=_facts(results["ivon"], fractions[seeds[-1]]),
-        health=run_health(results["ivon"].posterior, results["ivon"].predictions["validation"], SAMPLES),
+        health=results["ivon"].health,
         version=versions()["varlora"],
     )
     return comparison
@@ -128,6 +128,7 @@ def _row(label: str, seed: int, prediction: object, train_seconds: float, predic
         labels=prediction.labels,
         train_seconds=train_seconds,
         predict_seconds=predict_seconds,
+        logit_temperature=prediction.logit_temperature,
     )
 
 

@@ -1,13 +1,20 @@
 """How a trained posterior does: its noise beside its weights, what sampling gains on held-out rows, whether λ settled.
 
-For row n with label y, the mean's probabilities p_m and those p_s of S draws, over N labelled validation rows
+An average over draws is flatter than the mean's prediction, and so is the mean's divided by a temperature: the two are
+compared where each has its own. For row n with label y, the mean's probabilities p_m,T and those p_s,T of S draws, all
+of logits divided by T, over N labelled validation rows
 
-    d = mean_n [ℓ_S(n) − ℓ_m(n)],     ℓ_S = −log (1/S) Σ_s p_s(y),     ℓ_m = −log p_m(y)          (sampled − mean)
-    c = mean_n [ℓ_1(n) − ℓ_m(n)],     ℓ_1 = −(1/S) Σ_s log p_s(y)                                 (one draw − mean)
+    d = mean_n [ℓ_S(n) − ℓ_m(n)],     ℓ_S = −log (1/S) Σ_s p_s,T_S(y),     ℓ_m = −log p_m,T_m(y)      (sampled − mean)
+    c = mean_n [ℓ_1(n) − ℓ'_m(n)],    ℓ_1 = −(1/S) Σ_s log p_s,T_S(y),     ℓ'_m = −log p_m,T_S(y)     (one draw − mean)
 
-each with the standard error of the paired difference. c is what the noise costs, d what is left of it after averaging;
-d ≤ c by Jensen's inequality. Sampling helps if d is below 0 by more than one standard error, hurts if it is above 0 by
-more than one, and does nothing otherwise.
+each with the standard error s of the paired difference. T_S and T_m are fitted to the other folds' rows by one rule
+(`cross_fitted`). c is what the noise costs at equal temperature, d what is left of it after averaging. Sampling helps
+if d < 0, hurts if d > 0, and gives no gain where
+
+    |d| ≤ max(k(N)·s, 0.005 nat)
+
+since S passes are not worth less than that (`WORTHWHILE`); k(N), between 1 and 2, is `standard_errors_for`. The rows
+that steered λ in training compare both at T = 1.
 
 Everything is computed from the posterior and from stored predictions for the validation rows: no model is needed, and
 no row of another split is looked at.
@@ -22,19 +29,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from varlora.metrics import mean_log_probs, mutual_information
-from varlora.metrics.selection import paired_error
+from varlora.methods import cross_fitted, fit_temperature
+from varlora.metrics import clopper_pearson, mean_log_probs, mutual_information
+from varlora.metrics.selection import WORTHWHILE, paired_error, standard_errors_for
 from varlora.optim.ess_control import BOUNDS
 from varlora.posterior import DropoutMasks, PointMass, Posterior
+from varlora.report.course import Course
 from varlora.report.scales import ScaleGroup, scales_of
 
 FEWEST_ROWS = 20
 """Fewer rows cannot tell a gain from noise; `varlora tune` asks for as many."""
 LARGE = 2.0
 """Standard errors that log T̂ may be away from 0 at the end."""
-Verdict = Literal["helps", "does nothing", "hurts"]
+Verdict = Literal["helps", "no gain", "hurts"]
 Source = Literal["validation", "train"]
 
 
@@ -46,6 +56,8 @@ class ValidationLogProbs:
         mean: (N, 1, C), log-probabilities at the point.
         sampled: (N, S, C), of the draws; None where nothing was drawn. C is 1 for completions.
         labels: (N,), below 0 where there is none.
+        mean_temperature: T, which has divided the logits at the point.
+        sampled_temperature: T, which has divided those of the draws.
 
     Raises:
         ValueError: the shapes are not those of the same rows.
@@ -54,6 +66,8 @@ class ValidationLogProbs:
     mean: Tensor
     sampled: Tensor | None
     labels: Tensor
+    mean_temperature: float = 1.0
+    sampled_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         shapes = [tuple(t.shape) for t in (self.mean, self.sampled, self.labels) if t is not None]
@@ -72,17 +86,24 @@ class Paired:
     difference: float
     standard_error: float
 
-    @property
-    def verdict(self) -> Verdict:
-        """What it says by the rule of one standard error; on the boundary, nothing.
 
-        Example:
-            >>> [Paired(difference=d, standard_error=0.25).verdict for d in (-0.5, -0.25, 0.25, 0.5)]
-            ['helps', 'does nothing', 'does nothing', 'hurts']
-        """
-        if abs(self.difference) <= self.standard_error:
-            return "does nothing"
-        return "helps" if self.difference < 0 else "hurts"
+def verdict_of(gain: Paired, rows: int) -> Verdict:
+    """What a difference of NLLs, sampled minus mean, says of S passes in place of one; on the boundary, no gain.
+
+    Args:
+        gain: the difference.
+        rows: on how many rows.
+
+    Example:
+        >>> of = lambda d, s, rows: verdict_of(Paired(difference=d, standard_error=s), rows)
+        >>> of(-0.12, 0.03, 300), of(-0.03, 0.03, 300), of(0.12, 0.03, 300)
+        ('helps', 'no gain', 'hurts')
+        >>> of(-0.0009, 0.0001, 10_000)                                        # sure, and not worth the passes
+        'no gain'
+    """
+    if not abs(gain.difference) > max(WORTHWHILE, standard_errors_for(rows) * gain.standard_error):
+        return "no gain"
+    return "helps" if gain.difference < 0 else "hurts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +121,36 @@ class Agreement:
     single: float
     all_draws: float
     mutual_information: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """How often the point is right on labelled validation rows, beside the most frequent answer.
+
+    Attributes:
+        rows: how many.
+        right: how often the point's answer is the label.
+        most_frequent: how often the most frequent label is.
+    """
+
+    rows: int
+    right: int
+    most_frequent: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The exact 95 % interval of the accuracy."""
+        return clopper_pearson(self.right, self.rows)
+
+    @property
+    def beats_most_frequent(self) -> bool:
+        """Whether all of the accuracy's interval lies above the share of the most frequent label.
+
+        Example:
+            >>> Learned(rows=100, right=60, most_frequent=55).beats_most_frequent
+            False
+        """
+        return self.interval[0] > self.most_frequent / self.rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +199,18 @@ class Health:
         sampling_rows: on how many rows both were measured.
         sampling_source: which rows those were.
         in_training: whether that was the last measurement in training, and not one of stored predictions.
+        temperatures: (T of the mean, T of the draws) that these rows ask for, each of which divided its logits; None:
+            both were compared at T = 1.
         unknown: why there is no `sampling`.
         derived: whether the posterior was pruned, tempered or merged after training.
         agreement: how far the draws answer alike.
         validation_rows: labelled validation rows with stored predictions.
         logit_temperature: what divides the logits of the method's own predictions.
         tuned: whether `varlora tune` has chosen how to predict.
+        learned: how often the point is right, beside the most frequent answer; None where there are too few rows.
+        course: how far the training went; None where its log is not known.
+        steps: optimizer steps, those that were skipped included.
+        skipped_steps: how many of them were left out for a number that was not finite.
     """
 
     kind: str
@@ -175,12 +232,22 @@ class Health:
     sampling_rows: int = 0
     sampling_source: Source = "validation"
     in_training: bool = False
+    temperatures: tuple[float, float] | None = None
     unknown: str = ""
     derived: bool = False
     agreement: Agreement | None = None
     validation_rows: int = 0
     logit_temperature: float = 1.0
     tuned: bool = False
+    learned: Learned | None = None
+    course: Course | None = None
+    steps: int = 0
+    skipped_steps: int = 0
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the rows say of sampling; None where they say nothing."""
+        return None if self.sampling is None else verdict_of(self.sampling, self.sampling_rows)
 
     @property
     def can_be_tuned(self) -> bool:
@@ -198,13 +265,16 @@ class Health:
         return None
 
 
-def health_of(q: Posterior, *, samples: int, validation: ValidationLogProbs | None = None) -> Health:
+def health_of(
+    q: Posterior, *, samples: int, validation: ValidationLogProbs | None = None, course: Course | None = None
+) -> Health:
     """The health of a posterior as training left it; what `varlora tune` chose does not change it.
 
     Args:
         q: the posterior.
         samples: S, how many draws predictions are to average.
         validation: stored predictions for validation rows, by the method's own mode and at the point.
+        course: how far the training went.
 
     Raises:
         ValueError: the predictions are not of the same rows.
@@ -219,8 +289,15 @@ def health_of(q: Posterior, *, samples: int, validation: ValidationLogProbs | No
     """
     meta, diagnostics = q.meta, q.meta.diagnostics or {}
     own = "linearised" if meta.linearised else "samples"
+    taken, skipped = skipped_steps(diagnostics)
+    trained: dict[str, Any] = {
+        "learned": _learned(validation),
+        "course": course,
+        "steps": taken + skipped,
+        "skipped_steps": skipped,
+    }
     if isinstance(q, PointMass):
-        return Health(kind=q.kind, method=meta.method, draws=1, tuned=meta.tuned is not None)
+        return Health(kind=q.kind, method=meta.method, draws=1, tuned=meta.tuned is not None, **trained)
     groups, exact = scales_of(q)
     held_out = diagnostics.get("held_out") or {}
     derived = any(operation.get("op") != "tune" for operation in meta.history)
@@ -249,7 +326,21 @@ def health_of(q: Posterior, *, samples: int, validation: ValidationLogProbs | No
         logit_temperature=meta.logit_temperature_of(own),
         tuned=meta.tuned is not None,
         **measured,
+        **trained,
     )
+
+
+def skipped_steps(diagnostics: Mapping[str, Any]) -> tuple[int, int]:
+    """How many optimizer steps a training took and how many it skipped for a number that was not finite.
+
+    Args:
+        diagnostics: `meta.diagnostics`; 0 where nothing was counted.
+
+    Example:
+        >>> skipped_steps({"steps": 2, "skipped_steps": 4}), skipped_steps({})
+        ((2, 4), (0, 0))
+    """
+    return int(diagnostics.get("steps") or 0), int(diagnostics.get("skipped_steps") or 0)
 
 
 def _sampling(validation: ValidationLogProbs | None, held_out: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,19 +370,46 @@ def _of_stored(validation: ValidationLogProbs | None) -> tuple[dict[str, Any] | 
     if rows < FEWEST_ROWS:
         few = f"only {rows} validation row{'s' * (rows != 1)} {'have' if rows != 1 else 'has'} a label"
         return None, f"{few}, and it takes {FEWEST_ROWS}" if rows else "the validation rows have no labels"
-    index = validation.labels[known][:, None]
-    at_mean = _losses(mean_log_probs(validation.mean[known]), index)
-    averaged = _losses(mean_log_probs(validation.sampled[known]), index)
-    single = -validation.sampled[known].gather(-1, index[:, None].expand(-1, validation.sampled.shape[1], 1)).mean(1)
-    single = single[:, 0]
-    if not all(bool(losses.isfinite().all()) for losses in (at_mean, averaged)):
+    labels = validation.labels[known]
+    mean = _undivided(validation.mean[known], validation.mean_temperature)
+    sampled = _undivided(validation.sampled[known], validation.sampled_temperature)
+    at_one = [_losses(mean_log_probs(log_probs), labels) for log_probs in (mean, sampled)]
+    if not all(bool(losses.isfinite().all()) for losses in at_one):
         return None, "some validation row's answer has probability 0, so that no difference of NLLs is finite"
-    costs = _paired(single, at_mean) if bool(single.isfinite().all()) else None
-    return {"sampling": _paired(averaged, at_mean), "one_draw": costs, "sampling_rows": rows}, ""
+    found: dict[str, Any] = {"sampling_rows": rows}
+    if mean.shape[-1] == 1 or not bool(_of_label(sampled, labels).isfinite().all()):  # there is no T that fits
+        at_mean, averaged, of_each = *at_one, torch.ones(rows, dtype=torch.float64)
+    else:
+        at_mean, _ = cross_fitted(mean, labels)
+        averaged, of_each = cross_fitted(sampled, labels)
+        found["temperatures"] = tuple(fit_temperature(log_probs, labels, warn=False) for log_probs in (mean, sampled))
+    found["sampling"] = _paired(averaged, at_mean)
+    mean_alike, single = (_divided(log_probs, of_each) for log_probs in (mean, sampled))
+    costs = -_of_label(single, labels).mean(1)
+    if bool(costs.isfinite().all()):
+        found["one_draw"] = _paired(costs, _losses(mean_log_probs(mean_alike), labels))
+    return found, ""
 
 
-def _losses(log_probs: Tensor, index: Tensor) -> Tensor:
-    return -log_probs.gather(-1, index)[:, 0]
+def _undivided(log_probs: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of the logits that a temperature has divided."""
+    return log_probs if temperature == 1 else torch.log_softmax(log_probs * temperature, dim=-1)
+
+
+def _divided(log_probs: Tensor, temperatures: Tensor) -> Tensor:
+    """Log-probabilities (N, S, C) of the logits divided by each row's own temperature (N,)."""
+    if log_probs.shape[-1] == 1:
+        return log_probs
+    return torch.log_softmax(log_probs / temperatures[:, None, None], dim=-1)
+
+
+def _of_label(log_probs: Tensor, labels: Tensor) -> Tensor:
+    """(N, S)."""
+    return log_probs.gather(-1, labels[:, None, None].expand(-1, log_probs.shape[1], 1))[..., 0]
+
+
+def _losses(log_probs: Tensor, labels: Tensor) -> Tensor:
+    return -log_probs.gather(-1, labels[:, None])[:, 0]
 
 
 def _paired(losses: Tensor, reference: Tensor) -> Paired:
@@ -309,6 +427,17 @@ def _agreement(validation: ValidationLogProbs | None) -> Agreement | None:
         all_draws=float(same.all(1).double().mean()),
         mutual_information=float(mutual_information(validation.sampled).mean()),
     )
+
+
+def _learned(validation: ValidationLogProbs | None) -> Learned | None:
+    if validation is None or validation.mean.shape[-1] == 1:
+        return None
+    known = validation.labels >= 0
+    labels = validation.labels[known]
+    if len(labels) < FEWEST_ROWS:
+        return None
+    right = int((validation.mean[known][:, 0].argmax(-1) == labels).sum())
+    return Learned(rows=len(labels), right=right, most_frequent=int(labels.bincount().max()))
 
 
 def _end(held_out: Mapping[str, Any]) -> HeldOutEnd | None:

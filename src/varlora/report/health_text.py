@@ -6,10 +6,11 @@ The terminal, the model card and the HTML page show the same words.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from varlora.optim.ess_control import BOUNDS
-from varlora.report.health import FEWEST_ROWS, Health, HeldOutEnd, Paired
+from varlora.report.health import FEWEST_ROWS, Health, HeldOutEnd, Paired, skipped_steps
 from varlora.report.scales import ScaleGroup, TensorScale
 from varlora.report.tables import Cell, Line, Number, Table
 from varlora.report.vocabulary import MINUS, coldness, learning, show
@@ -17,31 +18,50 @@ from varlora.report.vocabulary import MINUS, coldness, learning, show
 RUN = "RUN"
 """What stands for the run's folder where it is not known."""
 _TIMES = ("", "", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_VERDICTS = {"helps": "helps", "no gain": "gives no gain", "hurts": "hurts"}
 _POINT = {"mixture": "the first member", "dropout_masks": "one pass without dropout"}
 
 
 def sentence(health: Health) -> str:
-    """Whether sampling helps, and what to use.
+    """Whether sampling helps, and what to use, at which temperature.
 
     Example:
         >>> from varlora.report.health import Paired
         >>> gain = Paired(difference=-0.12, standard_error=0.03)
-        >>> sentence(Health(kind="diagonal_gaussian", method="ivon", draws=10, sampling=gain, sampling_rows=300))
-        'Sampling helps here (validation NLL −0.12 ± 0.03): use samples=10.'
+        >>> print(sentence(Health(kind="diagonal_gaussian", method="ivon", draws=10, sampling=gain,
+        ...                       sampling_rows=300, temperatures=(1.52, 1.31))))
+        Sampling helps here (validation NLL −0.12 ± 0.03, each at its own T): use samples=10 (T = 1.31).
     """
     if health.kind == "point_mass":
         return "It holds one set of weights, so there is nothing to sample: predictions are those of samples=0."
-    subject = "The linearised posterior" if health.linearised else "Sampling"
+    subject = _subject(health)
     if health.sampling is None:
         return f"Nothing can be said of {subject[0].lower()}{subject[1:]} here: {health.unknown}. {_remedy(health)}"
-    gain, verdict = health.sampling, health.sampling.verdict
-    found = f"{subject} {verdict} here ({_rows(health)} {_signed(gain)})"
-    point = _POINT.get(health.kind, "the mean")
-    if verdict == "helps":
-        return f"{found}: use {'it' if health.linearised else f'samples={health.draws}'}."
-    if verdict == "hurts":
-        return f"{found}: use {point} (samples=0)."
-    return f"{found}: use {point} (samples=0), {_cheaper(health)}."
+    found = f"{subject} {_VERDICTS[health.verdict or 'no gain']} here ({_difference(health)})"
+    of_mean, of_draws = map(temperature_in_words, health.temperatures or (1.0, 1.0))
+    if health.verdict == "helps":
+        return (
+            f"{found}: use {'it' if health.linearised else f'samples={health.draws}'}{of_draws and f' ({of_draws})'}."
+        )
+    point = f"{_POINT.get(health.kind, 'the mean')} (samples=0{of_mean and f', {of_mean}'})"
+    return f"{found}: use {point}{'' if health.verdict == 'hurts' else f', {_cheaper(health)}'}."
+
+
+def reason_for_the_point(health: Health) -> str:
+    """Why predictions are made with the point where nobody asks for draws; empty where draws help.
+
+    Example:
+        >>> gain = Paired(difference=-0.001, standard_error=0.002)
+        >>> reason_for_the_point(
+        ...     Health(kind="diagonal_gaussian", method="ivon", draws=10, sampling=gain, sampling_rows=300)
+        ... )
+        'sampling gives no gain (validation NLL −0.001 ± 0.002, both at T = 1)'
+    """
+    subject = f"{_subject(health)[0].lower()}{_subject(health)[1:]}"
+    if health.sampling is None:
+        return f"nothing can be said of {subject}: {health.unknown}"
+    verdict = health.verdict or "no gain"
+    return "" if verdict == "helps" else f"{subject} {_VERDICTS[verdict]} ({_difference(health)})"
 
 
 def remarks(health: Health, run: str = RUN) -> list[str]:
@@ -51,9 +71,10 @@ def remarks(health: Health, run: str = RUN) -> list[str]:
         health: the numbers.
         run: the run's folder, for commands.
     """
+    found = [warning for warning in (_skipped(health), _not_learned(health)) if warning]
     if health.kind == "point_mass":
-        return []
-    found = [warning] if (warning := _unsettled(health, run)) else []
+        return found
+    found += [warning] if (warning := _unsettled(health, run)) else []
     if health.tuned:
         found.append(
             "It is tuned: predictions are made as `varlora tune` chose (posterior.json), and all of this is as trained."
@@ -67,6 +88,10 @@ def remarks(health: Health, run: str = RUN) -> list[str]:
 def statements(health: Health) -> list[tuple[str, str, str]]:
     """Name, value and meaning of each number that there is, but the scales."""
     found = []
+    if health.skipped_steps:
+        found.append(
+            ("Skipped steps", f"{health.skipped_steps} of {health.steps}", "for a gradient that was not finite")
+        )
     if health.sampling is not None:
         which = f"{health.sampling_rows} {_which(health)} rows"
         unit = ", a completion" if health.completions else ""
@@ -75,13 +100,15 @@ def statements(health: Health) -> list[tuple[str, str, str]]:
             (
                 f"Sampled − {'first member' if health.kind == 'mixture' else 'mean'} NLL",
                 _signed(health.sampling),
-                f"nats{unit}, on {which}, paired; {drawn} averaged",
+                f"nats{unit}, on {which}, paired; {drawn} averaged; {_temperatures(health)}",
             )
         )
     if health.one_draw is not None:
-        name, meaning = "Cost of the noise", "the NLL of a single draw minus the mean's: what averaging has to win back"
+        alike = "both at the draws' T" if health.temperatures is not None else "both at T = 1"
+        meaning = f"the NLL of a single draw minus the mean's, {alike}: what averaging has to win back"
+        name = "Cost of the noise"
         if health.kind == "mixture":
-            name, meaning = "One draw − first member", "the NLL of a single draw minus the first member's"
+            name, meaning = "One draw − first member", f"the NLL of a single draw minus the first member's, {alike}"
         found.append((name, _signed(health.one_draw), f"nats, {meaning}"))
     if health.agreement is not None:
         told = health.agreement
@@ -137,6 +164,85 @@ def scale_table(health: Health) -> Table | None:
     return Table(caption=caption, headings=("Noise / weights", "All", "Median tensor", "Largest"), rows=rows)
 
 
+def temperature_in_words(temperature: float) -> str:
+    """What divides the logits, for a table or a sentence; empty where nothing does.
+
+    Example:
+        >>> temperature_in_words(1.3127), temperature_in_words(0.98765), temperature_in_words(1.0)
+        ('T = 1.31', 'T = 0.99', '')
+    """
+    if temperature == 1:
+        return ""
+    return f"T = {temperature:.{2 if 0.095 <= temperature < 99.5 else 3}{'f' if 0.095 <= temperature < 99.5 else 'g'}}"
+
+
+def mode_in_words(mode: str, temperature: float) -> str:
+    """A mode of prediction, with what divides its logits.
+
+    Example:
+        >>> mode_in_words("samples", 1.3127), mode_in_words("mean", 1.0)
+        ('samples (T = 1.31)', 'mean')
+    """
+    told = temperature_in_words(temperature)
+    return f"{mode} ({told})" if told else mode
+
+
+def _subject(health: Health) -> str:
+    return "The linearised posterior" if health.linearised else "Sampling"
+
+
+def _difference(health: Health) -> str:
+    assert health.sampling is not None
+    at = "each at its own T" if health.temperatures is not None else "both at T = 1"
+    return f"{_rows(health)} {_signed(health.sampling)}, {at}"
+
+
+def _temperatures(health: Health) -> str:
+    """At which temperatures the two were compared."""
+    if health.temperatures is None:
+        return "both at T = 1"
+    of_mean, of_draws = health.temperatures
+    first = "the first member" if health.kind == "mixture" else "the mean"
+    return f"each at its own T, fitted to others of them: {first}'s {of_mean:.2f}, the draws' {of_draws:.2f}"
+
+
+def skipped_in_words(diagnostics: Mapping[str, Any]) -> str:
+    """How many steps of a training were skipped; empty where none were.
+
+    Args:
+        diagnostics: `meta.diagnostics`.
+
+    Example:
+        >>> skipped_in_words({"steps": 2, "skipped_steps": 4})
+        '4 of 6 steps skipped for a number that was not finite'
+    """
+    taken, skipped = skipped_steps(diagnostics)
+    return f"{skipped} of {taken + skipped} steps skipped for a number that was not finite" if skipped else ""
+
+
+def _skipped(health: Health) -> str:
+    if not health.skipped_steps:
+        return ""
+    return (
+        f"{health.skipped_steps} of {health.steps} steps were skipped, because a number in them was not finite: the "
+        "model has learned from the others only. A lower learning rate or another dtype may help."
+    )
+
+
+def _not_learned(health: Health) -> str:
+    """That the point is not shown to be better than always giving the most frequent answer, and what to do."""
+    told = health.learned
+    if told is None or told.beats_most_frequent:
+        return ""
+    low, high = told.interval
+    return (
+        f"The model has not learned the task yet: it is right on {_percent(told.right / told.rows)} of {told.rows} "
+        f"validation rows (95 % interval {100 * low:.0f} to {100 * high:.0f} %), and the most frequent answer on "
+        f"{_percent(told.most_frequent / told.rows)}. Train for more steps, or with a higher learning rate; what "
+        "is said of sampling and of temperatures is of a model that knows no more than that."
+    )
+
+
 def _remedy(health: Health) -> str:
     if health.derived:
         return "`varlora tune` predicts the validation rows of the run that it was made from, if there are some."
@@ -158,9 +264,11 @@ def _unsettled(health: Health, run: str) -> str:
     off = end is not None and end.off and health.logit_temperature == 1 and not health.tuned
     told = _log_temperature(end) if end is not None and end.off else ""
     if health.bound == "lower":
+        shorter = health.course is not None and health.course.may_be_too_long and not _not_learned(health)
         return (
             f"λ ended at its lower bound, λ_0/{1 / BOUNDS[0]:g}{told and f' ({told})'}: the model is over-confident "
-            f"with as much noise as is allowed. Train for fewer steps, or divide the logits ({_dividing(health, run)})."
+            f"with as much noise as is allowed. {'Train for fewer steps, or divide' if shorter else 'Divide'} the "
+            f"logits ({_dividing(health, run)})."
         )
     if health.bound == "upper":
         return (

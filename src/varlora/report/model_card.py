@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from varlora.report.health import Health
-from varlora.report.health_text import remarks, scale_table, sentence, statements
+from varlora.report.health_text import mode_in_words, remarks, scale_table, sentence, statements
 from varlora.report.tables import Cell, Number, Table, escape_markdown
 from varlora.report.vocabulary import COMPLETIONS, FULL, METRICS, Measure, coldness, learning, listing, show
 from varlora.tasks.overlap import overlap_in_words
@@ -67,7 +67,7 @@ def model_card(
         f"# {escape_markdown(name)}",
         _what_it_is(kind, meta),
         *_task_section(task or {}),
-        *_metrics_section(metrics),
+        *_metrics_section(metrics, meta),
         *_health_section(health, name),
         *_loading_section(name, kind, meta),
         "## Limitations\n\n" + _bullets(_limitations(kind, meta, measured=bool(metrics))),
@@ -133,7 +133,7 @@ def _task_section(task: Mapping[str, Any]) -> list[str]:
     return [heading, *([_bullets(lines)] if lines else [])]
 
 
-def _metrics_section(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+def _metrics_section(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], meta: Mapping[str, Any]) -> list[str]:
     found = [(split, variant, values) for split, variants in metrics.items() for variant, values in variants.items()]
     known = {**{metric: METRICS[metric] for metric in FULL}, **COMPLETIONS}
     shown = [metric for metric in known if any(values.get(metric) is not None for *_, values in found)]
@@ -141,7 +141,7 @@ def _metrics_section(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
         return []
     rows = tuple(
         (
-            f"{split}, {_VARIANTS.get(variant, variant)}",
+            f"{split}, {mode_in_words(_VARIANTS.get(variant, variant), _temperature(meta, variant))}",
             tuple(_cell(known[metric], values.get(metric)) for metric in shown),
         )
         for split, variant, values in found
@@ -226,12 +226,31 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
     moved = ((meta.get("diagnostics") or {}).get("hessian_moved") or {}).get("overall")
     if moved is not None:
         lines.append(f"The Hessian estimate moved by {100 * moved:.3g} % (median) from its start: {learning(moved)}.")
-    if (temperature := meta.get("logit_temperature", 1.0)) != 1.0:
-        lines.append(f"The logits are to be divided by {temperature:.4g}: varlora does it, PEFT does not.")
+    if divided := _divided(kind, meta):
+        lines.append(f"The logits are to be divided by {divided}: varlora does it, PEFT does not.")
     lines += [f"After training: {_operation(operation)}." for operation in meta.get("history") or ()]
     if kind != "point_mass":
         lines.append("Merged into the base model, it can no longer be sampled.")
     return lines
+
+
+def _temperature(meta: Mapping[str, Any], mode: str) -> float:
+    """What divides the logits of predictions of a mode, as `PosteriorMeta.logit_temperature_of` has it."""
+    of_point = float(meta.get("logit_temperature") or 1.0)
+    return float((meta.get("logit_temperature_by_mode") or {}).get(mode, of_point))
+
+
+def _divided(kind: str, meta: Mapping[str, Any]) -> str:
+    """Each mode's temperature in words; empty where all are 1."""
+    modes = (
+        ("mean",) if kind == "point_mass" else ("mean", "samples", *(("linearised",) if meta.get("linearised") else ()))
+    )
+    found = {mode: _temperature(meta, mode) for mode in modes}
+    if all(temperature == 1 for temperature in found.values()):
+        return ""
+    if len(set(found.values())) == 1:
+        return f"{found['mean']:.4g}"
+    return listing([f"{found[mode]:.4g} {_VARIANTS[mode]}" for mode in found])
 
 
 def _operation(operation: Mapping[str, Any]) -> str:

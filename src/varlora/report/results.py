@@ -167,6 +167,11 @@ class Comparison:
         first, *others = self.runs(self.methods[0], split)
         return not all(first.same_examples(row) for row in others)
 
+    def logit_temperatures(self, split: str) -> dict[str, tuple[float, float]]:
+        """The least and the largest T, over seeds, that divided a method's logits; without methods where all are 1."""
+        found = {method: [row.logit_temperature for row in self.runs(method, split)] for method in self.methods}
+        return {method: (min(ts), max(ts)) for method, ts in found.items() if set(ts) != {1.0}}
+
     def describe(self, split: str) -> str:
         """E.g. "test: 500 examples, 3 seeds"."""
         examples, seeds = self.num_examples(split), len(self.seeds(split))

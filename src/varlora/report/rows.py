@@ -31,6 +31,7 @@ class Row:
         ids: The N examples' names, or empty. Rows are of the same examples if names and labels are the same.
         train_seconds: Wall-clock time of the training; None if not known.
         predict_seconds: Wall-clock time of the prediction; None if not known.
+        logit_temperature: T, by which the logits were divided.
 
     Raises:
         ValueError: The shapes do not fit each other, or the name is empty.
@@ -44,6 +45,7 @@ class Row:
     ids: tuple[str, ...] = ()
     train_seconds: float | None = None
     predict_seconds: float | None = None
+    logit_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.method.strip():

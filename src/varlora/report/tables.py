@@ -163,6 +163,9 @@ def results_table(
     )
     if any(metric.startswith(("ece", "mce")) for metric in metrics):
         caption += " Resampling can only add to a calibration error: its interval lies high."
+    if divided := comparison.logit_temperatures(split):
+        told = (f"{name} {low:.2f}{'' if low == high else f' to {high:.2f}'}" for name, (low, high) in divided.items())
+        caption += f" T, by which logits were divided: {', '.join(told)}; 1 for the others."
     return Table(caption=caption, headings=headings, rows=tuple(rows))
 
 

@@ -165,7 +165,7 @@ def write_run(
         metrics=metrics,
         task=facts["task"],  # type: ignore[arg-type]
         versions=versions(),
-        health=run_health(posterior, predictions.get(SPLIT, {}), config.samples),
+        health=run_health(posterior, predictions.get(SPLIT, {}), config.samples, log),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -232,7 +232,24 @@ class RunFolder:
         stored: dict[str, Prediction | CompletionScores] = {
             mode: load(file) for mode, file in files.items() if file.is_file()
         }
-        return run_health(self.posterior, stored, self.config.samples)
+        return run_health(self.posterior, stored, self.config.samples, self.log())
+
+    def log(self) -> list[dict[str, Any]]:
+        """The trainer's log, one entry per logged step; empty where none was kept.
+
+        Raises:
+            ValueError: a line of it is damaged.
+        """
+        file = self.path / LOG
+        if not file.is_file():
+            return []
+        try:
+            entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is not valid JSON ({error}); copy the folder again from its source.") from error
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{file} must hold a JSON object in each line; copy the folder again from its source.")
+        return entries
 
 
 def read_run(folder: str | Path) -> RunFolder:

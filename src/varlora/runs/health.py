@@ -1,15 +1,18 @@
-"""A run's health, from its posterior and what it predicted for its validation rows."""
+"""A run's health, from its posterior, its log and what it predicted for its validation rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from varlora.posterior import Posterior
+from varlora.posterior import Mixture, PointMass, Posterior
 from varlora.prediction import Prediction, modes_of
+from varlora.report.course import course_of
 from varlora.report.health import Health, ValidationLogProbs, health_of
+from varlora.report.health_text import reason_for_the_point
 
 if TYPE_CHECKING:
     from varlora.runs.folder import CompletionScores
@@ -18,27 +21,58 @@ SPLIT = "validation"
 """The only split that is looked at."""
 
 
-def run_health(q: Posterior, validation: Mapping[str, Prediction | CompletionScores], samples: int) -> Health:
+def run_health(
+    q: Posterior,
+    validation: Mapping[str, Prediction | CompletionScores],
+    samples: int,
+    log: Sequence[Mapping[str, Any]] = (),
+) -> Health:
     """The health of a run.
 
     Args:
         q: its posterior.
         validation: its predictions for the validation rows by mode; empty if there are none.
         samples: how many draws it predicts with.
+        log: the trainer's, one entry per logged step.
 
     Raises:
         ValueError: the predictions of two modes are not of the same rows.
     """
+    course = course_of(log)
     at_mean, own = validation.get("mean"), validation.get(modes_of(q)[-1])
     if at_mean is None:
-        return health_of(q, samples=samples)
+        return health_of(q, samples=samples, course=course)
     if own is not None and own.ids != at_mean.ids:
         raise ValueError("the validation predictions at the mean and of the draws are not of the same rows.")
     if isinstance(at_mean, Prediction):
-        sampled = own.log_probs if isinstance(own, Prediction) else None
-        found = ValidationLogProbs(mean=at_mean.log_probs, sampled=sampled, labels=at_mean.labels)
+        of_draws = own if isinstance(own, Prediction) else None
+        found = ValidationLogProbs(
+            mean=at_mean.log_probs,
+            sampled=of_draws.log_probs if of_draws is not None else None,
+            labels=at_mean.labels,
+            mean_temperature=at_mean.logit_temperature,
+            sampled_temperature=of_draws.logit_temperature if of_draws is not None else 1.0,
+        )
     else:  # of one "class" each, the completion that was given
         sampled = None if own is None or isinstance(own, Prediction) else own.log_likelihoods[..., None]
         labels = torch.zeros(len(at_mean.ids), dtype=torch.int64)
         found = ValidationLogProbs(mean=at_mean.log_likelihoods[..., None], sampled=sampled, labels=labels)
-    return health_of(q, samples=samples, validation=found)
+    return health_of(q, samples=samples, validation=found, course=course)
+
+
+def with_verdict(q: Posterior, health: Health) -> Posterior:
+    """The posterior with what its validation rows say of draws, which decides how it is predicted with by default.
+
+    Args:
+        q: the posterior as trained.
+        health: its health.
+
+    Returns:
+        The same with `meta.diagnostics["sampling"]` (`varlora.tuned.why_the_point`). A posterior that has no other way
+        to predict (a point mass) or whose way is its method (the members of an ensemble) has none.
+    """
+    if isinstance(q, (PointMass, Mixture)):
+        return q
+    said: dict[str, Any] = {"helps": health.verdict == "helps", "why": reason_for_the_point(health)}
+    diagnostics = {**(q.meta.diagnostics or {}), "sampling": said}
+    return dataclasses.replace(q, meta=dataclasses.replace(q.meta, diagnostics=diagnostics))  # type: ignore[type-var]

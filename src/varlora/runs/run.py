@@ -31,11 +31,13 @@ from varlora.linearised import predict_linearised
 from varlora.methods import METHODS, Job, Method, with_options, with_temperatures
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, Prediction, modes_of, predict
+from varlora.report import Health
 from varlora.run_config import RunConfig
 from varlora.runs.arguments import training_arguments
 from varlora.runs.batching import by_length
 from varlora.runs.folder import CompletionScores, write_run
 from varlora.runs.generation import check_generation, generate_split
+from varlora.runs.health import SPLIT, run_health, with_verdict
 from varlora.runs.measure import measure
 from varlora.runs.setting import Setting, load_setting
 from varlora.tuned import settled
@@ -68,6 +70,11 @@ class RunResult:
     peak_memory: int
     log: list[dict[str, Any]] = field(default_factory=list)
     generations: Mapping[str, Mapping[str, Generations]] = field(default_factory=dict)
+
+    @property
+    def health(self) -> Health:
+        """How the posterior does, from the validation rows' predictions."""
+        return run_health(self.posterior, self.predictions.get(SPLIT, {}), self.setting.config.samples, self.log)
 
 
 def run(
@@ -193,7 +200,7 @@ def train(
 
 
 def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bool = True) -> RunResult:
-    """Fits the temperatures where that is wanted, then predicts and measures every split but train."""
+    """Fits the temperatures where that is wanted, predicts and measures every split but train, and judges the draws."""
     q = trained.posterior
     seconds = {"train": trained.seconds}
     splits = [split for split in setting.task.splits if split != "train"]
@@ -214,9 +221,10 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
                 texts = generate_split(setting, q, split, mode=mode, progress=progress)
                 generations.setdefault(split, {})[mode] = texts
                 seconds[f"generate/{split}/{mode}"] = time.perf_counter() - start
+    health = run_health(q, predictions.get(SPLIT, {}), setting.config.samples, trained.log)
     return RunResult(
         setting=setting,
-        posterior=q,
+        posterior=with_verdict(q, health),
         predictions=predictions,
         metrics=measure(predictions, generations),
         seconds=seconds,

@@ -8,7 +8,10 @@ from varlora.cli.parsing import CommandParser
 def add_options(made: CommandParser) -> None:
     """The run, how to predict with it, and the output; a command's own options come before."""
     made.option(
-        "samples", "Posterior draws; 0 is the mean alone. What was tuned, or the run's own number, otherwise.", type=int
+        "samples",
+        "Posterior draws; 0 is the mean alone. Otherwise what was tuned, or the run's own number; `predict` then draws "
+        "only if validation rows have shown that draws help.",
+        type=int,
     )
     made.option("max_new_tokens", "Most tokens of a text that is written; the run's own otherwise.", type=int)
     made.flag("untuned", "Predict as training left the posterior: leave aside what `varlora tune` chose.")
