@@ -11,77 +11,49 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from varlora.report.statistics import over_seeds
+from varlora.report.seeds import OverSeeds, over_seeds
+from varlora.report.vocabulary import DETECTION, METRICS, Measure
 
-MEASURES = {"accuracy": ("accuracy", +1), "NLL": ("nll", -1), "ECE": ("ece_15", -1)}
-DETECTION = {"AUROC, entropy": ("auroc_entropy", +1), "AUROC, mutual information": ("auroc_mutual_information", +1)}
+MEASURES = {name: METRICS[name] for name in ("accuracy", "nll", "ece_15")}
+OUTSIDE = {name: DETECTION[name] for name in ("auroc_entropy", "auroc_mutual_information")}
 Values = Mapping[int, float]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of the 95 % t-interval, NaN for fewer than two values.
+def shown(found: OverSeeds, form: str) -> str:
+    """Mean ± half a 95 % t-interval; the mean alone of one seed, and ± 0 where all are equal.
 
     Example:
-        >>> mean, half = interval([1.0, 2.0, 3.0])
-        >>> mean, round(half, 2)
-        (2.0, 2.48)
+        >>> shown(over_seeds([1.0, 2.0, 3.0]), ".3f"), shown(over_seeds([0.5]), "+.3f")
+        ('2.000 ± 2.484', '+0.500')
     """
-    found = over_seeds(values)
     if found.seeds == 1:
-        return found.mean, math.nan
-    return found.mean, 0.0 if found.high is None else found.high - found.mean
+        return f"{found.mean:{form}}"
+    return f"{found.mean:{form}} ± {0.0 if found.high is None else found.high - found.mean:.3f}"
 
 
-def shown(mean: float, half: float, form: str) -> str:
-    """Mean ± half an interval; the mean alone where there is no interval.
-
-    Example:
-        >>> shown(0.5, 0.25, ".3f"), shown(0.5, math.nan, "+.3f")
-        ('0.500 ± 0.250', '+0.500')
-    """
-    return f"{mean:{form}}" if math.isnan(half) else f"{mean:{form}} ± {half:.3f}"
-
-
-def verdict(mean: float, half: float, sign: int) -> str:
-    """What an interval of differences says.
-
-    Example:
-        >>> verdict(-0.1, 0.05, sign=-1), verdict(0.1, 0.05, sign=-1), verdict(0.1, 0.2, sign=+1)
-        ('better', 'worse', 'tie')
-    """
-    if math.isnan(half):
-        return ""
-    if abs(mean) <= half:
-        return "tie"
-    return "better" if mean * sign > 0 else "worse"
-
-
-def row(label: str, measures: Mapping[str, tuple[str, int]], found: Mapping[str, Values], reference: Any) -> str:
+def row(label: str, measures: Mapping[str, Measure], found: Mapping[str, Values], reference: Any) -> str:
     """One line of a table.
 
     Args:
         label: the row's name.
-        measures: heading -> name of the measure, and +1 where higher is better.
+        measures: how each is shown, by its name.
         found: measure -> value by seed.
         reference: the same of the reference row; None for the reference itself.
     """
     seeds = max((len(values) for values in found.values()), default=0)
     cells = [label, str(seeds)]
-    for name, _ in measures.values():
-        mean, half = interval(list(found[name].values())) if found.get(name) else (math.nan, math.nan)
-        cells.append("–" if math.isnan(mean) else shown(mean, half, ".3f"))
-    for name, sign in measures.values():
+    cells += [shown(over_seeds(list(found[name].values())), ".3f") if found.get(name) else "–" for name in measures]
+    for name, how in measures.items():
         shared = [seed for seed in found.get(name, ()) if reference is not None and seed in reference.get(name, ())]
         if not shared:
             cells.append("–")
             continue
-        mean, half = interval([found[name][seed] - reference[name][seed] for seed in shared])
-        cells.append(f"{shown(mean, half, '+.3f')} {verdict(mean, half, sign)}".rstrip())
+        difference = over_seeds([found[name][seed] - reference[name][seed] for seed in shared])
+        cells.append(f"{shown(difference, '+.3f')} {difference.verdict(how)}")
     return f"| {' | '.join(cells)} |"
 
 
@@ -120,8 +92,7 @@ def tables(folders: Sequence[Path], reference: str | None = None) -> str:
         for block in study["blocks"]:
             for split, found in (block["comparison"] or {"splits": {}})["splits"].items():
                 for label, method in found["methods"].items():
-                    names = [name for name, _ in MEASURES.values()]
-                    _add(rows.setdefault((block["task"], split), {}), label, of_seeds(method, names))
+                    _add(rows.setdefault((block["task"], split), {}), label, of_seeds(method, MEASURES))
             for split, of_labels in block["detection"].items():
                 for label, of_measures in of_labels.items():
                     seeds = next(iter(block["comparison"]["splits"].values()))["methods"][label]["seeds"]
@@ -132,8 +103,9 @@ def tables(folders: Sequence[Path], reference: str | None = None) -> str:
         raise ValueError(f"no row is {reference!r}; there are {', '.join(map(repr, sorted(there)))}.")
     lines = []
     for (task, split), by_label in rows.items():
-        measures = DETECTION if split.endswith("out of scope") else MEASURES
-        headings = ["", "seeds", *measures, *(f"{heading} − ref." for heading in measures)]
+        measures = OUTSIDE if split.endswith("out of scope") else MEASURES
+        titles = [how.title for how in measures.values()]
+        headings = ["", "seeds", *titles, *(f"{title} − ref." for title in titles)]
         lines += [f"**{task}, {split}**", "", f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
         for label, found in by_label.items():
             lines.append(row(label, measures, found, None if label == reference else by_label.get(reference)))

@@ -104,7 +104,7 @@ def test_predict_writes_where_training_did_not(call: Call, workshop: Workshop, t
     assert (refused.code, "max_new_tokens is 256" in refused.err) == (1, True)
     done = call(*words, "--max_new_tokens", 4)
     assert (done.code, done.err) == (0, done.err)
-    assert "One pass, at the mean: nothing can be said of sampling: only" in done.out
+    assert "One pass, since nothing can be said of sampling: only" in done.out
     assert [set(row) for row in lines(tmp_path / "o.jsonl")] == [
         {"id", "prediction", "text", "log_likelihood_per_token", "finished"}
     ] * 10

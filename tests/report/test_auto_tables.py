@@ -41,37 +41,43 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     text = tables([study(tmp_path / "a", {"AdamW": {0: 1.0, 1: 2.0, 2: 3.0}, "IVON": {0: 0.8, 1: 1.9, 2: 2.7}})])
     assert line(text, "AdamW")[:4] == ["AdamW", "3", "0.500 ± 0.000", "2.000 ± 2.484"]
     assert line(text, "AdamW")[5:] == ["–"] * 3
-    assert line(text, "IVON")[6] == "-0.200 ± 0.248 tie"  # t of 2 degrees of freedom, 4.30, times .1 / √3
+    assert line(text, "IVON")[6] == "-0.200 ± 0.248 unclear"  # t of 2 degrees of freedom, 4.30, times .1 / √3
     assert "empty" not in text
 
 
 def test_a_difference_beyond_its_interval_is_named(tmp_path: Path) -> None:
     text = tables(
-        [study(tmp_path / "a", {"AdamW": {0: 1.0, 1: 2.0}, "IVON": {0: 0.9, 1: 1.9}, "SWAG": {0: 1.2, 1: 2.2}})]
+        [study(tmp_path / "a", {"AdamW": {0: 1.0, 1: 2.0}, "IVON": {0: 0.9, 1: 1.899}, "SWAG": {0: 1.2, 1: 2.202}})]
     )
-    assert line(text, "IVON")[6] == "-0.100 ± 0.000 better"
-    assert line(text, "SWAG")[6] == "+0.200 ± 0.000 worse"
+    assert line(text, "IVON")[6] == "-0.100 ± 0.006 better"
+    assert line(text, "SWAG")[6] == "+0.201 ± 0.013 worse"
+
+
+def test_equal_differences_of_all_seeds_are_not_clear_here_either(tmp_path: Path) -> None:
+    text = tables([study(tmp_path / "a", {"AdamW": {0: 1.0, 1: 2.0}, "IVON": {0: 0.9, 1: 1.9}})])
+    assert line(text, "IVON")[6] == "-0.100 ± 0.000 unclear"
+    assert line(text, "IVON")[5] == "+0.000 ± 0.000 equal"
 
 
 def test_a_single_seed_has_no_interval(tmp_path: Path) -> None:
     text = tables([study(tmp_path / "a", {"AdamW": {0: 1.0}, "IVON": {0: 0.9}})])
-    assert line(text, "IVON")[1:] == ["1", "0.500", "0.900", "0.500", "+0.000", "-0.100", "+0.000"]
+    assert line(text, "IVON")[1:] == ["1", "0.500", "0.900", "0.500", "+0.000 equal", "-0.100 one seed", "+0.000 equal"]
 
 
 def test_a_row_of_another_folder_is_paired_over_the_seeds_it_has(tmp_path: Path) -> None:
     first = study(tmp_path / "a", {"AdamW": {0: 1.0, 1: 2.0, 2: 9.0}})
-    second = study(tmp_path / "b", {"AdamW": {0: 1.0, 1: 2.0}, "IVON": {0: 0.9, 1: 1.9}})
+    second = study(tmp_path / "b", {"AdamW": {0: 1.0, 1: 2.0}, "IVON": {0: 0.9, 1: 1.899}})
     text = tables([first, second])
     assert line(text, "AdamW")[1] == "3"
     assert line(text, "IVON")[1] == "2"
-    assert line(text, "IVON")[6] == "-0.100 ± 0.000 better"
+    assert line(text, "IVON")[6] == "-0.100 ± 0.006 better"
 
 
 def test_any_row_can_be_the_reference(tmp_path: Path) -> None:
     folders = [study(tmp_path / name, {name: {0: 1.0, 1: 2.0}}, reference=name) for name in ("a", "b")]
-    both = study(tmp_path / "both", {"AdamW": {0: 1.0, 1: 2.0}, "IVON": {0: 0.9, 1: 1.9}})
-    assert line(tables([both], "IVON"), "AdamW")[6] == "+0.100 ± 0.000 worse"
-    assert line(tables(folders, "b"), "a")[6] == "+0.000 ± 0.000 tie"
+    both = study(tmp_path / "both", {"AdamW": {0: 1.0, 1: 2.0}, "IVON": {0: 0.9, 1: 1.899}})
+    assert line(tables([both], "IVON"), "AdamW")[6] == "+0.100 ± 0.006 worse"
+    assert line(tables(folders, "b"), "a")[6] == "+0.000 ± 0.000 equal"
     with pytest.raises(ValueError, match="no row is 'SWAG'; there are 'AdamW', 'IVON'"):
         tables([both], "SWAG")
 

@@ -83,6 +83,13 @@ def test_a_temperature_is_told_where_it_acts() -> None:
     assert "to be divided" not in card()
 
 
+@pytest.mark.parametrize(("helps", "call"), [(True, "samples=10"), (False, "samples=0")])
+def test_the_call_that_is_shown_draws_where_draws_help(helps: bool, call: str) -> None:
+    assert f"predict(model, q, batches, {call}, readout" in card(diagnostics={"sampling": {"helps": helps, "why": ""}})
+    linearised = card(linearised=True, diagnostics={"sampling": {"helps": helps, "why": ""}})
+    assert ("predict_linearised" in linearised) == helps
+
+
 def test_rows_that_two_splits_share_are_told() -> None:
     task = {"name": "t", "rows": {"train": 9, "test": 7}, "overlap": {"test": {"train": 2}}}
     told = "By prompt, case and spaces aside: 2 of 7 rows of test are in train."

@@ -60,13 +60,20 @@ def test_a_difference_reverses(comparison: Comparison) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "per_seed", "of_accuracy", "of_nll"),
     [
-        (0.1, 0.3, (0.1, 0.3), "better", "worse"),
-        (-0.3, -0.1, (-0.1, -0.3), "worse", "better"),
-        (-0.1, 0.3, (0.1, 0.1), "unclear", "unclear"),
-        (0.0, 0.3, (0.1, 0.1), "unclear", "unclear"),
+        (0.1, 0.3, (0.2, 0.21, 0.19), "better", "worse"),
+        (-0.3, -0.1, (-0.2, -0.21, -0.19), "worse", "better"),
+        (-0.1, 0.3, (0.2, 0.21, 0.19), "unclear", "unclear"),  # the examples leave it open
+        (0.0, 0.3, (0.2, 0.21, 0.19), "unclear", "unclear"),
+        (0.1, 0.3, (0.1, 0.3, 0.2), "unclear", "unclear"),  # all of one sign, and further apart than they are from 0
+        (0.1, 0.3, (0.1, 0.1), "unclear", "unclear"),  # equal seeds tell nothing of their spread
+        (0.1, 0.3, (0.2,), "one seed", "one seed"),
+        (-0.1, 0.3, (0.2,), "one seed", "one seed"),
+        (0.0, 0.0, (0.0,), "equal", "equal"),
+        (0.0001, 0.0003, (0.0002, 0.00021, 0.00019), "equal", "equal"),  # clear, and shown as 0.000
+        (-0.0001, 0.0003, (0.0002, 0.00021, 0.00019), "unclear", "unclear"),
         (0.1, 0.3, (-0.1, 0.5), "unclear", "unclear"),  # the seeds disagree
         (0.0, 0.0, (0.0, 0.0), "equal", "equal"),
-        (math.nan, math.nan, (math.nan,), "unclear", "unclear"),
+        (math.nan, math.nan, (math.nan, math.nan), "unclear", "unclear"),
     ],
 )
 def test_verdicts(low: float, high: float, per_seed: tuple[float, ...], of_accuracy: str, of_nll: str) -> None:
@@ -116,3 +123,21 @@ def test_what_does_not_fit_is_refused(comparison: Comparison) -> None:
         comparison.summary("dev")
     with pytest.raises(ValueError, match=r"log_probs \(120, 4\) and labels \(119,\)"):
         Row(method="m", seed=0, split="test", log_probs=torch.zeros(120, 4), labels=rows[0].labels[1:])
+
+
+def test_all_right_and_all_wrong_are_as_far_apart_as_their_exact_intervals() -> None:
+    def row(method: str, right: bool, rows: int, seed: int) -> Row:
+        probs = torch.tensor([[0.9, 0.1] if right else [0.1, 0.9]] * rows, dtype=torch.float64)
+        labels = torch.zeros(rows, dtype=torch.int64)
+        return Row(method=method, seed=seed, split="test", log_probs=probs.log(), labels=labels)
+
+    def found(rows: int) -> Comparison:
+        both = [row(method, method == "A", rows, seed) for method in "AB" for seed in (0, 1)]
+        return Comparison(task="t", rows=both, reference="B", resamples=40)
+
+    twelve = found(12)
+    alone = twelve.summary("test")["A"].metrics["accuracy"]
+    assert (alone.mean, alone.high, round(alone.low, 4)) == (1.0, 1.0, 0.7354)
+    difference = twelve.difference("A", "B", metric="accuracy", split="test")
+    assert (difference.value, round(difference.low, 4), difference.high) == (1.0, 0.4707, 1.0)
+    assert found(2).difference("A", "B", metric="accuracy", split="test").low < 0

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy import stats
+from verdict_rates import rates
 
 from report.conftest import made_up_rows  # type: ignore[import-not-found]
 from varlora.metrics import compare, evaluate
@@ -46,10 +47,10 @@ def test_the_interval_is_scipys_at_every_level() -> None:
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
-def test_one_seed_has_no_interval_and_no_outcome() -> None:
+def test_one_seed_has_no_interval_and_its_verdict_is_that_it_is_one() -> None:
     found = over_seeds([0.5])
     assert (found.mean, found.se, found.low, found.high) == (0.5, None, None, None)
-    assert found.outcome(measure("nll")) is None
+    assert found.verdict(measure("nll")) == found.verdict(measure("nll"), examples=(0.4, 0.6)) == "one seed"
 
 
 def test_what_is_no_sample_is_refused() -> None:
@@ -60,18 +61,29 @@ def test_what_is_no_sample_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "metric", "outcome"),
+    ("values", "metric", "verdict"),
     [
-        ((0.2, 0.21, 0.19), "accuracy", "win"),
-        ((0.2, 0.21, 0.19), "nll", "loss"),
-        ((-0.2, -0.21, -0.19), "nll", "win"),
-        ((0.2, -0.21, 0.19), "nll", "tie"),
-        ((0.0, 0.0, 0.0), "nll", "tie"),
-        ((math.nan, 0.1, 0.2), "nll", "tie"),
+        ((0.2, 0.21, 0.19), "accuracy", "better"),
+        ((0.2, 0.21, 0.19), "nll", "worse"),
+        ((-0.2, -0.21, -0.19), "nll", "better"),
+        ((0.2, -0.21, 0.19), "nll", "unclear"),
+        ((0.0, 0.0, 0.0), "nll", "equal"),
+        ((math.nan, 0.1, 0.2), "nll", "unclear"),
+        ((0.0004, 0.00041, 0.00039), "nll", "equal"),
+        ((0.0006, 0.00061, 0.00059), "nll", "worse"),
+        ((0.0004, 0.00041, 0.00039), "accuracy", "equal"),  # 0.04 %
     ],
 )
-def test_outcomes_over_seeds(values: Sequence[float], metric: str, outcome: str) -> None:
-    assert over_seeds(values).outcome(measure(metric)) == outcome
+def test_verdicts_of_the_seeds_alone(values: Sequence[float], metric: str, verdict: str) -> None:
+    assert over_seeds(values).verdict(measure(metric)) == verdict
+
+
+@pytest.mark.parametrize(("seeds", "most", "by_signs"), [(1, 0.0, 0.5), (3, 0.065, 0.2), (5, 0.095, 0.05)])
+def test_how_seldom_no_difference_is_called_clear(seeds: int, most: float, by_signs: float) -> None:
+    """Where the seeds' luck is nothing beside the examples', as large, or four times it."""
+    found = [rates(seeds, luck, rows=100, trials=500) for luck in (0.0, 1.0, 4.0)]
+    assert max(now for _, now in found) <= most
+    assert max(before for before, _ in found) > by_signs
 
 
 @pytest.mark.parametrize(
@@ -88,7 +100,7 @@ def test_equal_differences_tell_nothing_of_their_spread(values: Sequence[float])
     found = over_seeds(values)
     assert (found.se, found.low, found.high) == (0.0, None, None)
     assert found.mean == pytest.approx(values[0], rel=1e-9)
-    assert {found.outcome(measure(metric)) for metric in ("accuracy", "nll")} == {"tie"}
+    assert {found.verdict(measure(metric)) for metric in ("accuracy", "nll")} == {"unclear" if any(values) else "equal"}
 
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf])
@@ -101,10 +113,10 @@ def test_differences_that_nearly_agree_are_clear() -> None:
     found = over_seeds((0.02, 0.02, 0.02 + 1e-9))
     assert found.low is not None
     assert found.low > 0
-    assert found.outcome(measure("accuracy")) == "win"
+    assert found.verdict(measure("accuracy")) == "better"
 
 
-def test_equal_differences_count_as_a_tie_by_seeds_only() -> None:
+def test_equal_differences_of_all_seeds_are_not_clear_however_clear_the_examples() -> None:
     right = {"AdamW": 20, "IVON": 32}
     labels = torch.zeros(40, dtype=torch.int64)
     rows = [
@@ -121,7 +133,8 @@ def test_equal_differences_count_as_a_tie_by_seeds_only() -> None:
     block = Block(model="m", task="t", comparison=Comparison(task="t", rows=rows, resamples=200))
     (tally,) = tallies(Study(name="s", reference=ADAMW, blocks=[block]), metrics=["accuracy"])
     (judged,) = tally.judged
-    assert (judged.by_examples, judged.by_seeds, judged.each_seed) == ("win", "tie", ("win",) * 3)
+    assert judged.difference.low > 0
+    assert judged.verdict == "unclear"
 
 
 def test_a_paired_difference_over_seeds_is_that_of_the_seeds_values(comparison: Comparison) -> None:
@@ -220,17 +233,30 @@ def tally_of(found: Sequence[Tally], method: str, metric: str) -> Tally:
     return next(one for one in found if (one.method, one.metric) == (method, metric))
 
 
-def test_wins_and_losses_are_counted_over_blocks_and_never_averaged(comparison: Comparison) -> None:
-    swapped = [replace(row, method={IVON: ADAMW, ADAMW: IVON}.get(row.method, row.method)) for row in comparison.rows]
-    worse = Comparison(task="other", rows=swapped, resamples=200)
-    found = tallies(study_of(comparison, worse, None, comparison))
+def graded(gain: float) -> Comparison:
+    """Three seeds whose right answers are more probable under IVON by about the gain."""
+    base = torch.linspace(0.3, 0.7, 60, dtype=torch.float64)
+
+    def row(method: str, seed: int, right: torch.Tensor) -> Row:
+        log_probs = torch.stack([right, 1 - right], dim=-1).log()
+        return Row(
+            method=method, seed=seed, split=SPLIT, log_probs=log_probs, labels=torch.zeros(60, dtype=torch.int64)
+        )
+
+    seeds = range(3)
+    rows = [row(ADAMW, s, base) for s in seeds] + [row(IVON, s, base + gain * (1 + 0.05 * s)) for s in seeds]
+    return Comparison(task="t", rows=rows, resamples=100)
+
+
+def test_verdicts_are_counted_over_blocks_and_never_averaged(comparison: Comparison) -> None:
+    found = tallies(study_of(graded(0.1), graded(-0.1), None, graded(0.1)))
     nll = tally_of(found, IVON, "nll")
-    assert [one.by_examples for one in nll.judged] == ["win", "loss", "win"]
+    assert [one.verdict for one in nll.judged] == ["better", "worse", "better"]
     assert [one.task for one in nll.judged] == ["task-0", "task-1", "task-3"]
-    assert (nll.count("win"), nll.count("tie"), nll.count("loss")) == (2, 0, 1)
-    assert nll.in_words == "2 wins, 0 ties, 1 loss"
-    accuracy = tally_of(tallies(study_of(comparison, comparison)), SCALED, "accuracy")
-    assert accuracy.in_words == "0 wins, 2 ties, 0 losses"  # a temperature changes no answer
+    assert (nll.count("better"), nll.count("unclear"), nll.count("worse")) == (2, 0, 1)
+    assert nll.in_words == "2 better, 0 unclear, 1 worse"
+    found = tallies(study_of(comparison, comparison))
+    assert tally_of(found, SCALED, "accuracy").in_words == "2 equal"  # a temperature changes no answer
     assert {one.method for one in found} == {IVON, SCALED}
 
 
@@ -238,19 +264,23 @@ def test_each_judgement_comes_with_the_intervals_that_decide_it(comparison: Comp
     one = tally_of(tallies(study_of(comparison)), IVON, "nll").judged[0]
     assert one.difference == comparison.difference(IVON, ADAMW, metric="nll", split=SPLIT)
     assert one.over_seeds == over_seeds(one.difference.per_seed)
-    assert one.by_seeds == one.over_seeds.outcome(measure("nll"))
-    expected = tuple("win" if high < 0 else "loss" if low > 0 else "tie" for low, high in one.difference.intervals)
-    assert one.each_seed == expected
-    tally = tally_of(tallies(study_of(comparison)), IVON, "nll")
-    assert sum(tally.count(o, "each_seed") for o in ("win", "tie", "loss")) == 2  # type: ignore[misc, arg-type]
+    assert one.verdict == one.over_seeds.verdict(measure("nll"), (one.difference.low, one.difference.high))
 
 
 def test_two_seeds_rarely_say_anything_by_themselves(comparison: Comparison) -> None:
-    # t(1; .975) = 12.7: a difference must be 9 times as large as the seeds' distance to be a win.
+    # t(1; .975) = 12.7: a difference must be 6 times as large as the seeds' distance to be clear.
     tally = tally_of(tallies(study_of(comparison)), IVON, "accuracy")
     low, high = sorted(tally.judged[0].difference.per_seed)
-    wide = (low + high) / 2 < 12.706204736 * (high - low) / 2
-    assert (tally.count("tie", "seeds") == 1) == wide
+    wide = abs(low + high) / 2 < 12.706204736 * (high - low) / 2
+    assert wide
+    assert tally.count("unclear") == 1
+
+
+def test_one_seed_is_neither_better_nor_worse(comparison: Comparison) -> None:
+    alone = Comparison(task="t", rows=[row for row in comparison.rows if row.seed == 21], resamples=200)
+    tally = tally_of(tallies(study_of(alone)), IVON, "nll")
+    assert tally.judged[0].difference.high < 0
+    assert tally.in_words == "1 one seed"
 
 
 def test_blocks_without_the_split_or_a_reference_are_left_out(comparison: Comparison) -> None:
@@ -276,7 +306,7 @@ def test_detection_is_compared_by_seed_and_by_entropy_where_there_are_no_draws()
     entropy = of("auroc_entropy")
     assert entropy is not None
     assert entropy.mean == pytest.approx(0.02)
-    assert entropy.outcome(DETECTION["auroc_entropy"]) == "win"  # 0.8 and 0.9 differ, their gains hardly do
+    assert entropy.verdict(DETECTION["auroc_entropy"]) == "better"  # 0.8 and 0.9 differ, their gains hardly do
     assert of("auroc_mutual_information") == over_seeds([0.9 - 0.8, 0.95 - 0.9, 0.6 - 0.7])
     assert of("fpr95_entropy") is None
     assert of("auroc_entropy", "SWAG") is None

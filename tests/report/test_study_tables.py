@@ -14,7 +14,7 @@ from varlora.report.study_tables import (
     seeds_table,
     study_splits,
 )
-from varlora.report.tables import Cell
+from varlora.report.tables import Cell, differences_table
 from varlora.report.vocabulary import METRICS
 
 
@@ -63,16 +63,15 @@ def test_a_method_that_one_task_lacks_leaves_a_gap(comparison: Comparison) -> No
     assert cells(table)["IVON, 10 samples"]["b"] == Cell()
 
 
-def test_wins_ties_and_losses_are_counted_over_tasks(study: Study) -> None:
+def test_verdicts_are_counted_over_tasks(study: Study) -> None:
     table = record_table(study, split="test")
-    assert table.headings == ("Wins / ties / losses", "Accuracy", "NLL", "ECE")
+    assert table.headings == ("Tasks, against AdamW", "Accuracy", "NLL", "ECE")
     for tally in tallies(study, split="test", metrics=["accuracy", "nll", "ece_15"]):
         cell = cells(table)[tally.method][METRICS[tally.metric].title]
-        by_examples = [tally.count(outcome) for outcome in ("win", "tie", "loss")]
-        assert values(cell)[:3] == by_examples
-        assert sum(by_examples) == 2
-        assert values(cell)[6:] == [tally.count(outcome, "each_seed") for outcome in ("win", "tie", "loss")]
-    assert cells(table)["IVON, 10 samples"]["NLL"].texts[0] == "2 / 0 / 0"
+        assert values(cell) == list(tally.counts.values())
+        assert sum(values(cell)) == 2
+    assert [text.split()[1] for text in cells(table)["IVON, 10 samples"]["NLL"].texts] == ["better", "unclear", "worse"]
+    assert cells(table)["AdamW + temperature"]["Accuracy"].texts == ("2 equal",)
 
 
 def test_differences_over_seeds(comparison: Comparison) -> None:
@@ -80,7 +79,8 @@ def test_differences_over_seeds(comparison: Comparison) -> None:
     cell = cells(table)["IVON, 10 samples"]["NLL ↓"]
     spread = difference_over_seeds(comparison, "IVON, 10 samples", "AdamW", metric="nll", split="test")
     assert values(cell) == [spread.mean, spread.se, spread.low, spread.high]
-    assert {"win": "better", "tie": "unclear", "loss": "worse"}[cell.texts[0].split()[-1]] == cell.verdict
+    assert cell.texts[0].split()[-1] == cell.verdict
+    assert cell.verdict == cells(differences_table(comparison, metrics=["nll"]))["IVON, 10 samples"]["NLL ↓"].verdict
     with pytest.raises(ValueError, match="no reference"):
         seeds_table(Comparison(task="t", rows=comparison.rows, reference=None), split="test", metrics=["nll"])
 
@@ -91,7 +91,8 @@ def test_one_seed_has_no_interval_over_seeds(comparison: Comparison) -> None:
     assert [len(cell.lines) for _, row in table.rows for cell in row] == [1, 1]
     study = Study(name="s", reference="AdamW", blocks=(Block(model="m", task="t", comparison=one),))
     record = record_table(study, split="test")
-    assert {len(cell.lines) for _, row in record.rows for cell in row} == {2}  # over examples, and each seed's own
+    assert cells(record)["IVON, 10 samples"]["NLL"].texts == ("1 one seed",)
+    assert cells(table)["IVON, 10 samples"]["NLL ↓"].verdict == "one seed"
 
 
 def test_equal_differences_have_no_interval_over_seeds(comparison: Comparison) -> None:
@@ -100,7 +101,7 @@ def test_equal_differences_have_no_interval_over_seeds(comparison: Comparison) -
     ]  # two seeds that found the same
     table = seeds_table(Comparison(task="t", rows=twice, resamples=40), split="test", metrics=["nll"])
     cell = cells(table)["IVON, 10 samples"]["NLL ↓"]
-    assert cell.texts[0].endswith(" ± 0.000 tie")
+    assert cell.texts[0].endswith(" ± 0.000 unclear")
     assert cell.texts[1:] == ("no interval",)
     assert cell.verdict == "unclear"
 

@@ -33,11 +33,9 @@ def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFold
     q = without_tuning(run.posterior) if arguments.untuned else run.posterior
     if q.meta.tuned is not None:
         out.print(f"As `varlora tune` chose: {in_words(q.meta.tuned)} (--untuned: as trained).", highlight=False)
-    if not judged and arguments.samples is None and config.samples and (why := why_the_point(q)):
-        out.print(f"One pass, at the mean: {why} (--samples {config.samples}: draws).", highlight=False, soft_wrap=True)
+    _, samples = settled(q, arguments.samples, config.samples)
+    if not judged and arguments.samples is None and why_the_point(q):
         samples = 0
-    else:
-        _, samples = settled(q, arguments.samples, config.samples)
     if arguments.max_new_tokens is not None:
         config = dataclasses.replace(config, max_new_tokens=arguments.max_new_tokens)
     return dataclasses.replace(run, posterior=q), dataclasses.replace(config, samples=samples)

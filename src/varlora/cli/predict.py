@@ -23,7 +23,7 @@ from varlora.metrics import mutual_information, predictive_entropy
 from varlora.prediction import Prediction, modes_of
 from varlora.runs import generate_split, predict_split
 from varlora.runs.selective import Calibration, Selection
-from varlora.tuned import as_tuned
+from varlora.tuned import as_tuned, why_the_point
 
 SPLIT = "input"
 FORMATS = (".jsonl", ".parquet")
@@ -63,6 +63,8 @@ def execute(arguments: Namespace) -> None:
     out.print(
         f"{rows} {'row' if rows == 1 else 'rows'} answered by {how}; written to [bold]{escape(str(target))}[/bold]."
     )
+    if arguments.samples is None and run.config.samples and (why := why_the_point(run.posterior)):
+        out.print(f"One pass, since {why} (--samples {run.config.samples}: draws).", highlight=False, soft_wrap=True)
     if selected is not None:
         _say(*selected, records)
 

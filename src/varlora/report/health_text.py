@@ -321,9 +321,9 @@ def _held(end: HeldOutEnd) -> str:
 
 
 def _signed(found: Paired) -> str:
-    """With two decimals, and more where the error needs them to be told from 0."""
+    """With two decimals, and up to four where the error needs them to be told from 0."""
     smallest = found.standard_error or abs(found.difference)
-    digits = min(max(math.ceil(-math.log10(smallest)), 2), 8) if smallest > 0 else 2
+    digits = min(max(math.ceil(-math.log10(smallest)), 2), 4) if smallest > 0 else 2
     value = f"{found.difference:+.{digits}f}"
     if float(value) == 0:
         value = value[1:]

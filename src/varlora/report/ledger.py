@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from varlora.nearest import nearest
-from varlora.report.statistics import OverSeeds, over_seeds
+from varlora.report.seeds import OverSeeds, over_seeds
 from varlora.report.study import Block, Study
 from varlora.report.vocabulary import measure
 

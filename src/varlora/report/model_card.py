@@ -200,7 +200,9 @@ model = PeftModel.from_pretrained(base, {folder!r})"""
         module, call, averaged = "prediction", "predict(model, q, batches, samples=10", "# (N, C), averaged over draws"
         if kind == "point_mass":
             call, averaged = "predict(model, q, batches, samples=0", "# (N, C)"
-        if meta.get("linearised"):
+        elif ((meta.get("diagnostics") or {}).get("sampling") or {"helps": True}).get("helps") is not True:
+            call, averaged = "predict(model, q, batches, samples=0", "# (N, C); draws were not shown to help"
+        elif meta.get("linearised"):
             module, call = "linearised", "predict_linearised(model, q, batches"
         sections.append(f"""\
 With varlora, probabilities of the answers (`batches`: token ids as `varlora.tasks.Collator` makes them):

@@ -12,7 +12,8 @@ from varlora.report.vocabulary import HEADLINE, listing, measure
 def reading(comparison: Comparison, *, split: str = "test", metrics: Sequence[str] = HEADLINE) -> str:
     """What a careful reader would say after the table.
 
-    A method is called clearly ahead of another only if its paired difference is (`Difference.verdict`).
+    A method is called clearly ahead of another only if its paired difference is (`Difference.verdict`); from one seed
+    none is.
 
     Args:
         comparison: What was run.
@@ -55,6 +56,8 @@ def _clause(
     if not others:
         return f"{_quoted(winner)} reaches {values}"
     best = f"{_quoted(winner)} has the best {values}"
+    if len(comparison.seeds(split)) == 1:
+        return f"{best} in this one seed, which does not tell how another would end"
     if not level_with:
         return f"{best}, clearly ahead of {'every other method' if others > 1 else _quoted(_other(comparison, winner))}"
     if len(level_with) == others > 1:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +16,8 @@ from torch import Tensor
 from varlora.metrics import Interval, evaluate
 from varlora.metrics.bootstrap import bootstrap
 from varlora.report.rows import Row, Runs
-from varlora.report.vocabulary import FULL, Measure, measure
-
-LEVEL = 0.95
+from varlora.report.seeds import LEVEL, over_seeds
+from varlora.report.vocabulary import FULL, Measure, Verdict, measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +55,9 @@ class Difference:
     per_seed: tuple[float, ...]
     intervals: tuple[tuple[float, float], ...] = ()
 
-    def verdict(self, how: Measure) -> str:
-        """What the difference shows: "better", "worse", "equal" (exactly, always) or "unclear".
-
-        A difference is clear when its interval leaves 0 out and every seed has its sign: the interval knows the
-        luck of the examples, but not that of the seeds.
-        """
-        if self.low == self.high == 0:
-            return "equal"
-        one_sided = self.low > 0 or self.high < 0
-        if not one_sided or any(value * self.value <= 0 for value in self.per_seed):
-            return "unclear"
-        return "better" if how.is_better(self.value) else "worse"
+    def verdict(self, how: Measure) -> Verdict:
+        """What the difference shows, by the examples and the seeds together (`OverSeeds.verdict`)."""
+        return over_seeds(self.per_seed).verdict(how, examples=(self.low, self.high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,15 +265,18 @@ class Comparison:
                         values |= {_of_seed(one, metric, k): difference for k, difference in enumerate(differences_K)}
             return values
 
-        return bootstrap(
+        answers = self.num_examples(split) * (seeds if own else 1)
+        found = bootstrap(
             statistics,
             self.num_examples(split),
             width=seeds,
             sets=seeds if own else None,
+            shares={_single(method, "accuracy"): answers for method in runs},
             resamples=self.resamples,
             level=LEVEL,
             seed=self.seed,
         )
+        return {name: _of_shares(name, interval, found) for name, interval in found.items()}
 
     def _check(self, split: str) -> None:
         seeds = self.seeds(split)
@@ -309,6 +302,15 @@ class Comparison:
                         f"{split!r} has {len(first[seeds[0]].labels)} examples for seed {seeds[0]} and "
                         f"{len(row.labels)} for seed {row.seed}; each seed must have as many"
                     )
+
+
+def _of_shares(name: str, interval: Interval, found: Mapping[str, Interval]) -> Interval:
+    """The interval; of shares that differ alike in every resample (all right, all wrong), that of both shares' ends."""
+    metric, *methods = name.split("\0")
+    if metric != "accuracy" or len(methods) != 2 or not interval.low == interval.high != 0:
+        return interval
+    one, two = (found[_single(method, metric)] for method in methods)
+    return replace(interval, low=one.low - two.high, high=one.high - two.low)
 
 
 def _single(method: str, metric: str) -> str:

@@ -1,14 +1,6 @@
-"""How sure a difference between methods is, over examples and over seeds, and how often it is one over tasks.
+"""Differences between methods over seeds, how often one is clear over tasks, and the means along a frontier.
 
-    over examples    a paired bootstrap of the test set: the luck of its rows (`varlora.report.Comparison`)
-    over seeds       Student's t of the K seeds' values, or of their paired differences: the luck of training
-
-                     mean ± t(K − 1; 97.5 %) · s / √K
-
-Values that are all equal, as accuracies on few rows can be, tell nothing of their spread: there is no interval then.
-
-A win or a loss on a block (one model on one task) is a difference that its interval tells from 0; what it does not tell
-is a tie. Wins are counted over blocks, and nothing is averaged over tasks.
+Verdicts (`varlora.report.seeds`) are counted over blocks (one model on one task each); nothing is averaged over tasks.
 """
 
 from __future__ import annotations
@@ -16,83 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from scipy import stats
-
-from varlora.report.results import LEVEL, Comparison, Difference
+from varlora.report.results import Comparison, Difference
+from varlora.report.seeds import OverSeeds, over_seeds
 from varlora.report.study import Block, Frontier, Study
-from varlora.report.vocabulary import FULL, Measure, measure
+from varlora.report.vocabulary import FULL, Verdict, measure
 
-Outcome = Literal["win", "tie", "loss"]
-OUTCOMES: Mapping[str, Outcome] = {"better": "win", "worse": "loss", "equal": "tie", "unclear": "tie"}
-"""What a verdict of `Difference` counts as."""
-ROUNDING = 1e-12
-"""Values no further apart than this (of the largest of them, or of 1) are equal: sums of floats differ so much."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverSeeds:
-    """The mean of K seeds' values, or of their differences, with what the seeds' spread says of it.
-
-    Attributes:
-        mean: of the values.
-        se: standard error of the mean; None for one seed.
-        low: lower end of the mean's 95 % t-interval; None for one seed, and where all values are equal: they tell
-            nothing of how far another seed's may lie from them.
-        high: its upper end.
-        seeds: K.
-    """
-
-    mean: float
-    se: float | None
-    low: float | None
-    high: float | None
-    seeds: int
-
-    def outcome(self, how: Measure) -> Outcome | None:
-        """Of a difference: a win or a loss where the interval leaves 0 out, else a tie; None for one seed.
-
-        Example:
-            >>> over_seeds([0.01, 0.02, 0.03]).outcome(measure("accuracy"))
-            'tie'
-            >>> over_seeds([0.018, 0.02, 0.022]).outcome(measure("nll"))
-            'loss'
-            >>> over_seeds([0.02, 0.02, 0.02]).outcome(measure("accuracy"))      # nothing is known of the spread
-            'tie'
-        """
-        if self.seeds == 1:
-            return None
-        if self.low is None or self.high is None:
-            return "tie"
-        return _outcome(self.mean, self.low, self.high, how)
-
-
-def over_seeds(values: Sequence[float], level: float = LEVEL) -> OverSeeds:
-    """The mean of the seeds' values, its standard error, and its t-interval.
-
-    Args:
-        values: one of each seed.
-        level: confidence of the interval.
-
-    Raises:
-        ValueError: there is no value, or the level is none.
-
-    Example:
-        >>> found = over_seeds([1.0, 2.0, 3.0])
-        >>> found.mean, round(found.se, 4), round(found.high - found.mean, 4)
-        (2.0, 0.5774, 2.4841)
-    """
-    if not values or not 0 < level < 1:
-        raise ValueError(f"need one value or more and a level between 0 and 1; got {len(values)} values and {level!r}.")
-    count, mean = len(values), math.fsum(values) / len(values)
-    if count == 1:
-        return OverSeeds(mean=mean, se=None, low=None, high=None, seeds=1)
-    if _all_equal(values):
-        return OverSeeds(mean=mean, se=0.0, low=None, high=None, seeds=count)
-    se = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * se
-    return OverSeeds(mean=mean, se=se, low=mean - half, high=mean + half, seeds=count)
+__all__ = [
+    "FrontierMean",
+    "Judged",
+    "OverSeeds",
+    "Tally",
+    "detection_difference",
+    "difference_over_seeds",
+    "frontier_means",
+    "over_seeds",
+    "tallies",
+]
 
 
 def difference_over_seeds(
@@ -144,11 +76,9 @@ class Judged:
         model, task: the block.
         method: which method.
         metric: which metric.
-        difference: the paired difference over the examples, with each seed's own interval.
-        by_examples: what that says: a win or a loss needs an interval without 0, and the same sign of every seed.
+        difference: the paired difference over the examples, with each seed's.
         over_seeds: the same difference over seeds.
-        by_seeds: what that says, a tie where all seeds' differences are equal; None where there is one seed.
-        each_seed: what each seed's own interval over the examples says.
+        verdict: what the two show together.
     """
 
     model: str
@@ -156,15 +86,13 @@ class Judged:
     method: str
     metric: str
     difference: Difference
-    by_examples: Outcome
     over_seeds: OverSeeds
-    by_seeds: Outcome | None
-    each_seed: tuple[Outcome, ...]
+    verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """How often a method won, tied and lost against the reference.
+    """How often a method was better and worse than the reference.
 
     Attributes:
         method: which method.
@@ -176,24 +104,23 @@ class Tally:
     metric: str
     judged: tuple[Judged, ...]
 
-    def count(self, outcome: Outcome, by: Literal["examples", "seeds", "each_seed"] = "examples") -> int:
-        """How many blocks had an outcome.
+    def count(self, verdict: Verdict) -> int:
+        """How many blocks had a verdict."""
+        return sum(one.verdict == verdict for one in self.judged)
 
-        Args:
-            outcome: which.
-            by: the interval over the examples, the t-interval over seeds, or each seed's own interval over the
-                examples, in which case blocks times seeds are counted.
-        """
-        if by == "each_seed":
-            return sum(seed == outcome for one in self.judged for seed in one.each_seed)
-        return sum((one.by_examples if by == "examples" else one.by_seeds) == outcome for one in self.judged)
+    @property
+    def counts(self) -> dict[Verdict, int]:
+        """How many blocks had each verdict; one that none had is left out, or, where some have seeds, told as 0."""
+        always: tuple[Verdict, ...] = ("better", "unclear", "worse")
+        if self.count("one seed") + self.count("equal") == len(self.judged):
+            always = ()
+        order: tuple[Verdict, ...] = ("better", "unclear", "equal", "worse", "one seed")
+        return {verdict: self.count(verdict) for verdict in order if verdict in always or self.count(verdict)}
 
     @property
     def in_words(self) -> str:
-        """E.g. "3 wins, 2 ties, 1 loss"."""
-        plurals = {"win": "wins", "tie": "ties", "loss": "losses"}
-        counts: dict[Outcome, int] = {o: self.count(o) for o in ("win", "tie", "loss")}
-        return ", ".join(f"{count} {outcome if count == 1 else plurals[outcome]}" for outcome, count in counts.items())
+        """E.g. "3 better, 2 unclear, 1 worse"."""
+        return ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
 
 
 def tallies(study: Study, *, split: str = "test", metrics: Sequence[str] = FULL) -> tuple[Tally, ...]:
@@ -279,32 +206,12 @@ def _judged(block: Block, comparison: Comparison, method: str, metric: str, spli
     assert comparison.reference is not None
     how = measure(metric)
     difference = comparison.difference(method, comparison.reference, metric=metric, split=split)
-    spread = over_seeds(difference.per_seed)
     return Judged(
         model=block.model,
         task=block.task,
         method=method,
         metric=metric,
         difference=difference,
-        by_examples=OUTCOMES[difference.verdict(how)],
-        over_seeds=spread,
-        by_seeds=spread.outcome(how),
-        each_seed=tuple(
-            _outcome(value, low, high, how)
-            for value, (low, high) in zip(difference.per_seed, difference.intervals, strict=True)
-        ),
+        over_seeds=over_seeds(difference.per_seed),
+        verdict=difference.verdict(how),
     )
-
-
-def _all_equal(values: Sequence[float]) -> bool:
-    """Whether values differ by no more than the rounding of sums; NaN and infinities equal nothing."""
-    if not all(map(math.isfinite, values)):
-        return False
-    return max(values) - min(values) <= ROUNDING * max(1.0, *map(abs, values))
-
-
-def _outcome(value: float, low: float, high: float, how: Measure) -> Outcome:
-    """What an interval says of a difference; NaN leaves nothing out."""
-    if low > 0 or high < 0:
-        return "win" if how.is_better(value) else "loss"
-    return "tie"

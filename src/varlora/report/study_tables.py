@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
-from varlora.report.results import Comparison
+from varlora.report.results import Comparison, Difference
 from varlora.report.statistics import (
-    Outcome,
     OverSeeds,
     Tally,
-    difference_over_seeds,
     frontier_means,
     over_seeds,
     tallies,
 )
 from varlora.report.study import Block, Cost, Frontier, Study
-from varlora.report.tables import Cell, Line, Number, Table, differences_table, results_table
+from varlora.report.tables import CLEAR, Cell, Line, Number, Table, differences_table, results_table
 from varlora.report.vocabulary import COMPLETIONS, DETECTION, HEADLINE, Measure, measure
 
 OVER = {
@@ -29,9 +26,6 @@ OVER = {
     "samples": ("number of draws", "draws"),
 }
 """What a frontier varies: in words, and in short."""
-
-VERDICTS: Mapping[Outcome, str] = {"win": "better", "tie": "unclear", "loss": "worse"}
-BY: tuple[Literal["examples", "seeds", "each_seed"], ...] = ("examples", "seeds", "each_seed")
 
 
 def study_splits(study: Study) -> tuple[str, ...]:
@@ -79,7 +73,7 @@ def overview_table(study: Study, *, split: str, metric: str) -> Table:
 
 
 def record_table(study: Study, *, split: str, metrics: Sequence[str] = HEADLINE) -> Table:
-    """On how many tasks each method won, tied and lost against the reference."""
+    """On how many tasks each method was better and worse than the reference."""
     found = {(tally.method, tally.metric): tally for tally in tallies(study, split=split, metrics=metrics)}
     rows = tuple(
         (method, tuple(_record_cell(found[method, metric], metric) for metric in metrics))
@@ -87,12 +81,10 @@ def record_table(study: Study, *, split: str, metrics: Sequence[str] = HEADLINE)
     )
     return Table(
         caption=(
-            f"Wins, ties and losses against {study.reference} on {split}, counted over tasks. First line: a win is a "
-            "paired 95 % bootstrap interval over the examples without 0, and the same sign of every seed. Second: a "
-            "95 % t-interval of the seeds' differences without 0 (equal differences have none: a tie). Third: each "
-            "seed by itself, by the interval over its examples. Not corrected for the number of comparisons."
+            f"On how many tasks each method was better and worse than {study.reference} on {split}. {CLEAR} Not "
+            "corrected for the number of comparisons."
         ),
-        headings=("Wins / ties / losses", *(measure(metric).title for metric in metrics)),
+        headings=(f"Tasks, against {study.reference}", *(measure(metric).title for metric in metrics)),
         rows=rows,
     )
 
@@ -108,16 +100,15 @@ def seeds_table(comparison: Comparison, *, split: str, metrics: Sequence[str]) -
     rows = []
     for method in comparison.methods:
         if method != comparison.reference:
-            spreads = [
-                difference_over_seeds(comparison, method, comparison.reference, metric=metric, split=split)
-                for metric in metrics
+            differences = [
+                comparison.difference(method, comparison.reference, metric=metric, split=split) for metric in metrics
             ]
-            rows.append((method, tuple(map(_difference_cell, spreads, metrics))))
+            rows.append((method, tuple(map(_difference_cell, differences, metrics))))
     return Table(
         caption=(
             f"{comparison.describe(split)}. Difference from {comparison.reference}, paired by seed: mean ± standard "
             "error over seeds, and its 95 % t-interval, which knows the luck of training and not that of the examples; "
-            "none where all seeds' differences are equal, which tell nothing of their spread."
+            f"none where all seeds' differences are equal, which tell nothing of their spread. {CLEAR}"
         ),
         headings=(f"Against {comparison.reference}", *(measure(metric).heading for metric in metrics)),
         rows=tuple(rows),
@@ -215,27 +206,22 @@ def _seeds_values_table(
     return Table(caption=caption, headings=("Method", *(how.heading for how in shown.values())), rows=rows)
 
 
-def _difference_cell(spread: OverSeeds, metric: str) -> Cell:
-    how = measure(metric)
-    outcome = spread.outcome(how)
+def _difference_cell(difference: Difference, metric: str) -> Cell:
+    how, spread = measure(metric), over_seeds(difference.per_seed)
+    verdict = difference.verdict(how)
     first: Line = (Number(how.show_difference(spread.mean), spread.mean),)
-    if spread.se is None or outcome is None:
-        return Cell(lines=(first,), metric=metric)
-    first = (*first, " ± ", Number(how.show(spread.se), spread.se), f" {outcome}")
+    if spread.se is None:
+        return Cell(lines=((*first, f" {verdict}"),), verdict=verdict, metric=metric)
+    first = (*first, " ± ", Number(how.show(spread.se), spread.se), f" {verdict}")
     if spread.low is None or spread.high is None:
-        return Cell(lines=(first, ("no interval",)), verdict=VERDICTS[outcome], metric=metric)
+        return Cell(lines=(first, ("no interval",)), verdict=verdict, metric=metric)
     low, high = (Number(how.show_difference(end), end) for end in (spread.low, spread.high))
-    return Cell(lines=(first, (low, " to ", high)), verdict=VERDICTS[outcome], metric=metric)
+    return Cell(lines=(first, (low, " to ", high)), verdict=verdict, metric=metric)
 
 
 def _record_cell(tally: Tally, metric: str) -> Cell:
-    lines = []
-    for by in BY:
-        counts = [tally.count(outcome, by) for outcome in ("win", "tie", "loss")]
-        if sum(counts):  # one seed has no interval over seeds
-            win, tie, loss = (Number(str(count), count) for count in counts)
-            lines.append((win, " / ", tie, " / ", loss))
-    return Cell(lines=tuple(lines), metric=metric)
+    lines = tuple((Number(str(count), count), f" {verdict}") for verdict, count in tally.counts.items())
+    return Cell(lines=lines, metric=metric)
 
 
 def _mean_cell(values: Sequence[float | None], *, unit: float = 1.0) -> Cell:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from varlora.report.latex import escape_latex
 from varlora.report.results import Comparison, Difference, Estimate, Summary
 from varlora.report.terminal import Fitted
-from varlora.report.vocabulary import FULL, Measure, measure
+from varlora.report.vocabulary import FULL, Measure, Verdict, measure
 
 
 class Number(NamedTuple):
@@ -31,6 +31,12 @@ class Number(NamedTuple):
         return math.isfinite(self.value)
 
 
+CLEAR = (
+    "Better, worse: the interval over the examples and the t-interval over the seeds both leave out 0. Equal: 0 "
+    "always, or clear, and 0 to the digits shown. One seed: no other tells the luck of training."
+)
+"""What a verdict rests on, under every table that has some."""
+
 Line: TypeAlias = tuple["str | Number", ...]
 
 
@@ -41,14 +47,14 @@ class Cell:
     Args:
         lines: The first is the statement, the others its detail. No lines: there is nothing to say.
         strong: The best of its column.
-        verdict: "better", "worse" or "unclear" (its interval holds 0); empty where nothing is compared.
+        verdict: What a difference shows (`varlora.report.seeds`); empty where nothing is compared.
         metric: The metric that the numbers belong to.
         verdict_line: Which of the lines states what the verdict is on.
     """
 
     lines: tuple[Line, ...] = ()
     strong: bool = False
-    verdict: str = ""
+    verdict: Verdict | Literal[""] = ""
     metric: str = ""
     verdict_line: int = 0
 
@@ -191,8 +197,7 @@ def differences_table(comparison: Comparison, *, split: str = "test", metrics: S
     )
     caption = (
         f"{comparison.describe(split)}. Difference from {comparison.reference} on the same examples, with its "
-        "paired 95 % bootstrap interval. Unclear: the interval holds 0, or the seeds disagree on the sign. Not "
-        "corrected for the number of comparisons."
+        f"paired 95 % bootstrap interval. {CLEAR} Not corrected for the number of comparisons."
     )
     headings = (f"Against {comparison.reference}", *(how.heading for how in shown))
     return Table(caption=caption, headings=headings, rows=rows)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 MINUS = "\N{MINUS SIGN}"
+Verdict = Literal["better", "worse", "equal", "unclear", "one seed"]
+"""What a difference shows (`varlora.report.seeds`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,15 @@ class Measure:
         text = self.show(value)
         signed = math.isfinite(value) and not text.startswith(MINUS) and float(text) != 0
         return f"+{text}" if signed else text
+
+    def shows_nothing(self, difference: float) -> bool:
+        """Whether a difference is 0 to the digits that are shown.
+
+        Example:
+            >>> METRICS["nll"].shows_nothing(-0.0004), METRICS["nll"].shows_nothing(-0.0006)
+            (True, False)
+        """
+        return self.show(abs(difference)) == self.show(0.0)
 
     def is_better(self, difference: float) -> bool:
         """Whether a change by `difference` is a gain."""
@@ -140,7 +151,7 @@ DETECTION: dict[str, Measure] = {
 }
 """Of splits whose rows belong to no class, as `varlora.runs.measure` names them."""
 
-MARKS = {"better": "▲", "worse": "▼", "equal": "=", "unclear": "○"}
+MARKS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "equal": "=", "unclear": "○", "one seed": "◇"}
 """A sign for each verdict, so that none depends on its colour."""
 
 COMPLETIONS: dict[str, Measure] = {

@@ -50,7 +50,7 @@ function panelOverview() {
   return [
     choice("Metric", options, metric, (value) => set({ metric: value }), "metric"),
     tableWith(found.metrics[metric], "results overview"),
-    ...(found.record.rows.length ? [el("h2", {}, "Wins, ties and losses"), tableWith(found.record, "results record")] : []),
+    ...(found.record.rows.length ? [el("h2", {}, "Better and worse, by task"), tableWith(found.record, "results record")] : []),
   ];
 }
 
