@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
 
-from varlora.metrics import largest_free, not_worse, one_standard_error, paired_error
+from varlora.metrics import largest_free, not_worse, one_standard_error, paired_error, standard_errors_for
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -117,3 +118,12 @@ def test_how_often_luck_passes(standard_errors: float, rate: float) -> None:
         for a, b in zip(default, noise, strict=True)
     ]
     assert sum(left) / 2000 == pytest.approx(rate, abs=3 * math.sqrt(rate * (1 - rate) / 2000))
+
+
+def test_few_rows_need_two_standard_errors_and_many_one() -> None:
+    asked = [standard_errors_for(rows) for rows in range(1, 2000)]
+    assert asked[:50] == [2.0] * 50
+    assert all(0 <= before - after <= 0.02 for before, after in pairwise(asked))  # no cliff
+    assert asked[-1] < 1.03
+    with pytest.raises(ValueError, match="0 rows decide nothing"):
+        standard_errors_for(0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from varlora.methods.temperature import fit_temperature
+from varlora.metrics import likeliest_temperature
 from varlora.optim.ess_control import (
     BOUNDS,
     LARGEST_MOVE,
@@ -98,7 +98,7 @@ def test_one_scoring_step_near_the_optimum_finds_the_temperature(wanted: float) 
     zero = torch.zeros(1)
     record = HeldOutRecord().with_rows(slope, information, gain=zero, loss=zero)
     found, error = record.log_temperature(rows=len(labels))
-    fitted = math.log(fit_temperature(logits.transpose(0, 1), labels))
+    fitted = math.log(likeliest_temperature(logits.transpose(0, 1), labels))
     assert fitted == pytest.approx(math.log(wanted), abs=0.02)
     # The mean of the draws' variances bounds the curvature of their average from above, so that one step from T = 1 has
     # the right sign and falls short, here by up to a half.

@@ -13,7 +13,8 @@ from small_runs import films, finish_herds, herds, write_rows
 from tiny_runs import save_chat_model
 from varlora import temper, without_tuning
 from varlora.folders import atomic_folder
-from varlora.methods import cross_fitted, fit_temperature
+from varlora.metrics import cross_fitted, likeliest_temperature
+from varlora.metrics.temperature import PRIOR_SD
 from varlora.ops import prune
 from varlora.prediction import Prediction
 from varlora.runs import RunFolder, in_words, predict_split, read_run, reload_setting, reset, tune
@@ -87,7 +88,9 @@ def test_the_numbers_are_those_of_predictions_made_by_hand(hot: Path) -> None:
         mode = "mean" if candidate.temperature == 0 else "samples"
         found = log_probs(folder, q=q, mode=mode, samples=candidate.samples)
         if candidate.fitted and candidate.stage != "pruning":
-            assert candidate.logit_temperature == fit_temperature(found.log_probs, found.labels)
+            assert candidate.logit_temperature == likeliest_temperature(
+                found.log_probs, found.labels, prior_sd=PRIOR_SD
+            )
             expected = cross_fitted(found.log_probs, found.labels)[0]
         else:
             expected = losses(found.log_probs, found.labels, candidate.logit_temperature)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from varlora.methods import cross_fitted, fit_temperature
-from varlora.metrics import paired_error
+from varlora.metrics import cross_fitted, likeliest_temperature, paired_error
+from varlora.metrics.temperature import PRIOR_SD
 from varlora.runs.space import Space
 from varlora.runs.tuning import Candidate, Choice, choose, losses
 
@@ -77,7 +77,7 @@ def test_overconfident_logits_are_divided() -> None:
     choice = world.choose(samples=(4,))
     chosen = choice.chosen
     assert (chosen.temperature, chosen.fitted) == (1.0, True)  # no τ is needed beside it
-    assert chosen.logit_temperature == fit_temperature(world(1.0, 4, 0.0), world.labels)
+    assert chosen.logit_temperature == likeliest_temperature(world(1.0, 4, 0.0), world.labels, prior_sd=PRIOR_SD)
     assert 2.5 < chosen.logit_temperature < 3.5
     honest = cross_fitted(world(1.0, 4, 0.0), world.labels)[0]
     assert choice.nll_after == float(honest.mean())

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from varlora.methods.method import Fit, Job, Method, with_options
     from varlora.methods.scalabl import Scalabl
     from varlora.methods.swag import Swag
-    from varlora.methods.temperature import Temperature, cross_fitted, fit_temperature, with_temperatures
+    from varlora.methods.temperature import Temperature, with_temperatures
     from varlora.methods.tfb import Tfb
+    from varlora.metrics.temperature import cross_fitted, fit_temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +175,7 @@ __all__ = [
 _HOMES: Mapping[str, str] = {
     **{listed.kind: name for name, listed in LISTED.items()},
     **dict.fromkeys(("Fit", "Job", "Method", "with_options"), "method"),
-    **dict.fromkeys(("cross_fitted", "fit_temperature", "with_temperatures"), "temperature"),
+    "with_temperatures": "temperature",
 }
-__getattr__ = lazily("varlora.methods", {name: f"varlora.methods.{home}" for name, home in _HOMES.items()})
+_FITS = dict.fromkeys(("cross_fitted", "fit_temperature"), "varlora.metrics.temperature")
+__getattr__ = lazily("varlora.methods", {name: f"varlora.methods.{home}" for name, home in _HOMES.items()} | _FITS)

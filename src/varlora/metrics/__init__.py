@@ -29,9 +29,23 @@ from varlora.metrics.conformal import (
 from varlora.metrics.evaluation import compare, evaluate, evaluate_with_intervals
 from varlora.metrics.ranking import accuracy_at_coverage, aurc, auroc, fpr95, risk_coverage
 from varlora.metrics.scoring import accuracy, brier, confidence_and_correct, nll
-from varlora.metrics.selection import largest_free, not_worse, one_standard_error, paired_error
+from varlora.metrics.selection import (
+    WORTHWHILE,
+    largest_free,
+    not_worse,
+    one_standard_error,
+    paired_error,
+    standard_errors_for,
+)
 from varlora.metrics.selective import CoverageThreshold, answered_metrics, sureness, threshold_for_coverage
 from varlora.metrics.selective_accuracy import AccuracyThreshold, CannotGuaranteeError, threshold_for_accuracy
+from varlora.metrics.temperature import (
+    TemperatureFit,
+    cross_fitted,
+    fit_temperature,
+    likeliest_temperature,
+    temperature_fit,
+)
 from varlora.metrics.uncertainty import (
     entropy,
     expected_entropy,
@@ -42,12 +56,14 @@ from varlora.metrics.uncertainty import (
 from varlora.metrics.voting import evaluate_answers, evaluate_answers_with_intervals, majority
 
 __all__ = [
+    "WORTHWHILE",
     "AccuracyThreshold",
     "CannotGuaranteeError",
     "CoverageThreshold",
     "Interval",
     "ReliabilityBin",
     "SetThreshold",
+    "TemperatureFit",
     "accuracy",
     "accuracy_at_coverage",
     "answered_metrics",
@@ -64,6 +80,7 @@ __all__ = [
     "conformal_rank",
     "conformal_scores",
     "conformal_threshold",
+    "cross_fitted",
     "entropy",
     "equal_mass_calibration_error",
     "evaluate",
@@ -73,8 +90,10 @@ __all__ = [
     "expected_calibration_error",
     "expected_entropy",
     "fewest_rows",
+    "fit_temperature",
     "fpr95",
     "largest_free",
+    "likeliest_temperature",
     "majority",
     "maximum_calibration_error",
     "mean_log_probs",
@@ -89,7 +108,9 @@ __all__ = [
     "reliability_bins",
     "risk_coverage",
     "set_metrics",
+    "standard_errors_for",
     "sureness",
+    "temperature_fit",
     "threshold_for_accuracy",
     "threshold_for_coverage",
     "threshold_for_sets",

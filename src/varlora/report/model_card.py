@@ -230,6 +230,8 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
         lines.append(f"The Hessian estimate moved by {100 * moved:.3g} % (median) from its start: {learning(moved)}.")
     if divided := _divided(kind, meta):
         lines.append(f"The logits are to be divided by {divided}: varlora does it, PEFT does not.")
+    for mode, fit in ((meta.get("diagnostics") or {}).get("logit_temperature") or {}).items():
+        lines.append(f"T = {fit['value']:.4g} {_VARIANTS[mode]} was decided on {fit['rows']} validation rows.")
     lines += [f"After training: {_operation(operation)}." for operation in meta.get("history") or ()]
     if kind != "point_mass":
         lines.append("Merged into the base model, it can no longer be sampled.")

@@ -18,9 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varlora.methods import cross_fitted, fit_temperature
-from varlora.metrics import largest_free, mean_log_probs, not_worse, one_standard_error, paired_error
+from varlora.metrics import (
+    cross_fitted,
+    largest_free,
+    likeliest_temperature,
+    mean_log_probs,
+    not_worse,
+    one_standard_error,
+    paired_error,
+)
 from varlora.metrics.scoring import log_losses
+from varlora.metrics.temperature import PRIOR_SD
 from varlora.prediction import Mode
 from varlora.runs.space import Space
 
@@ -242,7 +250,7 @@ def _pruning(predict: Predict, labels: Tensor, space: Space, before: Candidate) 
 
 def _fitted(plain: Candidate, log_probs: Tensor, labels: Tensor) -> tuple[Candidate, Tensor] | None:
     """The same with T fitted to all rows and its cross-fitted losses; None where the best T is out of its range."""
-    best = fit_temperature(log_probs, labels, warn=False)
+    best = likeliest_temperature(log_probs, labels, prior_sd=PRIOR_SD, warn=False)
     if not LOGIT_TEMPERATURES[0] <= best <= LOGIT_TEMPERATURES[1]:
         return None
     return replace(plain, logit_temperature=best, fitted=True), cross_fitted(log_probs, labels)[0]
