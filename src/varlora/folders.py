@@ -14,6 +14,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -86,7 +87,7 @@ def atomic_folder(
     work.mkdir()
     try:
         yield work
-        _flush(work)
+        flush(work)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -157,8 +158,8 @@ def interrupted(target: str | os.PathLike[str]) -> list[Path]:
     target = Path(os.path.realpath(target))
     if not target.parent.is_dir():
         return []
-    prefixes = (f".{target.name}.old-", f".{target.name}.new-")
-    siblings = (path for path in target.parent.iterdir() if path.name.startswith(prefixes))
+    name = re.compile(rf"\.{re.escape(target.name)}\.(old|new)-[0-9a-f]{{8}}")
+    siblings = (path for path in target.parent.iterdir() if name.fullmatch(path.name))
     return sorted(siblings, key=lambda path: (".new-" in path.name, path.name))
 
 
@@ -209,7 +210,7 @@ def _exchange(first: Path, second: Path) -> bool:
     raise OSError(code, os.strerror(code), str(first), None, str(second))
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
     """Flushes every file of a folder, and the folder's own entries, to the disk."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:

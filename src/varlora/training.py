@@ -30,6 +30,7 @@ from varlora.noise import NoiseController
 from varlora.optim import IVON
 from varlora.optim.auto import is_open, set_prior_width, settle
 from varlora.optim.wrapped import restore_from, unwrapped
+from varlora.resuming import WholeCheckpoints
 from varlora.steering import EpochOfSampler, HeldOutRows, Steering
 
 if TYPE_CHECKING:
@@ -117,6 +118,25 @@ class VariationalCallback(TrainerCallback):
                     epochs=state.num_train_epochs,
                 )
 
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Refuses the step after the last, which transformers' loop takes when it resumes from there.
+
+        Raises:
+            ValueError: the training is over.
+        """
+        if state.global_step >= state.max_steps:
+            raise ValueError(
+                f"the checkpoint is of the last of {state.max_steps} steps, and transformers' Trainer would take "
+                "another from it. Read its posterior (posterior_from_checkpoint), raise max_steps, or use "
+                "VariationalTrainer, which takes none."
+            )
+
     def on_step_end(
         self,
         args: TrainingArguments,
@@ -174,7 +194,7 @@ class QuietEvaluation:
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
 
-class VariationalTrainerMixin(HeldOutRows, QuietEvaluation):
+class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, QuietEvaluation):
     """Makes any trainer class variational: put it first among the bases.
 
     Args:
@@ -254,11 +274,11 @@ class VariationalTrainer(VariationalTrainerMixin, Trainer):
     """
 
 
-class CompletionTrainer(QuietEvaluation, Trainer):
+class CompletionTrainer(WholeCheckpoints, QuietEvaluation, Trainer):
     """transformers' Trainer, for completions with the model's own loss."""
 
 
-class AnswerTrainer(QuietEvaluation, Trainer):
+class AnswerTrainer(WholeCheckpoints, QuietEvaluation, Trainer):
     """A Trainer for tasks with C possible answers: cross-entropy over the answers' logits.
 
     The same `readout` reads the answer in training and in prediction: the answer tokens of a causal language

@@ -19,12 +19,13 @@ from rich.progress import Progress
 from cli.workshop import Outcome
 from compare.plans import plan, written
 from compare.test_worker import assert_same_predictions
+from varlora.checkpoint_files import last_whole_checkpoint
 from varlora.cli.compare import _TimeLeft, duration
 from varlora.compare import Cell, engines, estimate
 from varlora.compare.driver import Watch
 from varlora.compare.estimate import Timer
 from varlora.compare.worker import read_cells
-from varlora.runs.run import checkpoints_of
+from varlora.runs.checkpoints import checkpoints_of
 
 Call = Callable[..., Outcome]
 LONGER = {"settings.max_steps": 40}
@@ -247,7 +248,7 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers(call: Call, undisturbed
     process = begin(tmp_path, LONGER)
     try:
         deadline = time.monotonic() + 180
-        while not any(checkpoints_of(second.config).glob("checkpoint-*/trainer_state.json")):
+        while last_whole_checkpoint(checkpoints_of(second.config)) is None:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.02)

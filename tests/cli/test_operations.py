@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,9 +65,9 @@ def test_temper_a_bare_posterior(call: Call, run_folder: Path, tmp_path: Path) -
 def test_a_trainer_checkpoint_is_read(
     call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: None)
-    assert call(*workshop.training(tmp_path / "run")).code == 0
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["varlora.runs.run"], "remove_checkpoints", lambda folder: None)
+        assert call(*workshop.training(tmp_path / "run")).code == 0
     checkpoint = tmp_path / "run.checkpoints" / "checkpoint-4"
 
     assert call("temper", checkpoint, "--temperature", 1, "--output_dir", tmp_path / "posterior").code == 0

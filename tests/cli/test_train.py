@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +161,48 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
     for name in ("posterior.safetensors", "adapter_model.safetensors"):
         assert (target / name).read_bytes() == (run_folder / name).read_bytes()
+
+
+def test_sigterm_saves_and_the_run_is_resumed_and_left_alone_when_finished(
+    call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Signal(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            if state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    target = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[train.__module__], "train", lambda *a, **k: train(*a, **k, callbacks=[Signal()]))
+        stopped = call(*workshop.training(target))
+    assert stopped.code == 143
+    assert "stopped by SIGTERM at step 3 of 4; saved in" in stopped.err
+    assert "The same command with --resume goes on." in stopped.err
+
+    assert call(*workshop.training(target), "--resume").code == 0
+
+    for name in ("posterior.safetensors", "adapter_model.safetensors"):
+        assert (target / name).read_bytes() == (run_folder / name).read_bytes()
+    again = call(*workshop.training(target), "--resume")
+    assert (again.code, again.err) == (0, "")
+    assert "is already finished, with these settings; nothing in it was changed." in again.out
+
+
+def test_sigterm_elsewhere_than_in_training_ends_in_order(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned = []
+
+    def execute(arguments: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr("varlora.cli.methods.execute", execute)
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = call("methods")
+    assert (stopped.code, stopped.err) == (143, "error: stopped by SIGTERM.")
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_taken_folder_asks_for_overwrite(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path) -> None:

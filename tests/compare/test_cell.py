@@ -13,12 +13,13 @@ import pytest
 
 from compare.plans import plan
 from small_runs import films, write_rows
+from varlora.checkpoint_files import begin_checkpoint, finish_checkpoint
 from varlora.compare import Cell
 from varlora.compare import cell as cell_module
 from varlora.compare.cell import identity_of, make_cell
 from varlora.compare.content import Generated
 from varlora.runs import RunConfig
-from varlora.runs.run import checkpoints_of
+from varlora.runs.checkpoints import checkpoints_of
 
 OTHERS: dict[str, Any] = {
     "model_name_or_path": "other/model",
@@ -135,9 +136,9 @@ def touch(file: Path, text: str = "") -> None:
 def test_the_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = plan(tmp_path).cells()[1]
     assert one.state() == "missing"
-    touch(checkpoints_of(one.config) / "checkpoint-2" / "optimizer.pt")
+    begin_checkpoint(checkpoints_of(one.config) / "checkpoint-2", processes=1, rows_per_step=1)
     assert one.state() == "missing"  # a kill left it half-written
-    touch(checkpoints_of(one.config) / "checkpoint-2" / "trainer_state.json")
+    finish_checkpoint(checkpoints_of(one.config) / "checkpoint-2")
     assert one.state() == "unfinished"
     touch(one.error_file, "Traceback")
     assert one.state() == "failed"
@@ -158,7 +159,7 @@ def test_the_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_preparing_writes_the_rows_and_removes_what_a_kill_left(tmp_path: Path) -> None:
     one = plan(tmp_path).cells()[0]
-    half = one.folder.with_name(f".{one.folder.name}.new-0123")
+    half = one.folder.with_name(f".{one.folder.name}.new-01234567")
     touch(half / "posterior.json")
     one.prepare()
     assert not half.exists()

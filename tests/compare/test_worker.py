@@ -19,7 +19,7 @@ from varlora.compare import Cell, worker
 from varlora.compare.variants import load_variant
 from varlora.compare.worker import CELLS, ORPHANED, execute_cell, read_cells, write_cells
 from varlora.runs import load_setting, method_of, read_run, run, train
-from varlora.runs.run import checkpoints_of, unfinished
+from varlora.runs.checkpoints import checkpoints_of, unfinished
 
 
 def interrupt(one: Cell, step: int) -> None:
@@ -137,7 +137,7 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     try:
-        _wait(lambda: (checkpoints_of(one.config) / "rows").is_file())
+        _wait(lambda: (checkpoints_of(one.config) / "fingerprint").is_file())
         assert _alive(child)
     finally:
         parent.kill()

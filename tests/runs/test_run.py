@@ -32,7 +32,7 @@ from varlora.runs import (
     train,
 )
 from varlora.runs import run as run_function
-from varlora.runs.run import checkpoints_of
+from varlora.runs.checkpoints import checkpoints_of
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from varlora.nearest import nearest
+from varlora.stopping import Stopped, sigterm_raises
 
 COMMANDS: Mapping[str, str] = {
     "demo": "train and compare three methods on an embedded task; a few minutes on a laptop",
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command and its options; those of the process by default.
 
     Returns:
-        The exit code: 0 done, 1 a mistake in the input, 2 a mistake in the command line, 130 interrupted by Ctrl-C.
+        The exit code: 0 done, 1 a mistake in the input, 2 a mistake in the command line, 130 interrupted by Ctrl-C,
+        143 by SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -71,12 +73,13 @@ def _run(name: str, options: list[str]) -> int:
         set_up(debug=debug)
         module = MODULES.get(name, name)
         arguments = importlib.import_module(f"varlora.cli.options.{module}").parser().parse(options)
-        importlib.import_module(f"varlora.cli.{module}").execute(arguments)
+        with sigterm_raises():
+            importlib.import_module(f"varlora.cli.{module}").execute(arguments)
     except SystemExit as stop:  # argparse's --help and errors
         return stop.code if isinstance(stop.code, int) else MISUSED
     except KeyboardInterrupt as stop:
         print_error(str(stop) or "interrupted.")
-        return INTERRUPTED
+        return stop.exit_code if isinstance(stop, Stopped) else INTERRUPTED
     except (ValueError, OSError) as error:
         if debug:
             raise

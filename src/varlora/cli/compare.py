@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from varlora.cli.console import err, out
+from varlora.stopping import reworded
 
 if TYPE_CHECKING:
     from varlora.compare import Cell, Plan
@@ -75,9 +76,10 @@ def execute(arguments: Namespace) -> None:
             with _progress(len(left), shown=not arguments.no_progress) as shown:
                 outcomes = run_cells(left, engine, timer=timer, shown=shown) if left else ()
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(
+            raise reworded(
+                stop,
                 f"interrupted. What is finished is in {plan.output_dir}; the same command goes on, an unfinished "
-                f"training from its last checkpoint. `varlora report {plan.output_dir}` shows what is there."
+                f"training from its last checkpoint. `varlora report {plan.output_dir}` shows what is there.",
             ) from stop
         study = finish(plan, cells)
     print_study(study, out)

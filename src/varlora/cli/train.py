@@ -9,6 +9,7 @@ from rich.markup import escape
 from varlora.cli.console import out
 from varlora.cli.parsing import build
 from varlora.run_config import RunConfig
+from varlora.stopping import Stopped, reworded
 
 MODES = {
     "mean": "mean: one set of weights, the posterior's mean (an ensemble's first member)",
@@ -25,10 +26,16 @@ def execute(arguments: Namespace) -> None:
     from varlora.cli.health import show_health
     from varlora.cli.tables import metrics_tables, temperatures_of
     from varlora.prediction import modes_of
-    from varlora.runs import run
+    from varlora.runs import AlreadyFinishedError, run
 
     try:
         result = run(config, overwrite=arguments.overwrite, resume=arguments.resume, progress=not arguments.no_progress)
+    except AlreadyFinishedError as finished:
+        if PartialState().is_main_process:
+            out.print(escape(str(finished)), highlight=False, soft_wrap=True)
+        return
+    except Stopped as stop:
+        raise reworded(stop, f"{stop} The same command with --resume goes on.") from stop
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(
             "interrupted. The same command with --resume goes on from the last checkpoint, if there is one yet "

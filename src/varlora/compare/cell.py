@@ -14,8 +14,8 @@ from varlora.compare.variant import Variant
 from varlora.compare.variants import is_complete
 from varlora.folders import interrupted
 from varlora.runs import RunConfig, is_run
+from varlora.runs.checkpoints import checkpoints_of, remove_left_over, unfinished
 from varlora.runs.folder import CONFIG, METRICS
-from varlora.runs.run import checkpoints_of, unfinished
 from varlora.yaml_files import load_yaml
 
 State = Literal["done", "partial", "unfinished", "failed", "missing"]
@@ -93,6 +93,8 @@ class Cell:
             self.generated.write(_generated_folder(self.folder))
         for left in interrupted(self.folder):
             shutil.rmtree(left)
+        if self.trained:
+            remove_left_over(self.config)
 
     def others(self) -> list[str]:
         """Versions of the code that have made this cell too, with the same settings."""

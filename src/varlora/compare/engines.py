@@ -24,11 +24,11 @@ from typing import IO, Any, Protocol
 import torch
 
 from varlora.compare.cell import Cell
-from varlora.compare.worker import execute_cell
+from varlora.compare.worker import SECONDS_TO_SAVE, execute_cell
 
 Started = Callable[[Cell], None]
 ENGINES = ("inline", "workers", "ray")
-SECONDS_TO_END = 10.0
+SECONDS_TO_END = SECONDS_TO_SAVE + 2.0
 
 
 @dataclass(frozen=True, kw_only=True)

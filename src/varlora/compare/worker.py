@@ -1,7 +1,8 @@
 """One cell, done: in this process, or as a process of its own, `python -m varlora.compare.worker FOLDER CELL`.
 
-The process ends when its standard input does: its parent holds the other end, and the system closes that when the
-parent dies in whatever way. Under a launcher of several processes each of them watches the same input.
+The process ends when its standard input does, a training after its step, with a checkpoint: its parent holds the other
+end, and the system closes that when the parent dies in whatever way. Under a launcher of several processes each of them
+watches the same input.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,13 @@ from varlora.compare.code_version import code_version
 from varlora.compare.variants import ensure_variants
 from varlora.folders import atomic_file
 from varlora.runs import run
-from varlora.runs.run import checkpoints_of, unfinished
+from varlora.runs.checkpoints import can_resume, checkpoints_of
+from varlora.stopping import Stopped, ask_to_stop
 
 CELLS = "cells.json"
 ORPHANED = 129
+SECONDS_TO_SAVE = 10.0
+"""That a training has to end after its step, before the process ends all the same."""
 
 
 def execute_cell(cell: Cell, *, progress: bool = False) -> None:
@@ -44,7 +49,7 @@ def execute_cell(cell: Cell, *, progress: bool = False) -> None:
                 f"varlora's source is version {code_version()} now, and this comparison began with "
                 f"{cell.code_version}; its results must not mix. Start it again."
             )
-        resume = _can_resume(cell)
+        resume = can_resume(checkpoints_of(cell.config), cell.config)
         source = cell.generated.in_words if cell.generated is not None else None
         run(cell.config, resume=resume, overwrite=not resume, progress=progress, source=source)
     if PartialState().is_main_process:
@@ -86,7 +91,11 @@ def main(arguments: list[str]) -> None:
     threading.Thread(target=_end_with_input, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    execute_cell(next(cell for cell in read_cells(folder) if cell.folder == wanted))
+    try:
+        execute_cell(next(cell for cell in read_cells(folder) if cell.folder == wanted))
+    except Stopped as stop:
+        logging.error("%s", stop)
+        sys.exit(stop.exit_code)
 
 
 def _moved(values: Mapping[str, Any], folder: Path) -> Cell:
@@ -95,20 +104,11 @@ def _moved(values: Mapping[str, Any], folder: Path) -> Cell:
     return Cell.from_dict({**values, "folder": there, "config": {**values["config"], "output_dir": there}})
 
 
-def _can_resume(cell: Cell) -> bool:
-    """Whether there is a checkpoint, and of these very settings: data under another path are another file to a run."""
-    checkpoints = checkpoints_of(cell.config)
-    fingerprint = checkpoints / "fingerprint"
-    return (
-        unfinished(checkpoints)
-        and fingerprint.is_file()
-        and fingerprint.read_text(encoding="utf-8") == cell.config.fingerprint
-    )
-
-
 def _end_with_input() -> None:
     while os.read(sys.stdin.fileno(), 1024):
         pass
+    if ask_to_stop():  # a training ends after its step, with a checkpoint
+        time.sleep(SECONDS_TO_SAVE)
     os._exit(ORPHANED)
 
 

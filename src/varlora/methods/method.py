@@ -7,19 +7,23 @@ the data again afterwards (curvature, an anchor set) reads them through `Job.bat
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import datasets
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from varlora.checkpoint_files import last_whole_checkpoint
 from varlora.methods.progress import show_progress
 from varlora.posterior import Posterior
 from varlora.readout import Readout
+from varlora.resuming import StopWhenAsked
+from varlora.stopping import Stopped, stop_requests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Job:
         collate: makes a batch of rows.
         readout: how the answer is read; None trains on completions with the model's own loss.
         callbacks: more of the trainer's callbacks.
-        resume: go on from the last complete checkpoint in `arguments.output_dir`, if there is one.
+        resume: go on from the newest whole checkpoint in `arguments.output_dir`, if there is one.
         progress: show progress bars.
     """
 
@@ -60,15 +64,31 @@ class Job:
         }
 
     def run(self, trainer: Trainer) -> list[dict[str, Any]]:
-        """Trains, from the last checkpoint if the job is to resume.
+        """Trains, from the newest whole checkpoint if the job is to resume.
 
         Returns:
             The trainer's log, one entry per logged step.
+
+        Raises:
+            ValueError: there are checkpoints, and none is whole, or they are of another number of processes.
+            Stopped: SIGTERM or Ctrl-C came; training has ended after its step, with a checkpoint.
         """
         show_progress(trainer, shown=self.progress)
-        checkpoint = last_checkpoint(Path(str(trainer.args.output_dir))) if self.resume else None
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        checkpoint = self._checkpoint(trainer.args) if self.resume else None
+        with stop_requests() as request:
+            trainer.add_callback(StopWhenAsked(request))
+            trainer.train(resume_from_checkpoint=checkpoint)
+        if request.number:
+            name, state = signal.Signals(request.number).name, trainer.state
+            where = f"step {state.global_step} of {state.max_steps}"
+            raise Stopped(f"stopped by {name} at {where}; saved in {trainer.args.output_dir}.", request.number)
         return [dict(entry) for entry in trainer.state.log_history]
+
+    def _checkpoint(self, arguments: TrainingArguments) -> str | None:
+        """The main process's choice, for all."""
+        found = last_whole_checkpoint(str(arguments.output_dir)) if arguments.process_index == 0 else None
+        [path] = broadcast_object_list([str(found) if found is not None else None])
+        return path  # type: ignore[no-any-return]
 
     def batches(self, rows: datasets.Dataset, batch_size: int | None = None) -> DataLoader[Any]:
         """Batches of rows in order, for passes over the data after training.
@@ -109,13 +129,6 @@ def record(job: Job, name: str) -> dict[str, Any]:
         "num_examples": len(job.train),
         "readout": job.readout.to_dict() if job.readout is not None else None,
     }
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a trainer's folder; a kill may have left a newer one half-written."""
-    # The trainer writes trainer_state.json last.
-    complete = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda found: int(found.name.removeprefix("checkpoint-")), default=None)
 
 
 M = TypeVar("M")

@@ -6,11 +6,12 @@ from varlora.runs.folder import CompletionScores, RunFolder, finite, is_run, rea
 from varlora.runs.generation import generate_split
 from varlora.runs.health import run_health
 from varlora.runs.measure import measure
-from varlora.runs.run import RunResult, Trained, evaluate, method_of, predict_split, run, train
+from varlora.runs.run import AlreadyFinishedError, RunResult, Trained, evaluate, method_of, predict_split, run, train
 from varlora.runs.setting import Setting, load_setting, reload_setting
 from varlora.runs.tune import Tuning, in_words, reset, tune
 
 __all__ = [
+    "AlreadyFinishedError",
     "CompletionScores",
     "RunConfig",
     "RunFolder",

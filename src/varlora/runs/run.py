@@ -5,10 +5,8 @@ load_setting ──► train (Method.fit) ──► Posterior ──► predicti
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -17,12 +15,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
-from varlora.checkpoint import MANIFEST
 from varlora.completions import predict_completions
 from varlora.folders import atomic_folder, check_target
 from varlora.frozen_layers import cached_frozen_layers
@@ -35,12 +30,22 @@ from varlora.report import Health
 from varlora.run_config import RunConfig
 from varlora.runs.arguments import training_arguments
 from varlora.runs.batching import by_length
-from varlora.runs.folder import CompletionScores, write_run
+from varlora.runs.checkpoints import (
+    check_checkpoints,
+    checkpoints_of,
+    claim_checkpoints,
+    digest_of,
+    remove_checkpoints,
+    remove_left_over,
+    this_process,
+)
+from varlora.runs.folder import CONFIG, CompletionScores, is_run, write_run
 from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.health import SPLIT, run_health, with_verdict
 from varlora.runs.measure import measure
 from varlora.runs.setting import Setting, load_setting
 from varlora.tuned import settled
+from varlora.yaml_files import load_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +82,10 @@ class RunResult:
         return run_health(self.posterior, self.predictions.get(SPLIT, {}), self.setting.config.samples, self.log)
 
 
+class AlreadyFinishedError(ValueError):
+    """There is nothing to resume: the run is there."""
+
+
 def run(
     config: RunConfig,
     *,
@@ -95,20 +104,25 @@ def run(
         source: where the data are from, for the run's folder; what the task says by default, of files their names.
 
     Raises:
-        ValueError: settings, data or model do not fit, or the folder is taken.
+        AlreadyFinishedError: it was to be resumed, and its folder is there.
+        ValueError: settings, data or model do not fit, or a folder is taken.
+        Stopped: by SIGTERM or Ctrl-C, after a step, with a checkpoint.
     """
-    processes = PartialState(cpu=not torch.accelerator.is_available())
+    processes = this_process()
+    checkpoints = checkpoints_of(config)
+    if resume and not overwrite:
+        _check_not_finished(config)
     check_target(config.output_dir, overwrite=overwrite)
     method = method_of(config)
-    checkpoints = checkpoints_of(config)
-    if processes.is_main_process:
-        _settle_checkpoints(checkpoints, config, resume=resume, overwrite=overwrite)
-    processes.wait_for_everyone()
+    check_checkpoints(config, resume=resume, overwrite=overwrite)
     setting = load_setting(config)
     if source is not None:
         setting = replace(setting, task=replace(setting.task, source=source))
     _check_temperature_scaling(setting)
     check_generation(setting)
+    if processes.is_main_process and not resume:
+        remove_checkpoints(checkpoints)
+    processes.wait_for_everyone()
     with cached_frozen_layers(setting.model) if config.cache_frozen_layers else nullcontext():
         trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
         result = evaluate(setting, method, trained, progress=progress)
@@ -127,7 +141,10 @@ def run(
                 generations=result.generations,
             )
             setting.tokenizer.save_pretrained(str(folder))
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        try:
+            remove_checkpoints(checkpoints)
+        except OSError as error:
+            logger.warning("the run is finished, and not all of %s could be removed (%s)", checkpoints, error)
     processes.wait_for_everyone()
     return result
 
@@ -144,12 +161,6 @@ class Trained:
 def method_of(config: RunConfig) -> Method:
     """The method that the settings name, with their options."""
     return with_options(METHODS[config.method], {name: getattr(config, name) for name in METHOD_OPTIONS})
-
-
-def checkpoints_of(config: RunConfig) -> Path:
-    """Where a run keeps its checkpoints until it has ended."""
-    target = Path(config.output_dir)
-    return target.with_name(f"{target.name}.checkpoints")
 
 
 def train(
@@ -170,6 +181,10 @@ def train(
         resume: go on from what is in `checkpoints`.
         progress: show a progress bar.
         callbacks: more of the trainer's callbacks.
+
+    Raises:
+        ValueError: as `claim_checkpoints`; there are checkpoints to go on from, and none is whole.
+        Stopped: by SIGTERM or Ctrl-C, after a step, with a checkpoint.
     """
     config = setting.config
     set_seed(config.seed)
@@ -184,16 +199,7 @@ def train(
         resume=resume,
         progress=progress,
     )
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    (checkpoints / "fingerprint").write_text(config.fingerprint, encoding="utf-8")
-    rows = _digest(job.train, job.validation)
-    known = checkpoints / "rows"
-    if resume and known.is_file() and known.read_text(encoding="utf-8") != rows:
-        raise ValueError(
-            f"the training or validation rows have changed since the unfinished run in {checkpoints} began, so it "
-            "cannot go on. Put the former rows back, or start afresh with --overwrite."
-        )
-    known.write_text(rows, encoding="utf-8")
+    claim_checkpoints(checkpoints, config, rows=digest_of(job.train, job.validation), resume=resume)
     start = time.perf_counter()
     fit = method.fit(job)
     return Trained(posterior=fit.posterior, seconds=time.perf_counter() - start, log=fit.log)
@@ -279,6 +285,25 @@ def _unscaled(setting: Setting, q: Posterior, mode: Mode) -> Prediction:
     return prediction
 
 
+def _check_not_finished(config: RunConfig) -> None:
+    """Whether there may be something to resume."""
+    folder = Path(config.output_dir)
+    if not is_run(folder):
+        return
+    there = RunConfig(**load_yaml(folder / CONFIG))
+    if there.fingerprint != config.fingerprint:
+        former, given = there.to_dict(), config.to_dict()
+        changed = [name for name in given if given[name] != former[name] and name != "output_dir"]
+        others = [f"{name} ({former[name]!r}, now {given[name]!r})" for name in changed]
+        raise ValueError(
+            f"{folder} is a finished run with other settings: {', '.join(others)}. Choose another output_dir, or "
+            "replace it with --overwrite."
+        )
+    if this_process().is_main_process:
+        remove_left_over(config)
+    raise AlreadyFinishedError(f"{folder} is already finished, with these settings; nothing in it was changed.")
+
+
 def _check_temperature_scaling(setting: Setting) -> None:
     """Whether there will be something to fit a temperature on; asked before hours of training."""
     if not setting.config.temperature_scaling:
@@ -294,35 +319,3 @@ def _peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def unfinished(checkpoints: Path) -> bool:
-    """Whether a folder of checkpoints holds something that training can go on from."""
-    # The trainer writes trainer_state.json last; a method of several trainings keeps what is done as posteriors.
-    return any(any(checkpoints.glob(f"**/{file}")) for file in ("checkpoint-*/trainer_state.json", MANIFEST))
-
-
-def _settle_checkpoints(checkpoints: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Whether to go on from former checkpoints, remove them, or refuse."""
-    if not unfinished(checkpoints):
-        if resume:
-            logger.warning("there is no checkpoint in %s; starting from the beginning", checkpoints)
-        return
-    if resume:
-        if (checkpoints / "fingerprint").read_text(encoding="utf-8") != config.fingerprint:
-            raise ValueError(
-                f"the unfinished run in {checkpoints} had other settings, so it cannot be resumed with these. Repeat "
-                "its settings, choose another output_dir, or start afresh with --overwrite."
-            )
-        return
-    if not overwrite:
-        raise ValueError(
-            f"an unfinished run is in {checkpoints}. Go on with it by --resume, or start afresh with --overwrite."
-        )
-    shutil.rmtree(checkpoints)
-
-
-def _digest(*parts: datasets.Dataset | None) -> str:
-    """A hash of encoded rows: what is read, and what is to be answered."""
-    content = [(part["input_ids"][:], part["labels"][:]) for part in parts if part is not None]
-    return hashlib.sha256(repr(content).encode()).hexdigest()
