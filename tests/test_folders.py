@@ -150,3 +150,9 @@ def test_what_is_on_the_way_to_a_folder_must_be_folders(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(f"{folder} cannot be a folder: {said}. Choose another")):
             check_can_be_folder(folder)
+
+
+def test_only_names_of_our_making_are_taken_for_interrupted_saves(tmp_path: Path) -> None:
+    for name in (".run.new-0123abcd", ".run.old-0123abcd", ".run.new-notes", ".run.old-2024", ".run.new-0123abcd.txt"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in interrupted(tmp_path / "run")] == [".run.old-0123abcd", ".run.new-0123abcd"]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from varlora import metrics
     from varlora.adapters import applied, load_into
     from varlora.checkpoint import load_posterior, posterior_from_checkpoint, save_posterior
+    from varlora.checkpoint_files import last_whole_checkpoint
     from varlora.generation import Generations, generate
     from varlora.ivon_config import IVONConfig
     from varlora.linearised import predict_linearised
@@ -63,6 +64,7 @@ __all__ = [
     "generate",
     "isotropic_prior",
     "kl",
+    "last_whole_checkpoint",
     "load_into",
     "load_posterior",
     "merge",
@@ -83,6 +85,7 @@ __all__ = [
 _MODULES = {
     "adapters": ("applied", "load_into"),
     "checkpoint": ("load_posterior", "posterior_from_checkpoint", "save_posterior"),
+    "checkpoint_files": ("last_whole_checkpoint",),
     "linearised": ("predict_linearised",),
     "generation": ("Generations", "generate"),
     "ivon_config": ("IVONConfig",),
