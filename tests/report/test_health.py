@@ -204,6 +204,16 @@ def test_stored_predictions_go_before_the_last_measurement_in_training() -> None
         assert (found.sampling_rows, found.sampling_source, found.in_training) == (64, "train", True)
         assert found.one_draw is None
     assert health_of(q, samples=8).draws == 8
+    assert health_of(q, samples=8).temperatures is None  # both were measured at T = 1
+    at_temperature = {
+        "sampling_gain_at_temperature": 0.001,
+        "sampling_gain_at_temperature_error": 0.002,
+        "mean_remaining_temperature": 1.4,
+        "remaining_temperature": 1.1,
+    }
+    found = health_of(diagnosed({**HELD_OUT, **at_temperature}), samples=8)
+    assert found.sampling == Paired(difference=-0.001, standard_error=0.002)
+    assert (found.verdict, found.temperatures) == ("no gain", (1.4, 1.1))
 
 
 @pytest.mark.parametrize(

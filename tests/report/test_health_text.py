@@ -215,7 +215,9 @@ def test_what_is_not_known_is_left_out() -> None:
     assert "as at the start" in stayed[0][2]
     in_training = statements(health(sampling_source="train", in_training=True))
     assert "300 withheld training rows" in in_training[0][2]
-    assert "4 draws" in in_training[0][2]
+    assert in_training[0][2].endswith("as of 10 draws averaged; each at its own T: the mean's 1.52, the draws' 1.31")
+    at_one = statements(health(sampling_source="train", in_training=True, temperatures=None))
+    assert at_one[0][2].endswith("training, 4 draws averaged; both at T = 1")
 
 
 def test_a_table_of_scales_names_the_middle_and_the_widest() -> None:

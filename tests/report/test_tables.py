@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -94,3 +95,13 @@ def test_differences_that_round_to_nothing_have_no_sign() -> None:
     assert METRICS["accuracy"].show_difference(-0.0001) == "0.0"
     assert METRICS["nll"].show_difference(float("inf")) == "∞"
     assert METRICS["nll"].show(float("nan")) == "–"
+
+
+def test_temperatures_that_divided_the_logits_are_in_the_caption(comparison: Comparison) -> None:
+    assert "T, by which" not in results_table(comparison).caption
+    divided = [
+        replace(row, logit_temperature=1.2 + row.seed / 1000) if row.method.startswith("IVON") else row
+        for row in comparison.rows
+    ]
+    caption = results_table(Comparison(task="t", rows=divided, resamples=40)).caption
+    assert caption.endswith("T, by which logits were divided: IVON, 10 samples 1.22 to 1.24; 1 for the others.")

@@ -14,7 +14,7 @@ if d < 0, hurts if d > 0, and gives no gain where
     |d| ≤ max(k(N)·s, 0.005 nat)
 
 since S passes are not worth less than that (`WORTHWHILE`); k(N), between 1 and 2, is `standard_errors_for`. The rows
-that steered λ in training compare both at T = 1.
+that steered λ compare the two at the T that training has left for each (`varlora.optim.ess_control`).
 
 Everything is computed from the posterior and from stored predictions for the validation rows: no model is needed, and
 no row of another split is looked at.
@@ -349,10 +349,13 @@ def _sampling(validation: ValidationLogProbs | None, held_out: Mapping[str, Any]
     if found is not None:
         return found
     if held_out.get("measurements") and held_out["rows"] >= FEWEST_ROWS:
-        gain = Paired(difference=-held_out["sampling_gain"], standard_error=held_out["sampling_gain_error"])
+        at = "_at_temperature" if "sampling_gain_at_temperature" in held_out else ""  # else both at T = 1
+        gain = Paired(difference=-held_out[f"sampling_gain{at}"], standard_error=held_out[f"sampling_gain{at}_error"])
         source = "train" if held_out["source"] == "train" else "validation"
+        temperatures = (held_out["mean_remaining_temperature"], held_out["remaining_temperature"]) if at else None
         return {
             "sampling": gain,
+            "temperatures": temperatures,
             "sampling_rows": held_out["rows"],
             "sampling_source": source,
             "in_training": True,

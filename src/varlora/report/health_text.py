@@ -95,7 +95,10 @@ def statements(health: Health) -> list[tuple[str, str, str]]:
     if health.sampling is not None:
         which = f"{health.sampling_rows} {_which(health)} rows"
         unit = ", a completion" if health.completions else ""
-        drawn = "in the last measurements of training, 4 draws" if health.in_training else f"{health.draws} draws"
+        drawn = f"{health.draws} draws"
+        if health.in_training:
+            draws = "4" if health.temperatures is None else "as of 10"
+            drawn = f"in the last measurements of training, {draws} draws"
         found.append(
             (
                 f"Sampled − {'first member' if health.kind == 'mixture' else 'mean'} NLL",
@@ -203,7 +206,8 @@ def _temperatures(health: Health) -> str:
         return "both at T = 1"
     of_mean, of_draws = health.temperatures
     first = "the first member" if health.kind == "mixture" else "the mean"
-    return f"each at its own T, fitted to others of them: {first}'s {of_mean:.2f}, the draws' {of_draws:.2f}"
+    fitted = "" if health.in_training else ", fitted to others of them"
+    return f"each at its own T{fitted}: {first}'s {of_mean:.2f}, the draws' {of_draws:.2f}"
 
 
 def skipped_in_words(diagnostics: Mapping[str, Any]) -> str:
