@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +16,9 @@ from peft import PeftModel
 from models import lora, tiny_bert_classifier, tiny_llama, tiny_qwen3
 
 torch.set_num_threads(1)
+# Every training ends with a garbage collection, which goes through all that the imports have made unless it is frozen.
+gc.collect()
+gc.freeze()
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_says_what_was_found_and_how(comparison: Comparison, html: str) -> None:
     text = " ".join(Page(html).text.split())
     for split in comparison.splits:
         assert reading(comparison, split=split) in text
-    assert "N is 300, so λ/N = 3,330: a cold posterior" in text
+    assert "N is 300, so λ/N = 3,330: no distance from Bayes' rule" in text  # h moved by 3.1 %
     assert "3.1 %" in text
     assert "not learned" in text
     for words in ("10,000,000", "q_proj, v_proj", "varlora demo --seed 21", "torch 2.13.0", "2.6", "98,304", "0.26"):

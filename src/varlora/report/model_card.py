@@ -223,9 +223,9 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
     lines = ["How far its confidence can be trusted has not been measured."]
     if measured:
         lines = ["Its confidence was measured on the data above; on other data it may be off."]
-    if kind != "point_mass" and meta.get("ess") and meta.get("num_examples"):
-        lines.append(f"λ = {show(float(meta['ess']))}. {coldness(meta['ess'], meta['num_examples'])}.")
     moved = ((meta.get("diagnostics") or {}).get("hessian_moved") or {}).get("overall")
+    if kind != "point_mass" and meta.get("ess") and meta.get("num_examples"):
+        lines.append(f"λ = {show(float(meta['ess']))}. {coldness(meta['ess'], meta['num_examples'], moved)}.")
     if moved is not None:
         lines.append(f"The Hessian estimate moved by {100 * moved:.3g} % (median) from its start: {learning(moved)}.")
     if divided := _divided(kind, meta):

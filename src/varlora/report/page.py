@@ -67,11 +67,11 @@ class PosteriorFacts:
         """Name, value and meaning of everything that is known."""
         statements = []
         if self.num_weights is not None:
-            statements.append(("Weights", f"{self.num_weights:,}", "adapter entries, each with a mean and a variance"))
+            statements.append(("Weights", f"{self.num_weights:,}", "adapter entries"))
         if self.ess is not None:
             meaning = "weight of the data against the prior"
             if self.num_examples is not None:
-                meaning = coldness(self.ess, self.num_examples)
+                meaning = coldness(self.ess, self.num_examples, self.hessian_moved)
             statements.append(("Effective sample size λ", show(self.ess), meaning))
         if self.hessian_moved is not None:
             meaning = f"median change of the Hessian estimate from its start: {learning(self.hessian_moved)}"

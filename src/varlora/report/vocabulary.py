@@ -239,15 +239,24 @@ def show(value: object) -> str:
     return str(value)
 
 
-def coldness(ess: float, num_examples: int) -> str:
-    """What λ against N makes of the posterior.
+def coldness(ess: float, num_examples: int, hessian_moved: float | None) -> str:
+    """What λ against N makes of the posterior: nothing where h was not learned, for then the variance is a choice.
+
+    Args:
+        ess: λ.
+        num_examples: N.
+        hessian_moved: median of |h/h0 - 1|; None where it is not known, which counts as not learned.
 
     Example:
-        >>> coldness(1e6, 300)
+        >>> coldness(1e6, 300, hessian_moved=0.8)
         "N is 300, so λ/N = 3,330: a cold posterior, narrower than Bayes' rule at N"
+        >>> coldness(30_000, 300, hessian_moved=0.0)
+        "N is 300, so λ/N = 100: no distance from Bayes' rule, since h was not learned"
     """
     ratio = ess / num_examples
-    if ratio > 1.05:
+    if hessian_moved is None or hessian_moved < LEARNED:
+        kind = "no distance from Bayes' rule, since h was not learned"
+    elif ratio > 1.05:
         kind = "a cold posterior, narrower than Bayes' rule at N"
     elif ratio < 0.95:
         kind = "a warm posterior, wider than Bayes' rule at N"
@@ -256,8 +265,12 @@ def coldness(ess: float, num_examples: int) -> str:
     return f"N is {num_examples:,}, so λ/N = {show(float(f'{ratio:.3g}'))}: {kind}"
 
 
+LEARNED = 0.5
+"""Median of |h/h0 - 1| from which on the variance is called learned."""
+
+
 def learning(hessian_moved: float) -> str:
     """What the median of |h/h0 - 1| says of the variance."""
-    if hessian_moved < 0.5:
+    if hessian_moved < LEARNED:
         return "the variance is mostly the one it was started with, not learned"
     return "the variance was learned from the data"
