@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +19,14 @@ import yaml
 
 from small_runs import herds, save_model, write_rows
 from varlora.compare.cell import Cell
-from varlora.compare.gather import chosen_seeds, gather
+from varlora.compare.gather import _notes, chosen_seeds, gather
 from varlora.compare.plan import Plan
 from varlora.compare.plan_file import read_plan
 from varlora.compare.variants import Variant, load_variant, pruned_fraction
 from varlora.compare.worker import execute_cell
 from varlora.metrics import evaluate, mutual_information
 from varlora.ops import snr
+from varlora.posterior import PosteriorMeta
 from varlora.report.study import Block, FrontierPoint, Study
 from varlora.runs import read_run
 
@@ -452,3 +454,16 @@ def test_no_other_set_of_seeds_is_worth_more() -> None:
 
         best = max(worth(seeds) for size in (1, 2, 3, 4) for seeds in itertools.combinations(range(4), size))
         assert worth(chosen_seeds(available)) == best
+
+
+def test_skipped_steps_are_among_the_notes() -> None:
+    def run(seed: int, skipped: int) -> Any:
+        meta = PosteriorMeta(diagnostics={"steps": 6 - skipped, "skipped_steps": skipped})
+        return SimpleNamespace(
+            facts={"task": {"notes": []}},
+            posterior=SimpleNamespace(meta=meta),
+            config=SimpleNamespace(method="ivon", seed=seed),
+        )
+
+    told = "ivon, seed 3: 4 of 6 steps skipped for a number that was not finite"
+    assert _notes([run(0, 0), run(3, 4)], []) == [told]
