@@ -80,7 +80,8 @@ def test_what_a_temperature_gains_is_not_sampling_s() -> None:
     assert found.one_draw is not None
     assert found.temperatures is not None
     of_mean, of_draws = found.temperatures
-    assert of_mean / of_draws == pytest.approx(3, rel=0.05)
+    assert 2.4 < of_mean < 3.1  # shrunk a little towards 1, as the temperature of predictions is
+    assert of_draws == pytest.approx(1, abs=0.1)
 
 
 def test_a_gain_of_averaging_is_seen_at_equal_temperature() -> None:
