@@ -109,7 +109,81 @@ def fsdp2(model):
     return fully_shard(model, mesh=mesh)
 
 
+def curvature_read(wrap):
+    """One step, nothing but h = f remains: the curvature of a·w²/2, with a = 3 on rank 0 and 1 on rank 1."""
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    wrapped = wrap(model)
+    optimizer = IVON(wrapped.parameters(), lr=0.1, ess=200.0, hess_init=0.1, betas=(0.9, 0.5))
+    NoiseController(wrapped, optimizer, ReplayedNoise({"weight": [torch.ones(1, 1, dtype=torch.float64)]}))
+    with torch.no_grad():
+        for p in wrapped.parameters():
+            p.zero_()  # the gradient at the sample is a · noise, so that f = a
+    x = torch.full((1, 1), 3.0 if dist.get_rank() == 0 else 1.0, dtype=torch.float64).sqrt()
+    (wrapped(x).square().sum() / 2).backward()
+    optimizer.step()
+    [h] = (getattr(s["hessian"], "full_tensor", lambda s=s: s["hessian"])().item() for s in optimizer.state.values())
+    return h
+
+
+def h_of(curvature, h0=0.1):
+    return 0.5 * h0 + 0.5 * curvature + 0.5 * 0.25 * (h0 - curvature) ** 2 / h0
+
+
+def alone():
+    """A group of this rank only: of its own model, beside the other's."""
+    groups = [dist.new_group([rank]) for rank in range(RANKS)]
+    return groups[dist.get_rank()]
+
+
+def ddp_alone(model):
+    return nn.parallel.DistributedDataParallel(model, process_group=alone(), find_unused_parameters=True)
+
+
+def fsdp2_on(mesh, model):
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(model, mesh=mesh)
+
+
+def fsdp2_alone(model):
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return fsdp2_on(DeviceMesh.from_group(alone(), "cpu"), model)
+
+
+def hsdp(model):
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return fsdp2_on(init_device_mesh("cpu", (RANKS, 1), mesh_dim_names=("replicate", "shard")), model)
+
+
+def poisoned_alone(rank):
+    """Rank 1 skips; rank 0, which trains a model of its own, does not."""
+    return train_on_rank(rank, ddp_alone, poison_step=STEPS - 1, everywhere=True)[1]
+
+
+def penalised(rank):
+    """A read outside the module on rank 1 only: both ranks stop."""
+    model = Net()
+    wrapped = ddp(model)
+    optimizer = IVON(model.parameters(), **OPTIONS)
+    NoiseController(wrapped, optimizer)
+    loss = wrapped(batch(0, rank, 0)).square().mean()
+    (loss + rank * model.second.weight.square().sum()).backward()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error)
+    return "took the step"
+
+
 SCENARIOS = {
+    "curvature ddp": lambda rank: curvature_read(nn.parallel.DistributedDataParallel),
+    "curvature ddp alone": lambda rank: curvature_read(ddp_alone),
+    "curvature fsdp2 alone": lambda rank: curvature_read(fsdp2_alone),
+    "curvature hsdp": lambda rank: curvature_read(hsdp),
+    "poison alone": poisoned_alone,
+    "penalty": penalised,
     "ddp": lambda rank: train_on_rank(rank, ddp),
     "fsdp2": lambda rank: train_on_rank(rank, fsdp2, everywhere=True),  # the ranks gather every shard together
     "ddp adam": lambda rank: train_on_rank(rank, ddp, options=ADAM),
@@ -155,3 +229,21 @@ def test_a_poisoned_rank_makes_every_rank_skip(results):
     assert skipped == skipped_too == 1
     assert torch.equal(first, second)
     torch.testing.assert_close(first, in_one_process(steps=STEPS - 1), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "curvatures"),
+    [("ddp", (2.0, 2.0)), ("hsdp", (2.0, 2.0)), ("ddp alone", (3.0, 1.0)), ("fsdp2 alone", (3.0, 1.0))],
+)
+def test_curvature_is_averaged_over_those_that_average_the_gradients(results, wrapper, curvatures):
+    """Two models of curvature 3 and 1, each with a process group of its own, were both read as 2."""
+    found = [result[f"curvature {wrapper}"] for result in results]
+    assert found == pytest.approx([h_of(curvature) for curvature in curvatures], rel=1e-12)
+
+
+def test_a_poisoned_model_does_not_make_another_skip(results):
+    assert [result["poison alone"] for result in results] == [0, 1]
+
+
+def test_a_gradient_without_noise_on_one_rank_stops_all(results):
+    assert all("their noise: second.weight." in result["penalty"] for result in results)

@@ -115,3 +115,45 @@ def test_the_optimizer_does_not_get_what_is_the_trainers() -> None:
     assert not {"held_out", "draws", "recipe"} & IVONConfig(lr=1e-3, held_out="train").optimizer_kwargs().keys()
     assert IVONConfig().resolved().held_out == "auto"
     assert IVONConfig(recipe="cong2025").resolved().held_out == "none"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"ess": -5},
+        {"ess": 0.0},
+        {"ess": math.nan},
+        {"ess": True},
+        {"ess": "1e4"},
+        {"ess": [1e4]},
+        {"lr": 0.0},
+        {"lr": "1e-4"},
+        {"hess_init": -1.0},
+        {"hess_init": "big"},
+        {"betas": (0.9,)},
+        {"betas": 0.9},
+        {"betas": (1.0, 1.0)},
+        {"betas": (0.9, 0.99)},  # the movement prior learns no h
+        {"weight_decay": -0.1},
+        {"weight_decay": 0.1},
+        {"clip_radius": 1e-3},  # of the Newton update
+        {"recipe": "cong2024", "clip_radius": 0.0},
+        {"recipe": "cong2024", "rescale_lr": "no"},
+        {"prior": "wide"},
+        {"prior_width": 0.0},
+        {"prior": "fixed", "prior_width": 3.0},
+        {"update": "sgd"},
+        {"adam_beta2": 1.0},
+        {"adam_eps": math.inf},
+        {"draws": True},
+        {"draws": "2"},
+        {"draws": 2.0},
+        {"recipe": ["auto"]},
+        {"held_out": ["train"]},
+    ],
+    ids=str,
+)
+def test_options_are_checked_when_they_are_given(given: dict[str, Any]) -> None:
+    """`IVONConfig(ess=-5)` was accepted until training began."""
+    with pytest.raises(ValueError, match=r"^IVONConfig got "):
+        IVONConfig(**given)

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from varlora.held_out import HeldOutSource
 from varlora.optim.auto import Auto
-from varlora.optim.options import ADAM_ONLY, Prior, Update
+from varlora.optim.options import ADAM_ONLY, Prior, Update, check_options
 
 Recipe = Literal["auto", "cong2024", "cong2025"]
 
@@ -59,6 +59,8 @@ RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
     "cong2025": {**_CONG2024, "ess": None, "prior": "adaptive"},
 }
 """Each recipe's options. "auto" has no learning rate: the trainer's is taken."""
+_OF_TRAINERS = ("recipe", "held_out", "draws")
+"""What is not the optimizer's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +89,8 @@ class IVONConfig:
         draws: Monte-Carlo draws S per micro-batch, each a forward and a backward pass (mixin only).
 
     Raises:
-        ValueError: there is no such recipe, `draws` is not a positive integer, or `held_out` has no effect because λ
-            is a number (the other options are checked by IVON).
+        ValueError: there is no such recipe, an option is of another type, out of its range or without effect, or
+            `held_out` has no effect because λ is a number.
 
     Example:
         >>> IVONConfig(lr=1e-4).optimizer_kwargs()["update"]
@@ -116,9 +118,11 @@ class IVONConfig:
     draws: int = 1
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
+        recipe: Any = self.recipe
+        draws: Any = self.draws
+        if not isinstance(recipe, str) or recipe not in RECIPES:
             raise ValueError(f"IVONConfig got recipe={self.recipe!r}; it must be one of {', '.join(RECIPES)}.")
-        if self.draws < 1 or self.draws != int(self.draws):
+        if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
             raise ValueError(f"IVONConfig got draws={self.draws!r}; it must be a positive integer.")
         sources = get_args(HeldOutSource)
         if self.held_out is not None and self.held_out not in sources:
@@ -129,6 +133,8 @@ class IVONConfig:
                 f"IVONConfig(held_out={self.held_out!r}) has no effect: held-out rows steer ess='auto', but ess is "
                 f"{'5000 sqrt(N)' if ess is None else ess} (recipe {self.recipe!r}). Leave one of the two out."
             )
+        options = {name: value for name, value in self._filled(learning_rate=1.0).items() if name not in _OF_TRAINERS}
+        check_options({**options, "debias": True}, whose="IVONConfig")
 
     def resolved(self, learning_rate: float | None = None) -> IVONConfig:
         """The same with every option filled in by the recipe; only `ess` stays None where the rule is 5000 √N.
@@ -140,8 +146,7 @@ class IVONConfig:
             >>> IVONConfig(ess=5e4).resolved(learning_rate=1e-4)
             IVONConfig(recipe='auto', lr=0.0001, ess=50000.0, hess_init='auto', ...)
         """
-        options = {"lr": learning_rate, **RECIPES[self.recipe]}
-        return replace(self, **{name: value for name, value in options.items() if getattr(self, name) is None})
+        return replace(self, **self._filled(learning_rate))
 
     def optimizer_kwargs(self) -> dict[str, Any]:
         """The options that `IVON(params, ...)` takes.
@@ -156,6 +161,10 @@ class IVONConfig:
                 "have: IVONConfig(lr=args.learning_rate), with args your TrainingArguments. (VariationalTrainerMixin "
                 "takes it from there by itself.)"
             )
-        return {
-            f.name: getattr(filled, f.name) for f in fields(filled) if f.name not in ("recipe", "held_out", "draws")
-        }
+        return {f.name: getattr(filled, f.name) for f in fields(filled) if f.name not in _OF_TRAINERS}
+
+    def _filled(self, learning_rate: float | None) -> dict[str, Any]:
+        """Every option, by the recipe where it is None."""
+        of_recipe = {"lr": learning_rate, **RECIPES[self.recipe]}
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value if value is not None else of_recipe.get(name) for name, value in given.items()}

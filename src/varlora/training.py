@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sized
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from varlora.adapters import check_trainable
 from varlora.held_out import HeldOut
 from varlora.ivon_config import IVONConfig
 from varlora.noise import NoiseController
@@ -32,6 +34,14 @@ from varlora.optim.auto import is_open, set_prior_width, settle
 from varlora.optim.wrapped import restore_from, unwrapped
 from varlora.resuming import WholeCheckpoints
 from varlora.steering import EpochOfSampler, HeldOutRows, Steering
+from varlora.trainer_checks import (
+    check_arguments,
+    check_bases,
+    check_labels,
+    check_options_given,
+    check_own_optimizer,
+    check_skipped,
+)
 
 if TYPE_CHECKING:
     from varlora.readout import Readout
@@ -50,7 +60,12 @@ class VariationalCallback(TrainerCallback):
         seed: the noise's seed; None takes the trainer's.
         num_examples: N for λ and h0; None takes the size of the training set.
         held_out: rows that steer λ where it is "auto" (`varlora.held_out`), or a function that gives them when training
-            begins; None leaves it at 100 N. `VariationalTrainerMixin` finds them by itself.
+            begins; without any it stays at 100 N, after a warning unless "none" asks for that.
+            `VariationalTrainerMixin` finds them by itself.
+
+    Raises:
+        ValueError: before the first step: an argument of the trainer would have no effect, the adapter could not be
+            saved, no training row has a label; at the end: more than half of the steps were skipped.
 
     Example:
         >>> from transformers import Trainer
@@ -65,13 +80,21 @@ class VariationalCallback(TrainerCallback):
         self,
         seed: int | None = None,
         num_examples: int | None = None,
-        held_out: HeldOut | Callable[[], HeldOut | None] | None = None,
+        held_out: HeldOut | Callable[[], HeldOut | None] | Literal["none"] | None = None,
     ) -> None:
+        if num_examples is not None and (isinstance(num_examples, bool) or not num_examples >= 1):
+            raise ValueError(f"VariationalCallback got num_examples={num_examples!r}; it must be a positive number.")
+        if not (held_out is None or held_out == "none" or isinstance(held_out, HeldOut) or callable(held_out)):
+            raise ValueError(
+                f"VariationalCallback got held_out of type {type(held_out).__name__}; it must be a HeldOut, a function "
+                "that gives one, 'none', or None."
+            )
         self.seed = seed
         self.num_examples = num_examples
         self.held_out = held_out
         self.noise: NoiseController | None = None
         self.steering: Steering | None = None
+        self._taken_before = 0  # steps of the optimizer before this training
 
     def on_train_begin(
         self,
@@ -88,9 +111,10 @@ class VariationalCallback(TrainerCallback):
         assert optimizer is not None
         if self.noise is not None:  # a former train() that was interrupted
             self.noise.detach()
-        _refuse_unsupported(args)
         ivon = _unwrapped_ivon(optimizer)
+        check_arguments(args, ivon.param_groups[0])
         _check_weight_decay(ivon, args)
+        check_labels(train_dataloader, args.label_names)
         for group in ivon.param_groups:
             if is_open(group):
                 num_examples = self.num_examples if self.num_examples is not None else _num_examples(train_dataloader)
@@ -98,17 +122,18 @@ class VariationalCallback(TrainerCallback):
                 logger.info("%d examples: ess = %.4g, h0 = %.4g", num_examples, group["ess"], group["hess_init"])
         set_prior_width(ivon, _share(state))
         self.noise = NoiseController(model, optimizer, seed=self.seed if self.seed is not None else args.seed)
+        self._taken_before = max(0, _taken(ivon) - state.global_step)
         self.steering = None
         if any(group.get("auto_ess") is not None for group in ivon.param_groups):
             if isinstance(self.held_out, HeldOut):
                 self.held_out.check(model)
             held_out = self.held_out() if callable(self.held_out) else self.held_out
-            if held_out is None and self.held_out is None:
+            if held_out is None:
                 logger.warning(
                     "no held-out rows steer ess: it stays at 100 N. Give some (VariationalCallback(held_out=...)), or "
                     "use VariationalTrainer or VariationalTrainerMixin, which find them."
                 )
-            if held_out is not None:
+            if isinstance(held_out, HeldOut):
                 rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
                 self.steering = Steering(
                     held_out,
@@ -176,6 +201,7 @@ class VariationalCallback(TrainerCallback):
         ivon = self.noise.optimizer
         self.noise.detach()
         self.noise = None
+        check_skipped(state.global_step, _taken(ivon) - self._taken_before)
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             restore_from(ivon, state.best_model_checkpoint)
 
@@ -202,9 +228,11 @@ class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, QuietEvaluation):
             is used by the recipe "auto", the default, and by no other; `weight_decay` belongs to AdamW and never is.
 
     Raises:
-        ValueError: the training arguments set a weight decay (the prior is `IVONConfig.weight_decay`), or ask for
-            something that would spoil the posterior; there are no held-out rows of the kind that `IVONConfig.held_out`
-            names.
+        ValueError: the training arguments set a weight decay (the prior is `IVONConfig.weight_decay`), choose another
+            optimizer, or ask for something that would spoil the posterior; there are no held-out rows of the kind that
+            `IVONConfig.held_out` names; `variational` is no `IVONConfig`; several draws are asked of a trainer that
+            generates its rows.
+        TypeError: the class has the mixin behind a trainer.
 
     Example:
         >>> from transformers import Trainer
@@ -212,12 +240,20 @@ class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, QuietEvaluation):
         ...     pass                 # MyVariationalTrainer(model=..., args=..., variational=IVONConfig())
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_bases(cls, VariationalTrainerMixin)
+
     def __init__(self, *args: Any, variational: IVONConfig | None = None, **kwargs: Any) -> None:
+        check_options_given(variational)
         self.variational = variational if variational is not None else IVONConfig()
-        self._draw_weight = 1.0
         super().__init__(*args, **kwargs)
+        check_own_optimizer(self)
+        if self.variational.draws > 1 and hasattr(self, "_buffered_inputs"):
+            raise ValueError(_NO_DRAWS.format(draws=self.variational.draws, trainer=type(self).__name__))
         arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
         options = self.variational.resolved(arguments.learning_rate)
+        check_arguments(arguments, options.optimizer_kwargs())
         if arguments.weight_decay not in (0.0, options.weight_decay):
             raise ValueError(
                 f"TrainingArguments(weight_decay={arguments.weight_decay}) is AdamW's; IVON's prior is "
@@ -231,38 +267,60 @@ class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, QuietEvaluation):
                 stacklevel=2,
             )
         self.choose_held_out(options)
-        held_out = self.held_out_rows if options.held_out != "none" else None
-        self.add_callback(VariationalCallback(held_out=held_out))  # type: ignore[attr-defined]
+        callback = VariationalCallback(held_out=self.held_out_rows if options.held_out != "none" else "none")
+        self.add_callback(callback)  # type: ignore[attr-defined]
         self.add_callback(EpochOfSampler(self))  # type: ignore[attr-defined]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """IVON over every trained parameter, in one group."""
         if self.optimizer is None:
             trained: nn.Module = self.model if model is None else model  # type: ignore[attr-defined]
+            check_trainable(trained)
             parameters = [p for p in trained.parameters() if p.requires_grad]
             options = self.variational.resolved(self.args.learning_rate)  # type: ignore[attr-defined]
             self.optimizer: torch.optim.Optimizer | None = IVON(parameters, **options.optimizer_kwargs())
         return self.optimizer
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch: S forward and backward passes, each at its own draw."""
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch: S forward and backward passes, each at its own draw.
+
+        Raises:
+            ValueError: several draws of inputs that are no batch, but what a batch is to be made of.
+        """
         draws = self.variational.draws
-        self._draw_weight = 1.0 / draws
-        try:
-            step = super().training_step  # type: ignore[misc]
+        step = super().training_step  # type: ignore[misc]
+        if draws == 1:
+            return step(model, inputs, *args, **kwargs)  # type: ignore[no-any-return]
+        if not isinstance(inputs, Mapping):
+            raise ValueError(_NO_DRAWS.format(draws=draws, trainer=type(self).__name__))
+        with _weighted_loss(self, 1.0 / draws):
             losses = [step(model, dict(inputs), *args, **kwargs) for _ in range(draws)]
-        finally:
-            self._draw_weight = 1.0
         return torch.stack(losses).sum()
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's loss, weighted by 1/S within a training step."""
-        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
-        if self._draw_weight == 1.0:
-            return loss
-        if isinstance(loss, tuple):
-            return (loss[0] * self._draw_weight, *loss[1:])
-        return loss * self._draw_weight
+
+_NO_DRAWS = (
+    "IVONConfig(draws={draws}) cannot be with {trainer}, which makes new rows in each training step instead of going "
+    "over the same ones again. Leave draws at 1: every micro-batch has a draw of its own."
+)
+
+
+@contextmanager
+def _weighted_loss(trainer: Any, weight: float) -> Iterator[None]:
+    """Within it the trainer's loss, whoever wrote `compute_loss`, counts with a weight."""
+    own = trainer.compute_loss
+
+    def weighted(*args: Any, **kwargs: Any) -> Any:
+        loss = own(*args, **kwargs)
+        return (loss[0] * weight, *loss[1:]) if isinstance(loss, tuple) else loss * weight
+
+    replaced = vars(trainer).get("compute_loss")
+    trainer.compute_loss = weighted
+    try:
+        yield
+    finally:
+        del trainer.compute_loss
+        if replaced is not None:
+            trainer.compute_loss = replaced
 
 
 class VariationalTrainer(VariationalTrainerMixin, Trainer):
@@ -375,22 +433,6 @@ def _unwrapped_ivon(optimizer: torch.optim.Optimizer) -> IVON:
     return ivon
 
 
-def _refuse_unsupported(args: TrainingArguments) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"one process sees {args.n_gpu} GPUs and would copy the model over them in every step "
-            "(torch.nn.DataParallel), which IVON cannot follow. Start one process per GPU (torchrun or accelerate "
-            "launch), or set CUDA_VISIBLE_DEVICES to one."
-        )
-    if args.deepspeed:
-        raise ValueError("IVON does not run under DeepSpeed, which replaces the optimizer. Use DDP or FSDP2.")
-    if args.load_best_model_at_end and args.save_only_model:
-        raise ValueError(
-            "load_best_model_at_end with save_only_model=True would join the best checkpoint's mean to the last step's "
-            "variance. Set save_only_model=False, so that the checkpoint holds both."
-        )
-
-
 def _check_weight_decay(ivon: IVON, args: TrainingArguments) -> None:
     """Trainer writes its own `weight_decay` (0.0 unless set) into every group, over the optimizer's."""
     wanted = ivon.defaults["weight_decay"]
@@ -401,6 +443,10 @@ def _check_weight_decay(ivon: IVON, args: TrainingArguments) -> None:
                 f"TrainingArguments(weight_decay={args.weight_decay}). Set both to the same number and leave no "
                 "trained parameter in the trainer's no-decay group, or use VariationalTrainerMixin, which keeps IVON's."
             )
+
+
+def _taken(ivon: IVON) -> int:
+    return ivon.step_index - ivon.skipped_steps
 
 
 def _share(state: TrainerState) -> float:

@@ -5,7 +5,7 @@ what no file of PEFT's brings back.
 """
 
 from varlora.adapters.lora import dropout_modules, dropout_on, factor_keys, linear_factors, reset_adapter
-from varlora.adapters.reload import refuse_unreloadable
+from varlora.adapters.reload import check_trainable, refuse_unreloadable
 from varlora.adapters.tensors import (
     adapter_config,
     applied,
@@ -23,6 +23,7 @@ __all__ = [
     "adapter_config",
     "applied",
     "base_model_of",
+    "check_trainable",
     "checkpoint_key",
     "dropout_modules",
     "dropout_on",

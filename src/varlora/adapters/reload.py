@@ -15,6 +15,29 @@ from varlora.adapters.tensors import active_adapter, fixed_tensors, is_resized, 
 _STARTS_BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
+def check_trainable(model: nn.Module) -> None:
+    """Refuses, before training, what saving would refuse after it, and a model of which nothing trains.
+
+    Args:
+        model: the model with its adapter, or a plain module.
+
+    Raises:
+        ValueError: nothing trains, several adapters are active, what trains is not all of the adapter's, or
+            `refuse_unreloadable` refuses the model.
+
+    Example:
+        >>> check_trainable(nn.Linear(2, 1).requires_grad_(False))
+        Traceback (most recent call last):
+        ValueError: no parameter of the model trains (requires_grad), so there is nothing to have a posterior over. ...
+    """
+    if not trained_tensors(model):
+        raise ValueError(
+            "no parameter of the model trains (requires_grad), so there is nothing to have a posterior over. A loaded "
+            "adapter is frozen unless it is asked for: PeftModel.from_pretrained(..., is_trainable=True)."
+        )
+    refuse_unreloadable(model)
+
+
 def refuse_unreloadable(model: nn.Module) -> None:
     """Refuses a model that no saved adapter would bring back, whatever is trained; any other passes.
 

@@ -46,6 +46,12 @@ def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     held = {id(t) for t in trained.values()}
     outside = [n for n, p in unwrapped_model(model).named_parameters() if p.requires_grad and id(p) not in held]
     if outside:
+        inner = unwrapped_model(model)
+        if isinstance(inner, PeftModel) and inner.peft_config[active_adapter(inner)].is_prompt_learning:
+            raise ValueError(
+                f"this adapter is by {type(inner.peft_config[active_adapter(inner)]).__name__}, which trains a prompt "
+                "and not weights of the model: it would be lost. Use LoRA or another adapter of weights."
+            )
         raise ValueError(
             f"{len(outside)} trained parameter(s) are not part of the adapter and would be lost: {_some(outside)}. "
             "Freeze them, or name their modules in LoraConfig(modules_to_save=...)."

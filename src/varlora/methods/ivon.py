@@ -6,18 +6,16 @@ Shen et al. 2024, arXiv 2402.17641 (the optimizer); the recipe "auto" is our cho
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from transformers import Trainer
 
 from varlora.held_out import HeldOutSource
-from varlora.ivon_config import IVONConfig, Recipe
+from varlora.ivon_config import RECIPES, IVONConfig, Recipe
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.optim.auto import Auto
-from varlora.optim.ivon import IVON
 from varlora.optim.options import Prior, Update
 from varlora.posterior import posterior_of
 from varlora.training import VariationalAnswerTrainer, VariationalTrainer
@@ -69,17 +67,22 @@ class Ivon:
     draws: int = IVONConfig.draws
 
     def __post_init__(self) -> None:
-        IVON([torch.zeros(1, requires_grad=True)], **self.config.optimizer_kwargs())  # it checks the options
+        _ = self.config  # it checks the options
 
     @property
     def config(self) -> IVONConfig:
         """The optimizer's options, filled in by the recipe."""
-        filled = IVONConfig(
+        beta1, beta2 = RECIPES.get(self.recipe, RECIPES["auto"])["betas"]  # IVONConfig refuses what is no recipe
+        return IVONConfig(
             recipe=self.recipe,
             lr=self.learning_rate,
             update=self.update,
             ess=self.ess,
             hess_init=self.hess_init,
+            betas=(
+                self.beta1 if self.beta1 is not None else beta1,
+                self.beta2 if self.beta2 is not None else beta2,
+            ),
             weight_decay=self.weight_decay,
             clip_radius=self.clip_radius,
             prior=self.prior,
@@ -87,10 +90,6 @@ class Ivon:
             held_out=self.held_out,
             draws=self.draws,
         ).resolved(learning_rate=AdamW.learning_rate)
-        assert filled.betas is not None
-        beta1, beta2 = filled.betas
-        given = (self.beta1 if self.beta1 is not None else beta1, self.beta2 if self.beta2 is not None else beta2)
-        return replace(filled, betas=given)
 
     def trainer(self, job: Job) -> Trainer:
         """A Trainer with IVON and its noise."""

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from varlora.adapters import check_trainable
 from varlora.checkpoint_files import last_whole_checkpoint
 from varlora.methods.progress import show_progress
 from varlora.posterior import Posterior
@@ -73,6 +74,7 @@ class Job:
             ValueError: there are checkpoints, and none is whole, or they are of another number of processes.
             Stopped: SIGTERM or Ctrl-C came; training has ended after its step, with a checkpoint.
         """
+        check_trainable(self.model)
         show_progress(trainer, shown=self.progress)
         checkpoint = self._checkpoint(trainer.args) if self.resume else None
         with stop_requests() as request:

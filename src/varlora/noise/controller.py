@@ -10,7 +10,10 @@ precision and data parallelism need no special cases:
   backward pass has used the last one. Recomputation in a backward pass sees the same noise.
 - Losses are already scaled by their share of the step (by 1/k under accumulation over k micro-batches), so
   the products are summed, exactly as the gradients are.
-- Every rank multiplies its own gradient by its own noise; only the products are averaged over ranks.
+- Every rank multiplies its own gradient by its own noise; only the products are averaged, over the ranks that average
+  the gradients.
+- A weight that is also read outside its module's forward has gradient without noise there, and a curvature that the
+  products miss: the step refuses (`noise.arrivals`).
 - Noise is a function of (seed, step, draw, rank, name), never of a global generator's state, so a resumed run
   draws what the uninterrupted run would have drawn.
 
@@ -30,8 +33,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from varlora.adapters import refuse_unreloadable
+from varlora.adapters import check_trainable
+from varlora.noise.arrivals import Arrivals
 from varlora.noise.places import Place, Site, scopes_of, unwrapped_model
+from varlora.noise.ranks import Groups, gradient_groups, reduce_, size_of
 from varlora.noise.sampled import Sample, SampledForward, uncompiled
 from varlora.noise.source import CounterNoise, NoiseSource
 from varlora.optim import IVON
@@ -60,11 +65,13 @@ class NoiseController:
         seed: the seed of the default source.
         rank: the data-parallel rank; None asks torch.distributed.
         scaler: the GradScaler that scales the loss, if any; None takes it from accelerate's wrapper.
+        process_group: the processes over which your own code averages the gradients; None takes all. What
+            DistributedDataParallel or FSDP2 averages goes by their own group or mesh.
 
     Raises:
         TypeError: the optimizer is not IVON.
-        ValueError: the model owns none of the optimizer's parameters, or some it does not own; a saved adapter would
-            not bring it back (`varlora.adapters.refuse_unreloadable`).
+        ValueError: the model owns none of the optimizer's parameters, or some it does not own; nothing of it trains, or
+            a saved adapter would not bring it back (`varlora.adapters.check_trainable`).
 
     Example:
         >>> import torch
@@ -90,6 +97,7 @@ class NoiseController:
         *,
         rank: int | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         self.scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)
         optimizer = unwrapped(optimizer)
@@ -99,7 +107,7 @@ class NoiseController:
         self.source = source if source is not None else CounterNoise(seed)
         self.rank = rank if rank is not None else (dist.get_rank() if dist.is_initialized() else 0)
         self.model = unwrapped_model(model)
-        refuse_unreloadable(self.model)
+        check_trainable(self.model)
 
         self._draw_index = 0
         self._consumed = True  # whether a backward pass has used the present noise
@@ -112,6 +120,15 @@ class NoiseController:
         for former in [optimizer.noise, *(getattr(scope.forward, "controller", None) for scope in scopes)]:
             if isinstance(former, NoiseController):  # left behind by a training that was interrupted
                 former.detach()
+        for site in self._sites.values():
+            site.arrivals_at(site.parameter)
+        self._ranks: dict[Groups, list[Site]] = {}  # the sites by who averages their gradients
+        for groups, site in zip(
+            gradient_groups(model, (site.parameter for site in self._sites.values()), process_group),
+            self._sites.values(),
+            strict=True,
+        ):
+            self._ranks.setdefault(groups, []).append(site)
         self._wrapped: list[SampledForward] = []
         for scope, places in scopes.items():
             wrapped = SampledForward(self, scope, places)
@@ -132,6 +149,10 @@ class NoiseController:
         self._hooks, self._wrapped = [], []
         self._active = False
         self.clear()
+        for site in self._sites.values():
+            for found in site.arrivals:
+                found.remove()
+            site.arrivals = []
         if self.optimizer.noise is self:
             self.optimizer.noise = None
 
@@ -188,12 +209,8 @@ class NoiseController:
         Raises:
             RuntimeError: no draw took part in a backward pass, or a gradient bypassed its noise.
         """
-        sites = list(self._sites.values())
-        used = torch.tensor([site.product is not None for site in sites], device=self.device)
-        products = [site.product for site in sites]
-        if self._world_size > 1:
-            used, products = self._average_over_ranks(used, sites)
-        if not used.any():
+        averaged = [found for groups, sites in self._ranks.items() for found in self._averaged(groups, sites)]
+        if not any(product is not None for _, product, _ in averaged):
             raise RuntimeError(
                 "IVON.step() found no draw to learn from: no backward pass has gone through the sampled weights "
                 "since the last step. Call model.train(), run the forward pass through the very model given to "
@@ -202,12 +219,12 @@ class NoiseController:
         scale = 1.0 / self.scaler.get_scale() if self.scaler is not None else 1.0
         result: dict[Tensor, Tensor] = {}
         bypassed = []
-        for site, took_part, product in zip(sites, used.tolist(), products, strict=True):
+        for site, product, without_noise in averaged:
             p = site.parameter
-            if took_part and p.grad is not None and product is not None:
-                result[p] = _sharded_like(p, product * scale)
-            elif not took_part and p.grad is not None and bool((p.grad != 0).any()):
+            if without_noise or (product is None and p.grad is not None and bool((p.grad != 0).any())):
                 bypassed.append(site.name)
+            elif product is not None and p.grad is not None:
+                result[p] = _sharded_like(p, product * scale)
         strangers = [
             p
             for group in self.optimizer.param_groups
@@ -223,24 +240,24 @@ class NoiseController:
         if bypassed:
             raise RuntimeError(
                 f"{len(bypassed)} parameters got a gradient that did not pass through their noise: "
-                f"{', '.join(bypassed[:3])}{', ...' if len(bypassed) > 3 else ''}. Their weights are read outside "
-                "the forward of the module that owns them (as torch's RNN layers do); freeze them or train them "
-                "with another optimizer."
+                f"{', '.join(bypassed[:3])}{', ...' if len(bypassed) > 3 else ''}. They are read outside the forward "
+                "of the module that owns them (by torch's RNN layers, by a penalty on weights in the loss, by another "
+                "layer), where the mean is seen and the curvature missed. Read them in their module's forward only (a "
+                "penalty on weights is a prior: IVON's weight_decay), freeze them, or train them by another optimizer."
             )
         return result
 
     def all_agree(self, flag: Tensor) -> bool:
         """Whether `flag` is true on every rank."""
-        if self._world_size > 1:
-            number = flag.to(self.device, torch.int32)
-            dist.all_reduce(number, dist.ReduceOp.MIN)
-            return bool(number)
-        return bool(flag)
+        number = flag.to(self.device, torch.int32)
+        for groups in self._ranks:
+            reduce_(number, groups, dist.ReduceOp.MIN)
+        return bool(number)
 
     def clear(self) -> None:
         """Forgets the products collected since the last step."""
         for site in self._sites.values():
-            site.product = None
+            site.clear()
 
     def after_step(self) -> None:
         """Ends the step: the next training forward starts the next step's first draw."""
@@ -302,14 +319,15 @@ class NoiseController:
             assert parameter is not None
             assert place.site.noise is not None
             mean = parameter.detach() if parameter.dtype == place.site.noise.dtype else self._master(place.site)
-            record = functools.partial(self._record, place.site)
+            record = functools.partial(self._record, place.site, place.site.arrivals_at(parameter))
             sample = Sample.apply(parameter, mean, place.site.noise, record)  # type: ignore[no-untyped-call]
             place.holder.__dict__[place.attribute] = sample
 
     def _master(self, site: Site) -> Tensor:
         return _full(self.optimizer.mean(site.parameter))
 
-    def _record(self, site: Site, product: Tensor) -> None:
+    def _record(self, site: Site, arrivals: Arrivals, gradient: Tensor, product: Tensor) -> None:
+        arrivals.hand_on(gradient)
         site.product = product if site.product is None else site.product.add_(product)
         self._consumed = True
 
@@ -342,26 +360,34 @@ class NoiseController:
     # Ranks --------------------------------------------------------------------------------------------------
 
     @property
-    def _world_size(self) -> int:
-        return dist.get_world_size() if dist.is_initialized() else 1
-
-    @property
     def device(self) -> torch.device:
         """Where the trained parameters are (the first of them)."""
         return next(iter(self._sites.values())).parameter.device
 
-    def _average_over_ranks(self, used: Tensor, sites: Sequence[Site]) -> tuple[Tensor, list[Tensor | None]]:
-        used = used.to(torch.int32)
-        dist.all_reduce(used, dist.ReduceOp.MAX)
-        parts = [
-            (site.product if site.product is not None else torch.zeros_like(_full(self.optimizer.mean(site.parameter))))
-            for site in sites
+    def _averaged(self, groups: Groups, sites: Sequence[Site]) -> list[tuple[Site, Tensor | None, bool]]:
+        """Per site: the product over ranks, None where it took part on none; whether gradient came without noise."""
+        seen = torch.tensor([[site.product is not None for site in sites], [False] * len(sites)], device=self.device)
+        for i, site in enumerate(sites):
+            if (flag := site.bypassed) is not None:
+                seen[1, i] = flag
+        if not groups:
+            products = [site.product for site in sites]
+        else:
+            seen = reduce_(seen.to(torch.int32), groups, dist.ReduceOp.MAX).bool()
+            parts = [
+                site.product
+                if site.product is not None
+                else torch.zeros_like(_full(self.optimizer.mean(site.parameter)))
+                for site in sites
+            ]
+            flat = reduce_(torch.cat([part.flatten().to(self.device) for part in parts]), groups) / size_of(groups)
+            cut = torch.split(flat, [part.numel() for part in parts])
+            products = [a.view_as(part).to(part.device) for a, part in zip(cut, parts, strict=True)]
+        used, bypassed = seen.tolist()
+        return [
+            (site, product if took_part else None, without_noise)
+            for site, product, took_part, without_noise in zip(sites, products, used, bypassed, strict=True)
         ]
-        flat = torch.cat([part.flatten().to(self.device) for part in parts])
-        dist.all_reduce(flat)
-        flat /= self._world_size
-        averaged = torch.split(flat, [part.numel() for part in parts])
-        return used.bool(), [a.view_as(part).to(part.device) for a, part in zip(averaged, parts, strict=True)]
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from varlora.noise.arrivals import Arrivals
 
 
 @dataclass
 class Site:
-    """One trained parameter: its present noise and the sum of its noise · gradient products."""
+    """One trained parameter: its present noise, the sum of its noise · gradient products, and its gradient's ways."""
 
     name: str
     parameter: nn.Parameter  # as the optimizer holds it (under FSDP2, the shard)
     noise: Tensor | None = None
     product: Tensor | None = None
+    arrivals: list[Arrivals] = field(default_factory=list)
+
+    def arrivals_at(self, parameter: Tensor) -> Arrivals:
+        """Those at the tensor that is read: the parameter itself, or what FSDP2 gathers it into."""
+        for found in self.arrivals:
+            if found.of(parameter):
+                return found
+        for former in self.arrivals[1:]:
+            former.remove()
+        self.arrivals = [*self.arrivals[:1], Arrivals(parameter)]
+        return self.arrivals[-1]
+
+    @property
+    def bypassed(self) -> Tensor | None:
+        """Whether gradient has arrived that did not come through a sample; None where nothing speaks for it."""
+        flags = [found.bypassed for found in self.arrivals if found.bypassed is not None]
+        return torch.stack(flags).any() if flags else None
+
+    def clear(self) -> None:
+        """Forgets the products, and how gradient has arrived."""
+        self.product = None
+        for found in self.arrivals:
+            found.forget()
 
 
 @dataclass(frozen=True)
@@ -50,18 +76,19 @@ def scopes_of(model: nn.Module, sites: Mapping[str, Site]) -> dict[nn.Module, li
 
     That is the owner of the parameter, unless a layer around it reads it on the owner's behalf: PEFT's tuner
     layers (DoRA and embeddings read their submodules' weights), attention's output projection, and whatever
-    holds a ParameterList or ParameterDict, which have no forward.
+    holds a ParameterList or ParameterDict, which have no forward. What several layers hold (PEFT's trainable tokens of
+    tied embeddings), each of them reads.
     """
     by_parameter = {id(site.parameter): site for site in sites.values()}
     scopes: dict[nn.Module, list[Place]] = {}
-    visited: set[nn.Module] = set()
+    visited: set[tuple[nn.Module, nn.Module | None]] = set()
 
     def visit(module: nn.Module, reader: nn.Module | None) -> None:
-        if module in visited:
-            return
-        visited.add(module)
         if isinstance(module, (BaseTunerLayer, nn.MultiheadAttention)):
             reader = module
+        if (module, reader) in visited:
+            return
+        visited.add((module, reader))
         scope = reader if reader is not None else module
         for attribute, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in by_parameter:

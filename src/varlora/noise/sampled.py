@@ -25,10 +25,12 @@ class Sampler(Protocol):
 
 
 class Sample(torch.autograd.Function):
-    """mean ↦ mean + noise; the backward pass adds noise · gradient to the site."""
+    """mean ↦ mean + noise; the backward pass hands the gradient and noise · gradient to `record`."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, mean: Tensor, noise: Tensor, record: Callable[[Tensor], None]) -> Tensor:
+    def forward(
+        ctx: Any, parameter: Tensor, mean: Tensor, noise: Tensor, record: Callable[[Tensor, Tensor], None]
+    ) -> Tensor:
         sample = (mean + noise).to(parameter.dtype)
         if sample.dtype != mean.dtype:
             noise = sample.to(mean.dtype) - mean  # the noise that the forward pass really sees
@@ -38,7 +40,7 @@ class Sample(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.record(gradient.to(ctx.noise.dtype) * ctx.noise)
+        ctx.record(gradient, gradient.to(ctx.noise.dtype) * ctx.noise)
         return gradient, None, None, None
 
 

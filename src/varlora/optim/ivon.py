@@ -34,6 +34,11 @@ from varlora.optim.prior import prior_delta, prior_state, renew_prior_
 
 logger = logging.getLogger(__name__)
 
+MOST_SKIPPED = 0.5
+"""Share of skipped steps beyond which a training is an error."""
+STEPS_BEFORE_REFUSAL = 20
+"""Before so many steps nothing is said of their share within a training."""
+
 
 class NoiseStatistics(Protocol):
     """What IVON needs from whoever draws the noise (`varlora.noise.NoiseController`)."""
@@ -223,7 +228,8 @@ class IVON(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates momentum, Hessian and mean from the gradients and products of all draws since the last step.
 
-        A step with a non-finite gradient or product changes nothing but the counters.
+        A step with a non-finite gradient or product changes nothing but the counters. Where more than half of at least
+        20 steps were such, that is an error.
 
         Args:
             closure: evaluates the model, calls backward and returns the loss.
@@ -233,6 +239,7 @@ class IVON(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: no noise was drawn, or some parameter's gradient bypassed its noise.
+            ValueError: more than half of the steps were skipped.
         """
         loss = None
         if closure is not None:
@@ -262,6 +269,8 @@ class IVON(torch.optim.Optimizer):
                 )
         self._count("step_index")
         self.noise.after_step()
+        if self.step_index >= STEPS_BEFORE_REFUSAL and self.skipped_steps > MOST_SKIPPED * self.step_index:
+            raise ValueError(mostly_skipped(self.skipped_steps, self.step_index))
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -367,6 +376,15 @@ class IVON(torch.optim.Optimizer):
     def _count(self, key: str) -> None:
         for group in self.param_groups:
             group[key] = group.get(key, 0) + 1
+
+
+def mostly_skipped(skipped: int, steps: int) -> str:
+    """What to say of a training that left out more than half of its steps."""
+    return (
+        f"{skipped} of {steps} steps skipped for numbers that are not finite. That is more than half, and the rest is "
+        "no training. Look for the loss that is not finite (rows without a label, a learning rate that is too large, "
+        "float16), and train again."
+    )
 
 
 def _gradient(p: Tensor) -> Tensor:

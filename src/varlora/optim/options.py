@@ -19,11 +19,12 @@ ADAM_ONLY: Mapping[str, Any] = {"adam_beta2": 0.999, "adam_eps": 1e-8}
 """Options that act on one update alone, with the values that they have when nobody sets them."""
 
 
-def check_options(group: Mapping[str, Any]) -> None:
+def check_options(group: Mapping[str, Any], whose: str = "IVON") -> None:
     """Checks a parameter group of IVON.
 
     Args:
         group: the group with all its options.
+        whose: they are, for the message.
 
     Raises:
         ValueError: an option is out of its range or has no effect; the message names it, its value and what is allowed.
@@ -35,7 +36,7 @@ def check_options(group: Mapping[str, Any]) -> None:
 
     def require(name: str, ok: bool, allowed: str) -> None:
         if not ok:
-            raise ValueError(f"IVON got {name}={group[name]!r}; it must be {allowed}.")
+            raise ValueError(f"{whose} got {name}={group[name]!r}; it must be {allowed}.")
 
     def number(name: str) -> float:
         return _number(group[name])
@@ -55,6 +56,8 @@ def check_options(group: Mapping[str, Any]) -> None:
     else:
         require("prior_width", open_width, f"left at 'auto' with prior={group['prior']!r}: only 'movement' has a width")
     require("update", group["update"] in ("newton", "adam"), "'newton' or 'adam'")
+    for name in ("rescale_lr", "debias"):
+        require(name, isinstance(group[name], bool), "True or False")
     require("adam_beta2", 0 <= number("adam_beta2") < 1, "in [0, 1)")
     require("adam_eps", 0 < number("adam_eps") < math.inf, "a positive finite number")
     betas = group["betas"]
@@ -86,7 +89,7 @@ def check_options(group: Mapping[str, Any]) -> None:
     for name, default in update.items():
         if group[name] != default:
             raise ValueError(
-                f"IVON got {name}={group[name]!r}, which has no effect with update={group['update']!r}. Leave it at "
+                f"{whose} got {name}={group[name]!r}, which has no effect with update={group['update']!r}. Leave it at "
                 f"{default!r}, or use update={other!r}."
             )
 
@@ -168,5 +171,6 @@ def warn_of_another_prior(saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
 
 
 def _number(value: Any) -> float:
-    is_number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_number |= isinstance(value, Tensor) and value.numel() == 1
     return float(value) if is_number else math.nan

@@ -11,7 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from varlora.adapters import adapter_config, base_model_of, fixed_tensors, refuse_unreloadable, trained_tensors
+from varlora.adapters import (
+    adapter_config,
+    base_model_of,
+    check_trainable,
+    fixed_tensors,
+    refuse_unreloadable,
+    trained_tensors,
+)
 from varlora.optim.ess_control import HeldOutRecord
 from varlora.optim.wrapped import unwrapped
 from varlora.posterior.diagonal import DiagonalGaussian
@@ -72,13 +79,9 @@ def posterior_of(
         >>> q.precision["bias"]
         tensor([1.])
     """
-    refuse_unreloadable(model)
     optimizer = _unwrapped(optimizer)
+    check_trainable(model)
     trained = trained_tensors(model)
-    if not trained:
-        raise ValueError(
-            "no parameter of the model trains (requires_grad), so there is nothing to have a posterior over."
-        )
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     if unheld := [key for key, p in trained.items() if p not in groups]:
         raise ValueError(
