@@ -186,7 +186,7 @@ def test_each_number_with_its_meaning() -> None:
     assert found["Sampled − mean NLL"] == (
         "−0.12 ± 0.03",
         "nats, on 300 validation rows, paired; 10 draws averaged; each at its own T, fitted to "
-        "others of them: the mean's 1.52, the draws' 1.31",
+        "others of them; all ask for 1.52 at the mean, 1.31 of the draws",
     )
     assert found["Cost of the noise"][0] == "+0.05 ± 0.01"
     assert found["Agreement of draws"] == (

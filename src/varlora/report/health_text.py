@@ -206,8 +206,10 @@ def _temperatures(health: Health) -> str:
         return "both at T = 1"
     of_mean, of_draws = health.temperatures
     first = "the first member" if health.kind == "mixture" else "the mean"
-    fitted = "" if health.in_training else ", fitted to others of them"
-    return f"each at its own T{fitted}: {first}'s {of_mean:.2f}, the draws' {of_draws:.2f}"
+    if health.in_training:
+        return f"each at its own T: {first}'s {of_mean:.2f}, the draws' {of_draws:.2f}"
+    asked = f"{of_mean:.2f} at {first}, {of_draws:.2f} of the draws"
+    return f"each at its own T, fitted to others of them; all ask for {asked}"
 
 
 def skipped_in_words(diagnostics: Mapping[str, Any]) -> str:
