@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from steered_tasks import Classifier, Rows, arguments, state_of, trainer_of
-from varlora import IVON, IVONConfig, VariationalCallback, last_whole_checkpoint
+from varlora import IVON, IVONConfig, VariationalCallback, last_whole_checkpoint, posterior_from_checkpoint
 from varlora.checkpoint_files import CHECKPOINT_FILES, checkpoints_in
 
 OPTIONS: dict[str, Any] = {"ess": 1e3, "max_steps": 6, "save_strategy": "steps", "save_steps": 2}
@@ -122,3 +122,14 @@ def test_an_unmodified_trainer_is_refused_the_step_after_the_last(tmp_path: Path
     make().train()
     with pytest.raises(ValueError, match="the last of 3 steps, and transformers' Trainer would take another"):
         make().train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_no_posterior_is_read_from_a_checkpoint_that_was_changed(trained: Any, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-4"
+    posterior_from_checkpoint(checkpoint)
+    file = checkpoint / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"optimizer\.pt was changed: its SHA-256 differs\)\. Take another checkpoint"):
+        posterior_from_checkpoint(checkpoint)

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from varlora.adapters import checkpoint_key, in_fixed_order
+from varlora.checkpoint_files import listed_damage
 from varlora.folders import atomic_folder
 from varlora.manifest import (
     ADAPTER_CONFIG,
@@ -187,6 +188,8 @@ def posterior_from_checkpoint(
     if (files / ADAPTER_CONFIG).is_file():
         config = in_fixed_order(parse_json(files / ADAPTER_CONFIG, read_bytes(files / ADAPTER_CONFIG)))
         weights = files / ADAPTER_MEAN
+    if (damage := listed_damage(folder, weights.relative_to(folder).as_posix(), "optimizer.pt")) is not None:
+        raise CheckpointError(f"{folder} is {damage}. Take another checkpoint.")
     saved = _tensors(weights, read_bytes(weights))
     groups, state = _ivon_state(folder / "optimizer.pt")
 

@@ -133,6 +133,19 @@ def damage_of(checkpoint: Path) -> str | None:
     return None if damage is None else f"of no use without the best checkpoint so far, {best}, which is {damage}"
 
 
+def listed_damage(checkpoint: Path, *names: str) -> str | None:
+    """Which of these files is not as the checkpoint lists it; None where all are, or it lists none.
+
+    For whoever reads single files, as a posterior's.
+    """
+    try:
+        found = read_checkpoint_files(checkpoint)
+    except ValueError as error:
+        return f"damaged ({error})"
+    listed = found.files or {} if found is not None else {}
+    return next(filter(None, (_file_damage(checkpoint / n, n, listed[n]) for n in names if n in listed)), None)
+
+
 def read_checkpoint_files(checkpoint: Path) -> CheckpointFiles | None:
     """What a checkpoint says of itself; None where it says nothing, as one of another trainer.
 
@@ -210,15 +223,17 @@ def _own_damage(checkpoint: Path) -> str | None:
         return "half-written: its save was interrupted"
     if not found.resumable:
         return "without the optimizer's state (save_only_model=True)"
-    for name, entry in found.files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"damaged ({name} is missing)"
-        if (size := path.stat().st_size) != entry["size"]:
-            return f"damaged ({name}: {size:,} of {entry['size']:,} bytes)"
-        if _sha256(path) != entry["sha256"]:
-            return f"damaged ({name} was changed: its SHA-256 differs)"
-    return None
+    return next(
+        filter(None, (_file_damage(checkpoint / name, name, entry) for name, entry in found.files.items())), None
+    )
+
+
+def _file_damage(path: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+    if not path.is_file():
+        return f"damaged ({name} is missing)"
+    if (size := path.stat().st_size) != entry["size"]:
+        return f"damaged ({name}: {size:,} of {entry['size']:,} bytes)"
+    return f"damaged ({name} was changed: its SHA-256 differs)" if _sha256(path) != entry["sha256"] else None
 
 
 def is_interrupted(checkpoint: Path) -> bool:

@@ -44,15 +44,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
+        self.noted = False
         self.former: dict[int, Any] = {}
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler: the first is noted, a second acts as it did before."""
-        if self.number:
+        if self.noted:
             for one, handler in self.former.items():
                 signal.signal(one, handler)
             signal.raise_signal(number)
-        self.number = number
+        self.number, self.noted = number, True
 
 
 @contextmanager
