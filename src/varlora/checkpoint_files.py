@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILES = "checkpoint_files.json"
 _FORMAT = 1
+_MOST_BYTES = 1 << 24
 _STATE = "trainer_state.json"
 
 
@@ -153,14 +154,18 @@ def read_checkpoint_files(checkpoint: Path) -> CheckpointFiles | None:
         ValueError: checkpoint_files.json is damaged.
     """
     file = checkpoint / CHECKPOINT_FILES
+    if not file.is_file():
+        return None
     try:
+        if (size := file.stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"{size:,} bytes")
         values = json.loads(file.read_bytes())
         found = CheckpointFiles(**{name: values[name] for name in CheckpointFiles.__dataclass_fields__})
         entries = list(found.files.values()) if found.files is not None else []
         numbers = (values["format"], found.processes, found.rows_per_step, *(entry["size"] for entry in entries))
         hashes = [entry["sha256"] for entry in entries]
         inside = [not Path(name).is_absolute() and ".." not in Path(name).parts for name in found.files or ()]
-    except FileNotFoundError:
+    except FileNotFoundError:  # removed meanwhile
         return None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{CHECKPOINT_FILES}: {error}") from error
