@@ -14,6 +14,7 @@ from varlora.methods import cross_fitted
 from varlora.optim.ess_control import BOUNDS
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, PosteriorMeta
 from varlora.report.health import FEWEST_ROWS, Paired, ValidationLogProbs, health_of, verdict_of
+from varlora.report.health_text import remarks
 from varlora.runs.validation import LEAST_ROWS
 
 HELD_OUT: dict[str, Any] = {
@@ -267,6 +268,14 @@ def test_completions_have_losses_and_no_answers_to_agree_on() -> None:
     assert found.sampling.difference == pytest.approx(-math.log((math.exp(-1) + math.exp(-5)) / 2) - 3)
     assert found.one_draw.difference == pytest.approx(0.0)
     assert (found.completions, found.agreement) == (True, None)
+
+
+def test_why_no_rows_steered_lambda_is_kept() -> None:
+    unsteered = {"source": None, "rows": 0, "measurements": 0, "why": "5 rows say too little"}
+    found = health_of(diagnosed(unsteered), samples=4)
+    assert (found.unsteered, found.held_out, found.sampling) == ("5 rows say too little", None, None)
+    assert "λ was not steered by held-out rows: 5 rows say too little." in remarks(found)
+    assert not any("steered" in told for told in remarks(health_of(diagnosed(HELD_OUT), samples=4)))
 
 
 def test_where_lambda_began_and_ended() -> None:

@@ -116,8 +116,9 @@ def test_without_predictions_the_last_measurement_in_training_speaks(trained: Pa
     said = (read.posterior.meta.diagnostics or {})["held_out"]
     found = read.health()
     assert found.sampling is not None
-    assert found.sampling.difference == -said["sampling_gain"]
-    assert found.sampling.standard_error == said["sampling_gain_error"] > 0
+    at = "_at_temperature" if "sampling_gain_at_temperature" in said else ""
+    assert found.sampling.difference == -said[f"sampling_gain{at}"]
+    assert found.sampling.standard_error == said[f"sampling_gain{at}_error"] > 0
     assert (found.in_training, found.agreement, found.can_be_tuned) == (True, None, False)
 
 

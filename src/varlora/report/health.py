@@ -194,6 +194,7 @@ class Health:
         hessian_moved: median |h/h0 − 1|.
         hessian_kept: whether h was kept at h0 (β2 = 1).
         held_out: what the rows that steered λ said.
+        unsteered: why no rows steered λ, where some were to.
         sampling: d, the NLL of the average over draws minus the mean's.
         one_draw: c, the NLL of single draws minus the mean's.
         sampling_rows: on how many rows both were measured.
@@ -227,6 +228,7 @@ class Health:
     hessian_moved: float | None = None
     hessian_kept: bool = False
     held_out: HeldOutEnd | None = None
+    unsteered: str = ""
     sampling: Paired | None = None
     one_draw: Paired | None = None
     sampling_rows: int = 0
@@ -320,6 +322,7 @@ def health_of(
         hessian_moved=moved.get("overall"),
         hessian_kept=bool(moved) and not any(moved.get("by_tensor", {"": moved["overall"]}).values()),
         held_out=_end(held_out),
+        unsteered=str(held_out.get("why") or ""),
         derived=derived,
         agreement=_agreement(validation),
         validation_rows=0 if validation is None else int((validation.labels >= 0).sum()),

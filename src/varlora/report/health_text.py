@@ -75,6 +75,7 @@ def remarks(health: Health, run: str = RUN) -> list[str]:
     if health.kind == "point_mass":
         return found
     found += [warning] if (warning := _unsettled(health, run)) else []
+    found += [f"λ was not steered by held-out rows: {health.unsteered}."] if health.unsteered else []
     if health.tuned:
         found.append(
             "It is tuned: predictions are made as `varlora tune` chose (posterior.json), and all of this is as trained."
