@@ -11,7 +11,14 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from steered_tasks import Classifier, Rows, arguments, ivon_of, trainer_of
-from varlora import IVON, IVONConfig, VariationalCallback, last_whole_checkpoint, posterior_from_checkpoint
+from varlora import (
+    IVON,
+    IVONConfig,
+    VariationalCallback,
+    last_whole_checkpoint,
+    posterior_from_checkpoint,
+    resuming,
+)
 from varlora.checkpoint_files import CHECKPOINT_FILES, checkpoints_in
 
 OPTIONS: dict[str, Any] = {"ess": 1e3, "max_steps": 6, "save_strategy": "steps", "save_steps": 2}
@@ -97,14 +104,14 @@ def test_without_an_optimizer_there_is_nothing_to_resume(tmp_path: Path) -> None
 def test_there_is_a_whole_checkpoint_while_the_next_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even with a limit of one: what is old is removed when what is new is whole."""
     seen = []
-    save = Trainer._save_rng_state
+    finish = resuming.finish_checkpoint
 
-    def look(self: Any, folder: str) -> None:
+    def look(checkpoint: Path) -> None:
         found = last_whole_checkpoint(tmp_path)
         seen.append(found.name if found is not None else None)
-        save(self, folder)
+        finish(checkpoint)
 
-    monkeypatch.setattr(Trainer, "_save_rng_state", look)
+    monkeypatch.setattr(resuming, "finish_checkpoint", look)
     trainer_of(tmp_path, **OPTIONS, save_total_limit=1).train()
     assert seen == [None, "checkpoint-2", "checkpoint-4"]
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-6"]
