@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -80,7 +81,8 @@ def test_eval_refuses_rows_of_another_task(
 
 def test_predict_rows_without_labels(call: Call, run_folder: Path, workshop: Workshop, tmp_path: Path) -> None:
     labelled = reviews(9, first=100)
-    bare = write_rows(tmp_path / "new.jsonl", [{"text": row["text"], "id": n} for n, row in enumerate(labelled)])
+    given = [{"text": row["text"], "id": 100 + n, "customer": {"name": f"c{n}"}} for n, row in enumerate(labelled)]
+    bare = write_rows(tmp_path / "new.jsonl", given)
     target = tmp_path / "answers.jsonl"
 
     words = ["predict", run_folder, "--no_progress", "--samples", 4]
@@ -90,18 +92,25 @@ def test_predict_rows_without_labels(call: Call, run_folder: Path, workshop: Wor
     assert "One pass" not in done.out
     found = answers(target)
     own = read_run(run_folder).prediction("test", "samples")
-    assert [row["id"] for row in found] == [str(n) for n in range(9)]
+    assert [{name: row[name] for name in given[0]} for row in found] == given, "an id keeps its type, no column is lost"
+    assert list(found[0])[:4] == ["id", "text", "customer", "prediction"]
+    assert "not read: customer" in done.err
     assert [row["prediction"] for row in found] == [own.classes[c] for c in own.probs.argmax(1).tolist()]
     assert [list(row["probabilities"].values()) for row in found] == own.probs.tolist()
     for row in found:
         assert row["confidence"] == max(row["probabilities"].values())
         assert 0 <= row["mutual_information"] <= row["predictive_entropy"]
 
-    wrong = write_rows(tmp_path / "labelled.jsonl", [{**row, "label": "whatever"} for row in labelled])
+    wrong = write_rows(
+        tmp_path / "labelled.jsonl", [{**labelled[0], "label": "whatever"}, *labelled[1:-1], {**labelled[-1], "of": 9}]
+    )
     table = tmp_path / "answers.parquet"
     words = [*words, "--input_file", wrong, "--output_file", table]
     assert call(*words).code == 0
-    assert [r["probabilities"] for r in pq.read_table(table).to_pylist()] == [r["probabilities"] for r in found]
+    written = pq.read_table(table).to_pylist()
+    assert [r["probabilities"] for r in written] == [r["probabilities"] for r in found]
+    assert [r["of"] for r in written] == [None] * 8 + [9], "a column that only the last row has"
+    assert [r["label"] for r in written] == ["whatever", *(row["label"] for row in labelled[1:])]
 
     before = table.read_bytes()
     refused = call(*words)
@@ -143,6 +152,22 @@ def test_predict_draws_only_where_validation_rows_have_shown_that_it_helps(
     done = call(*words, "--overwrite")
     assert done.code == 0, done.err
     assert ("the average over 4 draws" in done.out, "One pass" in done.out) == (True, False)
+
+
+def test_predict_reads_a_pipe_and_refuses_what_it_would_write_over(
+    call: Call, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Piped:
+        buffer = io.BytesIO(b'{"text": "a fine film"}\n')
+
+    monkeypatch.setattr("sys.stdin", Piped)
+    words = ["predict", run_folder, "--no_progress", "--output_file", tmp_path / "answers.jsonl", "--input_file"]
+
+    assert call(*words, "-").code == 0
+    assert [(row["id"], row["text"]) for row in answers(tmp_path / "answers.jsonl")] == [("input-00000", "a fine film")]
+    twice = write_rows(tmp_path / "twice.jsonl", [{"text": "a"}, {"text": "b", "confidence": 1}])
+    refused = call(*words, twice, "--overwrite")
+    assert (refused.code, "twice.jsonl has the columns confidence, which `varlora predict`" in refused.err) == (1, True)
 
 
 def test_choices_that_a_row_does_not_offer_get_no_probability(call: Call, workshop: Workshop, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_texts_are_written_measured_and_asked_for(call: Call, trained: tuple[Pat
     assert (at_mean.code, "the posterior's mean" in at_mean.out) == (0, True)
     table = pq.read_table(tmp_path / "mean.parquet").to_pylist()
     assert [row["text"] for row in table] == [row[0] for row in read_run(run).generations("test", "mean").texts]
-    assert table[0].keys() == {"id", "prediction", "text", "log_likelihood_per_token", "finished"}
+    assert table[0].keys() == {"id", "prompt", "prediction", "text", "log_likelihood_per_token", "finished"}
 
 
 def test_predict_writes_where_training_did_not(call: Call, workshop: Workshop, tmp_path: Path) -> None:
@@ -111,7 +111,17 @@ def test_predict_writes_where_training_did_not(call: Call, workshop: Workshop, t
     done = call(*words, "--max_new_tokens", 4, "--samples", 10, "--overwrite")
     assert (done.code, "One pass" in done.out) == (0, False)
     assert [set(row) for row in lines(tmp_path / "o.jsonl")] == [
-        {"id", "prediction", "agreement", "answers", "text", "log_likelihood_per_token", "finished"}
+        {
+            "id",
+            "prompt",
+            "completion",
+            "prediction",
+            "agreement",
+            "answers",
+            "text",
+            "log_likelihood_per_token",
+            "finished",
+        }
     ] * 10
     labels = write_rows(tmp_path / "labels.jsonl", [{"text": "a film"}])
     refused = call(*words[:3], "--input_file", labels, "--output_file", tmp_path / "p.jsonl")

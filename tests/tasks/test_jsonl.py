@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from varlora.tasks import load_jsonl
-from varlora.tasks.jsonl import read_jsonl, read_label_names
+from varlora.tasks.files import read_records
+from varlora.tasks.jsonl import read_label_names
 
 ROWS = [{"text": f"film {i}", "label": "good" if i % 4 else "bad"} for i in range(40)]
 
@@ -51,7 +52,7 @@ def test_byte_order_mark_and_missing_last_newline_are_fine(tmp_path: Path) -> No
     file = tmp_path / "bom.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"text": "caf\xc3\xa9", "label": 1}\r\n{"text": "b", "label": 0}')
 
-    assert [row["text"] for row in read_jsonl(file).rows] == ["café", "b"]
+    assert [row["text"] for row in read_records(file).rows] == ["café", "b"]
 
 
 BAD = {
@@ -60,7 +61,7 @@ BAD = {
     "blank line": (b'{"text": "a", "label": 1}\n\n{"text": "b", "label": 0}\n', r"data.jsonl, line 2 is blank"),
     "invalid JSON": (b'{"text": "a", "label": 1}\n{"text": "b"\n', r"line 2: not valid JSON: .* at column \d+"),
     "not UTF-8": (b'{"text": "caf\xe9", "label": 1}\n', r"line 1: not UTF-8 \(.* at byte 13\); save the file as UTF-8"),
-    "not an object": (b"[1, 2]\n", r"line 1: got a JSON list; allowed: one JSON object a line"),
+    "not an object": (b"17\n", r"line 1: got a JSON int; what is read is JSONL \(one JSON object a line\), a JSON arr"),
     "key twice": (b'{"text": "a", "text": "b", "label": 1}\n', r"line 1: the keys \['text'\] occur twice"),
     "NaN": (b'{"text": "a", "label": NaN}\n', r"line 1: NaN is not JSON"),
 }

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from varlora.cli.console import out
 from varlora.runs import RunConfig, RunFolder, Setting, fills_blank, in_words, read_run, reload_setting
 from varlora.tasks import Task, load_more
+from varlora.tasks.rows import Records
 from varlora.tuned import settled, why_the_point, without_tuning
 
 LOCATION = ("model_name_or_path", "truncation", "per_device_eval_batch_size")
@@ -52,8 +53,8 @@ def load_finished(run: RunFolder, config: RunConfig, task: Task | None = None) -
     return reload_setting(config, run.path, run.posterior.meta, task)
 
 
-def rows_of(file: str, run: RunFolder, config: RunConfig, *, split: str, labelled: bool) -> Task:
-    """Another file's rows, for the run's task."""
+def rows_of(file: str | Records, run: RunFolder, config: RunConfig, *, split: str, labelled: bool) -> Task:
+    """Another file's rows, or what was read of it, for the run's task."""
     facts = run.facts["task"]
     chat = facts["kind"] == "completion"
     task = load_more(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,16 @@ from varlora.generation import Generations
 from varlora.metrics import mutual_information, predictive_entropy
 from varlora.prediction import Prediction, modes_of
 from varlora.runs import generate_split, predict_split
+from varlora.runs.folder import finite
 from varlora.runs.selective import Calibration, Selection
+from varlora.tasks.files import read_records
+from varlora.tasks.rows import Records
 from varlora.tuned import as_tuned, why_the_point
 
 SPLIT = "input"
+ANSWERS = ("prediction", "confidence", "probabilities", "predictive_entropy", "mutual_information", "answered", "set")
+TEXTS = ("prediction", "agreement", "answers", "text", "log_likelihood_per_token", "finished")
+"""What is written beside a row's own columns, of classes and of completions."""
 FORMATS = (".jsonl", ".parquet")
 
 
@@ -37,7 +43,9 @@ def execute(arguments: Namespace) -> None:
     if target.suffix not in FORMATS:
         raise ValueError(f"--output_file is {target}; its name must end in {' or '.join(FORMATS)}.")
     run, config = read_finished(arguments, judged=False)
-    task = rows_of(arguments.input_file, run, config, split=SPLIT, labelled=False)
+    asked = read_records(arguments.input_file, labelled=False, once=True)
+    task = rows_of(asked, run, config, split=SPLIT, labelled=False)
+    _check_columns(asked, TEXTS if run.facts["task"]["kind"] == "completion" else ANSWERS)
     setting = load_finished(run, config, task)
     q = as_tuned(run.posterior)
     mode = modes_of(q, config.samples)[-1]
@@ -53,7 +61,7 @@ def execute(arguments: Namespace) -> None:
         if selected is not None:
             _select(records, selected[0], found)
     with atomic_file(target, overwrite=arguments.overwrite) as file:
-        _write(records, file, target.suffix)
+        _write([_beside(*both) for both in zip(asked.rows, records, strict=True)], file, target.suffix)
     draws = f"{prediction.num_draws} draw{'s' * (prediction.num_draws > 1)}"
     how = {
         "samples": f"the {'average' if setting.readout is not None else 'majority'} over {draws}",
@@ -67,6 +75,20 @@ def execute(arguments: Namespace) -> None:
         out.print(f"One pass, since {why} (--samples {run.config.samples}: draws).", highlight=False, soft_wrap=True)
     if selected is not None:
         _say(*selected, records)
+
+
+def _check_columns(asked: Records, ours: Collection[str]) -> None:
+    """Refuses rows which have a column that is to be written beside them."""
+    if taken := [column for column in ours if any(column in row for row in asked.rows)]:
+        raise ValueError(
+            f"{asked.where} has the columns {', '.join(taken)}, which `varlora predict` writes; rename them, as the "
+            "other columns are kept beside the answers."
+        )
+
+
+def _beside(row: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as it was given, its id first, with what is answered."""
+    return {"id": row.get("id", answer["id"]), **row, **{name: answer[name] for name in answer if name != "id"}}
 
 
 def _say(selection: Selection, calibration: Calibration, records: list[dict[str, Any]]) -> None:
@@ -137,7 +159,15 @@ def _texts(found: Generations) -> Iterator[dict[str, Any]]:
 
 def _write(answers: list[dict[str, Any]], file: Path, suffix: str) -> None:
     if suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(answers), file)
+        columns = dict.fromkeys(name for answer in answers for name in answer)
+        try:
+            table = pa.table({name: [answer.get(name) for answer in answers] for name in columns})
+        except (pa.ArrowException, OverflowError) as error:
+            raise ValueError(
+                f"the columns of the input do not fit into a Parquet table, which holds one type a column: {error}. "
+                "Write a .jsonl file."
+            ) from error
+        pq.write_table(table, file)
     else:
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        lines = "".join(json.dumps(finite(answer), ensure_ascii=False, default=str) + "\n" for answer in answers)
         file.write_text(lines, encoding="utf-8")

@@ -223,6 +223,8 @@ def rows_of(config: RunConfig, generated: tuple[int, int] | None = None) -> Rows
         found = Rows(train=generated[0], predicted=generated[1], tokens=25)
     else:
         files = {f: n for n, path in path_settings(config).items() if n in _DATA for f in _tables(path)}
+        if any(file.suffix in UNCOUNTED for file in files):
+            return None
         if files:
             found = _counted(files)
         elif config.task is not None and config.task in KNOWN_ROWS:
@@ -256,6 +258,8 @@ def operations_per_second(wide: bool) -> tuple[float, str]:
     return speed / 2, f"half of a matrix product timed on this processor ({speed / 1e9:.0f} GFLOP/s)"
 
 
+UNCOUNTED = (".gz", ".json", ".parquet")
+"""Endings of files whose rows are not lines."""
 _DATA = ("task_dir", "train_file", "validation_file", "test_file", "shift_file", "ood_file", "dataset_name")
 
 

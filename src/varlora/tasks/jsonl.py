@@ -1,4 +1,4 @@
-"""The user's own JSONL files: one record a line, in one of five shapes.
+"""The user's own files, JSONL or a table: one record a line or row, in one of five shapes.
 
 {"text": ..., "label": ...}                      classification; label an integer or a string
 {"question": ..., "choices": [...], "answer": ...}   multiple choice; index, letter or text of the choice
@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from varlora.tasks.build import build_task
+from varlora.tasks.files import read_records
 from varlora.tasks.overlap import note_overlap
-from varlora.tasks.rows import LabelAnswers, Records
+from varlora.tasks.rows import LabelAnswers
 from varlora.tasks.splitting import cut_validation
 from varlora.tasks.task import Task
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def load_jsonl(
-    files: Mapping[str, str | Path],
+    files: Mapping[str, str | Path] | str | Path,
     *,
     name: str = "jsonl",
     label_names: Sequence[str] | str | Path | None = None,
@@ -38,11 +39,12 @@ def load_jsonl(
     licence: str | None = None,
     source: str | None = None,
 ) -> Task:
-    """Load a task from JSONL files, check every line, and cut a validation split when none is given.
+    """Load a task from files, check every line, and cut a validation split when none is given.
 
     Args:
-        files: Split name to file. "train", "validation" and "test" have their usual meaning; any other name
-            is one more split to evaluate on, e.g. a domain shift.
+        files: Split name to file (JSONL, CSV or Parquet: `varlora.tasks.files`), or one file of training rows. "train",
+            "validation" and "test" have their usual meaning; any other name is one more split to evaluate on, e.g. a
+            domain shift.
         name: Name of the task.
         label_names: Class names in order, or a file of them (a JSON list, or one name a line). By default the
             labels found in "train", sorted.
@@ -71,9 +73,11 @@ def load_jsonl(
         >>> task.notes
         ('validation: 2 rows cut from the 20 of train, seed 0, each class in proportion',)
     """
+    if isinstance(files, (str, Path)):
+        files = {"train": files}
     if not files:
         raise ValueError("no data file was given; give at least one, e.g. a train file")
-    sources = {split: read_jsonl(file) for split, file in files.items()}
+    sources = {split: read_records(file) for split, file in files.items()}
     if isinstance(label_names, (str, Path)):
         label_names = read_label_names(label_names)
     task = build_task(
@@ -88,57 +92,6 @@ def load_jsonl(
         source=source or ", ".join(Path(file).name for file in files.values()),
     )
     return note_overlap(cut_validation(task, size=validation_size, seed=seed))
-
-
-def read_jsonl(file: str | Path, *, labelled: bool = True) -> Records:
-    """Read a JSONL file: UTF-8 (a byte-order mark is allowed), one JSON object on every line.
-
-    Args:
-        file: The file.
-        labelled: Whether the records' answers are read (see `Records`).
-
-    Raises:
-        ValueError: For an empty file, a blank line, bytes that are not UTF-8, invalid JSON, a value that is
-            not an object, or a key that occurs twice; each names the file and the line.
-        FileNotFoundError: If there is no such file.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    if not content.strip():
-        raise ValueError(f"{path} is empty: it holds no record")
-    lines = content.removesuffix(b"\n").split(b"\n")
-    rows = [_record(line, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
-    return Records(where=str(path), rows=rows, labelled=labelled)
-
-
-def _record(line: bytes, at: str) -> dict[str, Any]:
-    if not line.strip():
-        raise ValueError(f"{at} is blank; remove the line")
-    try:
-        value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{at}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{at}: not valid JSON: {error.msg} at column {error.colno}") from error
-    except ValueError as error:
-        raise ValueError(f"{at}: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{at}: got a JSON {type(value).__name__}; allowed: one JSON object a line")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        twice = sorted({key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1})
-        raise ValueError(f"the keys {twice} occur twice in one object")
-    return value
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def read_label_names(file: str | Path) -> list[str]:

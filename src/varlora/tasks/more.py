@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from varlora.tasks.build import build_prompts, build_task
-from varlora.tasks.jsonl import read_jsonl
+from varlora.tasks.files import read_records
 from varlora.tasks.prompts import YES_NO
 from varlora.tasks.rows import LabelAnswers, Records
 from varlora.tasks.task import Task, TaskKind
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_more(
-    file: str | Path,
+    file: str | Path | Records,
     *,
     kind: TaskKind,
     answers: Sequence[str],
@@ -30,10 +30,10 @@ def load_more(
     fills_blank: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Task:
-    """Load a JSONL file as a split of a known task.
+    """Load a file (`varlora.tasks.files`) as a split of a known task.
 
     Args:
-        file: The file, in the shape of the task's own rows.
+        file: The file, in the shape of the task's own rows, "-" for standard input, or what `read_records` read.
         kind: The task's kind.
         answers: The task's answers; the file's rows get the same class indices.
         split: What to call the rows.
@@ -58,9 +58,12 @@ def load_more(
         >>> task.rows("new")[0]["label"], task.rows("new")[0]["id"]
         (-1, 'new-00000')
     """
-    records = read_jsonl(file, labelled=labelled)
+    if isinstance(file, Records):
+        records = replace(file, labelled=labelled)
+    else:
+        records = read_records(file, labelled=labelled, once=True)
     if kind == "completion" and not labelled:
-        return replace(build_prompts(name, split, records, tokenizer=tokenizer), source=Path(file).name)
+        return replace(build_prompts(name, split, records, tokenizer=tokenizer), source=Path(records.where).name)
     classes = tuple(answers)
     by_text = all(field in records.rows[0] for field in records.fields("label"))
     if by_text and kind != "label":
@@ -73,7 +76,7 @@ def load_more(
         prompt_style=prompt_style,
         fills_blank=fills_blank,
         tokenizer=tokenizer,
-        source=Path(file).name,
+        source=Path(records.where).name,
     )
     if task.kind != kind or (kind == "label" and task.answers != classes):
         raise _of_another_task(records, "yes or no" if task.answers == YES_NO else task.kind, kind, classes)

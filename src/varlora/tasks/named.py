@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from varlora.tasks.build import build_task
+from varlora.tasks.files import read_records
 from varlora.tasks.final_answers import FinalAnswer
 from varlora.tasks.hub import read_dataset
-from varlora.tasks.jsonl import read_jsonl, read_label_names
+from varlora.tasks.jsonl import read_label_names
 from varlora.tasks.overlap import SEEN, note_overlap
 from varlora.tasks.rows import LISTED_LABELS, LabelAnswers, Records
 from varlora.tasks.splitting import cut_validation
@@ -201,7 +202,7 @@ class Benchmark:
         return [*([self.note] if self.note else []), *read]
 
     def _from_file(self, file: Path, split: str) -> Records:
-        records = read_jsonl(file)
+        records = read_records(file)
         if not self.record_fields:
             return records
         for index, row in enumerate(records.rows):

@@ -19,17 +19,27 @@ def parser() -> CommandParser:
         "predict",
         about=(
             'Answer rows with a finished run. The rows need no labels: {"text": ...}, {"question": ..., '
-            '"choices": [...]} or {"passage": ..., "question": ...}, as in training. For each: id, prediction, '
-            "confidence, probabilities, predictive_entropy, and mutual_information (how far the draws disagree) "
-            'where the posterior is sampled. A run on completions writes on after {"prompt": ...} or {"messages": '
+            '"choices": [...]} or {"passage": ..., "question": ...}, as in training. For each: its columns, '
+            "prediction, confidence, probabilities, predictive_entropy, and mutual_information (how far the draws "
+            'disagree) where the posterior is sampled. A run on completions writes on after {"prompt": ...} or {"messages": '
             "[...]}: prediction (the final answer that most draws give, or their text), agreement (their share), "
             "answers (all of them with their shares), text, log_likelihood_per_token and finished."
         ),
         examples=EXAMPLES,
         usage="RUN --input_file FILE --output_file FILE [OPTIONS]",
     )
-    made.option("input_file", "JSONL file of rows; labels in it are not looked at.", required=True, metavar="FILE")
-    made.option("output_file", "File to write, .jsonl or .parquet.", required=True, metavar="FILE")
+    made.option(
+        "input_file",
+        "Rows: JSONL, CSV or Parquet, or - for standard input; labels in it are not looked at.",
+        required=True,
+        metavar="FILE",
+    )
+    made.option(
+        "output_file",
+        "File to write, .jsonl or .parquet, with all columns of the input.",
+        required=True,
+        metavar="FILE",
+    )
     add_selective(made)
     add_options(made)
     return made
