@@ -72,7 +72,11 @@ def test_supervised_fine_tuning_is_steered_by_tokens(tmp_path: Path, source: str
     assert loss == pytest.approx(trainer.evaluate(trainer.train_dataset)["eval_loss"], rel=0.1)
     assert loss > 0.9 * math.log(40)
     assert group["ess"] < group["auto_ess"], "random weights are sure of what cannot be known"
-    assert posterior_of(model, trainer.optimizer).meta.diagnostics["held_out"]["source"] == source
+    meta = posterior_of(model, trainer.optimizer).meta
+    assert meta.diagnostics["held_out"]["source"] == source
+    trained = 320 if source == "validation" else 288
+    assert meta.diagnostics["counted"] == {"examples": trained, "mean_over": "tokens"}
+    assert meta.num_examples == trained
 
 
 def preferences(rows: int) -> Dataset:

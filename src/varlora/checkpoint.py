@@ -48,7 +48,7 @@ from varlora.manifest import (
 )
 from varlora.optim.prior import prior_delta
 from varlora.posterior import KINDS, DiagonalGaussian, Posterior, PosteriorMeta
-from varlora.posterior.training import remaining_temperature, training_diagnostics
+from varlora.posterior.training import counted_examples, remaining_temperature, training_diagnostics
 
 __all__ = [
     "MANIFEST",
@@ -175,7 +175,7 @@ def posterior_from_checkpoint(
     Args:
         folder: the checkpoint folder.
         adapter: name of the PEFT adapter.
-        num_examples: N, size of the training set, for the record.
+        num_examples: N, size of the training set, for the record; None: as it was counted for λ.
         readout: how answers are read, `Readout.to_dict()`, for the record.
 
     Raises:
@@ -236,7 +236,7 @@ def posterior_from_checkpoint(
             precision=precision,
             meta=PosteriorMeta(
                 method="ivon",
-                num_examples=num_examples,
+                num_examples=counted_examples(diagnostics) if num_examples is None else num_examples,
                 ess=ess[0] if len(ess) == 1 else None,
                 prior_precision=prior or None,
                 base_model=(config or {}).get("base_model_name_or_path"),

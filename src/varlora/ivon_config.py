@@ -72,7 +72,10 @@ class IVONConfig:
         lr: learning rate. Under "auto" it is AdamW's: the mixin takes `TrainingArguments.learning_rate`. Under the
             published recipes .03; with `clip_radius` the largest step of a weight is `lr * clip_radius` (3e-5), the
             size of an AdamW step at that learning rate.
-        ess: λ; "auto" is 100 N for the N examples of the training set. Of the recipe "cong2025" 5000 √N.
+        ess: λ; "auto" is 100 N for the N examples of the training set (`varlora.examples`: texts, also where TRL packs
+            several into a row; with packing_strategy="wrapped" rows, with a warning). Of the recipe "cong2025" 5000 √N.
+            λ = N is Bayes' rule where the loss is a mean over examples. A language model's is a mean over tokens:
+            there λ = N gives a row the weight of one token, and Bayes' rule is λ = number of tokens.
         hess_init: h0; "auto" is N / λ.
         betas: (β1, β2); β2 = 1 keeps h at h0.
         weight_decay: δ of the prior, of "fixed" and "adaptive" only; the trainer's own `weight_decay` plays no part.

@@ -33,12 +33,13 @@ NEEDS: Mapping[str, str] = {
     "test_file": "train_file",
     "shift_file": "train_file",
     "ood_file": "train_file",
-    "label_names_file": "train_file",
+    "label_names_file": "train_file or dataset_name",
     "dataset_config": "dataset_name",
     "dataset_columns": "dataset_name",
+    "dataset_splits": "dataset_name",
     "eval_steps": "early_stopping",
 }
-"""Options that have no effect without another."""
+"""Options that have no effect without another, or without one of two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,10 @@ class RunConfig:
     dataset_name: str | None = _data("Data set on the hub, or a local folder of one.")
     dataset_config: str | None = _data("Configuration of the data set.")
     dataset_columns: str | None = _data("Columns of the data set by our names, e.g. 'text=sentence,label=polarity'.")
+    dataset_splits: str | None = _data(
+        "Splits of the data set by our names, e.g. 'test=validation', or 'test=none' to leave one out; those of 'ood' "
+        "belong to no class. Its own train, validation and test otherwise."
+    )
     label_names_file: str | None = _data("Class names in order: a JSON list, or one name a line.")
     validation_size: float = _data("Validation rows to cut: a fraction below 1, or a number of rows.", 0.1)
     max_train_samples: int | None = _data("Train on that many rows, drawn with the data seed.")
@@ -201,7 +206,7 @@ class RunConfig:
                 f"{', '.join(sources) or 'none of them'}."
             )
         for name, needed in NEEDS.items():
-            if getattr(self, name) is not None and not getattr(self, needed):
+            if getattr(self, name) is not None and not any(getattr(self, one) for one in needed.split(" or ")):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, which has no effect without {needed}.")
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; {nearest(self.method, METHODS)}")

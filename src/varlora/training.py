@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from varlora.adapters import check_trainable
+from varlora.examples import count_examples
 from varlora.held_out import HeldOut
 from varlora.ivon_config import IVONConfig
 from varlora.noise import NoiseController
@@ -58,7 +59,7 @@ class VariationalCallback(TrainerCallback):
 
     Args:
         seed: the noise's seed; None takes the trainer's.
-        num_examples: N for λ and h0; None takes the size of the training set.
+        num_examples: N for λ and h0; None counts the training set (`varlora.examples`).
         held_out: rows that steer λ where it is "auto" (`varlora.held_out`), or a function that gives them when training
             begins; without any it stays at 100 N, after a warning unless "none" asks for that.
             `VariationalTrainerMixin` finds them by itself.
@@ -115,11 +116,14 @@ class VariationalCallback(TrainerCallback):
         check_arguments(args, ivon.param_groups[0])
         _check_weight_decay(ivon, args)
         check_labels(train_dataloader, args.label_names)
+        counted = {"examples": self.num_examples} if self.num_examples is not None else None
         for group in ivon.param_groups:
             if is_open(group):
-                num_examples = self.num_examples if self.num_examples is not None else _num_examples(train_dataloader)
-                settle(group, num_examples)
-                logger.info("%d examples: ess = %.4g, h0 = %.4g", num_examples, group["ess"], group["hess_init"])
+                if counted is None:
+                    counted = count_examples(train_dataloader, packing=bool(getattr(args, "packing", False)))
+                settle(group, counted["examples"])
+                group["counted"] = counted
+                logger.info("%d examples: ess = %.4g, h0 = %.4g", counted["examples"], group["ess"], group["hess_init"])
         set_prior_width(ivon, _share(state))
         self.noise = NoiseController(model, optimizer, seed=self.seed if self.seed is not None else args.seed)
         self._taken_before = max(0, _taken(ivon) - state.global_step)
@@ -451,13 +455,3 @@ def _taken(ivon: IVON) -> int:
 
 def _share(state: TrainerState) -> float:
     return state.global_step / max(state.max_steps, 1)
-
-
-def _num_examples(loader: DataLoader[Any] | None) -> int:
-    dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, Sized):
-        return len(dataset)
-    raise ValueError(
-        "ess and hess_init are set from the number of training examples, and this training set has no length. Pass "
-        "VariationalCallback(num_examples=...), or numbers as IVONConfig(ess=..., hess_init=...)."
-    )

@@ -97,6 +97,12 @@ def test_rows_that_two_splits_share_are_told() -> None:
     assert "case and spaces" not in card(), "of a run of before, nothing is known"
 
 
+def test_a_mean_over_tokens_is_not_compared_with_bayes_rule_at_n() -> None:
+    text = card(diagnostics={"counted": {"examples": 300, "mean_over": "tokens"}})
+    assert "λ/N says nothing of Bayes' rule, λ = number of tokens" in text
+    assert "cold posterior" not in text
+
+
 def test_columns_that_were_not_read_are_told() -> None:
     task = {
         "name": "t",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from varlora.runs import RunConfig, fills_blank, load_task
@@ -50,6 +51,30 @@ def config(data: Path, **options: Any) -> RunConfig:
 def sizes(data: Path, **options: Any) -> dict[str, int]:
     task = load_task(config(data, **options))
     return {split: len(rows) for split, rows in task.splits.items()}
+
+
+def test_a_data_sets_splits_are_named_on_the_command_line(tmp_path: Path) -> None:
+    rows = {"text": [f"film {i}" for i in range(20)], "label": [i % 2 for i in range(20)]}
+    hidden = {"text": ["a", "b"], "label": [-1, -1]}
+    parts = {"train": rows, "validation": {**rows, "text": list("abcdefghijklmnopqrst")}, "test": hidden}
+    datasets.DatasetDict({n: datasets.Dataset.from_dict(part) for n, part in parts.items()}).save_to_disk(tmp_path)
+
+    def sizes_of(splits: str | None) -> dict[str, int]:
+        named = RunConfig(model_name_or_path="m", output_dir="out", dataset_name=str(tmp_path), dataset_splits=splits)
+        return {split: len(rows) for split, rows in load_task(named).splits.items()}
+
+    assert sizes_of("test=none") == {"train": 20, "validation": 20}
+    assert sizes_of("test=validation") == {"train": 18, "validation": 2, "test": 20}
+    assert sizes_of("test=none, ood=test") == {"train": 20, "validation": 20, "ood": 2}
+    with pytest.raises(ValueError, match=r"got -1; .*test=none leaves it out"):
+        sizes_of(None)
+    for wrong in ("test", "test=none,test=validation"):
+        with pytest.raises(ValueError, match=r"dataset_splits is .*each of our names once"):
+            sizes_of(wrong)
+    with pytest.raises(ValueError, match="has no effect without dataset_name"):
+        RunConfig(model_name_or_path="m", output_dir="o", train_file="t", dataset_splits="test=none")
+    with pytest.raises(ValueError, match=r"label_names_file .* has no effect without train_file or dataset_name"):
+        RunConfig(model_name_or_path="m", output_dir="o", task="sst2", label_names_file="t")
 
 
 def test_shift_tasks_are_further_test_sets(data: Path) -> None:

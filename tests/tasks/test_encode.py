@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+import transformers
+from transformers import (
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
+from transformers.models.auto.configuration_auto import model_type_to_module_name
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from tiny_tokenizers import byte_bpe, word_level, word_piece
 from varlora.tasks import Collator, Task, context_length, encode, encode_prompts
 from varlora.tasks.build import build_task
+from varlora.tasks.encode import PAST_PADDING
 from varlora.tasks.rows import Records
 
 CHOICES = [
@@ -292,6 +309,39 @@ def test_the_context_of_a_model() -> None:
     assert context_length(BertConfig(max_position_embeddings=66)) == 66
     assert context_length(GPT2Config(n_positions=55)) == 55
     assert context_length(object()) is None
+
+
+PAST_PADDING_CLASSES = [
+    *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.items(),
+    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items(),
+]
+
+
+def test_every_model_whose_positions_begin_behind_the_padding_is_known() -> None:
+    """Read off transformers' source, so that a new one makes this fail."""
+    folder = Path(transformers.__file__).parent / "models"
+    found = set()
+    for kind, _ in PAST_PADDING_CLASSES:
+        module = model_type_to_module_name(kind)
+        file = folder / module / f"modeling_{module if kind != 'data2vec-text' else 'data2vec_text'}.py"
+        if file.is_file() and "Position numbers begin at padding_idx+1" in file.read_text(encoding="utf-8"):
+            found.add(kind)
+    assert found - {"trocr"} == set(PAST_PADDING), "TrOCR's table is longer by as much"
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5])
+@pytest.mark.parametrize(("make", "model"), [(RobertaConfig, RobertaModel), (MPNetConfig, MPNetModel)])
+def test_the_longest_row_fits_and_one_more_does_not(make: Any, model: Any, padding: int) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = make(vocab_size=20, max_position_embeddings=16, pad_token_id=padding, **sizes)
+    most = context_length(config)
+    assert most is not None
+
+    made = model(config).eval()
+
+    made(input_ids=torch.full((1, most), 7))
+    with pytest.raises(IndexError):
+        made(input_ids=torch.full((1, most + 1), 7))
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,45 @@ def test_absent_splits_and_columns_are_named_with_those_there(saved: str) -> Non
         load_hub("nobody/nothing")
 
 
+@pytest.fixture
+def hidden(tmp_path: Path) -> str:
+    """As GLUE: the test split's labels are all -1."""
+    rows = datasets.Dataset.from_dict(
+        {"sentence": [f"film {i}" for i in range(20)], "label": [i % 2 for i in range(20)]}, features=FEATURES
+    )
+    other = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [1, 0]}, features=FEATURES)
+    test = datasets.Dataset.from_dict({"sentence": ["c", "d"], "label": [-1, -1]}, features=FEATURES)
+    splits = {"train": rows, "validation": other, "test": test}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "glue"))
+    return str(tmp_path / "glue")
+
+
+def test_a_split_without_labels_is_left_out_or_another_takes_its_place(hidden: str) -> None:
+    columns = {"text": "sentence"}
+    message = (
+        r"glue:test, row 1, field 'label': got -1; .*dataset_splits .*test=none leaves it out, and test=validation"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_hub(hidden, columns=columns)
+
+    def sizes(**splits: str | None) -> dict[str, int]:
+        task = load_hub(hidden, columns=columns, splits=splits)
+        return {split: len(rows) for split, rows in task.splits.items()}
+
+    assert sizes(test=None) == {"train": 20, "validation": 2}
+    assert sizes(test="validation") == {"train": 18, "validation": 2, "test": 2}, "its rows are taken; others are cut"
+    assert load_hub(hidden, columns=columns, splits={"test": "validation"}).rows("test")["text"] == ["a", "b"]
+    task = load_hub(hidden, columns=columns, splits={"test": None, "ood": "test"}, ood_splits=["ood"])
+    assert task.rows("ood")["label"] == [-1, -1]
+
+
+def test_class_names_from_a_file(hidden: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("bad\ngood\n", encoding="utf-8")
+    options = {"columns": {"text": "sentence"}, "splits": {"test": None}}
+
+    assert load_hub(hidden, label_names=tmp_path / "names.txt", **options).answers == ("bad", "good")
+
+
 # Rows as the hub has them, what each benchmark makes of them.
 LETTERED = {"text": ["one", "two", "three"], "label": ["1", "2", "3"]}
 HUB = {

@@ -62,7 +62,7 @@ def posterior_of(
         model: the trained model.
         optimizer: the `IVON` that trained it, possibly inside accelerate's wrapper.
         method: name for the record.
-        num_examples: N, size of the training set.
+        num_examples: N, size of the training set; None: as it was counted for λ, where that was left open.
         readout: how answers are read, `Readout.to_dict()`. Given one, the meta's logit temperature of mode "samples" is
             what the rows that steered λ, read alike, ask for beyond one standard error at the end.
         base_model: name or path of the pre-trained model; None: as the model says.
@@ -116,7 +116,7 @@ def posterior_of(
         meta=dataclasses.replace(
             model_meta(model, base_model, base_revision),
             method=method,
-            num_examples=num_examples,
+            num_examples=counted_examples(diagnostics) if num_examples is None else num_examples,
             ess=ess[0] if len(ess) == 1 else None,
             prior_precision=prior or None,
             readout=readout,
@@ -184,11 +184,24 @@ def training_diagnostics(
     diagnostics["skipped_steps"] = skipped_steps
     if len(ess) > 1:
         diagnostics["ess_of_groups"] = list(ess)
+    if counted := groups[0].get("counted"):
+        diagnostics["counted"] = dict(counted)
     if width := prior_width_diagnostics(groups):
         diagnostics["prior_width"] = width
     if found := held_out_diagnostics(groups[0]):
         diagnostics["held_out"] = found
     return diagnostics
+
+
+def counted_examples(diagnostics: Mapping[str, Any]) -> int | None:
+    """N as it was counted for λ (`varlora.examples`); None where λ and h0 were given.
+
+    Example:
+        >>> counted_examples({"counted": {"examples": 40, "rows": 9, "mean_over": "tokens"}})
+        40
+    """
+    counted: Mapping[str, Any] = diagnostics.get("counted") or {}
+    return counted.get("examples")
 
 
 def prior_width_diagnostics(groups: Sequence[Mapping[str, Any]]) -> float | list[float] | None:

@@ -225,7 +225,12 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
         lines = ["Its confidence was measured on the data above; on other data it may be off."]
     moved = ((meta.get("diagnostics") or {}).get("hessian_moved") or {}).get("overall")
     if kind != "point_mass" and meta.get("ess") and meta.get("num_examples"):
-        lines.append(f"λ = {show(float(meta['ess']))}. {coldness(meta['ess'], meta['num_examples'], moved)}.")
+        compared = coldness(meta["ess"], meta["num_examples"], moved)
+        if ((meta.get("diagnostics") or {}).get("counted") or {}).get("mean_over") == "tokens":
+            compared = (
+                "The loss is a mean over tokens, so λ/N says nothing of Bayes' rule, which is λ = number of tokens"
+            )
+        lines.append(f"λ = {show(float(meta['ess']))}. {compared}.")
     if moved is not None:
         lines.append(f"The Hessian estimate moved by {100 * moved:.3g} % (median) from its start: {learning(moved)}.")
     if divided := _divided(kind, meta):

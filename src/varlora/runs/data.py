@@ -118,10 +118,15 @@ def _whole_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None) ->
     if config.task is not None:
         return _named(config.task, config)
     if config.dataset_name is not None:
+        named = _pairs("dataset_splits", config.dataset_splits)
+        splits = {ours: None if theirs == "none" else theirs for ours, theirs in named.items()}
         return load_hub(
             config.dataset_name,
             config.dataset_config,
-            columns=_columns(config.dataset_columns),
+            columns=_pairs("dataset_columns", config.dataset_columns),
+            splits=splits,
+            label_names=config.label_names_file,
+            ood_splits=[split for split, there in splits.items() if split == "ood" and there is not None],
             label_answers=config.label_answers,
             prompt_style=config.prompt_style,
             tokenizer=tokenizer,
@@ -151,10 +156,11 @@ def _whole_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None) ->
     )
 
 
-def _columns(given: str | None) -> Mapping[str, str]:
+def _pairs(option: str, given: str | None) -> Mapping[str, str]:
+    """What an option says of the data set's names."""
     if given is None:
         return {}
     pairs = [pair.split("=") for pair in given.split(",")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"dataset_columns is {given!r}; write 'our_name=its_name', comma-separated.")
+    if any(len(pair) != 2 for pair in pairs) or len({ours.strip() for ours, _ in pairs}) < len(pairs):
+        raise ValueError(f"{option} is {given!r}; write 'our_name=its_name', comma-separated, each of our names once.")
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}

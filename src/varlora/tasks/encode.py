@@ -164,12 +164,40 @@ def _completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str
     return tokens if end is None or end in tokens[-2:] else [*tokens, end]
 
 
+PAST_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "layoutlmv3",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Model types whose positions begin behind the padding token's id, which leaves fewer of them (512 of 514)."""
+
+
 def context_length(config: object) -> int | None:
-    """The longest input of a model, from its config; None where it names none."""
+    """The longest input of a model, from its config; None where it names none.
+
+    Example:
+        >>> from transformers import RobertaConfig
+        >>> context_length(RobertaConfig(max_position_embeddings=514, pad_token_id=1))
+        512
+    """
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         length = getattr(config, name, None)
         if isinstance(length, int) and length > 0:
-            return length
+            kind = getattr(config, "model_type", None)
+            padding = 1 if kind == "mpnet" else getattr(config, "pad_token_id", None)  # whatever its config says
+            return length - padding - 1 if kind in PAST_PADDING and isinstance(padding, int) else length
     return None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varlora.tasks.build import build_task
+from varlora.tasks.jsonl import read_label_names
 from varlora.tasks.overlap import note_overlap
 from varlora.tasks.rows import LabelAnswers, Records
 from varlora.tasks.splitting import cut_validation
@@ -21,15 +22,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+OWN = ("train", "validation", "test")
+"""Splits that are taken from a dataset unless others are named."""
+
+
 def load_hub(
     dataset: str,
     config: str | None = None,
     *,
     columns: Mapping[str, str] | None = None,
-    splits: Mapping[str, str] | None = None,
+    splits: Mapping[str, str | None] | None = None,
     revision: str | None = None,
     name: str | None = None,
-    label_names: Sequence[str] | None = None,
+    label_names: Sequence[str] | str | Path | None = None,
     ood_splits: Collection[str] = (),
     label_answers: LabelAnswers = "names",
     prompt_style: str = "varlora",
@@ -44,10 +49,12 @@ def load_hub(
         config: The dataset's configuration.
         columns: The shape's field to the dataset's column, e.g. {"text": "sentence"}. Fields not named here
             are taken from the column of the same name.
-        splits: Split name here to split name there; by default the dataset's own train, validation and test.
+        splits: Split name here to split name there, or to None to leave it out, e.g. {"test": "validation"} where the
+            rows of "test" have no labels. Train, validation and test that are not named are the dataset's own, unless
+            they are taken under another name.
         revision: Commit or tag on the hub.
         name: Name of the task; the dataset's by default.
-        label_names: Class names in order; by default those the dataset's label column carries.
+        label_names: Class names in order, or a file of them; by default those the dataset's label column carries.
         ood_splits: See `load_jsonl`.
         label_answers: See `load_jsonl`.
         prompt_style: See `load_jsonl`.
@@ -62,29 +69,31 @@ def load_hub(
 
     columns = columns or {}
     data = read_dataset(dataset, config, revision=revision)
-    if splits is None:
-        splits = {split: split for split in ("train", "validation", "test") if split in data}
-    missing = [there for there in splits.values() if there not in data]
-    if missing or not splits:
+    named = splits or {}
+    own = {split: split for split in OWN if split in data and split not in named and split not in named.values()}
+    wanted = {split: there for split, there in {**own, **named}.items() if there is not None}
+    missing = [there for there in wanted.values() if there not in data]
+    if missing or not wanted:
         raise ValueError(
             f"{dataset}: no split {', '.join(map(repr, missing)) or 'train, validation or test'}; "
             f"it has {', '.join(data)}"
         )
+    names = read_label_names(label_names) if isinstance(label_names, (str, Path)) else label_names
     sources = {}
-    for split, there in splits.items():
+    for split, there in wanted.items():
         rows = data[there]
         absent = [column for column in columns.values() if column not in rows.column_names]
         if absent:
             raise ValueError(f"{dataset}, {there}: no column {absent}; it has {', '.join(rows.column_names)}")
         label = rows.features.get(columns.get("label", "label"))
-        if label_names is None and isinstance(label, datasets.ClassLabel):
-            label_names = label.names
+        if names is None and isinstance(label, datasets.ClassLabel):
+            names = label.names
         renamed = [_renamed(row, columns) for row in rows]
-        sources[split] = Records(where=f"{dataset}:{there}", rows=renamed, unit="row")
+        sources[split] = Records(where=f"{dataset}:{there}", rows=renamed, unit="row", instead=_instead(split, data))
     task = build_task(
         name or dataset,
         sources,
-        label_names=label_names,
+        label_names=names,
         ood_splits=ood_splits,
         label_answers=label_answers,
         prompt_style=prompt_style,
@@ -92,6 +101,13 @@ def load_hub(
         source="/".join(filter(None, [dataset, config])) + (f" @ {revision}" if revision else ""),
     )
     return note_overlap(cut_validation(task, size=validation_size, seed=seed))
+
+
+def _instead(split: str, data: Mapping[str, Any]) -> str:
+    """What to do with a split whose rows have no labels."""
+    others = [there for there in data if there not in ("train", split)]
+    other = f", and {split}={others[0]} takes other rows for it" if others and split != "train" else ""
+    return f". If the split has no labels: dataset_splits (splits=) {split}=none leaves it out{other}"
 
 
 def read_dataset(

@@ -47,12 +47,14 @@ class Records:
         rows: The records, in order.
         unit: What one record is called: "line" of a file, "row" of a dataset.
         labelled: Whether answers are read. If not, the records may lack them, and every row's label is -1.
+        instead: What else can be done where an answer does not fit, to end the error about it.
     """
 
     where: str
     rows: Sequence[Mapping[str, Any]]
     unit: str = "line"
     labelled: bool = True
+    instead: str = ""
 
     def fields(self, shape: str) -> tuple[str, ...]:
         """What every record of a shape must hold."""
@@ -62,7 +64,10 @@ class Records:
         """The error about one field of one record, to raise."""
         shown = repr(given)
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
-        return ValueError(f"{self.where}, {self.unit} {index + 1}, field {field!r}: got {shown}; allowed: {allowed}")
+        instead = self.instead if field in ANSWER_FIELDS.values() else ""
+        return ValueError(
+            f"{self.where}, {self.unit} {index + 1}, field {field!r}: got {shown}; allowed: {allowed}{instead}"
+        )
 
     def text(self, index: int, field: str) -> str:
         """A field that must be a string with something in it."""

@@ -21,9 +21,9 @@ def parser() -> CommandParser:
             'Answer rows with a finished run. The rows need no labels: {"text": ...}, {"question": ..., '
             '"choices": [...]} or {"passage": ..., "question": ...}, as in training. For each: its columns, '
             "prediction, confidence, probabilities, predictive_entropy, and mutual_information (how far the draws "
-            'disagree) where the posterior is sampled. A run on completions writes on after {"prompt": ...} or {"messages": '
-            "[...]}: prediction (the final answer that most draws give, or their text), agreement (their share), "
-            "answers (all of them with their shares), text, log_likelihood_per_token and finished."
+            'disagree) where the posterior is sampled. A run on completions writes on after {"prompt": ...} or '
+            '{"messages": [...]}: prediction (the final answer that most draws give, or their text), agreement (their '
+            "share), answers (all of them with their shares), text, log_likelihood_per_token and finished."
         ),
         examples=EXAMPLES,
         usage="RUN --input_file FILE --output_file FILE [OPTIONS]",
