@@ -106,6 +106,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"rows": [{"text": "a film", "label": ("fine", "zzz")[i % 2]} for i in range(20)]},
         "the answer ' zzz' starts with the unknown token",
     ),
+    "integers": (
+        {"rows": [{"text": "a film", "label": i % 2} for i in range(20)]},
+        "the tokenizer knows (label_names_file names the classes in words of yours), answer by letters "
+        "(label_answers='letters'), or read a classification head (model_class='encoder')",
+    ),
     "columns": (
         {"dataset_name": "d", "dataset_columns": "text", **NO_FILES},
         "dataset_columns is 'text'; write 'our_name=its_name'",
@@ -120,6 +125,15 @@ def test_what_does_not_fit_is_named(tmp_path: Path, config: Make, given: dict[st
     with pytest.raises(ValueError) as error:  # noqa: PT011  compared below, as plain text
         load_setting(config(**given))
     assert message in str(error.value)
+
+
+def test_an_adapter_is_no_base_model(tmp_path: Path, config: Make) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base", "peft_type": "LORA"}')
+
+    with pytest.raises(ValueError, match=r"holds an adapter, .*; its base model is 'some/base', give that"):
+        load_setting(config(model=str(folder)))
 
 
 def mmlu_folder(folder: Path) -> str:

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tiny_tokenizers import byte_bpe, sentencepiece, word_level
 from varlora.tasks import answer_tokens
-from varlora.tasks.prompts import choice_prompt
+from varlora.tasks.prompts import choice_prompt, letters
 from varlora.tasks.tokens import continuation_tokens, prompt_tokens
 
 PROMPTS = [choice_prompt("which one barks?", ["cat", "dog"]), choice_prompt("a fine film", ["hen", "cow", "cat"])]
@@ -52,8 +52,21 @@ def test_a_prompt_keeps_its_bos_and_gets_no_eos() -> None:
 
 
 def test_colliding_answers_are_named_with_their_token() -> None:
-    with pytest.raises(ValueError, match=r"' A' and ' B' both start with the token \d+ \('▁'\)"):
+    with pytest.raises(ValueError, match=r"' A' and ' B' both start with the token \d+ \('▁'\); .*label_names_file"):
         answer_tokens(sentencepiece(split_letters=True), PROMPTS, [" A", " B"])
+
+
+def test_two_letters_answer_where_the_tokenizer_has_them_as_tokens() -> None:
+    """More classes than letters: each code is a token of its own, or is refused."""
+    codes = letters(30)
+    prompts = [choice_prompt("a film", [f"class {n}" for n in range(30)])]
+    known = word_level(words=codes)
+
+    tokens = answer_tokens(known, prompts, [f" {code}" for code in codes])
+
+    assert known.convert_ids_to_tokens(list(tokens)) == list(codes)
+    with pytest.raises(ValueError, match=r"' AA' and ' AB' both start with the token .*model_class='encoder'"):
+        answer_tokens(byte_bpe(), prompts, [f" {code}" for code in codes])
 
 
 def test_an_unknown_answer_is_refused() -> None:

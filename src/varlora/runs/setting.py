@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging as progress_bars
 
+from varlora.manifest import ADAPTER_CONFIG
 from varlora.nearest import nearest
 from varlora.posterior import PosteriorMeta
 from varlora.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
@@ -208,6 +210,22 @@ def _check_local(name: str) -> None:
             f"there is no model folder {name}; give a folder that save_pretrained wrote, or a hub name, as "
             "model_name_or_path."
         )
+    adapter = Path(name) / ADAPTER_CONFIG
+    if adapter.is_file():
+        raise ValueError(
+            f"model_name_or_path is {name!r}, which holds an adapter, not a base model{_base_of(adapter)}. A "
+            "run trains an adapter of its own on a base model; to train on top of this one, merge it first (PEFT's "
+            "merge_and_unload, then save_pretrained)."
+        )
+
+
+def _base_of(adapter: Path) -> str:
+    """What an adapter's configuration says of its base model, for a message."""
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        return ""
+    return f"; its base model is {base!r}, give that" if isinstance(base, str) and base else ""
 
 
 def family_of(config: RunConfig) -> Family:
@@ -260,6 +278,11 @@ def _base_model(config: RunConfig, family: Family, answers: tuple[str, ...]) -> 
     if quantized is not None:
         prepare: Any = prepare_model_for_kbit_training
         model = prepare(model, use_gradient_checkpointing=config.gradient_checkpointing)
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers takes an adapter of the hub for its base model
+        raise ValueError(
+            f"model_name_or_path is {config.model_name_or_path!r}, which is an adapter. Give its base model, or a "
+            "model into which it was merged."
+        )
     missing = [*info["missing_keys"], *(key[0] for key in info.get("mismatched_keys", ()))]
     new = sorted({key.rsplit(".", 1)[0] for key in missing})
     if family == "causal" and new:

@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+INSTEAD = (
+    " (label_names_file names the classes in words of yours), answer by letters (label_answers='letters'), or read a "
+    "classification head (model_class='encoder')"
+)
+"""What can be done where a causal LM cannot answer by the classes' names."""
+
 
 def split_special(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int], list[int]]:
     """Tokenize a text and tell its own tokens from those the tokenizer puts around it.
@@ -102,15 +108,14 @@ def answer_tokens(
         (token,) = found
         if token == tokenizer.unk_token_id:
             raise ValueError(
-                f"the answer {answer!r} starts with the unknown token {_show(tokenizer, token)}; "
-                "choose answers that the tokenizer knows"
+                f"the answer {answer!r} starts with the unknown token {_show(tokenizer, token)}; choose answers that "
+                f"the tokenizer knows{INSTEAD}"
             )
         if token in tokens:
             other = answers[tokens.index(token)]
             raise ValueError(
                 f"the answers {other!r} and {answer!r} both start with the token {_show(tokenizer, token)}; "
-                "choose answers whose first tokens differ, answer by letters (label_answers='letters'), "
-                "or use a sequence-classification model"
+                f"choose answers whose first tokens differ{INSTEAD}"
             )
         tokens.append(token)
     return tuple(tokens)
