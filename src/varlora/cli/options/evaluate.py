@@ -26,7 +26,7 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="RUN [OPTIONS]",
     )
-    made.option("test_file", "JSONL file of labelled rows; the run's own splits otherwise.")
+    made.option("test_file", "File of labelled rows, JSONL, CSV or Parquet; the run's own splits otherwise.")
     made.option("split", "Which of the run's splits; all but the training rows otherwise.", nargs="+", metavar="NAME")
     made.option("resamples", "Bootstrap resamples; 0 for no intervals.", type=int, default=1000)
     made.option("output_file", "JSON file to write: metrics as in the run's metrics.json, and their intervals.")

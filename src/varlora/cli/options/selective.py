@@ -36,7 +36,7 @@ def add_selective(made: CommandParser) -> None:
         metavar="X",
     )
     option("set_score", "How the sets are made; lac, which gives small ones, otherwise.", choices=SET_SCORES)
-    option("calibration_file", "JSONL file of labelled rows to choose on, in place of the run's validation rows.")
+    option("calibration_file", "File of labelled rows to choose on, in place of the run's validation rows.")
 
 
 def _share(name: str) -> Callable[[str], Fraction]:
