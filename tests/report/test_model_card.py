@@ -99,7 +99,7 @@ def test_rows_that_two_splits_share_are_told() -> None:
 
 def test_a_mean_over_tokens_is_not_compared_with_bayes_rule_at_n() -> None:
     text = card(diagnostics={"counted": {"examples": 300, "mean_over": "tokens"}})
-    assert "λ/N says nothing of Bayes' rule, λ = number of tokens" in text
+    assert "λ/N says nothing of Bayes' rule, which is λ = number of tokens" in text
     assert "cold posterior" not in text
 
 

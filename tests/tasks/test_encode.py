@@ -340,7 +340,7 @@ def test_the_longest_row_fits_and_one_more_does_not(make: Any, model: Any, paddi
     made = model(config).eval()
 
     made(input_ids=torch.full((1, most), 7))
-    with pytest.raises(IndexError):
+    with pytest.raises((IndexError, RuntimeError)):  # as the lookup that fails first says
         made(input_ids=torch.full((1, most + 1), 7))
 
 

@@ -67,9 +67,8 @@ def _list() -> None:
             table.add_row(f"[cyan]{name}[/cyan]")
     out.print(table)
     shapes = "\n".join(f"  {' / '.join(fields)}" for fields in SHAPES.values())
-    out.print(
-        f"\nYour own rows (--train_file: JSONL, CSV or Parquet) have the columns of one of:\n{shapes}", highlight=False
-    )
+    about = "Your own rows (--train_file: JSONL, CSV or Parquet) have the columns of one of"
+    out.print(f"\n{about}:\n{shapes}", highlight=False)
     out.print("\n[dim]varlora tasks NAME shows one task.[/dim]", highlight=False)
 
 
