@@ -132,7 +132,7 @@ class VariationalCallback(TrainerCallback):
             if isinstance(self.held_out, HeldOut):
                 self.held_out.check(model)
             held_out = self.held_out() if callable(self.held_out) else self.held_out
-            if held_out is None:
+            if held_out is None and self.held_out is None:
                 logger.warning(
                     "no held-out rows steer ess: it stays at 100 N. Give some (VariationalCallback(held_out=...)), or "
                     "use VariationalTrainer or VariationalTrainerMixin, which find them."
