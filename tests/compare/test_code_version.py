@@ -20,7 +20,7 @@ def test_the_same_source_has_the_same_version_wherever_it_lies(package: Path) ->
     assert code_version() == code_version()
 
 
-@pytest.mark.parametrize("file", ["ops/pruning.py", "methods/ivon.py", "metrics/calibration.py", "runs/config.py"])
+@pytest.mark.parametrize("file", ["ops/pruning.py", "methods/ivon.py", "metrics/calibration.py", "run_config.py"])
 def test_a_change_of_what_decides_numbers_is_another_version(package: Path, file: str) -> None:
     before = hash_of_sources(package)
     (package / file).write_text((package / file).read_text(encoding="utf-8") + "\n", encoding="utf-8")
