@@ -13,10 +13,12 @@ pickle and runs nothing from the folder.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from varlora.adapters import checkpoint_key, in_fixed_order
+from varlora.adapters import checkpoint_key, in_fixed_order, refuse_foreign, refuse_large
 from varlora.checkpoint_files import listed_damage
+from varlora.files import LARGEST_JSON
 from varlora.folders import atomic_folder
 from varlora.manifest import (
     ADAPTER_CONFIG,
@@ -62,6 +65,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _LIBRARIES = ("varlora", "torch", "transformers", "peft", "safetensors")
+_UNREADABLE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError),
+    *(AttributeError, AssertionError, NotImplementedError, ModuleNotFoundError),
+)
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save's zip archive; a bare pickle
 
 
@@ -142,16 +149,18 @@ def load_posterior(folder: str | os.PathLike[str], *, base_model: str | None = N
     contents = {name: _read_checked(folder / name, entry) for name, entry in manifest["files"].items()}
     config = None
     if ADAPTER_CONFIG in contents:
-        config = parse_json(folder / ADAPTER_CONFIG, contents[ADAPTER_CONFIG])
+        config = _adapter_config(folder / ADAPTER_CONFIG, contents[ADAPTER_CONFIG])
     try:
         meta = PosteriorMeta(**manifest["meta"], adapter_config=config)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{where}: {error} {COPY_AGAIN}") from error
     _check_base_model(where, meta.base_model, base_model)
 
     path = folder / mean_file(config is not None)
     point = _tensors(path, contents[path.name])
     beside = _tensors(folder / BESIDE, contents[BESIDE]) if BESIDE in contents else {}
+    if config is not None:
+        _check_ranks(folder / ADAPTER_CONFIG, config, point)
     try:
         q: Posterior = KINDS[manifest["kind"]].from_tensors(point, beside, meta)
     except ValueError as error:
@@ -183,14 +192,29 @@ def posterior_from_checkpoint(
             do not belong together.
     """
     folder = Path(folder)
+    try:
+        return _from_checkpoint(folder, adapter, num_examples, readout)
+    except CheckpointError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        told = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}."
+        raise CheckpointError(f"{folder}: {told} This checkpoint is damaged; take an earlier one.") from error
+
+
+def _from_checkpoint(
+    folder: Path, adapter: str, num_examples: int | None, readout: Mapping[str, Any] | None
+) -> DiagonalGaussian:
     files = folder if adapter == "default" else folder / adapter
     config, weights = None, folder / "model.safetensors"
     if (files / ADAPTER_CONFIG).is_file():
-        config = in_fixed_order(parse_json(files / ADAPTER_CONFIG, read_bytes(files / ADAPTER_CONFIG)))
+        named = files / ADAPTER_CONFIG
+        config = in_fixed_order(_adapter_config(named, read_bytes(named, largest=LARGEST_JSON)))
         weights = files / ADAPTER_MEAN
     if (damage := listed_damage(folder, weights.relative_to(folder).as_posix(), "optimizer.pt")) is not None:
         raise CheckpointError(f"{folder} is {damage}. Take another checkpoint.")
     saved = _tensors(weights, read_bytes(weights))
+    if config is not None:
+        _check_ranks(files / ADAPTER_CONFIG, config, saved)
     groups, state = _ivon_state(folder / "optimizer.pt")
 
     mean, precision, prior, hessians, steps = {}, {}, {}, {}, 0
@@ -206,7 +230,7 @@ def posterior_from_checkpoint(
                 )
             entry = state.get(index, {})
             master = entry.get("mean", saved[key])
-            h = entry.get("hessian", torch.full(master.shape, group["hess_init"]))
+            h = entry["hessian"] if "hessian" in entry else torch.full(saved[key].shape, float(group["hess_init"]))
             if not h.shape == master.shape == saved[key].shape:
                 raise CheckpointError(
                     f"{key} is {tuple(saved[key].shape)} in {weights} and {tuple(h.shape)} in optimizer.pt; the two "
@@ -230,25 +254,22 @@ def posterior_from_checkpoint(
     ess = sorted({float(group["ess"]) for group in groups if group["params"]})
     skipped = int(groups[0].get("skipped_steps", 0))
     diagnostics = training_diagnostics(groups, hessians, ess=ess, steps=steps, skipped_steps=skipped)
-    try:
-        return DiagonalGaussian(
-            mean=mean,
-            precision=precision,
-            meta=PosteriorMeta(
-                method="ivon",
-                num_examples=counted_examples(diagnostics) if num_examples is None else num_examples,
-                ess=ess[0] if len(ess) == 1 else None,
-                prior_precision=prior or None,
-                base_model=(config or {}).get("base_model_name_or_path"),
-                base_revision=(config or {}).get("revision"),
-                adapter_config=config,
-                readout=readout,
-                logit_temperature_by_mode=remaining_temperature(groups[0], readout),
-                diagnostics=diagnostics,
-            ),
-        )
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: {error} This checkpoint is damaged; take an earlier one.") from error
+    return DiagonalGaussian(
+        mean=mean,
+        precision=precision,
+        meta=PosteriorMeta(
+            method="ivon",
+            num_examples=counted_examples(diagnostics) if num_examples is None else num_examples,
+            ess=ess[0] if len(ess) == 1 else None,
+            prior_precision=prior or None,
+            base_model=(config or {}).get("base_model_name_or_path"),
+            base_revision=(config or {}).get("revision"),
+            adapter_config=config,
+            readout=readout,
+            logit_temperature_by_mode=remaining_temperature(groups[0], readout),
+            diagnostics=diagnostics,
+        ),
+    )
 
 
 def _ivon_state(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, Tensor]]]:
@@ -258,15 +279,16 @@ def _ivon_state(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, T
             "save_only_model=False, or load the weights alone with PEFT."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise TypeError(f"it holds a {type(content).__name__}")
-        groups, state = content["param_groups"], content["state"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, OSError) as error:
+        data = read_bytes(path)
+        _refuse_compressed(data)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        _check_optimizer_state(content)
+    except _UNREADABLE as error:
+        told = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} is not an optimizer state that can be read safely ({str(error).splitlines()[0]}). "
-            "Take another checkpoint."
+            f"{path} is not an optimizer state that can be read safely ({told}). Take another checkpoint."
         ) from error
+    groups, state = content["param_groups"], content["state"]
     for group in groups:
         if "hess_init" not in group or "ess" not in group:
             raise CheckpointError(
@@ -280,8 +302,52 @@ def _ivon_state(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, T
     return groups, state
 
 
+def _refuse_compressed(data: bytes) -> None:
+    """torch.save stores tensors as they are, in an archive: what is larger out of it than in it is not its work."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, which torch.save does not do")
+
+
+def _check_optimizer_state(content: Any) -> None:
+    if not isinstance(content, dict) or not {"param_groups", "state"} <= content.keys():
+        raise ValueError("it has no param_groups and state")
+    groups, state = content["param_groups"], content["state"]
+    if not isinstance(groups, list) or not groups or not all(isinstance(group, dict) for group in groups):
+        raise ValueError("its param_groups are no list of groups")
+    if not isinstance(state, dict) or not all(isinstance(entry, dict) for entry in state.values()):
+        raise ValueError("its state is none by parameter")
+    for group in groups:
+        for name, kind in (("params", int), ("param_names", str)):
+            held = group.get(name, [])
+            if not isinstance(held, list) or not all(isinstance(one, kind) for one in held):
+                raise ValueError(f"its {name} are no list of {'numbers' if kind is int else 'names'}")
+        if len(group.get("param_names", group.get("params", []))) != len(group.get("params", [])):
+            raise ValueError("it does not name every parameter once")
+    for entry in state.values():
+        for name in ("mean", "hessian"):
+            if not isinstance(entry.get(name, torch.empty(0)), Tensor):
+                raise ValueError(f"its {name} is no tensor")
+
+
+def _adapter_config(path: Path, data: bytes) -> dict[str, Any]:
+    config = parse_json(path, data)
+    try:
+        refuse_foreign(config)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return config
+
+
+def _check_ranks(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    try:
+        refuse_large(config, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error} {COPY_AGAIN}") from error
+
+
 def _read_checked(path: Path, expected: Mapping[str, Any]) -> bytes:
-    data = read_bytes(path)
+    data = read_bytes(path, largest=max(expected["size"], LARGEST_JSON))
     _refuse_pickle(path, data)
     if len(data) != expected["size"]:
         kind = "truncated" if len(data) < expected["size"] else "not the file that was written"
@@ -304,7 +370,7 @@ def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     _refuse_pickle(path, data)
     try:
         return safetensors.torch.load(data)
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, LookupError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a sound safetensors file ({error}). {COPY_AGAIN}") from error
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,12 +26,33 @@ from transformers import PreTrainedTokenizerBase
 from varlora.decoding import Greedy
 from varlora.draws import held_batches, on_device_of, over_draws, progress_bar
 from varlora.metrics import auroc, evaluate_answers, majority
+from varlora.parquet_files import facts_in, read_table, rectangle
 from varlora.posterior import PointMass, Posterior
 from varlora.prediction import Mode
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
 from varlora.tuned import SAMPLES, by_default
 
 _FORMAT = "varlora.generations.v1"
+_COLUMNS = {
+    "id": pa.string(),
+    "reference": pa.string(),
+    "texts": pa.list_(pa.string()),
+    "num_tokens": pa.list_(pa.int64()),
+    "log_likelihoods": pa.list_(pa.float64()),
+    "finished": pa.list_(pa.bool_()),
+}
+
+
+class _Facts(TypedDict):
+    """What stands in a table's metadata."""
+
+    format: Literal["varlora.generations.v1"]
+    has_ids: bool
+    final_answer: FinalAnswer
+    max_new_tokens: int
+    mode: Mode
+    antithetic: bool
+    seed: int | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,10 +191,12 @@ class Generations:
         Raises:
             ValueError: If the table is not one of ours.
         """
-        facts = json.loads((table.schema.metadata or {}).get(b"varlora", b"{}"))
-        if facts.get("format") != _FORMAT:
-            raise ValueError(f"the table holds no generations: format {facts.get('format')!r}, expected {_FORMAT!r}")
+        facts = facts_in(table, _Facts)
         references = table["reference"].to_pylist()
+        if table["id"].null_count or table["reference"].null_count not in (0, len(table)):
+            raise ValueError("a row without id or reference")
+        for name in ("texts", "num_tokens", "log_likelihoods", "finished"):
+            rectangle(table[name], name)
         return cls(
             texts=tuple(tuple(row) for row in table["texts"].to_pylist()),
             num_tokens=torch.tensor(table["num_tokens"].to_pylist(), dtype=torch.int64),
@@ -198,8 +221,8 @@ class Generations:
             FileNotFoundError: If there is no such file.
         """
         try:
-            return cls.from_table(pq.read_table(file))
-        except (ValueError, pa.ArrowException) as error:
+            return cls.from_table(read_table(file, _COLUMNS))
+        except ValueError as error:
             raise ValueError(f"{file} holds no generations: {error}") from error
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from varlora import files
+from varlora.files import LARGEST_JSON
 from varlora.folders import atomic_file, interrupted
 from varlora.posterior import KINDS, PointMass, PosteriorMeta
 
@@ -89,14 +91,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         left = ", ".join(str(sibling) for sibling in interrupted(folder))
         hint = f" An interrupted save left {left}: rename the one you want to {folder}." if left else ""
         raise CheckpointError(f"{folder} is not a folder that exists.{hint}")
-    if not path.is_file():
+    if not path.exists():
         hint = "Give a folder written by save_posterior."
         if (folder / "optimizer.pt").is_file():
             hint = "This is a Trainer checkpoint: use posterior_from_checkpoint(folder)."
         elif (folder / ADAPTER_MEAN).is_file():
             hint = "This is a plain adapter without a posterior: load it with PEFT."
         raise CheckpointError(f"{path} does not exist. {hint}")
-    manifest = parse_json(path, read_bytes(path))
+    manifest = parse_json(path, read_bytes(path, largest=LARGEST_JSON))
     version = manifest.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise CheckpointError(
@@ -106,20 +108,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     stated = manifest.pop("sha256", None)
     if stated != sha256(to_json(manifest)):
         raise CheckpointError(f"{path} was changed or damaged after it was written. {COPY_AGAIN}")
-    if manifest.get("kind") not in KINDS:
+    if not isinstance(manifest.get("kind"), str) or manifest["kind"] not in KINDS:
         raise CheckpointError(
             f"{path} is of kind {manifest.get('kind')!r}; this varlora reads {', '.join(KINDS)}. Install a newer one."
         )
-    files: Any = manifest.get("files")
-    if not isinstance(files, dict):
-        files = {}
-    adapter = ADAPTER_CONFIG in files
+    listed: Any = manifest.get("files")
+    if not isinstance(listed, dict):
+        listed = {}
+    adapter = ADAPTER_CONFIG in listed
     expected = {mean_file(adapter)} | ({ADAPTER_CONFIG} if adapter else set())
     if manifest["kind"] != PointMass.kind:
         expected.add(BESIDE)
-    if set(files) != expected or not isinstance(manifest.get("meta"), dict):
+    if set(listed) != expected or not isinstance(manifest.get("meta"), dict):
         raise CheckpointError(f"{path} must list exactly {sorted(expected)} and hold meta. {COPY_AGAIN}")
-    if not all(map(_is_entry, files.values())):
+    if not all(map(_is_entry, listed.values())):
         raise CheckpointError(f"{path} must give size and sha256 of each of its files. {COPY_AGAIN}")
     return manifest
 
@@ -128,16 +130,18 @@ def _is_entry(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("size"), int) and isinstance(value.get("sha256"), str)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, *, largest: int | None = None) -> bytes:
     """A file of the folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, it is no regular file, or larger than it may be.
     """
     try:
-        return path.read_bytes()
+        return files.read_bytes(path, largest=largest)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist. {COPY_AGAIN}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{error} {COPY_AGAIN}") from error
 
 
 def mean_file(adapter: bool) -> str:
@@ -156,12 +160,8 @@ def parse_json(path: Path, data: bytes) -> dict[str, Any]:
     Raises:
         CheckpointError: it is none.
     """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
     try:
-        value = json.loads(data, parse_constant=refuse)
+        value = files.parse_json(data)
     except ValueError as error:
         raise CheckpointError(f"{path} is not sound JSON ({error}). {COPY_AGAIN}") from error
     if not isinstance(value, dict):

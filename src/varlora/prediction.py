@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,12 +23,27 @@ import torch
 from torch import Tensor, nn
 
 from varlora.draws import held_batches, on_device_of, over_draws, progress_bar
+from varlora.parquet_files import facts_in, read_table, rectangle
 from varlora.posterior import PointMass, Posterior
 from varlora.readout import Readout
 from varlora.tuned import SAMPLES, by_default
 
 Mode = Literal["model", "mean", "samples", "linearised"]
 _FORMAT = "varlora.prediction.v1"
+_COLUMNS = {"id": pa.string(), "label": pa.int64(), "log_probs": pa.list_(pa.list_(pa.float64()))}
+_ROUNDING = 1e-6
+
+
+class _Facts(TypedDict):
+    """What stands in a table's metadata."""
+
+    format: Literal["varlora.prediction.v1"]
+    classes: list[str]
+    has_ids: bool
+    mode: Mode
+    antithetic: bool
+    seed: int | None
+    logit_temperature: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,15 +136,18 @@ class Prediction:
         Raises:
             ValueError: If the table is not one of ours.
         """
-        facts = json.loads((table.schema.metadata or {}).get(b"varlora", b"{}"))
-        if facts.get("format") != _FORMAT:
-            raise ValueError(f"the table is not a prediction: format {facts.get('format')!r}, expected {_FORMAT!r}")
-        draws = table["log_probs"].combine_chunks()  # N lists of S lists of C numbers
-        classes = draws.flatten()
-        values = classes.flatten().to_numpy(zero_copy_only=False)
-        shape = (len(draws), len(classes) // len(draws), len(values) // len(classes))
+        facts = facts_in(table, _Facts)
+        draws, rows = rectangle(table["log_probs"], "log_probs")  # N lists of S lists of C numbers
+        classes, values = rectangle(rows, "log_probs")
+        if table["label"].null_count or table["id"].null_count:
+            raise ValueError("a row without label or id")
+        if not all(label < classes for label in table["label"].to_pylist()):
+            raise ValueError(f"a label beyond its {classes} classes")
+        log_probs = torch.tensor(values.to_numpy().reshape(len(table), draws, classes), dtype=torch.float64)
+        if bool(log_probs.isnan().any()) or bool((log_probs > _ROUNDING).any()):
+            raise ValueError("log_probs that are NaN or above 0, which no probability's are")
         return cls(
-            log_probs=torch.tensor(values.reshape(shape), dtype=torch.float64),
+            log_probs=log_probs,
             labels=torch.tensor(table["label"].to_pylist(), dtype=torch.int64),
             classes=tuple(facts["classes"]),
             ids=tuple(table["id"].to_pylist()) if facts["has_ids"] else (),
@@ -153,8 +171,8 @@ class Prediction:
             FileNotFoundError: If there is no such file.
         """
         try:
-            return cls.from_table(pq.read_table(file))
-        except (ValueError, pa.ArrowException) as error:
+            return cls.from_table(read_table(file, _COLUMNS))
+        except ValueError as error:
             raise ValueError(f"{file} is not a saved prediction: {error}") from error
 
 

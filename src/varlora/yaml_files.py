@@ -1,25 +1,63 @@
-"""YAML files of settings: plans, and the configurations of runs."""
+"""YAML files: plans, the configurations of runs, and tables of published numbers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from varlora.files import MEBIBYTE, read_text
 from varlora.nearest import nearest
+
+LARGEST = MEBIBYTE
+MOST_ALIASES = 100
+MOST_NODES = 100_000
+"""A node that an alias repeats is counted each time: ten aliases of ten of ten are a thousand nodes."""
+DEEPEST = 50
 
 
 class _Yaml(yaml.SafeLoader):
     """YAML 1.2's numbers: 1e-4 and 1.0e7 are some (to YAML 1.1 they are text). No key may be there twice."""
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.aliases = self.depth = 0
+        self.sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """A node, with what it repeats counted."""
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                raise yaml.composer.ComposerError(None, None, f"more than {MOST_ALIASES} aliases")
+            node: yaml.Node | None = super().compose_node(parent, index)
+            if id(node) not in self.sizes:
+                raise yaml.composer.ComposerError(None, None, "an alias of what it is part of")
+            return node
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node is not None:
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            inside = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+            self.sizes[id(node)] = 1 + sum(self.sizes[id(one)] for one in inside)
+            if self.sizes[id(node)] > MOST_NODES:
+                raise yaml.composer.ComposerError(None, None, f"more than {MOST_NODES:,} values, aliases written out")
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping, none of whose keys is there twice."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            if (key := self.construct_object(key_node, deep=True)) in seen:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or mapping", key_node.start_mark)
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is there twice", key_node.start_mark
                 )
@@ -51,18 +89,31 @@ def read_yaml(file: str | Path, known: Collection[str]) -> dict[str, Any]:
 
 
 def load_yaml(file: str | Path) -> dict[str, Any]:
-    """What a YAML file holds, with YAML 1.2's numbers.
+    """What a YAML file of settings holds, with YAML 1.2's numbers.
 
     Raises:
-        ValueError: there is no such file, it is not YAML, a key is there twice, or it is not a mapping.
+        ValueError: there is no such file, it is not YAML, a key is there twice, it is not a mapping, or it is more than
+            any file of settings (see `parse_yaml`).
     """
     path = Path(file)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"there is no configuration file {path}.")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    values = parse_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold one mapping of option names to values.")
     return values
+
+
+def parse_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no regular file, larger than `LARGEST` bytes, not UTF-8, not YAML, has a key twice, or more
+            than `MOST_ALIASES` aliases or `MOST_NODES` values (those that aliases repeat counted every time).
+    """
+    text = read_text(path, largest=LARGEST)
+    try:
+        return yaml.load(text, Loader=_Yaml)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error

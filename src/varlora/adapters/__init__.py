@@ -1,9 +1,10 @@
 """The adapter on a model: the only room that knows PEFT's names.
 
 `tensors` reads and writes what trains, by the keys of PEFT's files; `lora` knows the layers of a LoRA adapter; `reload`
-what no file of PEFT's brings back.
+what no file of PEFT's brings back; `foreign` what a configuration may not say.
 """
 
+from varlora.adapters.foreign import refuse_foreign, refuse_large
 from varlora.adapters.lora import dropout_modules, dropout_on, factor_keys, linear_factors, reset_adapter
 from varlora.adapters.reload import check_trainable, refuse_unreloadable
 from varlora.adapters.tensors import (
@@ -33,6 +34,8 @@ __all__ = [
     "is_base_embedding",
     "linear_factors",
     "load_into",
+    "refuse_foreign",
+    "refuse_large",
     "refuse_unreloadable",
     "reset_adapter",
     "same_scaling",

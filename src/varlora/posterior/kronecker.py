@@ -287,6 +287,8 @@ def _check_factors(q: KroneckerGaussian) -> None:
                     f"{side}_vectors of {key} have shape {tuple(vectors.shape)} and {side}_values "
                     f"{tuple(values.shape)}; they must be ({rows}, k) and (k,)."
                 )
+            if vectors.shape[1] > rows:
+                raise ValueError(f"{side}_vectors of {key} are {vectors.shape[1]} of {rows} entries; not orthonormal.")
             if bool((values < 0).any()):
                 raise ValueError(f"{side}_values of {key} must be at least 0; the smallest is {values.min().item():g}.")
             gram = vectors.double().mT @ vectors.double()

@@ -149,7 +149,8 @@ class Mixture:
                 raise ValueError(f"{name!r}: component {i} is of no known kind, or of two.")
             (points if match[3] == "point" else beside).setdefault(i, {})[match[4]] = tensor
         kinds.setdefault(0, PointMass.kind)
-        if absent := sorted(set(range(max(kinds) + 1)) - (kinds.keys() & points.keys())):
+        there = kinds.keys() & points.keys()  # the number of a name may be any, that of names is what is there
+        if absent := [i for i in range(len(kinds)) if i not in there] or sorted(kinds.keys() - there):
             raise ValueError(f"the mixture has no point for component(s) {absent} of {max(kinds) + 1}.")
         components = []
         for i in sorted(kinds):

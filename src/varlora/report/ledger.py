@@ -11,12 +11,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from varlora.nearest import nearest
 from varlora.report.seeds import OverSeeds, over_seeds
 from varlora.report.study import Block, Study
 from varlora.report.vocabulary import measure
+from varlora.yaml_files import parse_yaml
 
 NOT_RUN = "not run here"
 
@@ -66,12 +65,9 @@ def read_published(file: str | Path) -> tuple[Published, ...]:
         ValueError: a field is missing, unknown or of another kind; the message names the row.
     """
     path = Path(file)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"there is no file of published values {path}.")
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    rows = parse_yaml(path)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} must hold a list of published rows, each a mapping.")
     return tuple(_published(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1))

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +29,9 @@ import yaml
 from torch import Tensor
 
 from varlora.checkpoint import load_posterior, write_posterior_files
+from varlora.files import read_json
 from varlora.generation import Generations
+from varlora.parquet_files import read_table, rectangle
 from varlora.posterior import Posterior
 from varlora.prediction import Prediction, modes_of
 from varlora.report import Health
@@ -55,6 +57,42 @@ TOKENIZER_FILES = (
     "spiece",
     "sentencepiece",
 )
+_SCORES = {"id": pa.string(), "num_tokens": pa.int64(), "log_likelihoods": pa.list_(pa.float64())}
+Metrics = dict[str, dict[str, dict[str, float | None]]]
+"""Content of metrics.json: split, mode, metric."""
+
+
+class _MoreOfTask(TypedDict, total=False):
+    final_answer: Literal["number", "text"] | None
+    notes: list[str]
+    source: str | None
+    licence: str | None
+    overlap: dict[str, dict[str, int]]
+
+
+class TaskFacts(_MoreOfTask):
+    """What run.json says of the task, as far as it is read."""
+
+    name: str
+    kind: Literal["choice", "label", "completion"]
+    answers: list[str]
+    rows: dict[str, int]
+
+
+class _MoreFacts(TypedDict, total=False):
+    peak_memory_bytes: int | None
+    derived_from: list[str]
+
+
+class Facts(_MoreFacts):
+    """Content of run.json, as far as it is read."""
+
+    fingerprint: str
+    task: TaskFacts
+    seconds: dict[str, float | None]
+    versions: dict[str, str]
+
+
 LIBRARIES = ("varlora", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -100,8 +138,11 @@ class CompletionScores:
             ValueError: it is no Parquet file of ours.
         """
         try:
-            table = pq.read_table(file, columns=["id", "num_tokens", "log_likelihoods"])
-        except (ValueError, pa.ArrowException) as error:
+            table = read_table(file, _SCORES)
+            rectangle(table["log_likelihoods"], "log_likelihoods")
+            if table["id"].null_count or table["num_tokens"].null_count:
+                raise ValueError("a row without id or number of tokens")
+        except ValueError as error:
             raise ValueError(f"{file} holds no scores of completions: {error}") from error
         return cls(
             log_likelihoods=torch.tensor(table["log_likelihoods"].to_pylist(), dtype=torch.float64),
@@ -270,8 +311,8 @@ def read_run(folder: str | Path) -> RunFolder:
         path=path,
         config=RunConfig(**read_yaml(path / CONFIG, known)),
         posterior=load_posterior(path),
-        metrics=_read_json(path / METRICS) if (path / METRICS).is_file() else {},
-        facts=_read_json(path / FACTS),
+        metrics=read_json(path / METRICS, Metrics) if (path / METRICS).exists() else {},
+        facts=read_json(path / FACTS, Facts),
     )
 
 
@@ -300,7 +341,7 @@ def write_derived(folder: Path, posterior: Posterior, *, sources: Sequence[Path]
     facts: dict[str, Any] = {}
     if is_run(first):
         shutil.copyfile(first / CONFIG, folder / CONFIG)
-        facts = {**_read_json(first / FACTS), "derived_from": [str(source) for source in sources]}
+        facts = {**read_json(first / FACTS, Facts), "derived_from": [str(source) for source in sources]}
         _write_json(folder / FACTS, facts)
     card = model_card(
         name=name,
@@ -336,13 +377,3 @@ def finite(value: Any) -> Any:
 
 def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); copy the folder again from its source.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} must hold a JSON object; copy the folder again from its source.")
-    return value
