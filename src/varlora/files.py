@@ -20,6 +20,9 @@ MEBIBYTE = 1 << 20
 LARGEST_JSON = 64 * MEBIBYTE
 """Facts and metrics of a run, and the manifest of a posterior, are a thousandth of it."""
 
+MOST_DIGITS = 300
+"""Of a whole number: with more it is no floating-point number."""
+
 
 def read_bytes(path: str | os.PathLike[str], *, largest: int | None = None) -> bytes:
     """The content of a regular file.
@@ -94,6 +97,28 @@ def read_json(
     return value
 
 
+def read_json_lines(path: str | os.PathLike[str], kind: type[T]) -> list[T]:
+    """The content of a file of one JSON value a line, each of a given form; as `read_json` but for the size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no regular file, or a line is no JSON or of another form; the message names file and line.
+    """
+    values: list[T] = []
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
+        if not line:
+            continue
+        where = f"{os.fspath(path)}, line {number}"
+        try:
+            value: T = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not sound JSON ({error}).") from error
+        if (misfit := misfit_of(value, kind)) is not None:
+            raise ValueError(f"{where}: {misfit}.")
+        values.append(value)
+    return values
+
+
 def parse_json(data: str | bytes) -> Any:
     """JSON, and nothing that only Python takes for it.
 
@@ -109,8 +134,13 @@ def parse_json(data: str | bytes) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
+    def whole(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise ValueError(f"a number has {len(digits)} digits")
+        return int(digits)
+
     try:
-        return json.loads(data, parse_constant=refuse)
+        return json.loads(data, parse_constant=refuse, parse_int=whole)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -26,6 +27,7 @@ _model, _data, _adapter, _method, _training, _evaluation, _result = map(
     _group, ("Model", "Data", "Adapter", "Method", "Training", "Evaluation", "Result")
 )
 
+_LARGEST_EXACT = 1 << 53
 NEEDS: Mapping[str, str] = {
     "task_dir": "task",
     "shift_task_dir": "shift_tasks",
@@ -190,7 +192,11 @@ class RunConfig:
             value = getattr(self, name)
             if not _fits(value, kind):
                 raise ValueError(f"{name} is {value!r}; it must be {_described(kind)}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}; it must be finite.")
             if isinstance(value, int) and float in (kind, *get_args(kind)):
+                if abs(value) > _LARGEST_EXACT:
+                    raise ValueError(f"{name} is {value!r}, which no floating-point number is.")
                 object.__setattr__(self, name, float(value))  # 5 and 5.0 are one setting
 
         def require(name: str, ok: bool, allowed: str) -> None:

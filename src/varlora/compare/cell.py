@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from varlora.compare.content import Generated, contents_of, path_settings, to_hash
 from varlora.compare.variant import Variant
@@ -21,6 +21,21 @@ from varlora.yaml_files import load_yaml
 State = Literal["done", "partial", "unfinished", "failed", "missing"]
 GENERATED = "generated"
 """Folder of an output folder's generated tasks."""
+
+
+class CellFile(TypedDict):
+    """A cell in cells.json."""
+
+    model: str
+    task: str
+    method: str
+    seed: int
+    config: dict[str, Any]
+    identity: str
+    code_version: str
+    folder: str
+    variants: list[dict[str, Any]]
+    generated: dict[str, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)

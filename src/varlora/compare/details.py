@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 
 from varlora.checkpoint import MANIFEST
 from varlora.compare.plan import Curve, MethodPlan
 from varlora.compare.variants import Variant, has_all, load_variant, pruned_fraction
+from varlora.files import read_json_lines
 from varlora.metrics import evaluate, mean_log_probs, mutual_information
 from varlora.ops import snr
 from varlora.posterior import Mixture
@@ -187,12 +187,19 @@ def scales_of_runs(runs: Runs) -> list[ModuleScale]:
     return found
 
 
+class _Entry(TypedDict, total=False):
+    """A line of the trainer's log, as far as it is read."""
+
+    member: int
+    step: int
+
+
 def curves_of(runs: Runs) -> list[TrainingCurve]:
     """What the trainer has logged, but for times; an ensemble's members each by itself."""
     found = []
     for (method, seed), run in runs.items():
         file = run.path / LOG
-        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+        entries = read_json_lines(file, _Entry) if file.exists() else []
         for member in dict.fromkeys(entry.get("member") for entry in entries):
             steps: dict[int, dict[str, float]] = {}
             for entry in entries:
@@ -212,7 +219,7 @@ def curves_of(runs: Runs) -> list[TrainingCurve]:
     return found
 
 
-def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+def _numbers(entry: Mapping[str, object]) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in entry.items()

@@ -11,7 +11,6 @@ operations a second. It is an estimate, and said to be one.
 
 from __future__ import annotations
 
-import json
 import socket
 import statistics
 import time
@@ -30,8 +29,9 @@ from varlora.compare.cell import Cell
 from varlora.compare.content import path_settings
 from varlora.compare.memory import Memory, Shape, memory_of, shape_of
 from varlora.compare.variant import Variant
+from varlora.files import read_json
 from varlora.runs import RunConfig
-from varlora.runs.folder import FACTS
+from varlora.runs.folder import FACTS, Facts
 from varlora.runs.space import DRAWS, TEMPERATURES
 from varlora.tasks import FINAL_ANSWERS, TASKS
 from varlora.tasks.named import Benchmark
@@ -130,7 +130,7 @@ def seconds_of(cell: Cell) -> float | None:
     file = cell.folder / FACTS
     if not cell.trained:
         return None
-    seconds = json.loads(file.read_text(encoding="utf-8"))["seconds"]
+    seconds = read_json(file, Facts)["seconds"]
     return sum(float(value) for value in seconds.values() if value is not None)
 
 

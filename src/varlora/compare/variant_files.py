@@ -11,17 +11,17 @@ temperature of the logits is fitted when a variant is read. So nothing is kept t
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from varlora.compare.variant import Variant
 from varlora.draws import number_of_draws
+from varlora.files import read_json
 from varlora.methods import fit_temperature
 from varlora.ops import prune, temper
 from varlora.posterior import Mixture, PointMass, Posterior
@@ -34,6 +34,31 @@ from varlora.tuned import without_tuning
 FOLDER = "variants"
 FACTS = "variant.json"
 ROWS = "validation.json"
+
+
+class _Tuning(TypedDict):
+    tuned: dict[str, Any] | None
+
+
+class _MoreFacts(TypedDict, total=False):
+    pruned: float
+    tuning: _Tuning
+
+
+class _Facts(_MoreFacts):
+    """Content of variant.json, as far as it is read."""
+
+    format: int
+    draws: int
+    seconds: dict[str, float]
+
+
+class _Rows(TypedDict):
+    """Content of validation.json, as far as it is read."""
+
+    usable: list[int]
+
+
 FORMAT = 1
 """Kept with a variant; raised when `compare` itself makes other predictions of the same run than before."""
 SPLIT = "validation"
@@ -201,7 +226,7 @@ def splits_of(run: RunFolder) -> list[str]:
 
 def is_made(run: RunFolder, made: Variant, draws: int) -> bool:
     """Whether a variant's predictions are kept, with as many draws."""
-    if not (variant_folder(run, made) / FACTS).is_file():
+    if not (variant_folder(run, made) / FACTS).exists():
         return False
     facts = facts_of(run, made)
     return bool(facts["format"] == FORMAT and facts["draws"] >= draws)
@@ -214,12 +239,11 @@ def facts_of(run: RunFolder, made: Variant) -> dict[str, Any]:
         ValueError: there is none.
     """
     file = variant_folder(run, made) / FACTS
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(
             f"{run.path} has not been predicted with as {in_words(made)} yet. Run `varlora compare` again."
         )
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return dict(read_json(file, _Facts, instead="Delete the folder it is in, and run `varlora compare` again."))
 
 
 def own_variant(run: RunFolder) -> Variant:
@@ -290,7 +314,10 @@ def usable_rows(folder: Path) -> Tensor:
     file = folder / FOLDER / ROWS
     if not file.is_file():
         raise ValueError(f"{file} is missing: which validation rows may be chosen on. Run `varlora compare` again.")
-    return torch.tensor(json.loads(file.read_text(encoding="utf-8"))["usable"])
+    rows = read_json(file, _Rows, instead="Delete it, and run `varlora compare` again.")["usable"]
+    if any(row < 0 for row in rows):
+        raise ValueError(f"{file} names a row below 0. Delete it, and run `varlora compare` again.")
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 @lru_cache(maxsize=4096)

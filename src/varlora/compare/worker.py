@@ -13,15 +13,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 
-from varlora.compare.cell import Cell
+from varlora.compare.cell import Cell, CellFile
 from varlora.compare.code_version import code_version
 from varlora.compare.variants import ensure_variants
+from varlora.files import read_json
 from varlora.folders import atomic_file
 from varlora.runs import run
 from varlora.runs.checkpoints import can_resume, checkpoints_of
@@ -72,13 +72,13 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
         ValueError: there is no cells.json, or it is damaged.
     """
     file = folder / CELLS
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"{folder} has no {CELLS}; give the output_dir of a `varlora compare`.")
+    found = read_json(file, list[CellFile], instead="Run `varlora compare` again.")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); run `varlora compare` again.") from error
-    return tuple(_moved(values, folder) for values in found)
+        return tuple(_moved(values, folder) for values in found)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error} Run `varlora compare` again.") from error
 
 
 def main(arguments: list[str]) -> None:
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(stop.exit_code)
 
 
-def _moved(values: Mapping[str, Any], folder: Path) -> Cell:
+def _moved(values: CellFile, folder: Path) -> Cell:
     parts = Path(values["folder"]).parts[-3:]
     there = str(folder.joinpath(*parts))
     return Cell.from_dict({**values, "folder": there, "config": {**values["config"], "output_dir": there}})

@@ -36,6 +36,7 @@ from transformers.trainer_callback import ExportableState
 
 from varlora.adapters import fixed_tensors, load_into, reset_adapter, trained_tensors
 from varlora.checkpoint import MANIFEST, load_posterior, write_posterior_files
+from varlora.files import read_json
 from varlora.folders import atomic_folder
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
@@ -158,5 +159,5 @@ def _arguments(given: TrainingArguments, member: int, folder: Path) -> TrainingA
 
 
 def _read(folder: Path) -> tuple[Posterior, list[dict[str, Any]]]:
-    log = json.loads((folder / _FINISHED / _LOG).read_text(encoding="utf-8"))
+    log = read_json(folder / _FINISHED / _LOG, list[dict[str, Any]], instead="Train again, with --overwrite.")
     return load_posterior(folder / _FINISHED), log

@@ -307,9 +307,14 @@ def read_run(folder: str | Path) -> RunFolder:
             "`varlora train`."
         )
     known = [f.name for f in fields(RunConfig)]
+    settings = read_yaml(path / CONFIG, known)
+    try:
+        config = RunConfig(**settings)
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG}: {error}") from error
     return RunFolder(
         path=path,
-        config=RunConfig(**read_yaml(path / CONFIG, known)),
+        config=config,
         posterior=load_posterior(path),
         metrics=read_json(path / METRICS, Metrics) if (path / METRICS).exists() else {},
         facts=read_json(path / FACTS, Facts),
