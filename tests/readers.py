@@ -261,7 +261,7 @@ def readers(folder: Path) -> Mapping[str, Reader]:
         ),
         "train.jsonl": Reader(
             file="train.jsonl",
-            read=lambda folder: load_jsonl(folder / "train.jsonl", validation=folder / "validation.jsonl"),
+            read=lambda folder: load_jsonl({split: folder / f"{split}.jsonl" for split in ("train", "validation")}),
         ),
         "labels.json": Reader(file="labels.json", read=lambda folder: read_label_names(folder / "labels.json")),
         "optimizer.pt": Reader(

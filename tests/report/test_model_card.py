@@ -144,7 +144,7 @@ def test_names_cannot_break_out() -> None:
     assert "<script>" not in text
     assert "`` a`b ``" in text
     assert re.findall(r"^#+ .*", text, flags=re.MULTILINE) == [
-        "# # x &lt;b&gt;",
+        "# \\# x &lt;b&gt;",
         "## Task: t\\` #",
         "## Results",
         "## Limitations",

@@ -14,13 +14,15 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from varlora.visible import visible
+
 out = Console()
 err = Console(stderr=True)
 
 
 def print_error(message: str) -> None:
     """One message on stderr."""
-    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), visible(message)), soft_wrap=True)
 
 
 def grid() -> Table:
@@ -52,7 +54,7 @@ class _Formatter(logging.Formatter):
     """The message, with its level where that is not the usual one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = visible(super().format(record))
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from varlora.visible import visible
+
 SYMBOLS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -64,4 +66,4 @@ def escape_latex(text: str) -> str:
         >>> print(escape_latex("50 % of a_b & c ± 1"))
         50 \\% of a\\_b \\& c $\\pm$ 1
     """
-    return "".join(SYMBOLS.get(symbol, symbol) for symbol in text.replace("\n", " "))
+    return "".join(SYMBOLS.get(symbol, symbol) for symbol in visible(text).replace("\n", " "))

@@ -15,7 +15,8 @@ import yaml
 
 from varlora.report.health import Health
 from varlora.report.health_text import mode_in_words, remarks, scale_table, sentence, statements
-from varlora.report.tables import Cell, Number, Table, escape_markdown
+from varlora.report.markdown import escape_markdown, inline_code
+from varlora.report.tables import Cell, Number, Table
 from varlora.report.vocabulary import COMPLETIONS, FULL, METRICS, Measure, coldness, learning, listing, show
 from varlora.tasks.overlap import overlap_in_words
 from varlora.tasks.unread import unread_in_words
@@ -94,7 +95,7 @@ _PIPELINES = {"answer_tokens": "text-generation", "class_head": "text-classifica
 
 def _what_it_is(kind: str, meta: Mapping[str, Any]) -> str:
     base = meta.get("base_model")
-    of = f" of {_code(base if _hub_id(base) else PurePath(base).name)}" if base else ""
+    of = f" of {inline_code(base if _hub_id(base) else PurePath(base).name)}" if base else ""
     method = escape_markdown(str(meta.get("method", "unknown")))
     trained = f", trained with the method {method}" + (
         f" on {meta['num_examples']:,} examples" if meta.get("num_examples") else ""
@@ -120,7 +121,7 @@ def _task_section(task: Mapping[str, Any]) -> list[str]:
         return []
     lines = []
     if answers := task.get("answers"):
-        lines.append(f"Answers: {listing([_code(answer) for answer in answers])}.")
+        lines.append(f"Answers: {listing([inline_code(answer) for answer in answers])}.")
     for field in ("source", "licence"):
         if task.get(field):
             lines.append(f"{field.capitalize()} of the data: {escape_markdown(str(task[field]))}.")
@@ -163,7 +164,10 @@ def _health_section(health: Health | None, name: str) -> list[str]:
     if health is None:
         return []
     told = "\n\n".join([f"**{_prose(sentence(health))}**", *(_prose(text) for text in remarks(health, name))])
-    lines = [f"**{name}**: {value} {escape_markdown(meaning)}." for name, value, meaning in statements(health)]
+    lines = [
+        f"**{escape_markdown(what)}**: {escape_markdown(value)} {escape_markdown(meaning)}."
+        for what, value, meaning in statements(health)
+    ]
     table = scale_table(health)
     return [
         f"## Health of the posterior\n\n{told}",
@@ -175,7 +179,7 @@ def _health_section(health: Health | None, name: str) -> list[str]:
 def _prose(text: str) -> str:
     """Text in which code stands between backticks."""
     return "".join(
-        _code(part) if i % 2 else f"{' ' * part[:1].isspace()}{escape_markdown(part)}{' ' * part[-1:].isspace()}"
+        inline_code(part) if i % 2 else f"{' ' * part[:1].isspace()}{escape_markdown(part)}{' ' * part[-1:].isspace()}"
         for i, part in enumerate(text.split("`"))
     )
 
@@ -282,11 +286,3 @@ def _hub_id(base: Any) -> str | None:
 
 def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _code(text: Any) -> str:
-    """Inline code that may itself hold backticks."""
-    text = " ".join(str(text).split())
-    fence = "``" if "`" in text else "`"
-    pad = " " if "`" in text else ""
-    return f"{fence}{pad}{text}{pad}{fence}"

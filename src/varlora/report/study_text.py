@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from varlora.report.latex import escape_latex
+from varlora.report.markdown import escape_markdown
 from varlora.report.reading import reading
 from varlora.report.study import Block, Study
 from varlora.report.study_tables import (
@@ -22,7 +23,7 @@ from varlora.report.study_tables import (
     seeds_table,
     study_splits,
 )
-from varlora.report.tables import Table, differences_table, escape_markdown, results_table
+from varlora.report.tables import Table, differences_table, results_table
 from varlora.report.vocabulary import HEADLINE
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from varlora.report.latex import escape_latex
+from varlora.report.markdown import escape_markdown
 from varlora.report.results import Comparison, Difference, Estimate, Summary
 from varlora.report.terminal import Fitted
 from varlora.report.vocabulary import FULL, Measure, Verdict, measure
@@ -210,19 +211,6 @@ def times_table(comparison: Comparison, *, split: str = "test") -> Table:
         for name, summary in comparison.summary(split).items()
     )
     return Table(caption="Mean over seeds.", headings=("Method", "Train s", "Predict s"), rows=rows)
-
-
-def escape_markdown(text: str) -> str:
-    """`text` so that Markdown shows it as it is, in a table too.
-
-    Example:
-        >>> escape_markdown("a|b *c* <i>")
-        'a\\\\|b \\\\*c\\\\* &lt;i&gt;'
-    """
-    for symbol in "\\`*_[]|":
-        text = text.replace(symbol, f"\\{symbol}")
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return " ".join(text.split())
 
 
 def _best(comparison: Comparison, split: str, metric: str) -> frozenset[str]:

@@ -68,6 +68,7 @@ class _MoreOfTask(TypedDict, total=False):
     source: str | None
     licence: str | None
     overlap: dict[str, dict[str, int]]
+    not_read: dict[str, list[str]]
 
 
 class TaskFacts(_MoreOfTask):

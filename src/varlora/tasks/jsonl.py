@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from varlora.files import LARGEST_JSON, read_text
 from varlora.tasks.build import build_task
 from varlora.tasks.files import read_records
 from varlora.tasks.overlap import note_overlap
@@ -102,15 +103,17 @@ def read_label_names(file: str | Path) -> list[str]:
         FileNotFoundError: If there is no such file.
     """
     path = Path(file)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, largest=LARGEST_JSON)
     if not text.lstrip().startswith(("[", "{")):
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         names = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: {error.msg} at line {error.lineno}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: label names must be a JSON list of strings, or one name a line") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: label names must be a JSON list of strings, or one name a line")
     return names
