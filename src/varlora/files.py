@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, BinaryIO, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 T = TypeVar("T")
 
@@ -24,6 +24,31 @@ MOST_DIGITS = 300
 """Of a whole number: with more it is no floating-point number."""
 
 
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, or one that a link leads to, open to be read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is a folder, a pipe, a device or a socket, or most of it is a hole; the message names it.
+
+    Example:
+        >>> open_regular("/dev/null")
+        Traceback (most recent call last):
+        ValueError: /dev/null is a device, not a regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = os.fstat(descriptor)
+    held = getattr(status, "st_blocks", 0) * 512
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{os.fspath(path)} is {_kind(status.st_mode)}, not a regular file.")
+    if status.st_size > LARGEST_JSON and 0 < held < status.st_size // 64:
+        os.close(descriptor)
+        raise ValueError(f"{os.fspath(path)} has {status.st_size:,} bytes, of which only {held:,} are on the disk.")
+    return open(descriptor, "rb")
+
+
 def read_bytes(path: str | os.PathLike[str], *, largest: int | None = None) -> bytes:
     """The content of a regular file.
 
@@ -33,27 +58,18 @@ def read_bytes(path: str | os.PathLike[str], *, largest: int | None = None) -> b
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is a folder, a pipe, a device or a socket, or larger; the message names it.
+        ValueError: it is no regular file (as of `open_regular`), or larger; the message names it.
 
     Example:
-        >>> read_bytes("/dev/null")
+        >>> read_bytes(__file__, largest=10)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: /dev/null is a device, not a regular file.
+        ValueError: ...files.py has ... bytes, and a file of its kind at most 10.
     """
-    # Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{os.fspath(path)} is {_kind(status.st_mode)}, not a regular file.")
-        held = getattr(status, "st_blocks", 0) * 512
-        if status.st_size > LARGEST_JSON and 0 < held < status.st_size // 64:
-            raise ValueError(f"{os.fspath(path)} has {status.st_size:,} bytes, of which {held:,} are there at all.")
-        if largest is not None and status.st_size > largest:
-            raise ValueError(
-                f"{os.fspath(path)} has {status.st_size:,} bytes, and a file of its kind at most {largest:,}."
-            )
-        return file.read(status.st_size)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if largest is not None and size > largest:
+            raise ValueError(f"{os.fspath(path)} has {size:,} bytes, and a file of its kind at most {largest:,}.")
+        return file.read(size)
 
 
 def read_text(path: str | os.PathLike[str], *, largest: int | None = None) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from varlora.demo.data import model_folder, write_task
 from varlora.demo.world import fine_tuning_task
+from varlora.files import open_regular
 from varlora.runs import RunConfig
 from varlora.runs.data import task_folder
 
@@ -186,7 +187,7 @@ def _digest_of_file(file: Path) -> str:
 @lru_cache(maxsize=4096)
 def _cached_digest(file: str, size: int, changed: int) -> str:
     digest = hashlib.sha256(f"{size}\0".encode())
-    with open(file, "rb") as stream:
+    with open_regular(file) as stream:
         if size <= READ_WHOLE:
             digest.update(stream.read())
         else:

@@ -29,7 +29,7 @@ from varlora.compare.cell import Cell
 from varlora.compare.content import path_settings
 from varlora.compare.memory import Memory, Shape, memory_of, shape_of
 from varlora.compare.variant import Variant
-from varlora.files import read_json
+from varlora.files import read_bytes, read_json
 from varlora.runs import RunConfig
 from varlora.runs.folder import FACTS, Facts
 from varlora.runs.space import DRAWS, TEMPERATURES
@@ -341,7 +341,7 @@ def _tables(path: Path) -> list[Path]:
 
 def _counted(files: Mapping[Path, str]) -> Rows:
     """Rows and tokens of JSONL files, given with the setting that names them; four characters count as a token."""
-    lines = {file: file.read_bytes().count(b"\n") for file in files}
+    lines = {file: read_bytes(file).count(b"\n") for file in files}
     train = sum(
         count
         for file, count in lines.items()

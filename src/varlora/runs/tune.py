@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from varlora.files import LARGEST_JSON, read_text
 from varlora.folders import atomic_file
 from varlora.manifest import MANIFEST, read_manifest, write_tuned
 from varlora.ops import Criterion
@@ -299,7 +300,7 @@ def _annotate(folder: Path, sentence: str | None) -> None:
     card = folder / CARD
     if not card.is_file():
         return
-    text = card.read_bytes().decode("utf-8")
+    text = read_text(card, largest=LARGEST_JSON)
     start, end = text.find(f"\n{_BEGIN}\n"), text.find(f"{_END}\n")
     if 0 <= start < end:
         text = text[:start] + text[end + len(_END) + 1 :]
