@@ -54,6 +54,8 @@ class _Yaml(yaml.SafeLoader):
         """A mapping, none of whose keys is there twice."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # another mapping's keys, which the mapping's own go before
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(None, None, "a key is a list or mapping", key_node.start_mark)

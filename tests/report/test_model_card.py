@@ -145,7 +145,7 @@ def test_names_cannot_break_out() -> None:
     assert "`` a`b ``" in text
     assert re.findall(r"^#+ .*", text, flags=re.MULTILINE) == [
         "# \\# x &lt;b&gt;",
-        "## Task: t\\` #",
+        "## Task: t\\` \\#",
         "## Results",
         "## Limitations",
     ]

@@ -9,6 +9,8 @@ from varlora.visible import visible
 
 _BLOCK = re.compile(r"(#{1,6}|[-+]|\d{1,9}[.)])(?=\s|$)|[-=]{2,}$")
 """What makes a heading, a list or a rule at the start of a line."""
+_CLOSING = re.compile(r"(?<=\s)#+$")
+"""What a heading may end with, and does not show."""
 
 
 def escape_markdown(text: str) -> str:
@@ -25,7 +27,7 @@ def escape_markdown(text: str) -> str:
     if (start := _BLOCK.match(text)) is not None:
         mark = start.end() - 1 if start[0][0].isdigit() else 0
         text = f"{text[:mark]}\\{text[mark:]}"
-    return text
+    return _CLOSING.sub(r"\\\g<0>", text)
 
 
 def inline_code(text: Any) -> str:
