@@ -29,7 +29,7 @@ import yaml
 from torch import Tensor
 
 from varlora.checkpoint import load_posterior, write_posterior_files
-from varlora.files import read_json
+from varlora.files import read_json, read_json_lines
 from varlora.generation import Generations
 from varlora.parquet_files import read_table, rectangle
 from varlora.posterior import Posterior
@@ -283,15 +283,7 @@ class RunFolder:
             ValueError: a line of it is damaged.
         """
         file = self.path / LOG
-        if not file.is_file():
-            return []
-        try:
-            entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is not valid JSON ({error}); copy the folder again from its source.") from error
-        if not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"{file} must hold a JSON object in each line; copy the folder again from its source.")
-        return entries
+        return read_json_lines(file, dict[str, Any]) if file.exists() else []
 
 
 def read_run(folder: str | Path) -> RunFolder:
