@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from readers import Reader, broken, build, readers
 
-QUICK, LONG = 25, 1500
+QUICK, LONG = 15, 150
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
@@ -196,7 +197,9 @@ class Generations:
         if table["id"].null_count or table["reference"].null_count not in (0, len(table)):
             raise ValueError("a row without id or reference")
         for name in ("texts", "num_tokens", "log_likelihoods", "finished"):
-            rectangle(table[name], name)
+            _, held = rectangle(table[name], name)
+            if name == "log_likelihoods" and pc.any(pc.is_nan(held)).as_py():
+                raise ValueError("log_likelihoods that are NaN")
         return cls(
             texts=tuple(tuple(row) for row in table["texts"].to_pylist()),
             num_tokens=torch.tensor(table["num_tokens"].to_pylist(), dtype=torch.int64),

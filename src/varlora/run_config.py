@@ -192,7 +192,7 @@ class RunConfig:
             value = getattr(self, name)
             if not _fits(value, kind):
                 raise ValueError(f"{name} is {value!r}; it must be {_described(kind)}.")
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, float) and math.isinf(value):
                 raise ValueError(f"{name} is {value!r}; it must be finite.")
             if isinstance(value, int) and float in (kind, *get_args(kind)):
                 if abs(value) > _LARGEST_EXACT:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import yaml
@@ -140,7 +141,9 @@ class CompletionScores:
         """
         try:
             table = read_table(file, _SCORES)
-            rectangle(table["log_likelihoods"], "log_likelihoods")
+            _, held = rectangle(table["log_likelihoods"], "log_likelihoods")
+            if pc.any(pc.is_nan(held)).as_py():
+                raise ValueError("log_likelihoods that are NaN")
             if table["id"].null_count or table["num_tokens"].null_count:
                 raise ValueError("a row without id or number of tokens")
         except ValueError as error:
@@ -274,7 +277,10 @@ class RunFolder:
         stored: dict[str, Prediction | CompletionScores] = {
             mode: load(file) for mode, file in files.items() if file.is_file()
         }
-        return run_health(self.posterior, stored, self.config.samples, self.log())
+        try:
+            return run_health(self.posterior, stored, self.config.samples, self.log())
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
 
     def log(self) -> list[dict[str, Any]]:
         """The trainer's log, one entry per logged step; empty where none was kept.
