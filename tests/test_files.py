@@ -20,7 +20,7 @@ from varlora.checkpoint import CheckpointError
 from varlora.files import read_bytes, read_json, read_json_lines
 from varlora.posterior import KroneckerGaussian, Mixture, PointMass, PosteriorMeta
 from varlora.prediction import Prediction
-from varlora.tasks.jsonl import read_jsonl
+from varlora.tasks.files import read_records
 from varlora.yaml_files import load_yaml
 
 POINT = {"w": torch.ones(1, 2)}
@@ -45,7 +45,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "json": lambda path: read_json(path, dict[str, Any]),
     "json lines": lambda path: read_json_lines(path, dict[str, Any]),
     "yaml": load_yaml,
-    "rows": read_jsonl,
+    "rows": read_records,
     "prediction": Prediction.load,
 }
 

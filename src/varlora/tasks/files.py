@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from varlora.files import open_regular
 from varlora.tasks.rows import Records
 
 READ = "JSONL (one JSON object a line), a JSON array of objects, CSV, TSV or Parquet, gzipped or not"
@@ -99,7 +100,7 @@ def _content(file: str | Path, where: str, *, once: bool) -> bytes:
     if str(file) == "-":
         content = _bounded(sys.stdin.buffer, where)
     else:
-        with path.open("rb") as stream:
+        with path.open("rb") if piped else open_regular(path) as stream:
             content = _bounded(stream, where)
     if content.startswith(b"\x1f\x8b"):
         try:
