@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,11 @@ from models import lora, tiny_llama, token_ids
 from varlora import IVON, NoiseController
 from varlora.held_out import (
     CHUNK,
+    COST,
+    MOST_MEASUREMENTS,
     PAIRS,
+    PASSES,
+    ROWS_OF_CHECK,
     HeldOut,
     WithholdingSampler,
     number_withheld,
@@ -136,27 +141,46 @@ def by_hand(noise: NoiseController, model: nn.Module, rows: list[tuple[Any, list
                 eps = noise.source.draw(f"evaluation/{name}", scale, step=optimizer.step_index, draw=pair, rank=0)
                 draw[name] = mean + sign * scale * eps
             weights.append(draw)
-    found: dict[str, list[float]] = {"slope": [], "information": [], "gain": [], "loss": []}
+    found: dict[str, list[float]] = {}
     for arguments, answers in rows:
         logits = []
         for tensors in weights:
             with torch.no_grad():
                 output = torch.func.functional_call(twin, tensors, **arguments)
             logits.append(getattr(output, "logits", output)[0].double())
-        values: dict[str, list[float]] = {name: [] for name in found}
+        values: dict[str, list[float]] = {}
         for index, label in answers:
-            probs = [(f if index is None else f[index]).softmax(-1) for f in logits]
             chosen = [(f if index is None else f[index]) for f in logits]
-            sampled = torch.stack([p[label] for p in probs[1:]])
-            expected = torch.stack([(p * f).sum() - f[label] for p, f in zip(probs[1:], chosen[1:], strict=True)])
-            spread = [(p * f**2).sum() - (p * f).sum() ** 2 for p, f in zip(probs[1:], chosen[1:], strict=True)]
-            values["slope"].append(float((sampled / sampled.sum() * expected).sum()))
-            values["information"].append(float(torch.stack(spread).mean()))
-            values["loss"].append(-math.log(sampled.mean()))
-            values["gain"].append(math.log(sampled.mean()) - math.log(probs[0][label]))
+            at_mean, two_pairs = told(chosen[:1], label), told(chosen[1:], label)
+            of_pairs = [told(chosen[1:3], label), told(chosen[3:], label)]
+            one_pair = {name: sum(of[name] for of in of_pairs) / 2 for name in at_mean}
+            ten = {name: 1.6 * two_pairs[name] - 0.6 * one_pair[name] for name in at_mean}
+            answer = {
+                "slope": ten["slope"],
+                "information": two_pairs["information"],
+                "gain": at_mean["loss"] - ten["loss"],
+                "loss": ten["loss"],
+                "mean_slope": at_mean["slope"],
+                "mean_information": at_mean["information"],
+            }
+            for name, value in answer.items():
+                values.setdefault(name, []).append(value)
         for name, many in values.items():
-            found[name].append(sum(many) / len(many))
+            found.setdefault(name, []).append(sum(many) / len(many))
     return HeldOutRecord().with_rows(**{name: torch.tensor(v, dtype=torch.float64) for name, v in found.items()})
+
+
+def told(logits: list[Tensor], label: int) -> dict[str, float]:
+    """Slope, information and loss of an average of draws for one answer."""
+    probs = [f.softmax(-1) for f in logits]
+    of_label = torch.stack([p[label] for p in probs])
+    expected = torch.stack([(p * f).sum() - f[label] for p, f in zip(probs, logits, strict=True)])
+    spread = [(p * f**2).sum() - (p * f).sum() ** 2 for p, f in zip(probs, logits, strict=True)]
+    return {
+        "slope": float((of_label / of_label.sum() * expected).sum()),
+        "information": float(torch.stack(spread).mean()),
+        "loss": -math.log(of_label.mean()),
+    }
 
 
 def assert_same_record(found: HeldOutRecord, expected: HeldOutRecord) -> None:
@@ -169,7 +193,7 @@ def test_a_measurement_of_classes_against_a_loop() -> None:
     noise = attached(model)
     batches = [batch(20), batch(9, seed=1)]
     batches[1]["labels"][2] = -1  # a row without an answer
-    found = HeldOut(batches=batches, logits=classified).measured(model, noise, HeldOutRecord())
+    found = HeldOut(batches=batches, logits=classified).measured(model, noise, HeldOutRecord(), rows=29)
     rows = [
         ({"args": (part["x"][i : i + 1],)}, [(None, int(part["labels"][i]))])
         for part in batches
@@ -190,7 +214,7 @@ def test_a_measurement_of_tokens_against_a_loop() -> None:
         labels = ids.clone()
         labels[0, :4], labels[1], labels[:, -1] = -100, -100, -100
         parts.append({"input_ids": ids, "labels": labels})
-    found = HeldOut(batches=parts, logits=next_tokens).measured(model, noise, HeldOutRecord())
+    found = HeldOut(batches=parts, logits=next_tokens).measured(model, noise, HeldOutRecord(), rows=8)
     rows = []
     for part in parts:
         for ids, labels in zip(part["input_ids"], part["labels"], strict=True):
@@ -202,58 +226,74 @@ def test_a_measurement_of_tokens_against_a_loop() -> None:
     assert_same_record(found, by_hand(noise, model, rows))
 
 
-def test_chunks_change_nothing() -> None:
+def test_chunks_and_cuts_change_nothing() -> None:
     model = Classifier()
     noise = attached(model)
     whole = batch(2 * CHUNK + 7)
-    record = HeldOut(batches=[whole], logits=classified).measured(model, noise, HeldOutRecord())
-    few = HeldOut(
-        batches=[{k: v[i : i + 100] for k, v in whole.items()} for i in range(0, len(whole["x"]), 100)],
-        logits=classified,
+    count = len(whole["x"])
+    record = HeldOut(batches=[whole], logits=classified).measured(model, noise, HeldOutRecord(), rows=count)
+    assert record.measurements == 1
+    few = HeldOut(batches=[whole], logits=classified)
+    measured = [few.measured(model, noise, HeldOutRecord(measurements=i), rows=100) for i in range(11)]
+    alone = HeldOut(batches=[{k: v[:100] for k, v in whole.items()}], logits=classified)
+    assert_same_record(measured[0], alone.measured(model, noise, HeldOutRecord(), rows=100))
+    around = HeldOut(
+        batches=[{k: torch.cat([v[1000:], v[: 1100 - count]]) for k, v in whole.items()}], logits=classified
     )
-    found = HeldOutRecord()
-    measured = [few.measured(model, noise, HeldOutRecord(measurements=i)) for i in range(len(few.batches))]
-    sizes = [len(part["x"]) for part in few.batches]
-    for name in ("slope", "slope_square", "information", "gain", "loss"):
-        mean = sum(n * getattr(one, name) for n, one in zip(sizes, measured, strict=True)) / sum(sizes)
-        assert getattr(record, name) == pytest.approx(mean, rel=1e-4, abs=1e-7)
-    assert found == HeldOutRecord()
+    assert_same_record(
+        measured[10], dataclasses.replace(around.measured(model, noise, HeldOutRecord(), rows=100), measurements=11)
+    )
+
+
+ONE_WHOLE = {"patches": torch.zeros(50, 2)}  # whose rows they are is not known
 
 
 @pytest.mark.parametrize(
-    ("sizes", "turns"),
+    ("sizes", "others", "rows", "turns"),
     [
-        ([16] * 5, [[0, 1], [2, 3], [4, 0], [1, 2]]),
-        ([8, 8, 8, 3], [[0, 1, 2, 3]] * 2),
-        ([100, 50], [[0], [1], [0]]),
-        ([4], [[0], [0]]),
-        ([1] * 40, [list(range(32)), [*range(32, 40), *range(24)]]),
+        ([128], {}, 32, [[range(32)], [range(32, 64)], [range(64, 96)], [range(96, 128)], [range(32)]]),
+        ([16] * 3, {}, 20, [[range(16), range(16, 20)], [range(20, 32), range(32, 40)], [range(40, 48), range(12)]]),
+        ([5], {}, 5, [[range(5)], [range(5)]]),
+        (
+            [8, 8, 8, 3],
+            ONE_WHOLE,
+            20,
+            [[range(8), range(8, 16)], [range(16, 24), range(24, 27)], [range(8), range(8, 16)]],
+        ),
+        ([8, 8], ONE_WHOLE, 1, [[range(8)], [range(8, 16)]]),
+        ([4], {"note": "a", "scale": torch.tensor(1.0), "ids": list("abcd")}, 3, [[range(3)], [range(3, 4), range(2)]]),
     ],
 )
-def test_batches_take_turns(sizes: list[int], turns: list[list[int]]) -> None:
+def test_rows_take_turns_whatever_the_batch(
+    sizes: list[int], others: dict[str, Any], rows: int, turns: list[list[range]]
+) -> None:
     model = Classifier()
     noise = attached(model)
-    seen: list[int] = []
+    seen: list[list[int]] = []
 
     def logits(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        seen.append(int(batch["number"][0]))
+        seen.append(batch["number"].tolist())
+        assert len(batch.get("ids", seen[-1])) == len(seen[-1])
         return classified(model, batch)
 
-    batches = [{**batch(n), "number": torch.full((n,), i)} for i, n in enumerate(sizes)]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    batches = [
+        {**batch(n), **others, "number": torch.arange(start, start + n)} for start, n in zip(starts, sizes, strict=True)
+    ]
     held_out = HeldOut(batches=batches, logits=logits)
     assert held_out.num_rows() == sum(sizes)
     record = HeldOutRecord()
     for expected in turns:
         seen.clear()
-        record = held_out.measured(model, noise, record)
-        assert seen == expected * (1 + 2 * PAIRS)
+        record = held_out.measured(model, noise, record, rows=rows)
+        assert seen == [list(part) for part in expected] * PASSES
 
 
 def test_a_measurement_without_answers_is_counted_only() -> None:
     model = Classifier()
     part = batch(8)
     part["labels"][:] = -100
-    found = HeldOut(batches=[part], logits=classified).measured(model, attached(model), HeldOutRecord())
+    found = HeldOut(batches=[part], logits=classified).measured(model, attached(model), HeldOutRecord(), rows=8)
     assert found == HeldOutRecord(measurements=1)
 
 
@@ -281,10 +321,10 @@ def test_a_measurement_leaves_no_trace(fails: bool) -> None:
     held_out = HeldOut(batches=[batch(8)], logits=logits)
     if fails:
         with pytest.raises(KeyboardInterrupt):
-            held_out.measured(model, noise, HeldOutRecord())
+            held_out.measured(model, noise, HeldOutRecord(), rows=8)
     else:
         held_out.check(model)
-        held_out.measured(model, noise, HeldOutRecord())
+        held_out.measured(model, noise, HeldOutRecord(), rows=8)
     assert not any(calls)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -297,32 +337,61 @@ def test_a_measurement_leaves_no_trace(fails: bool) -> None:
     assert not noise.sampling
 
 
+# What it costs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [16, 128, 256])
+@pytest.mark.parametrize("others", [{}, ONE_WHOLE])
+@pytest.mark.parametrize(("rows_per_step", "steps"), [(8, 80), (8, 20), (16, 200), (64, 500), (512, 3), (1, 1), (8, 0)])
+def test_all_measurements_cost_a_tenth_at_most(size: int, others: Any, rows_per_step: int, steps: int) -> None:
+    """Counted as they are predicted: of whatever batch, however short the training."""
+    passed = 0
+
+    def logits(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        nonlocal passed
+        passed += len(batch["labels"])
+        return classified(model, batch)
+
+    model = Classifier()
+    noise = attached(model)
+    held_out = HeldOut(batches=[{**batch(size), **others} for _ in range(256 // size)], logits=logits)
+    plan = held_out.plan(rows_per_step, steps=steps, begin=steps // 5, end=steps)
+    held_out.check(model)
+    record = HeldOutRecord()
+    for _ in plan.steps:
+        record = held_out.measured(model, noise, record, rows=plan.rows)
+    assert passed <= COST * 3 * rows_per_step * steps or not plan.steps
+    assert len(plan.steps) == len(set(plan.steps)) <= MOST_MEASUREMENTS
+    assert all(steps // 5 < step <= steps for step in plan.steps)
+    assert plan.steps[-1:] in ((), (steps,))
+
+
 @pytest.mark.parametrize(
-    ("sizes", "rows_per_step", "steps", "expected"),
+    ("rows", "rows_per_step", "steps", "expected"),
     [
-        ([32], 32, 10_000, math.ceil(5 * 32 / (3 * 32 * 0.1))),  # a tenth of the passes: every 17th step
-        ([32], 8, 10_000, math.ceil(5 * 32 / (3 * 8 * 0.1))),
-        ([32], 1024, 10_000, 1),
-        ([32], 8, 60, 5),  # a short training: a dozen measurements
-        ([32], 8, 11, 1),
-        ([32], 8, 0, 1),
-        ([8] * 3, 8, 10_000, 50),
-        ([2] * 100, 8, 10_000, math.ceil(5 * 32 / (3 * 8 * 0.1))),
-        ([256], 8, 10_000, math.ceil(5 * 256 / (3 * 8 * 0.1))),
+        (256, 16, 1000, (14, 64)),
+        (256, 16, 10_000, (24, 256)),  # no more than is needed
+        (256, 16, 2500, (24, 99)),
+        (256, 8, 80, (1, 36)),
+        (256, 8, 40, (0, 64)),  # 17 rows say too little
+        (40, 8, 80, (1, 36)),
+        (5, 8, 80, (7, 5)),
     ],
 )
-def test_measurements_cost_a_tenth_but_there_are_a_dozen(
-    sizes: list[int], rows_per_step: int, steps: int, expected: int
+def test_a_measurement_takes_sixty_four_rows_and_more_where_there_is_time(
+    rows: int, rows_per_step: int, steps: int, expected: tuple[int, int]
 ) -> None:
-    held_out = HeldOut(batches=[batch(n) for n in sizes], logits=classified)
-    assert held_out.interval(rows_per_step, steps) == expected
+    plan = HeldOut(batches=[batch(rows)], logits=classified).plan(
+        rows_per_step, steps=steps, begin=steps // 5, end=steps
+    )
+    assert (len(plan.steps), plan.rows) == expected
+    assert plan.affordable == int((0.3 * rows_per_step * steps - ROWS_OF_CHECK) / PASSES)
 
 
 def test_rows_are_counted_by_their_labels() -> None:
     """Other tensors may be longer: the patches of images, the ends of packed sequences."""
     batches = [{**batch(6), "patches": torch.zeros(50, 2)}, {**batch(2), "scale": torch.tensor(1.0)}]
-    held_out = HeldOut(batches=batches, logits=classified)
-    assert (held_out.num_rows(), held_out.batch_rows) == (8, 6)
+    assert HeldOut(batches=batches, logits=classified).num_rows() == 8
     unnamed = HeldOut(batches=[{"x": torch.zeros(5, 4), "answer": torch.zeros(5), "note": "a"}], logits=classified)
     assert unnamed.num_rows() == 5
 

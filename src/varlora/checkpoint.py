@@ -51,7 +51,7 @@ from varlora.manifest import (
 )
 from varlora.optim.prior import prior_delta
 from varlora.posterior import KINDS, DiagonalGaussian, Posterior, PosteriorMeta
-from varlora.posterior.training import counted_examples, remaining_temperature, training_diagnostics
+from varlora.posterior.training import counted_examples, remaining_temperatures, training_diagnostics
 
 __all__ = [
     "MANIFEST",
@@ -266,7 +266,7 @@ def _from_checkpoint(
             base_revision=(config or {}).get("revision"),
             adapter_config=config,
             readout=readout,
-            logit_temperature_by_mode=remaining_temperature(groups[0], readout),
+            **remaining_temperatures(groups[0], readout),
             diagnostics=diagnostics,
         ),
     )

@@ -4,15 +4,20 @@ Validation rows, where there are some. Otherwise a tenth of the training rows, a
 epochs other rows take their places, so that every epoch keeps its length, and after 60 % of the training they come
 back and λ stays where it is.
 
-A measurement predicts about 32 rows, the next ones each time, at two pairs of opposite draws and at the mean. It is
-done so seldom that all of them cost about a tenth of the training; of a short one more, since a dozen are needed.
+A measurement predicts 64 rows (all, where there are fewer), the next ones each time, at two pairs of opposite draws and
+at the mean. Work is counted in rows, of which a training step passes each three times (a backward pass is two forward
+passes), so that a resumed run and every rank decide alike. All measurements together take a tenth of the training's
+work and no more, however short it is:
+
+    rows to ask  R = (0.1 · 3 · rows per step · steps − rows of the check) / 5,
+    24 measurements, or as many as R pays for, of at least 64 rows and more where R pays for more.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -21,7 +26,7 @@ from torch.utils.data import Sampler
 
 from varlora.modes import evaluation_mode
 from varlora.noise import NoiseController
-from varlora.optim.ess_control import HeldOutRecord, calibration_slope, moments
+from varlora.optim.ess_control import HeldOutRecord, moments, told_by
 
 HeldOutSource = Literal["auto", "validation", "train", "none"]
 
@@ -33,14 +38,17 @@ BEGUN_AFTER = 0.2
 """Share of the training before the first measurement: what a model says while it learns the task's outline passes."""
 RETURNED_AFTER = 0.6
 """Share of the training after which withheld rows come back."""
-ROWS_PER_MEASUREMENT = 32
+ROWS_PER_MEASUREMENT = 64
+"""At least, where there are so many and the budget pays for them."""
+MOST_MEASUREMENTS = 24
+ROWS_OF_CHECK = 8
 PAIRS = 2
+PASSES = 2 * PAIRS + 1
+"""Of a row that is asked: the draws, and the mean."""
 CHUNK = 512
 """Answers whose softmax is taken at a time: a vocabulary is large."""
 COST = 0.1
-"""Of the training, in the currency of forward passes: a backward pass counts as two."""
-FEWEST_MEASUREMENTS = 12
-"""In a short training, whatever they cost."""
+"""Of the training's work, in forward passes of a row: a backward pass counts as two."""
 
 Logits = Callable[[nn.Module, Mapping[str, Any]], tuple[Tensor, Tensor]]
 """(model, batch) → logits (..., C) and labels (...), whose first dimension is the row; labels below 0 are none."""
@@ -114,6 +122,21 @@ class WithholdingSampler(Sampler[int]):
         yield from order
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """When held-out rows are asked.
+
+    Attributes:
+        steps: of the training, after which they are.
+        rows: how many each time.
+        affordable: rows that the budget pays for in all.
+    """
+
+    steps: tuple[int, ...]
+    rows: int
+    affordable: int
+
+
 @dataclass(kw_only=True)
 class HeldOut:
     """Held-out rows, ready to be predicted.
@@ -149,68 +172,99 @@ class HeldOut:
 
     @torch.no_grad()
     def check(self, model: nn.Module) -> None:
-        """Predicts the first batch at the mean, so that rows that say nothing are known before the training.
+        """Predicts the first rows at the mean, so that rows that say nothing are known before the training.
 
         Raises:
             ValueError: the model does not give logits for the labels.
         """
         try:
             with evaluation_mode(model):
-                self._answers(model, self.batches[0])
+                for batch in self._next_rows(0, ROWS_OF_CHECK):
+                    self._answers(model, batch)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
-    @property
-    def batch_rows(self) -> int:
-        """Rows of the largest batch."""
-        return max(_rows(batch) for batch in self.batches)
-
-    @property
-    def batches_per_measurement(self) -> int:
-        """How many batches make up about 32 rows."""
-        return min(len(self.batches), max(1, round(ROWS_PER_MEASUREMENT / self.batch_rows)))
-
-    def interval(self, rows_per_step: int, steps: int) -> int:
-        """Training steps between two measurements.
+    def plan(self, rows_per_step: int, *, steps: int, begin: int, end: int) -> Plan:
+        """When to ask, and how many rows each time, for a tenth of the training's work; see the module.
 
         Args:
             rows_per_step: rows that this process trains on in a step.
-            steps: of the training while these rows are held out.
+            steps: of the training.
+            begin: the step after which rows may be asked.
+            end: the last step after which they may be; the last measurement is there.
+
+        Example:
+            >>> rows = HeldOut(batches=[{"labels": torch.zeros(256)}], logits=lambda model, batch: batch)
+            >>> rows.plan(16, steps=1000, begin=200, end=1000).steps[-2:]
+            (942, 1000)
+            >>> rows.plan(8, steps=80, begin=16, end=80)
+            Plan(steps=(80,), rows=36, affordable=36)
         """
-        passes = (2 * PAIRS + 1) * self.batches_per_measurement * self.batch_rows
-        return max(1, min(math.ceil(passes / (3 * rows_per_step * COST)), steps // FEWEST_MEASUREMENTS))
+        checked = max(ROWS_OF_CHECK, self._largest_unit)
+        affordable = max(int((COST * 3 * rows_per_step * steps - checked) / PASSES), 0)
+        wanted = min(max(ROWS_PER_MEASUREMENT, affordable // MOST_MEASUREMENTS), self.num_rows())
+        if FEWEST_ROWS <= affordable < wanted:
+            wanted = affordable
+        rows = max(wanted // self._largest_unit, 1) * self._largest_unit
+        count = max(min(MOST_MEASUREMENTS, affordable // rows, end - begin), 0)
+        return Plan(
+            steps=tuple(begin + (end - begin) * (k + 1) // count for k in range(count)),
+            rows=rows,
+            affordable=affordable,
+        )
 
     @torch.no_grad()
-    def measured(self, model: nn.Module, noise: NoiseController, record: HeldOutRecord) -> HeldOutRecord:
-        """The record with one more measurement, of the next batches in turn.
+    def measured(self, model: nn.Module, noise: NoiseController, record: HeldOutRecord, rows: int) -> HeldOutRecord:
+        """The record with one more measurement, of the next rows in turn.
 
         Args:
             model: the model under training, between two steps.
             noise: its noise.
             record: so far.
+            rows: how many; the same number every time.
         """
-        count = self.batches_per_measurement
-        first = record.measurements * count
-        batches = [self.batches[i % len(self.batches)] for i in range(first, first + count)]
+        batches = self._next_rows(record.measurements, rows)
         with evaluation_mode(model):
-            at_mean, rows = self._moments(model, batches)
+            at_mean, row_of = self._moments(model, batches)
             draws = []
             for pair in range(PAIRS):
                 for sign in (1.0, -1.0):
                     with noise.evaluation_draw(pair, sign=sign):
                         draws.append(self._moments(model, batches)[0])
-        if not len(rows):
+        if not len(row_of):
             return record.without_rows()
-        moments_S3P = torch.stack(draws)
-        slope, information = calibration_slope(moments_S3P)
-        sampled = torch.logsumexp(moments_S3P[:, 0], dim=0) - math.log(len(draws))
-        return record.with_rows(
-            *(_by_row(value, rows) for value in (slope, information, sampled - at_mean[0], -sampled))
-        )
+        told = told_by(at_mean, torch.stack(draws).view(PAIRS, 2, 3, -1))
+        return record.with_rows(**{name: _by_row(value, row_of) for name, value in told.items()})
 
     def num_rows(self) -> int:
         """All held-out rows."""
         return sum(_rows(batch) for batch in self.batches)
+
+    @cached_property
+    def _units(self) -> list[tuple[int, int, int]]:
+        """(batch, first row, last row + 1) of what can be taken by itself: a row, or a batch that cannot be cut."""
+        units = []
+        for index, batch in enumerate(self.batches):
+            rows = _rows(batch)
+            size = 1 if _can_be_cut(batch) else rows
+            units += [(index, first, first + size) for first in range(0, rows, size)]
+        return units
+
+    @property
+    def _largest_unit(self) -> int:
+        return max(last - first for _, first, last in self._units)
+
+    def _next_rows(self, measurement: int, rows: int) -> list[Mapping[str, Any]]:
+        """About `rows` rows, from where the last measurement ended; rows of one batch stay together."""
+        count = min(max(1, rows // self._largest_unit), len(self._units))
+        parts: list[tuple[int, int, int]] = []
+        for number in range(measurement * count, (measurement + 1) * count):
+            index, first, last = self._units[number % len(self._units)]
+            if parts and parts[-1][0] == index and parts[-1][2] == first:
+                parts[-1] = (index, parts[-1][1], last)
+            else:
+                parts.append((index, first, last))
+        return [_cut(self.batches[index], first, last) for index, first, last in parts]
 
     def _moments(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
         """(3, P) moments of the P answers in the batches, and which row each belongs to."""
@@ -251,3 +305,29 @@ def _rows(batch: Mapping[str, Any]) -> int:
     if isinstance(labels := batch.get("labels"), Tensor) and labels.ndim:
         return len(labels)
     return max(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim)
+
+
+def _can_be_cut(batch: Mapping[str, Any]) -> bool:
+    """Whether every value says which part of it is a row's: not the patches of images, nor the ends of packed rows."""
+    rows = _rows(batch)
+    for value in batch.values():
+        if isinstance(value, Tensor):
+            fits = not value.ndim or len(value) == rows
+        elif isinstance(value, (list, tuple)):
+            fits = len(value) == rows
+        else:
+            fits = value is None or isinstance(value, (str, int, float))
+        if not fits:
+            return False
+    return True
+
+
+def _cut(batch: Mapping[str, Any], first: int, last: int) -> Mapping[str, Any]:
+    if (first, last) == (0, _rows(batch)):
+        return batch
+    return {
+        name: value[first:last]
+        if isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim)
+        else value
+        for name, value in batch.items()
+    }

@@ -7,9 +7,10 @@ resumed run goes on as if it had not stopped.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from varlora.held_out import BEGUN_AFTER, MOST_ROWS, RETURNED_AFTER, HeldOut, WithholdingSampler, withheld_rows
+from varlora.held_out import (
+    BEGUN_AFTER,
+    COST,
+    MOST_ROWS,
+    RETURNED_AFTER,
+    ROWS_PER_MEASUREMENT,
+    HeldOut,
+    Plan,
+    WithholdingSampler,
+    withheld_rows,
+)
 from varlora.ivon_config import IVONConfig
 from varlora.noise import NoiseController
 from varlora.noise.places import unwrapped_model
@@ -26,6 +37,9 @@ from varlora.optim.ess_control import HeldOutRecord, steered_ess
 from varlora.optim.wrapped import unwrapped
 
 logger = logging.getLogger(__name__)
+
+NOTICEABLE = 1.0
+"""Seconds of measuring below which its share of the time is not worth a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +95,9 @@ def held_out_batches(trainer: Trainer, data: Any, rows: Sequence[int]) -> list[M
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(trainer.args.seed)  # a collator may draw, as one that masks words does
         loader = trainer.get_test_dataloader(subset)
-        whole = DataLoader(
-            loader.dataset, batch_size=trainer.args.per_device_eval_batch_size, collate_fn=loader.collate_fn
-        )
-        return list(whole)
+        # A measurement takes no more rows than it needs, of whatever batch, also where a batch cannot be cut.
+        size = min(trainer.args.per_device_eval_batch_size, ROWS_PER_MEASUREMENT // 4)
+        return list(DataLoader(loader.dataset, batch_size=size, collate_fn=loader.collate_fn))
 
 
 def validation_rows(data: Sized, seed: int) -> list[int]:
@@ -172,15 +185,17 @@ class HeldOutRows:
                 )
                 self._give_up(f"{validation}the training set has fewer than 300 rows, or no length")
 
-    def held_out_rows(self) -> HeldOut | None:
-        """The rows that steer λ, ready; None, after a warning, where none do. Called when training begins.
+    def held_out_rows(self) -> HeldOut | Literal["none"] | None:
+        """The rows that steer λ, ready; None, after a warning, where none do, and "none" where none are meant to.
+
+        Called when training begins.
 
         Raises:
             ValueError: they were asked for by name, and the model gives no logits for them.
         """
         trainer: Any = self
         if self._ivon.ess != "auto":  # a checkpoint of a run that was steered, resumed by one that is not
-            return None
+            return "none"
         if self._unsteered is not None:
             self._warn()
             return None
@@ -203,10 +218,23 @@ class HeldOutRows:
                 until_epoch=until,
             )
             held_out.check(trainer.model)
+            plan = plan_of(held_out, rows_per_step(trainer.args), trainer.state)
         except ValueError as error:
             self._give_up(f"held-out rows cannot be predicted ({error})", error)
             self._warn()
             return None
+        if not plan.steps:
+            self._give_up(too_little(plan, trainer.args, trainer.state), by_name=False)
+            self._warn()
+            return None
+        if source == "validation":
+            logger.log(
+                logging.INFO if self._ivon.held_out == "validation" else logging.WARNING,
+                "%s on %d rows of eval_dataset: do not report results on these rows. A separate validation set as "
+                "eval_dataset, or IVONConfig(held_out='train'), avoids it.",
+                "ess is steered and a temperature fitted" if len(plan.steps) > 1 else "a temperature is fitted",
+                held_out.num_rows(),
+            )
         return held_out
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,10 +263,9 @@ class HeldOutRows:
             self._withholder.epochs_withheld = 0
 
     def _warn(self) -> None:
-        logger.warning(
-            "no held-out rows steer ess: %s. It stays at 100 N; predictions may be over- or under-confident.",
-            self._unsteered,
-        )
+        trainer: Any = self
+        assert self._unsteered is not None
+        leave_unsteered(unwrapped(trainer.optimizer), self._unsteered)
 
 
 class EpochOfSampler(TrainerCallback):
@@ -270,52 +297,113 @@ def _epochs(trainer: Any) -> float:
     return float(arguments.max_steps * rows_per_step / max(len(trainer.train_dataset), 1))
 
 
+def rows_per_step(args: TrainingArguments) -> int:
+    """Rows that this process trains on in a step."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps
+
+
+def plan_of(held_out: HeldOut, rows: int, state: TrainerState) -> Plan:
+    """When a training asks its held-out rows.
+
+    Args:
+        held_out: the rows.
+        rows: that this process trains on in a step.
+        state: of the training, as it begins: its number of steps, and of epochs.
+    """
+    share = 1.0 if held_out.until_epoch is None else min(held_out.until_epoch / state.num_train_epochs, 1.0)
+    steps = state.max_steps
+    return held_out.plan(rows, steps=steps, begin=int(BEGUN_AFTER * steps), end=int(share * steps))
+
+
+def too_little(plan: Plan, args: TrainingArguments, state: TrainerState) -> str:
+    """Why rows that are there do not steer."""
+    when = "once, when the training ends" if plan.steps else "which would say too little"
+    return (
+        f"a tenth of the work of {state.max_steps} steps of {rows_per_step(args)} rows pays for asking "
+        f"{plan.affordable} held-out rows, {when}"
+    )
+
+
 class Steering:
     """Measures held-out rows between training steps and moves λ.
 
     Args:
         held_out: the rows.
         noise: the noise of the training.
-        rows_per_step: rows that this process trains on in a step.
-        steps: of the whole training.
-        epochs: the same.
+        args: of the training.
+        state: the same, as it begins.
+
+    Attributes:
+        plan: when the rows are asked.
+        spent: seconds that asking them has taken.
+        elapsed: those of the whole training, when it has ended.
     """
 
-    def __init__(
-        self, held_out: HeldOut, noise: NoiseController, *, rows_per_step: int, steps: int, epochs: float
-    ) -> None:
+    def __init__(self, held_out: HeldOut, noise: NoiseController, args: TrainingArguments, state: TrainerState) -> None:
         self.held_out = held_out
         self.noise = noise
-        share = 1.0 if held_out.until_epoch is None else min(held_out.until_epoch / epochs, 1.0)
-        self.begin = int(BEGUN_AFTER * steps)
-        self.interval = held_out.interval(rows_per_step, int(share * steps) - self.begin)
+        self.plan = plan_of(held_out, rows_per_step(args), state)
+        self.spent, self.elapsed, self._began = 0.0, 0.0, time.perf_counter()
         group = noise.optimizer.param_groups[0]
         group.setdefault("held_out", HeldOutRecord().to_dict())
         group["held_out_rows"], group["held_out_source"] = held_out.num_rows(), held_out.source
         group["held_out_readout"] = held_out.readout
+        if not any(step < state.max_steps for step in self.plan.steps):
+            leave_unsteered(noise.optimizer, too_little(self.plan, args, state))
 
     def after_step(self, model: nn.Module, state: TrainerState) -> None:
-        """Measures and steers, if it is time to."""
+        """Measures and steers, if it is time to; when the training ends, it measures only."""
         over = self.held_out.until_epoch is not None and (state.epoch or 0.0) > self.held_out.until_epoch
-        if over or state.global_step <= self.begin or state.global_step % self.interval:
+        if over or state.global_step not in self.plan.steps:
             return
+        begun = _now(self.noise)
         optimizer = self.noise.optimizer
         record = record_of(optimizer)
         assert record is not None
-        former, record = record, self.held_out.measured(model, self.noise, record)
+        former, record = record, self.held_out.measured(model, self.noise, record, self.plan.rows)
         optimizer.param_groups[0]["held_out"] = record.to_dict()
-        if record == former.without_rows():  # nothing was found, and nothing moves
-            return
-        for group in optimizer.param_groups:
-            if group.get("auto_ess") is not None:
-                ess = steered_ess(group["ess"], group["auto_ess"], *record.log_temperature(self.held_out.num_rows()))
-                group["ess"] = _of_first_rank(ess, self.noise)
+        # Where nothing was found nothing moves, nor does it when no step is left that would train at another λ.
+        if record != former.without_rows() and state.global_step < state.max_steps:
+            excess = record.beyond_chance(self.held_out.num_rows())
+            for group in optimizer.param_groups:
+                if group.get("auto_ess") is not None:
+                    group["ess"] = _of_first_rank(steered_ess(group["ess"], group["auto_ess"], excess), self.noise)
+        self.spent += _now(self.noise) - begun
+
+    def finish(self) -> None:
+        """Says so, when the training ends, if measuring has taken more than twice its share of the time."""
+        self.elapsed = _now(self.noise) - self._began
+        if self.spent > max(2 * COST * self.elapsed, NOTICEABLE):
+            logger.warning(
+                "asking the held-out rows took %.0f %% of the training's time (%.0f of %.0f s), where a tenth was "
+                "meant: one of them costs more than a training row. Shorter rows (eval_dataset) make it cheaper, and "
+                "IVONConfig(held_out='none') does without.",
+                100 * self.spent / self.elapsed,
+                self.spent,
+                self.elapsed,
+            )
+
+
+def leave_unsteered(optimizer: IVON, reason: str) -> None:
+    """Says, once, that no rows steer λ and why, and keeps the reason with the optimizer's state."""
+    for group in optimizer.param_groups:
+        group["held_out_why"] = reason
+    logger.warning(
+        "no held-out rows steer ess: %s. It stays at 100 N; predictions may be over- or under-confident.", reason
+    )
 
 
 def record_of(optimizer: IVON) -> HeldOutRecord | None:
     """What the held-out rows have said so far; None where λ is not steered."""
     found = optimizer.param_groups[0].get("held_out")
-    return HeldOutRecord(**found) if found is not None else None
+    return HeldOutRecord.from_dict(found) if found is not None else None
+
+
+def _now(noise: NoiseController) -> float:
+    """Seconds, when the device has done what it was asked before."""
+    if noise.device.type == "cuda":
+        torch.cuda.synchronize(noise.device)
+    return time.perf_counter()
 
 
 def _of_first_rank(value: float, noise: NoiseController) -> float:

@@ -34,7 +34,7 @@ from varlora.optim import IVON
 from varlora.optim.auto import is_open, set_prior_width, settle
 from varlora.optim.wrapped import restore_from, unwrapped
 from varlora.resuming import WholeCheckpoints
-from varlora.steering import EpochOfSampler, HeldOutRows, Steering
+from varlora.steering import EpochOfSampler, HeldOutRows, Steering, leave_unsteered
 from varlora.trainer_checks import (
     check_arguments,
     check_bases,
@@ -81,7 +81,7 @@ class VariationalCallback(TrainerCallback):
         self,
         seed: int | None = None,
         num_examples: int | None = None,
-        held_out: HeldOut | Callable[[], HeldOut | None] | Literal["none"] | None = None,
+        held_out: HeldOut | Callable[[], HeldOut | Literal["none"] | None] | Literal["none"] | None = None,
     ) -> None:
         if num_examples is not None and (isinstance(num_examples, bool) or not num_examples >= 1):
             raise ValueError(f"VariationalCallback got num_examples={num_examples!r}; it must be a positive number.")
@@ -118,6 +118,7 @@ class VariationalCallback(TrainerCallback):
         check_labels(train_dataloader, args.label_names)
         counted = {"examples": self.num_examples} if self.num_examples is not None else None
         for group in ivon.param_groups:
+            group.pop("held_out_why", None)  # of the training that a checkpoint is of
             if is_open(group):
                 if counted is None:
                     counted = count_examples(train_dataloader, packing=bool(getattr(args, "packing", False)))
@@ -132,20 +133,14 @@ class VariationalCallback(TrainerCallback):
             if isinstance(self.held_out, HeldOut):
                 self.held_out.check(model)
             held_out = self.held_out() if callable(self.held_out) else self.held_out
-            if held_out is None and self.held_out is None:
-                logger.warning(
-                    "no held-out rows steer ess: it stays at 100 N. Give some (VariationalCallback(held_out=...)), or "
-                    "use VariationalTrainer or VariationalTrainerMixin, which find them."
+            if held_out is None and "held_out_why" not in ivon.param_groups[0]:
+                leave_unsteered(
+                    ivon,
+                    "none were given (VariationalCallback(held_out=...); VariationalTrainer and "
+                    "VariationalTrainerMixin find them by themselves)",
                 )
             if isinstance(held_out, HeldOut):
-                rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-                self.steering = Steering(
-                    held_out,
-                    self.noise,
-                    rows_per_step=rows_per_step,
-                    steps=state.max_steps,
-                    epochs=state.num_train_epochs,
-                )
+                self.steering = Steering(held_out, self.noise, args, state)
 
     def on_step_begin(
         self,
@@ -202,6 +197,8 @@ class VariationalCallback(TrainerCallback):
     ) -> None:
         """Detaches the noise; leaves the optimizer's state at the weights that the trainer ends with."""
         assert self.noise is not None
+        if self.steering is not None:
+            self.steering.finish()
         ivon = self.noise.optimizer
         self.noise.detach()
         self.noise = None

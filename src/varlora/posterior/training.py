@@ -63,8 +63,9 @@ def posterior_of(
         optimizer: the `IVON` that trained it, possibly inside accelerate's wrapper.
         method: name for the record.
         num_examples: N, size of the training set; None: as it was counted for λ, where that was left open.
-        readout: how answers are read, `Readout.to_dict()`. Given one, the meta's logit temperature of mode "samples" is
-            what the rows that steered λ, read alike, ask for beyond one standard error at the end.
+        readout: how answers are read, `Readout.to_dict()`. Given one, the meta's logit temperatures, of
+            the mean and of mode "samples", are what the rows that steered λ, read alike, ask for beyond two standard
+            errors at the end.
         base_model: name or path of the pre-trained model; None: as the model says.
         base_revision: its revision; None: as the model says.
 
@@ -120,7 +121,7 @@ def posterior_of(
             ess=ess[0] if len(ess) == 1 else None,
             prior_precision=prior or None,
             readout=readout,
-            logit_temperature_by_mode=remaining_temperature(optimizer.param_groups[0], readout),
+            **remaining_temperatures(optimizer.param_groups[0], readout),
             diagnostics=diagnostics,
         ),
     )
@@ -220,42 +221,53 @@ def prior_width_diagnostics(groups: Sequence[Mapping[str, Any]]) -> float | list
 
 
 def held_out_diagnostics(group: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the rows that steered λ said at the end (`varlora.optim.ess_control`); None where none did.
+    """What the rows that steered λ said at the end (`varlora.optim.ess_control`); None where none were asked for.
 
     Args:
         group: the optimizer's first parameter group.
 
     Returns:
-        source and number of rows; log T̂ and the gain of sampling over the mean in nats, each with its standard error;
-        the rows' NLL averaged over draws.
+        source and number of rows, and measurements; why, where none steered λ. Where they were measured: log T̂ of
+        averages of ten draws and of the mean, the gain of sampling over the mean in nats, both at T = 1 and each at the
+        T that is left for it, each with its standard error; the rows' NLL averaged over ten draws.
     """
+    why = {"why": group["held_out_why"]} if "held_out_why" in group else {}
     if "held_out" not in group:
-        return None
-    record, rows = HeldOutRecord(**group["held_out"]), int(group["held_out_rows"])
+        return {"source": None, "rows": 0, "measurements": 0, **why} if why else None
+    record, rows = HeldOutRecord.from_dict(group["held_out"]), int(group["held_out_rows"])
+    found = {"source": group["held_out_source"], "rows": rows, "measurements": record.measurements, **why}
     if record.weight == 0:
-        return {"source": group["held_out_source"], "rows": rows, "measurements": 0}
+        return {**found, "measurements": 0}
     log_temperature, its_error = record.log_temperature(rows)
+    of_mean, its_own = record.log_temperature(rows, of="mean")
     gain, gain_error = record.sampling_gain(rows)
+    at_temperature, error_at = record.sampling_gain_at_temperature(rows)
     return {
-        "source": group["held_out_source"],
-        "rows": rows,
-        "measurements": record.measurements,
+        **found,
         "ess_start": group.get("auto_ess"),
         "log_temperature": log_temperature,
         "log_temperature_error": its_error,
+        "mean_log_temperature": of_mean,
+        "mean_log_temperature_error": its_own,
         "sampling_gain": gain,
         "sampling_gain_error": gain_error,
+        "sampling_gain_at_temperature": at_temperature,
+        "sampling_gain_at_temperature_error": error_at,
         "nll": record.loss / record.weight,
         "remaining_temperature": record.remaining_temperature(rows),
+        "mean_remaining_temperature": record.remaining_temperature(rows, of="mean"),
     }
 
 
 def remaining_temperature(group: Mapping[str, Any], readout: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """By mode, the logit temperature that the rows which steered λ ask for; None if 1, or if they were read otherwise.
+    """The logit temperatures that the rows which steered λ ask for; None if all are 1, or if they were read otherwise.
 
     Args:
         group: the optimizer's first parameter group.
         readout: how predictions will be read, `Readout.to_dict()`.
+
+    Returns:
+        T of averages of ten draws ("samples") and of predictions at the mean ("mean").
 
     Example:
         >>> remaining_temperature({}, readout=None) is None
@@ -265,8 +277,22 @@ def remaining_temperature(group: Mapping[str, Any], readout: Mapping[str, Any] |
         return None
     if json.dumps(group.get("held_out_readout"), sort_keys=True) != json.dumps(readout, sort_keys=True):
         return None
-    temperature = HeldOutRecord(**group["held_out"]).remaining_temperature(int(group["held_out_rows"]))
-    return {"samples": temperature} if temperature != 1.0 else None
+    record, rows = HeldOutRecord.from_dict(group["held_out"]), int(group["held_out_rows"])
+    found = {"samples": record.remaining_temperature(rows), "mean": record.remaining_temperature(rows, of="mean")}
+    return found if set(found.values()) != {1.0} else None
+
+
+def remaining_temperatures(group: Mapping[str, Any], readout: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`remaining_temperature` as the fields of `PosteriorMeta` that hold it.
+
+    Example:
+        >>> remaining_temperatures({}, readout=None)
+        {}
+    """
+    found = remaining_temperature(group, readout)
+    if found is None:
+        return {}
+    return {"logit_temperature": found["mean"], "logit_temperature_by_mode": {"samples": found["samples"]}}
 
 
 def hessian_moved(hessians: Mapping[str, tuple[Tensor, float]]) -> dict[str, Any]:
