@@ -87,7 +87,10 @@ class RunConfig:
     max_test_samples: int | None = _data("Test on that many rows of each other split, drawn with the data seed.")
     data_seed: int = _data("Seed of the cut and of the draw; independent of `seed`, so that seeds share the data.", 0)
     max_length: int | None = _data("Most tokens in a row; the model's context otherwise.")
-    truncation: Literal["error", "left", "right"] = _data("What to do with longer rows.", "error")
+    truncation: Literal["error", "left", "right"] = _data(
+        "What to do with longer rows: 'left' and 'right' cut their text there; instruction, choices and cue stay.",
+        "error",
+    )
     label_answers: Literal["names", "letters"] = _data("How a causal LM names a class.", "names")
     prompt_style: Literal["varlora", "laplace-lora", "blob"] = _data(
         "How a causal LM is asked: our wording, or a published one (see `varlora tasks NAME`); for questions only.",

@@ -106,7 +106,7 @@ def test_predict_writes_where_training_did_not(call: Call, workshop: Workshop, t
     assert (done.code, done.err) == (0, done.err)
     assert "One pass, since nothing can be said of sampling: only" in done.out
     assert [set(row) for row in lines(tmp_path / "o.jsonl")] == [
-        {"id", "prediction", "text", "log_likelihood_per_token", "finished"}
+        {"id", "prompt", "completion", "prediction", "text", "log_likelihood_per_token", "finished"}
     ] * 10
     done = call(*words, "--max_new_tokens", 4, "--samples", 10, "--overwrite")
     assert (done.code, "One pass" in done.out) == (0, False)
