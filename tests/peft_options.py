@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from models import INITIAL_STD, tiny_bert_classifier, tiny_llama, tiny_qwen3, token_ids
-from varlora.adapters import applied, trained_tensors
+from varlora.adapters import applied, check_base, trained_tensors
 from varlora.checkpoint import load_posterior, save_posterior
 from varlora.noise import NoiseController
 from varlora.optim import IVON
@@ -137,11 +137,13 @@ def outcome(options: Mapping[str, Any], bases: Mapping[str, PreTrainedModel], fo
                 p.add_(0.1 * torch.randn_like(p))
         expected = logits(model)
         save_posterior(posterior_of(model, optimizer), folder / "q")
+        q = load_posterior(folder / "q")
         loaded = PeftModel.from_pretrained(base(seed=2), folder / "q")
         if (gap := (logits(loaded) - expected).abs().max().item()) > 0:
             return f"PEFT's reload differs by {gap:.3g}"
         anew = get_peft_model(base(seed=3), LoraConfig(**copy.deepcopy(config)))
-        with applied(anew, load_posterior(folder / "q").point):
+        check_base(anew, q.point.keys(), q.meta.base_fingerprint, q.meta.base_model)
+        with applied(anew, q.point):
             gap = (logits(anew) - expected).abs().max().item()
         return "exact" if gap == 0 else f"varlora's reload differs by {gap:.3g}"
 

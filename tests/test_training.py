@@ -2,11 +2,13 @@
 
 import copy
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -18,6 +20,7 @@ from varlora import (
     NoiseController,
     VariationalCallback,
     VariationalTrainerMixin,
+    load_posterior,
     posterior_from_checkpoint,
     posterior_of,
     set_prior_width,
@@ -518,3 +521,55 @@ def test_a_plain_accelerate_loop_accumulates_like_one_big_step():
     plain = plain_loop(twin, batches, accumulation=2)
     assert_same(adapter(model), adapter(twin), rtol=1e-5, atol=1e-7)
     assert_same(hessians(model, optimizer), hessians(twin, plain), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("adapter_name", ["default", "mine"])
+def test_whatever_way_a_trainer_saves_the_posterior_is_there(tmp_path, monkeypatch, adapter_name):
+    pushed = []
+
+    class Hub:
+        def upload_folder(self, folder_path, **sent):
+            pushed.append({file.name for file in Path(folder_path).iterdir()})
+            done = Future()
+            done.set_result(None)
+            return done
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+
+    def no_repository(trainer, **given):
+        trainer.hub_model_id, trainer.push_in_progress = "me/model", None
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", no_repository)
+    model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj"]), adapter_name=adapter_name)
+    args = arguments(tmp_path / "run", save_strategy="steps", save_steps=2, push_to_hub=True, hub_always_push=True)
+    trainer = mixed_in(model, args)
+    trainer.train()
+    assert len(pushed) == 2
+    trainer.save_model(tmp_path / "saved")
+    trainer.push_to_hub()
+    expected = posterior_of(model, trainer.optimizer, num_examples=len(ROWS))
+    below = "" if adapter_name == "default" else adapter_name
+    if adapter_name == "default":
+        assert all({"posterior.json", "posterior.safetensors"} <= files for files in pushed)
+    for folder in (tmp_path / "saved", tmp_path / "run", tmp_path / "run" / "checkpoint-4"):
+        q = load_posterior(folder / below)
+        assert_same(q.mean, expected.mean)
+        assert_same(q.precision, expected.precision)
+        assert q.meta == expected.meta
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([[3, 4]])).logits
+        again = PeftModel.from_pretrained(tiny_llama(), tmp_path / "saved" / below).eval()
+        assert torch.equal(again(input_ids=torch.tensor([[3, 4]])).logits, logits)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    halfway, of_the_optimizer = (
+        load_posterior(checkpoint / below),
+        posterior_from_checkpoint(checkpoint, adapter=adapter_name),
+    )
+    assert_same(halfway.mean, of_the_optimizer.mean)
+    assert_same(halfway.precision, of_the_optimizer.precision)
+
+
+def test_a_trainer_that_saves_before_it_trains_says_that_there_is_no_posterior(tmp_path, caplog):
+    mixed_in(lora(tiny_llama()), arguments(tmp_path)).save_model(tmp_path / "saved")
+    assert "saved holds no posterior: there is none before the first training" in caplog.text
+    assert not (tmp_path / "saved" / "posterior.json").exists()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from varlora.ivon_config import IVONConfig
     from varlora.linearised import predict_linearised
     from varlora.noise import NoiseController
-    from varlora.ops import isotropic_prior, kl, merge, prune, snr, temper
+    from varlora.ops import common_prior, isotropic_prior, kl, merge, prune, snr, temper
     from varlora.optim import IVON, set_prior_width
     from varlora.posterior import (
         DiagonalGaussian,
@@ -61,6 +61,7 @@ __all__ = [
     "answer_tokens",
     "applied",
     "as_tuned",
+    "common_prior",
     "generate",
     "isotropic_prior",
     "kl",
@@ -90,7 +91,7 @@ _MODULES = {
     "generation": ("Generations", "generate"),
     "ivon_config": ("IVONConfig",),
     "noise": ("NoiseController",),
-    "ops": ("isotropic_prior", "kl", "merge", "prune", "snr", "temper"),
+    "ops": ("common_prior", "isotropic_prior", "kl", "merge", "prune", "snr", "temper"),
     "optim": ("IVON", "set_prior_width"),
     "posterior": (
         "DiagonalGaussian",

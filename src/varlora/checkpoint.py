@@ -19,7 +19,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ from varlora.manifest import (
 )
 from varlora.optim.prior import prior_delta
 from varlora.posterior import KINDS, DiagonalGaussian, Posterior, PosteriorMeta
-from varlora.posterior.training import counted_examples, remaining_temperatures, training_diagnostics
+from varlora.posterior.training import counted_examples, prior_means, remaining_temperatures, training_diagnostics
 
 __all__ = [
     "MANIFEST",
@@ -59,6 +59,7 @@ __all__ = [
     "load_posterior",
     "posterior_from_checkpoint",
     "save_posterior",
+    "write_posterior_beside",
     "write_posterior_files",
 ]
 
@@ -129,6 +130,18 @@ def write_posterior_files(q: Posterior, folder: Path) -> None:
     manifest["sha256"] = sha256(to_json(manifest))
     for name, data in {**files, MANIFEST: to_json(manifest)}.items():
         (folder / name).write_bytes(data)
+
+
+def write_posterior_beside(q: Posterior, folder: Path) -> None:
+    """Writes a posterior's files over those of an existing folder that holds the same adapter, as a trainer's does.
+
+    A kill on the way leaves a folder without posterior.json, which is no posterior, never one with another's mean.
+
+    Raises:
+        ValueError: as `save_posterior`.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_posterior_files(q, folder)
 
 
 def load_posterior(folder: str | os.PathLike[str], *, base_model: str | None = None) -> Posterior:
@@ -217,7 +230,7 @@ def _from_checkpoint(
         _check_ranks(files / ADAPTER_CONFIG, config, saved)
     groups, state = _ivon_state(folder / "optimizer.pt")
 
-    mean, precision, prior, hessians, steps = {}, {}, {}, {}, 0
+    mean, precision, prior, starts, hessians, steps = {}, {}, {}, {}, {}, 0
     for group in groups:
         for name, index in zip(group["param_names"], group["params"], strict=True):
             key = checkpoint_key(name, adapter if config is not None else None)
@@ -239,13 +252,14 @@ def _from_checkpoint(
             delta = prior_delta(entry, group) if entry else group["weight_decay"]
             mean[key] = master.to(h.dtype)
             precision[key] = group["ess"] * (h + delta)
-            if group["prior"] != "movement":  # whose mean is not zero
-                prior[key] = float(group["ess"] * delta)
+            prior[key] = float(group["ess"] * delta)
+            if "start" in entry:
+                starts[key] = entry["start"]
             hessians[key] = (h, float(group["hess_init"]))
             steps = max(steps, int(entry.get("step", 0)))
     if config is not None:
         for key in sorted(saved.keys() - mean.keys()):
-            if saved[key].is_floating_point():
+            if saved[key].is_floating_point() and not _is_tied(key, saved, hessians):
                 mean[key] = saved[key]
                 precision[key] = torch.full(saved[key].shape, math.inf)
 
@@ -257,6 +271,7 @@ def _from_checkpoint(
     return DiagonalGaussian(
         mean=mean,
         precision=precision,
+        prior_mean=prior_means(starts),
         meta=PosteriorMeta(
             method="ivon",
             num_examples=counted_examples(diagnostics) if num_examples is None else num_examples,
@@ -264,11 +279,23 @@ def _from_checkpoint(
             prior_precision=prior or None,
             base_model=(config or {}).get("base_model_name_or_path"),
             base_revision=(config or {}).get("revision"),
+            base_fingerprint=groups[0].get("base_fingerprint"),
             adapter_config=config,
             readout=readout,
             **remaining_temperatures(groups[0], readout),
             diagnostics=diagnostics,
         ),
+    )
+
+
+def _is_tied(key: str, saved: Mapping[str, Tensor], trained: Iterable[str]) -> bool:
+    """Whether a tensor is a trained one under a second name: PEFT writes tied tensors once for each."""
+    last = key.rpartition(".")[2]
+    return bool(saved[key].any()) and any(
+        other.rpartition(".")[2] == last
+        and saved[other].shape == saved[key].shape
+        and torch.equal(saved[other], saved[key])
+        for other in trained
     )
 
 

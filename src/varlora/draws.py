@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as progress_bars
 
-from varlora.adapters import applied, dropout_on
+from varlora.adapters import applied, check_base, dropout_on
 from varlora.modes import evaluation_mode
 from varlora.posterior import DropoutMasks, Mixture, PointMass, Posterior
 
@@ -91,7 +91,13 @@ def over_draws(
     antithetic: bool,
     seed: int,
 ) -> Tensor:
-    """One pass for each set of weights, or for each dropout mask, stacked along dimension 1."""
+    """One pass for each set of weights, or for each dropout mask, stacked along dimension 1.
+
+    Raises:
+        ValueError: the model's base is not the one that the posterior was trained on.
+    """
+    if q is not None:
+        check_base(model, q.point.keys(), q.meta.base_fingerprint, q.meta.base_model)
     with torch.random.fork_rng(devices=[]), evaluation_mode(model), torch.no_grad():
         if q is None:
             return one_pass()[:, None]

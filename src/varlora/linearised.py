@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as progress_bars
 
-from varlora.adapters import applied
+from varlora.adapters import applied, check_base
 from varlora.curvature.layers import Recorder, jacobian_bytes, linear_tensors, recorded
 from varlora.draws import held_batches, on_device_of
 from varlora.posterior import Posterior, linearisable
@@ -149,6 +149,7 @@ def linearised_logits(
     """
     gaussians = [linearisable(q) for q in posteriors]
     q = gaussians[0]
+    check_base(model, q.point.keys(), q.meta.base_fingerprint, q.meta.base_model)
     found = linearised_batches(
         model,
         q.point,

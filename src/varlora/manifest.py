@@ -16,7 +16,8 @@ from varlora.files import LARGEST_JSON
 from varlora.folders import atomic_file, interrupted
 from varlora.posterior import KINDS, PointMass, PosteriorMeta
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ = (1, 2)
 MANIFEST = "posterior.json"
 BESIDE = "posterior.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -31,12 +32,13 @@ class CheckpointError(ValueError):
 
 
 def meta_fields(meta: PosteriorMeta) -> dict[str, Any]:
-    """`meta` as posterior.json holds it: without the adapter's config, and `tuned` only where it is.
+    """`meta` as posterior.json holds it: without the adapter's config, and some fields only where they say something.
 
     So the file of a posterior that was never tuned does not depend on whether this version knows of tuning.
     """
     held = {f.name: getattr(meta, f.name) for f in dataclasses.fields(meta) if f.name != "adapter_config"}
-    return held if meta.tuned is not None else {name: value for name, value in held.items() if name != "tuned"}
+    optional = ("tuned", "base_fingerprint")
+    return {name: value for name, value in held.items() if name not in optional or value is not None}
 
 
 def write_tuned(
@@ -94,16 +96,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         hint = "Give a folder written by save_posterior."
         if (folder / "optimizer.pt").is_file():
-            hint = "This is a Trainer checkpoint: use posterior_from_checkpoint(folder)."
+            hint = (
+                "This is a Trainer's checkpoint without a posterior beside it: use posterior_from_checkpoint(folder)."
+            )
         elif (folder / ADAPTER_MEAN).is_file():
             hint = "This is a plain adapter without a posterior: load it with PEFT."
         raise CheckpointError(f"{path} does not exist. {hint}")
     manifest = parse_json(path, read_bytes(path, largest=LARGEST_JSON))
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if version not in _READ or isinstance(version, bool):
         raise CheckpointError(
             f"{path} has format version {version!r}; this varlora ({library_version('varlora')}) reads "
-            f"{FORMAT_VERSION}. If the version is higher, install a newer varlora."
+            f"{' and '.join(map(str, _READ))}. If the version is higher, install a newer varlora."
         )
     stated = manifest.pop("sha256", None)
     if stated != sha256(to_json(manifest)):

@@ -25,7 +25,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from varlora.adapters import check_trainable
+from varlora.adapters import (
+    base_fingerprint,
+    base_model_of,
+    check_base,
+    check_trainable,
+    fixed_tensors,
+    trained_tensors,
+)
 from varlora.examples import count_examples
 from varlora.held_out import HeldOut
 from varlora.ivon_config import IVONConfig
@@ -34,6 +41,7 @@ from varlora.optim import IVON
 from varlora.optim.auto import is_open, set_prior_width, settle
 from varlora.optim.wrapped import restore_from, unwrapped
 from varlora.resuming import WholeCheckpoints
+from varlora.saves import SavesPosterior
 from varlora.steering import EpochOfSampler, HeldOutRows, Steering, leave_unsteered
 from varlora.trainer_checks import (
     check_arguments,
@@ -126,6 +134,10 @@ class VariationalCallback(TrainerCallback):
                 group["counted"] = counted
                 logger.info("%d examples: ess = %.4g, h0 = %.4g", counted["examples"], group["ess"], group["hess_init"])
         set_prior_width(ivon, _share(state))
+        held = [*trained_tensors(model), *fixed_tensors(model)]
+        if state.global_step > 0:  # resumed
+            check_base(model, held, ivon.param_groups[0].get("base_fingerprint"), base_model_of(model)[0])
+        ivon.param_groups[0]["base_fingerprint"] = base_fingerprint(model, held)
         self.noise = NoiseController(model, optimizer, seed=self.seed if self.seed is not None else args.seed)
         self._taken_before = max(0, _taken(ivon) - state.global_step)
         self.steering = None
@@ -221,8 +233,8 @@ class QuietEvaluation:
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
 
-class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, QuietEvaluation):
-    """Makes any trainer class variational: put it first among the bases.
+class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, SavesPosterior, QuietEvaluation):
+    """Makes any trainer class variational: put it first among the bases. What it saves holds the posterior, too.
 
     Args:
         variational: IVON's options; everything else goes to the trainer unchanged. `TrainingArguments.learning_rate`

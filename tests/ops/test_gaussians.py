@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gaussians import close, f64, gaussian, one
-from varlora.ops import PointMassError, isotropic_prior, kl, merge, prune
-from varlora.posterior import DiagonalGaussian, PointMass
+from varlora.ops import PointMassError, common_prior, isotropic_prior, kl, merge, prune, temper
+from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
 
 ORACLE = json.loads((Path(__file__).parents[1] / "data" / "gaussians.json").read_text())
 
@@ -117,6 +118,63 @@ def test_conjugate_posteriors_of_two_halves_merge_into_that_of_the_whole() -> No
     assert (merged.meta.num_examples, merged.meta.ess) == (5, 5.0)
 
 
+M0, PRIOR = [0.7, -0.3], 4.0
+HALVES = [f64([[1.0, 2.0], [0.5, -1.0], [2.0, 0.1]]), f64([[-1.0, 0.4], [0.3, 1.5]])]
+
+
+def around_a_start(x: Tensor, prior: float = PRIOR) -> DiagonalGaussian:
+    """Of unit-noise observations, with the prior N(M0, 1/prior): what a movement prior of known width comes to."""
+    precision = prior + len(x)
+    return DiagonalGaussian(
+        mean={"w": (prior * f64(M0) + x.sum(0)) / precision},
+        precision={"w": torch.full((2,), precision, dtype=torch.float64)},
+        prior_mean={"w": f64(M0)},
+        meta=PosteriorMeta(prior_precision={"w": prior}, num_examples=len(x)),
+    )
+
+
+def test_posteriors_of_two_halves_with_a_prior_around_their_start_merge_into_that_of_the_whole() -> None:
+    parts, whole = [around_a_start(x) for x in HALVES], around_a_start(torch.cat(HALVES))
+    merged = merge(parts, prior=common_prior(parts))
+    close(merged.mean["w"], whole.mean["w"].tolist())
+    close(merged.variance["w"], whole.variance["w"].tolist())
+    assert merged.meta.prior_precision == {"w": PRIOR}
+    three = torch.cat([*HALVES, HALVES[0]])
+    again = [merged, parts[0]]
+    close(merge(again, prior=common_prior(again)).mean["w"], around_a_start(three).mean["w"].tolist())
+
+
+def test_a_prior_that_is_not_around_the_start_is_refused() -> None:
+    parts = [around_a_start(x) for x in HALVES]
+    with pytest.raises(ValueError, match=r"the prior of w is not around where the posteriors' training began"):
+        merge(parts, prior=one([0.0, 0.0], [1 / PRIOR] * 2))
+    elsewhere = dataclasses.replace(parts[1], prior_mean={"w": f64([0.7, 0.3])})
+    for prior in (lambda q: common_prior(q), lambda q: isotropic_prior(q[0], 1.0)):
+        with pytest.raises(ValueError, match=r"posterior 2 and posterior 1 began their trainings in different places"):
+            merge([parts[0], elsewhere], prior=prior([parts[0], elsewhere]))
+    former = one([0.0], [1.0], diagnostics={"prior_width": 4.0})
+    with pytest.raises(ValueError, match=r"around where its training began, which a former version"):
+        isotropic_prior(former, 1.0)
+
+
+def test_widths_that_each_run_has_learned_are_averaged() -> None:
+    parts = [around_a_start(x, prior) for x, prior in zip(HALVES, (2.0, 6.0), strict=True)]
+    prior = common_prior(parts)
+    close(prior.precision["w"], [4.0, 4.0])
+    merged = merge(parts, prior=prior)
+    close(merged.variance["w"], [1 / (3 + 2 + 4.0)] * 2)  # both parts' data, and the prior once
+
+
+def test_tempering_and_pruning_keep_the_prior_so_that_merging_commutes_with_tempering() -> None:
+    parts = [around_a_start(x) for x in HALVES]
+    tempered = [temper(q, 0.5) for q in parts]
+    assert tempered[0].meta.prior_precision == {"w": 2 * PRIOR}
+    first, second = merge(tempered, prior=common_prior(tempered)), temper(merge(parts, prior=common_prior(parts)), 0.5)
+    close(first.mean["w"], second.mean["w"].tolist())
+    close(first.variance["w"], second.variance["w"].tolist())
+    assert torch.equal(prune(parts[0], 0.5).prior_mean["w"], f64(M0))
+
+
 def test_merge_keeps_what_one_posterior_knows_exactly() -> None:
     pruned, other = prune(one([0.1, 2.0], [1.0, 1.0]), 0.5), one([5.0, 4.0], [1.0, 1.0])
     merged = merge([pruned, other], prior=one([0.0, 0.0], [10.0, 10.0]))
@@ -170,9 +228,9 @@ def test_isotropic_prior_takes_one_precision_or_one_by_tensor() -> None:
     prior = isotropic_prior(q, {"a": 4.0, "b": 2.0})
     assert torch.equal(prior.precision["b"], f64([2.0, 2.0]))
     assert torch.equal(prior.mean["b"], f64([0.0, 0.0]))
-    with pytest.raises(ValueError, match="b has no prior around zero"):
+    with pytest.raises(ValueError, match="b has no prior precision"):
         isotropic_prior(q, {"a": 4.0})
-    with pytest.raises(ValueError, match="a has no prior around zero"):
+    with pytest.raises(ValueError, match="a has no prior precision"):
         isotropic_prior(q, None)  # what meta.prior_precision of a default run is
     with pytest.raises(ValueError, match=r"prior precision of a is 0\.0"):
         isotropic_prior(q, 0.0)

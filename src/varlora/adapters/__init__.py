@@ -1,9 +1,10 @@
 """The adapter on a model: the only room that knows PEFT's names.
 
 `tensors` reads and writes what trains, by the keys of PEFT's files; `lora` knows the layers of a LoRA adapter; `reload`
-what no file of PEFT's brings back; `foreign` what a configuration may not say.
+what no file of PEFT's brings back; `foreign` what a configuration may not say; `base` tells one base model from another.
 """
 
+from varlora.adapters.base import base_fingerprint, check_base
 from varlora.adapters.foreign import refuse_foreign, refuse_large
 from varlora.adapters.lora import dropout_modules, dropout_on, factor_keys, linear_factors, reset_adapter
 from varlora.adapters.reload import check_trainable, refuse_unreloadable
@@ -17,13 +18,16 @@ from varlora.adapters.tensors import (
     is_base_embedding,
     load_into,
     same_scaling,
+    saved_in,
     trained_tensors,
 )
 
 __all__ = [
     "adapter_config",
     "applied",
+    "base_fingerprint",
     "base_model_of",
+    "check_base",
     "check_trainable",
     "checkpoint_key",
     "dropout_modules",
@@ -39,5 +43,6 @@ __all__ = [
     "refuse_unreloadable",
     "reset_adapter",
     "same_scaling",
+    "saved_in",
     "trained_tensors",
 ]

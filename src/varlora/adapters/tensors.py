@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -105,6 +106,19 @@ def adapter_config(model: nn.Module) -> dict[str, Any] | None:
         config["auto_mapping"] = {"base_model_class": base.__name__, "parent_library": base.__module__}
     plain: dict[str, Any] = json.loads(json.dumps(config, default=sorted, allow_nan=False))
     return in_fixed_order(plain)
+
+
+def saved_in(model: nn.Module, folder: Path) -> Path:
+    """Where PEFT's `save_pretrained(folder)` puts the active adapter: "default" into the folder, others below it.
+
+    Example:
+        >>> saved_in(torch.nn.Linear(2, 1), Path("run")).name
+        'run'
+    """
+    peft_model = unwrapped_model(model)
+    if not isinstance(peft_model, PeftModel) or active_adapter(peft_model) == "default":
+        return folder
+    return folder / active_adapter(peft_model)
 
 
 def in_fixed_order(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,12 +247,12 @@ def same_scaling(first: Mapping[str, Any] | None, second: Mapping[str, Any] | No
 
 def _fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The live tensors that `tensors` are for, once keys and shapes are known to fit."""
-    named = _live_tensors(model)
+    named = live_tensors(model)
     required = set(trained_tensors(model))
     if not required and isinstance(unwrapped_model(model), PeftModel):
         required = set(_once(named))
     if tensors.keys() - named.keys() and isinstance(unwrapped_model(model), PeftModel):
-        named = {**_live_tensors(model, embeddings=True), **named}
+        named = {**live_tensors(model, embeddings=True), **named}
     problems = []
     if unknown := sorted(tensors.keys() - named.keys()):
         problems.append(f"{len(unknown)} unknown key(s): {_some(unknown)}")
@@ -265,10 +279,10 @@ def _named_tensors(model: nn.Module, *, embeddings: bool | Literal["auto"] = Fal
         model: the model.
         embeddings: with the base model's embeddings; "auto": where PEFT saves them.
     """
-    named = _once(_live_tensors(model))
+    named = _once(live_tensors(model))
     if embeddings:
         held = {id(t) for t in named.values()}
-        beside = _live_tensors(model, embeddings=embeddings)
+        beside = live_tensors(model, embeddings=embeddings)
         named |= _once({key: t for key, t in beside.items() if id(t) not in held})
     return {key: named[key] for key in sorted(named)}
 
@@ -281,7 +295,7 @@ def _once(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: named[key] for key in first_key.values()}
 
 
-def _live_tensors(model: nn.Module, *, embeddings: bool | Literal["auto"] = False) -> dict[str, Tensor]:
+def live_tensors(model: nn.Module, *, embeddings: bool | Literal["auto"] = False) -> dict[str, Tensor]:
     """By every key that PEFT saves (a plain module has), the live tensor; tied tensors under each of their keys."""
     model = unwrapped_model(model)
     refuse_merged(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -25,10 +25,11 @@ def execute(arguments: Namespace) -> None:
         if not isinstance(q, DiagonalGaussian):
             raise ValueError(f"{source} is of kind {q.kind}; only diagonal Gaussians (ivon, blob, tfb) can be merged.")
         posteriors.append(q)
-    precision = arguments.prior_precision
-    if precision is None:
-        precision = _common_precision(posteriors, arguments.sources)
-    merged = ops.merge(posteriors, prior=ops.isotropic_prior(posteriors[0], precision), invalid=arguments.invalid)
+    if arguments.prior_precision is not None:
+        prior = ops.isotropic_prior(posteriors[0], arguments.prior_precision)
+    else:
+        prior = _common_prior(posteriors, arguments.sources)
+    merged = ops.merge(posteriors, prior=prior, invalid=arguments.invalid)
     before, after = _median_deviation(posteriors[0]), _median_deviation(merged)
     write(
         merged,
@@ -42,29 +43,12 @@ def execute(arguments: Namespace) -> None:
     )
 
 
-def _common_precision(posteriors: Sequence[DiagonalGaussian], sources: Sequence[str]) -> Mapping[str, float]:
-    first = posteriors[0].meta.prior_precision
-    for q, source in zip(posteriors, sources, strict=True):
-        trained = {key for key, variance in q.variance.items() if bool((variance > 0).any())}
-        if q.meta.prior_precision is None or trained - q.meta.prior_precision.keys():
-            raise ValueError(
-                f"{source} has no prior around zero that could be divided out (by default the prior is around where "
-                "training began). Train with --prior fixed, one --ess and one --weight_decay, or say with "
-                "--prior_precision which prior to divide out."
-            )
-        if q.meta.prior_precision != first:
-            raise ValueError(
-                f"{source} and {sources[0]} were trained with different priors (an adaptive prior is each run's own). "
-                "Train both with --prior fixed, one --ess and one --weight_decay, or say with --prior_precision which "
-                "prior to divide out."
-            )
-    assert first is not None
-    if not all(precision > 0 for precision in first.values()):
-        raise ValueError(
-            f"{sources[0]} was trained with a flat prior (weight_decay is 0), which is no distribution. Say which "
-            "prior to divide out with --prior_precision; a tiny one, 1e-9, comes to nearly none."
-        )
-    return first
+def _common_prior(posteriors: Sequence[DiagonalGaussian], sources: Sequence[str]) -> DiagonalGaussian:
+    try:
+        return ops.common_prior(posteriors)
+    except ValueError as error:
+        named = ", ".join(f"{i} is {source}" for i, source in enumerate(sources, start=1))
+        raise ValueError(f"{error} (Posterior {named}.)") from error
 
 
 def _median_deviation(q: DiagonalGaussian) -> float:

@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from varlora.adapters import applied
+from varlora.adapters import applied, check_base
 from varlora.draws import number_of_draws, over_draws
 from varlora.integrations.averages import average_choices, average_completions
 from varlora.integrations.source import read_source
@@ -145,6 +145,8 @@ class PosteriorLM(HFLM):  # type: ignore[misc]
             self._model = PeftModel.from_pretrained(self._model, str(self.source.folder), torch_device=str(self.device))
             with applied(self._model, self.q.point):
                 pass
+            meta = self.q.meta
+            check_base(self._model, self.q.point.keys(), meta.base_fingerprint, meta.base_model)
         except (ValueError, RuntimeError) as error:
             reason = " ".join(line.strip() for line in str(error).splitlines()[:2])  # PyTorch lists every tensor
             raise ValueError(

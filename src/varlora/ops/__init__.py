@@ -5,9 +5,20 @@ tempering    temperature τ, which scales the covariance
 gaussians    diagonal Gaussians in closed form: a prior, KL(q ‖ p), and the product of K posteriors
 """
 
-from varlora.ops.gaussians import isotropic_prior, kl, merge
+from varlora.ops.gaussians import common_prior, isotropic_prior, kl, merge
 from varlora.ops.pruning import Criterion, Scope, prune, snr
 from varlora.ops.tempering import temper
 from varlora.posterior import PointMassError
 
-__all__ = ["Criterion", "PointMassError", "Scope", "isotropic_prior", "kl", "merge", "prune", "snr", "temper"]
+__all__ = [
+    "Criterion",
+    "PointMassError",
+    "Scope",
+    "common_prior",
+    "isotropic_prior",
+    "kl",
+    "merge",
+    "prune",
+    "snr",
+    "temper",
+]

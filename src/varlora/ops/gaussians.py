@@ -1,6 +1,7 @@
 """Diagonal Gaussians in closed form: a prior on the same entries, KL(q ‖ p), and the product of several posteriors.
 
-K posteriors of one prior p merge into ∏ q_k / p^(K−1), whose precision is Σ 1/v_k − (K−1)/v_p.
+K posteriors of one prior p merge into ∏ q_k / p^(K−1), whose precision is Σ 1/v_k − (K−1)/v_p. Where each has learned
+the width of its own prior (IVON's movement prior), p is the geometric mean of theirs (`common_prior`): our choice.
 
 Source: the definitions.
 """
@@ -24,18 +25,17 @@ logger = logging.getLogger(__name__)
 
 
 def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float] | None) -> DiagonalGaussian:
-    """The prior N(0, 1/precision) on q's entries, for `kl` and `merge`.
+    """The prior N(m0, 1/precision) on q's entries, for `kl` and `merge`; m0 is q's `prior_mean`, 0 where it has none.
 
     Tensors of q that did not train are known exactly in the prior, too, so they add nothing to a divergence.
 
     Args:
-        q: gives the keys, shapes and dtypes.
-        precision: λ δ > 0, one number or one by key (`q.meta.prior_precision`, which by default a run does not
-            have: its prior is around where training began).
+        q: gives the keys, shapes, dtypes and m0.
+        precision: λ δ > 0, one number or one by key (`q.meta.prior_precision`).
 
     Raises:
-        ValueError: a precision is missing (q's prior is not around zero) or not positive (a prior with λ δ = 0 is
-            flat, no distribution).
+        ValueError: a precision is missing or not positive (a prior with λ δ = 0 is flat, no distribution); or q was
+            trained with a prior around its start and does not hold it.
 
     Example:
         >>> q = DiagonalGaussian(mean={"w": torch.ones(2)}, precision={"w": torch.ones(2)})
@@ -45,11 +45,13 @@ def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float] 
     variance = q.variance
     trained = [key for key, m in q.mean.items() if not known_exactly(m, variance[key])]
     by_key = dict.fromkeys(trained, precision) if isinstance(precision, (int, float)) else dict(precision or {})
-    if missing := [key for key in trained if key not in by_key]:
+    if (q.meta.diagnostics or {}).get("prior_width") is not None and not q.meta.prior_precision:
         raise ValueError(
-            f"{missing[0]} has no prior around zero (by default the prior is around where training began). Give the "
-            "precision to use (--prior_precision), or train with --prior fixed and --weight_decay above 0."
+            "the prior of this posterior is around where its training began, which a former version of varlora did not "
+            "keep. Train anew, or with --prior fixed and --weight_decay above 0."
         )
+    if missing := [key for key in trained if key not in by_key]:
+        raise ValueError(f"{missing[0]} has no prior precision. Give the one to use (--prior_precision).")
     for key in trained:
         if not 0 < by_key[key] < math.inf:
             raise ValueError(
@@ -58,12 +60,55 @@ def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float] 
                 "--prior fixed and --weight_decay above 0."
             )
     return DiagonalGaussian(
-        mean={key: torch.zeros_like(m) if key in trained else m for key, m in q.mean.items()},
+        mean={
+            key: q.prior_mean.get(key, torch.zeros_like(m)).to(m) if key in trained else m for key, m in q.mean.items()
+        },
         precision={
             key: torch.full_like(p, by_key[key]) if key in trained else p.clone() for key, p in q.precision.items()
         },
         meta=PosteriorMeta(method="prior"),
     )
+
+
+def common_prior(posteriors: Sequence[DiagonalGaussian]) -> DiagonalGaussian:
+    """The prior that posteriors of parts of the data were trained with, for `merge`.
+
+    A movement prior, which each has learned for itself, is of their mean precision: the geometric mean ∏ p_k^(1/K).
+
+    Raises:
+        ValueError: a posterior does not say its prior, or the priors differ (in the width of a fixed or adaptive one,
+            or in where training began), or are flat. The message numbers the posterior, from 1.
+
+    Example:
+        >>> from varlora.posterior import PosteriorMeta
+        >>> q = DiagonalGaussian(
+        ...     mean={"w": torch.ones(1)},
+        ...     precision={"w": torch.full((1,), 5.0)},
+        ...     prior_mean={"w": torch.full((1,), 0.9)},
+        ...     meta=PosteriorMeta(prior_precision={"w": 2.0}),
+        ... )
+        >>> prior = common_prior([q, q])
+        >>> prior.mean["w"], prior.precision["w"]
+        (tensor([0.9000]), tensor([2.]))
+    """
+    first = posteriors[0]
+    precision = isotropic_prior(first, first.meta.prior_precision).precision
+    known = {key: float(p.flatten()[0]) for key, p in precision.items() if not bool(torch.isinf(p).all())}
+    totals = dict.fromkeys(known, 0.0)
+    for number, q in enumerate(posteriors, start=1):
+        own = q.meta.prior_precision or {}
+        isotropic_prior(q, own)  # says what it lacks
+        _same_start(number, q, first)
+        moving = (q.meta.diagnostics or {}).get("prior_width") is not None or bool(q.prior_mean)
+        for key in known:
+            if key not in own or (own[key] != known[key] and not moving):
+                raise ValueError(
+                    f"posterior {number} and posterior 1 were trained with different priors ({key}). Train all with "
+                    "one --weight_decay and one --ess (an adaptive prior is each run's own), or say with "
+                    "--prior_precision which prior to divide out."
+                )
+            totals[key] += own[key]
+    return isotropic_prior(first, {key: total / len(posteriors) for key, total in totals.items()})
 
 
 def kl(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
@@ -122,15 +167,15 @@ def merge(
 
     Args:
         posteriors: q_1 .. q_K, with the same keys and shapes, base model and LoRA scaling.
-        prior: p; see `isotropic_prior`.
+        prior: p; see `common_prior` and `isotropic_prior`.
         invalid: an entry whose precision is not positive has no Gaussian: "raise", or take the "prior" there.
 
     Returns:
-        The product; `num_examples` and `ess` are the sums, where known.
+        The product, of the same prior; `num_examples` and `ess` are the sums, where known.
 
     Raises:
-        ValueError: the posteriors do not belong together, or entries are invalid; the message names the tensor
-            and counts them.
+        ValueError: the posteriors do not belong together, the prior is not around where their trainings began, or
+            entries are invalid; the message names the tensor and counts them.
         PointMassError: one of them is a point mass.
         TypeError: one of them is no diagonal Gaussian.
 
@@ -151,6 +196,14 @@ def merge(
     for q in (*posteriors, prior):
         _diagonal(q, "merge")
     _same_tensors([*posteriors, prior])
+    for number, q in enumerate(posteriors, start=1):
+        _same_start(number, q, posteriors[0])
+    for key, start in posteriors[0].prior_mean.items():
+        if not torch.equal(prior.mean[key].to(start), start):
+            raise ValueError(
+                f"the prior of {key} is not around where the posteriors' training began. Take "
+                "common_prior(posteriors), or isotropic_prior(posteriors[0], precision)."
+            )
     mean, precision, replaced = {}, {}, 0
     for key in posteriors[0].mean:
         m, p, valid = _product(key, posteriors, prior)
@@ -166,7 +219,27 @@ def merge(
             p = torch.where(valid, p, prior.precision[key].to(p))
         mean[key] = m.to(posteriors[0].mean[key].dtype)
         precision[key] = p.to(posteriors[0].precision[key].dtype)
-    return DiagonalGaussian(mean=mean, precision=precision, meta=_merged_meta(posteriors, replaced))
+    meta = dataclasses.replace(_merged_meta(posteriors, replaced), prior_precision=_precision_of(prior))
+    return DiagonalGaussian(mean=mean, precision=precision, prior_mean=posteriors[0].prior_mean, meta=meta)
+
+
+def _same_start(number: int, q: DiagonalGaussian, first: DiagonalGaussian) -> None:
+    """Whether two priors have the same mean, wherever it is not 0."""
+    for key in sorted(q.prior_mean.keys() | first.prior_mean.keys()):
+        starts = [other.prior_mean.get(key) for other in (q, first)]
+        if starts[0] is None or starts[1] is None or not torch.equal(starts[0], starts[1].to(starts[0])):
+            raise ValueError(
+                f"posterior {number} and posterior 1 began their trainings in different places ({key}), and their "
+                "priors are around these. Train all from one initialisation (--seed)."
+            )
+
+
+def _precision_of(prior: DiagonalGaussian) -> dict[str, float] | None:
+    """λδ by tensor of an isotropic prior; None if it is another."""
+    finite = {key: p for key, p in prior.precision.items() if not bool(torch.isinf(p).any())}
+    if any(bool((p != p.flatten()[0]).any()) for p in finite.values()):
+        return None
+    return {key: float(p.flatten()[0]) for key, p in finite.items()} or None
 
 
 def _product(
@@ -215,14 +288,12 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
     merged: dict[str, Any] = {"op": "merge", "invalid_entries_from_prior": replaced, "sources": sources}
     counts = [m.num_examples for m in metas if m.num_examples is not None]
     sizes = [m.ess for m in metas if m.ess is not None]
-    priors = [m.prior_precision for m in metas]
     return dataclasses.replace(
         metas[0],
         logit_temperature_by_mode=by_mode,
         method=metas[0].method if len({m.method for m in metas}) == 1 else "merge",
         num_examples=sum(counts) if len(counts) == len(metas) else None,
         ess=sum(sizes) if len(sizes) == len(metas) else None,
-        prior_precision=priors[0] if all(p == priors[0] for p in priors) else None,
         base_model=next((m.base_model for m in metas if m.base_model), None),
         base_revision=next((m.base_revision for m in metas if m.base_revision), None),
         readout=next((m.readout for m in metas if m.readout), None),

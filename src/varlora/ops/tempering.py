@@ -5,6 +5,7 @@ Source: test-time temperature arXiv 2506.14280.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TypeVar
 
@@ -39,5 +40,8 @@ def temper(q: P, temperature: float) -> P | PointMass:
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature!r}; it must be a finite number, at least 0.")
     meta = q.meta.after({"op": "temper", "temperature": temperature})
+    if meta.prior_precision is not None and temperature > 0:  # the prior is part of the posterior, and scaled with it
+        tempered = {key: precision / temperature for key, precision in meta.prior_precision.items()}
+        meta = dataclasses.replace(meta, prior_precision=tempered)
     scaled = q.scaled(temperature if temperature > 0 else 1.0, meta)  # refuses what has no variance
     return scaled if temperature > 0 else PointMass(mean=q.point, meta=meta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing_extensions import Self
 from varlora.posterior.kinds import check_mean, sorted_tensors, standard_normal, with_zeros
 from varlora.posterior.meta import PosteriorMeta
 
+_PRIOR_MEAN = "prior_mean/"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DiagonalGaussian:
@@ -25,6 +28,8 @@ class DiagonalGaussian:
         mean: m by checkpoint key; floating point and finite.
         precision: 1 / v, same keys and shapes; float32 or float64, > 0. Infinity marks an entry that is known
             exactly: one pruned to zero, or all entries of a tensor that did not train.
+        prior_mean: m0 of the prior N(m0, 1/(λδ)) whose λδ is `meta.prior_precision`, by checkpoint key, same shapes;
+            0 where there is none.
         meta: see `PosteriorMeta`.
 
     Raises:
@@ -42,13 +47,16 @@ class DiagonalGaussian:
     symmetric: ClassVar[bool] = True
     mean: Mapping[str, Tensor]
     precision: Mapping[str, Tensor]
+    prior_mean: Mapping[str, Tensor] = field(default_factory=dict)
     meta: PosteriorMeta = field(default_factory=PosteriorMeta)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", sorted_tensors(self.mean))
         object.__setattr__(self, "precision", sorted_tensors(self.precision))
+        object.__setattr__(self, "prior_mean", sorted_tensors(self.prior_mean))
         check_mean(self.mean)
         _check_precision(self.mean, self.precision)
+        _check_prior_mean(self.mean, self.prior_mean)
 
     @property
     def variance(self) -> dict[str, Tensor]:
@@ -87,9 +95,8 @@ class DiagonalGaussian:
 
     def zeroed(self, masks: Mapping[str, Tensor], meta: PosteriorMeta) -> Self:
         """The masked entries are known to be 0: their precision is infinite."""
-        return type(self)(
-            mean=with_zeros(self.mean, masks), precision=with_zeros(self.precision, masks, math.inf), meta=meta
-        )
+        precision = with_zeros(self.precision, masks, math.inf)
+        return dataclasses.replace(self, mean=with_zeros(self.mean, masks), precision=precision, meta=meta)
 
     def scaled(self, temperature: float, meta: PosteriorMeta) -> Self:
         """Every precision divided by the temperature.
@@ -103,16 +110,18 @@ class DiagonalGaussian:
                 raise ValueError(
                     f"temperature {temperature!r} takes precisions of {key} out of the range of {p.dtype}."
                 )
-        return type(self)(mean=self.mean, precision=precision, meta=meta)
+        return dataclasses.replace(self, precision=precision, meta=meta)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The precisions, by checkpoint key."""
-        return dict(self.precision)
+        """The precisions, by checkpoint key, and `prior_mean/KEY`."""
+        return {**self.precision, **{_PRIOR_MEAN + key: m for key, m in self.prior_mean.items()}}
 
     @classmethod
     def from_tensors(cls, point: Mapping[str, Tensor], tensors: Mapping[str, Tensor], meta: PosteriorMeta) -> Self:
         """A Gaussian with the point as its mean."""
-        return cls(mean=point, precision=tensors, meta=meta)
+        prior_mean = {name.removeprefix(_PRIOR_MEAN): t for name, t in tensors.items() if name.startswith(_PRIOR_MEAN)}
+        precision = {name: t for name, t in tensors.items() if not name.startswith(_PRIOR_MEAN)}
+        return cls(mean=point, precision=precision, prior_mean=prior_mean, meta=meta)
 
 
 def _check_precision(mean: Mapping[str, Tensor], precisions: Mapping[str, Tensor]) -> None:
@@ -133,3 +142,16 @@ def _check_precision(mean: Mapping[str, Tensor], precisions: Mapping[str, Tensor
                 f"precision of {key} has {bad} infinite value(s) where the mean is not 0; infinity marks a pruned "
                 "entry, or all entries of a tensor that did not train."
             )
+
+
+def _check_prior_mean(mean: Mapping[str, Tensor], prior_means: Mapping[str, Tensor]) -> None:
+    for key, m in prior_means.items():
+        if key not in mean:
+            raise ValueError(f"the prior's mean has {key}, which the posterior lacks.")
+        if m.shape != mean[key].shape or not m.is_floating_point():
+            raise ValueError(
+                f"the prior's mean of {key} is {m.dtype} of shape {tuple(m.shape)}; it must be floating point of shape "
+                f"{tuple(mean[key].shape)}."
+            )
+        if bad := int((~torch.isfinite(m)).sum()):
+            raise ValueError(f"the prior's mean of {key} has {bad} NaN or infinite value(s) of {m.numel()}.")

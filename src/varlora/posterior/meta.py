@@ -28,10 +28,11 @@ class PosteriorMeta:
         method: how it was trained: "ivon", "adamw", ...
         num_examples: N, size of the training set.
         ess: λ, effective sample size; None if unknown or not the same for all tensors.
-        prior_precision: λ δ of the prior N(0, 1/(λ δ)), by checkpoint key; without tensors whose prior has another mean
-            (IVON's `prior="movement"`).
+        prior_precision: λ δ of the prior N(m0, 1/(λ δ)), by checkpoint key; m0 is 0 but for IVON's `prior="movement"`
+            (`DiagonalGaussian.prior_mean`).
         base_model: name or path of the pre-trained model.
         base_revision: its revision or commit.
+        base_fingerprint: what tells its weights from another model's (`varlora.adapters.base_fingerprint`).
         adapter_config: content of PEFT's adapter_config.json; None for a plain module.
         readout: how an answer is read from the model's output (`varlora.readout`).
         linearised: whether it is a posterior over the model linearised at the mean (Laplace), so that predictions of
@@ -53,6 +54,7 @@ class PosteriorMeta:
     prior_precision: Mapping[str, float] | None = None
     base_model: str | None = None
     base_revision: str | None = None
+    base_fingerprint: Mapping[str, Any] | None = None
     adapter_config: Mapping[str, Any] | None = None
     readout: Mapping[str, Any] | None = None
     linearised: bool = False

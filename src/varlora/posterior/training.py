@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from varlora.adapters import (
     adapter_config,
+    base_fingerprint,
     base_model_of,
     check_trainable,
     fixed_tensors,
@@ -99,11 +100,8 @@ def posterior_of(
     hessians = {
         key: (_whole(optimizer.state[p]["hessian"]), float(groups[p]["hess_init"])) for key, p in trained.items()
     }
-    prior = {
-        key: optimizer.prior_precision(p)
-        for key, p in trained.items()
-        if groups[p].get("prior") != "movement"  # whose mean is not zero
-    }
+    prior = {key: optimizer.prior_precision(p) for key, p in trained.items()}
+    starts = {key: _whole(optimizer.state[p]["start"]) for key, p in trained.items() if "start" in optimizer.state[p]}
     diagnostics = training_diagnostics(
         optimizer.param_groups,
         hessians,
@@ -114,6 +112,7 @@ def posterior_of(
     return DiagonalGaussian(
         mean=mean,
         precision=precision,
+        prior_mean=prior_means(starts),
         meta=dataclasses.replace(
             model_meta(model, base_model, base_revision),
             method=method,
@@ -162,6 +161,18 @@ def point_mass_of(
             model_meta(model, base_model, base_revision), method=method, num_examples=num_examples, readout=readout
         ),
     )
+
+
+def prior_means(starts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`DiagonalGaussian.prior_mean` of movement priors: copies of where training began, without tensors of zeros.
+
+    LoRA's B begins at 0; A at random, so that half of an adapter's weights are kept twice.
+
+    Example:
+        >>> list(prior_means({"a": torch.ones(1), "b": torch.zeros(1)}))
+        ['a']
+    """
+    return {key: start.detach().clone() for key, start in starts.items() if bool((start != 0).any())}
 
 
 def training_diagnostics(
@@ -316,11 +327,12 @@ def hessian_moved(hessians: Mapping[str, tuple[Tensor, float]]) -> dict[str, Any
 
 
 def model_meta(model: nn.Module, base_model: str | None = None, base_revision: str | None = None) -> PosteriorMeta:
-    """What a model says about itself: its base model, revision and adapter configuration."""
+    """What a model says about itself: its base model, revision, fingerprint and adapter configuration."""
     name, revision = base_model_of(model)
     return PosteriorMeta(
         base_model=base_model or name,
         base_revision=base_revision or (revision if base_model in (None, name) else None),
+        base_fingerprint=base_fingerprint(model, [*trained_tensors(model), *fixed_tensors(model)]),
         adapter_config=adapter_config(model),
     )
 

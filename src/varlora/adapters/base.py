@@ -1,0 +1,156 @@
+"""A cheap fingerprint of the base model, so that a posterior does not go onto another one of the same shapes unnoticed.
+
+SHA-256 over names, shapes and up to 1024 entries of each of the base model's tensors, at fixed strides, rounded to
+bfloat16: a base loaded in bfloat16 or in float32 has one fingerprint. Embeddings have a hash of their own, over the
+rows that there were, since a vocabulary may grow later on; what the posterior holds itself is left out, and so is what
+was quantised. A change of a few entries of a large tensor can escape it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from varlora.adapters.tensors import active_adapter, live_tensors, unwrapped_model
+
+logger = logging.getLogger(__name__)
+
+_ENTRIES = 1024
+
+
+def base_fingerprint(model: nn.Module, held: Collection[str], *, rows: int | None = None) -> dict[str, Any] | None:
+    """What tells the base model of a posterior from another; plain JSON. None where its weights are not all at hand.
+
+    Args:
+        model: the model with its adapter, not merged, or a plain module.
+        held: the posterior's keys, whose tensors are no part of the base.
+        rows: of the embeddings, those that are read; None: all.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> before = base_fingerprint(model, ["1.weight", "1.bias"])
+        >>> _ = model[1].requires_grad_(False).bias.add_(1)
+        >>> base_fingerprint(model, ["1.weight", "1.bias"]) == before
+        True
+        >>> _ = model[0].requires_grad_(False).bias.add_(1)
+        >>> base_fingerprint(model, ["1.weight", "1.bias"]) == before
+        False
+    """
+    inner = unwrapped_model(model)
+    base = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+    named = live_tensors(model, embeddings=isinstance(inner, PeftModel) and hasattr(base, "get_input_embeddings"))
+    mine = {id(t) for key, t in named.items() if key in held}
+    embeddings = {id(t) for layer in _embedding_layers(base) for _, t in _own_tensors(layer)}
+    adapter = active_adapter(inner) if isinstance(inner, PeftModel) else None
+    body, vocabulary, seen, vocabulary_rows = [], [], set[int](), 0
+    for name, t in _own_tensors(base, adapter):
+        if id(t) in mine or id(t) in seen or not _is_plain(t):
+            continue
+        if t.is_meta or hasattr(t, "full_tensor"):
+            logger.info("the base model's weights are sharded or offloaded, so it gets no fingerprint")
+            return None
+        seen.add(id(t))
+        if id(t) in embeddings:
+            vocabulary_rows = len(t)
+            vocabulary.append((name, t[: rows if rows is not None else len(t)]))
+        else:
+            body.append((name, t))
+    config = getattr(base, "config", None)
+    facts = {name: getattr(config, name, None) for name in ("model_type", "num_attention_heads", "num_key_value_heads")}
+    dtypes = {str(t.dtype) for _, t in (*body, *vocabulary)} | {str(getattr(config, "dtype", None))}
+    return {
+        "config": {name: value for name, value in facts.items() if isinstance(value, (str, int))},
+        "sha256": _hash(body),
+        "embeddings": {"rows": vocabulary_rows, "sha256": _hash(vocabulary, last_row=True)} if vocabulary else None,
+        "float16": "torch.float16" in dtypes,
+    }
+
+
+def check_base(model: nn.Module, held: Collection[str], expected: Mapping[str, Any] | None, name: str | None) -> None:
+    """Refuses a model whose base is not the one that `expected` was taken of.
+
+    Args:
+        model: as in `base_fingerprint`.
+        held: the same.
+        expected: what `base_fingerprint` gave; None (a posterior of a former version, say) is not compared.
+        name: of the base model expected, for the message.
+
+    Raises:
+        ValueError: another base model. The message says which was expected, what differs and what to do.
+    """
+    if expected is None:
+        return
+    embeddings = expected["embeddings"]
+    found = base_fingerprint(model, held, rows=embeddings["rows"] if embeddings else None)
+    if found is None:
+        return
+    if found["float16"] != expected["float16"]:
+        logger.info("the base model is in float16 here or was in training, so the two are not compared")
+        return
+    differing = [what for what in ("config", "sha256") if found[what] != expected[what]]
+    own = found["embeddings"] or {"rows": 0, "sha256": None}
+    if embeddings and (own["rows"] < embeddings["rows"] or own["sha256"] != embeddings["sha256"]):
+        differing.append("embeddings")
+    if differing:
+        words = {"config": "configuration", "sha256": "weights", "embeddings": "embeddings"}
+        inner = unwrapped_model(model)
+        here = getattr(inner.get_base_model() if isinstance(inner, PeftModel) else inner, "name_or_path", None)
+        raise ValueError(
+            f"this is not the base model that the posterior was trained on ({name or 'which has no name'}): the "
+            f"{' and '.join(words[what] for what in differing)} of the one given ({here or 'which has no name'}) "
+            "differ. Load the base model of training, as it was then: the same files and revision, no part of it drawn "
+            "anew or trained further."
+        )
+
+
+def _own_tensors(module: nn.Module, adapter: str | None = None, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The base model's parameters and saved buffers under the names they had without an adapter."""
+    layer: Any = module
+    while isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+        if isinstance(layer, ModulesToSaveWrapper) and adapter is not None and adapter in layer.modules_to_save:
+            return  # the adapter's copy takes its place
+        layer = getattr(layer, "base_layer" if isinstance(layer, BaseTunerLayer) else "original_module")
+    module = layer
+    for name, t in module._parameters.items():
+        if t is not None:
+            yield prefix + name, t
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield prefix + name, buffer
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _own_tensors(child, adapter, f"{prefix}{name}.")
+
+
+def _embedding_layers(base: nn.Module) -> list[nn.Module]:
+    layers = [getattr(base, name, lambda: None)() for name in ("get_input_embeddings", "get_output_embeddings")]
+    return [layer for layer in layers if isinstance(layer, nn.Module)]
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether entries are weights, not packed by a quantisation."""
+    return t.is_floating_point() and t.element_size() > 1 and not hasattr(t, "quant_state")
+
+
+def _hash(tensors: Iterable[tuple[str, Tensor]], *, last_row: bool = False) -> str:
+    total = hashlib.sha256()
+    for name, t in sorted(tensors, key=lambda named: named[0]):  # a forward may register a parameter anew, last
+        total.update(f"{name} {tuple(t.shape)};".encode())
+        flat = t.detach().reshape(-1)
+        count = min(len(flat), _ENTRIES)
+        if count == 0:
+            continue
+        at = torch.arange(count, device=t.device) * len(flat) // count
+        sample = flat[at]
+        if last_row and t.ndim > 1:
+            sample = torch.cat([sample, t.detach()[-1].reshape(-1)[:_ENTRIES]])
+        total.update(sample.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+    return total.hexdigest()
