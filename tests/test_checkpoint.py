@@ -101,7 +101,7 @@ def test_an_adapters_posterior_comes_back_as_it_was(llama_lora: PeftModel, tmp_p
 
     written = json.loads((folder / "posterior.json").read_text())
     assert (written["format_version"], written["kind"], written["ess_over_num_examples"]) == (
-        1,
+        2,
         "diagonal_gaussian",
         15.625,
     )
