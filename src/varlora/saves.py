@@ -36,10 +36,11 @@ class SavesPosterior:
         if trainer.optimizer is None or any(is_open(group) for group in unwrapped(trainer.optimizer).param_groups):
             logger.warning("%s holds no posterior: there is none before the first training", folder)
             return
+        counted = "counted" in unwrapped(trainer.optimizer).param_groups[0]
         q = posterior_of(
             trainer.model,
             trainer.optimizer,
-            num_examples=_length(trainer.train_dataset),
+            num_examples=None if counted else _length(trainer.train_dataset),
             readout=trainer.answer_readout(),
         )
         if trainer.args.should_save:

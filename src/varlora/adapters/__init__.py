@@ -1,7 +1,8 @@
 """The adapter on a model: the only room that knows PEFT's names.
 
 `tensors` reads and writes what trains, by the keys of PEFT's files; `lora` knows the layers of a LoRA adapter; `reload`
-what no file of PEFT's brings back; `foreign` what a configuration may not say; `base` tells one base model from another.
+what no file of PEFT's brings back; `foreign` what a configuration may not say; `base` tells one base model from
+another.
 """
 
 from varlora.adapters.base import base_fingerprint, check_base
