@@ -88,6 +88,17 @@ def test_where_no_save_ever_ended_there_is_nothing_to_lose(tmp_path: Path, caplo
     assert "checkpoint-5 is half-written: its save was interrupted, and there is no other" in caplog.text
 
 
+@pytest.mark.parametrize("left", [[], [f".{CHECKPOINT_FILES}.new-0123abcd"]])
+def test_a_kill_when_a_save_has_just_begun_leaves_nothing_in_the_way(left: list[str], tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-5").mkdir()
+    for name in left:
+        (tmp_path / "checkpoint-5" / name).touch()
+    assert last_whole_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoint-5" / "optimizer.pt").touch()
+    with pytest.raises(DamagedCheckpointError, match=f"without {CHECKPOINT_FILES}"):
+        last_whole_checkpoint(tmp_path)
+
+
 def test_a_checkpoint_that_is_saved_anew_is_not_whole_before_its_end(tmp_path: Path) -> None:
     save(tmp_path, 5)
     checkpoint = save(tmp_path, 5, finished=False)

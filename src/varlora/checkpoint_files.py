@@ -222,10 +222,10 @@ def _own_damage(checkpoint: Path) -> str | None:
         found = read_checkpoint_files(checkpoint)
     except ValueError as error:
         return f"damaged ({error})"
-    if found is None:
-        return f"without {CHECKPOINT_FILES}, so that nothing says whether it is whole"
-    if found.files is None:
+    if is_interrupted(checkpoint):
         return "half-written: its save was interrupted"
+    if found is None or found.files is None:
+        return f"without {CHECKPOINT_FILES}, so that nothing says whether it is whole"
     if not found.resumable:
         return "without the optimizer's state (save_only_model=True)"
     return next(
@@ -247,7 +247,9 @@ def is_interrupted(checkpoint: Path) -> bool:
         found = read_checkpoint_files(checkpoint)
     except ValueError:
         return False
-    return found is not None and found.files is None
+    if found is not None:
+        return found.files is None
+    return all(path.name.startswith(f".{CHECKPOINT_FILES}.new-") for path in checkpoint.glob("*"))  # it had just begun
 
 
 def _best_of(checkpoint: Path) -> Path | None:
