@@ -53,7 +53,6 @@ class World:
 
 WORLDS = (
     World(name="nothing helps"),
-    World(name="nothing helps, much noise", noise=1.5),
     World(name="over-confident, T = 1.5", divisor=1.5),
     World(name="over-confident, T = 2", divisor=2.0),
     World(name="under-confident, T = 0.7", divisor=0.7),

@@ -97,7 +97,9 @@ def test_it_predicts_after_a_round_trip_and_leaves_no_hook(model_folder: str, tm
 # The choice of the prior ---------------------------------------------------------------------------------------
 
 
-def test_validation_rows_choose_the_prior_with_the_least_nll(model_folder: str, tmp_path: Path) -> None:
+def test_validation_rows_choose_the_prior_with_the_least_nll(
+    model_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     setting, q = fitted(tmp_path, model_folder, Laplace(**OPTIONS, prior_choice="validation"))
     assert q.meta.prior_precision is not None
     (chosen,) = set(q.meta.prior_precision.values())
@@ -110,6 +112,8 @@ def test_validation_rows_choose_the_prior_with_the_least_nll(model_folder: str, 
     assert nll[chosen] == pytest.approx(min(nll.values()), rel=1e-3)
     assert q.meta.diagnostics is not None
     assert q.meta.diagnostics["validation_nll"] == pytest.approx(nll[chosen], rel=1e-3)
+    assert q.meta.diagnostics["validation_rows"] == len(rows)
+    assert (f"{len(rows)} validation rows are few to choose a prior by" in caplog.text) is (len(rows) < 50)
 
 
 @pytest.mark.parametrize(("structure", "above"), [("kron", 1024), ("kron", 6), ("diag", 1024)])

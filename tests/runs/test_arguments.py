@@ -46,9 +46,13 @@ def test_settings_reach_the_trainer(model: str, tmp_path: Path) -> None:
     ],
 )
 def test_early_stopping_validates_now_and_then(
-    model: str, tmp_path: Path, options: dict[str, float], interval: int
+    model: str, tmp_path: Path, options: dict[str, float], interval: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = config(tmp_path / "run", model, early_stopping=True, **options)
-    found = training_arguments(load_setting(settings), tmp_path / "checkpoints", progress=True)
+    setting = load_setting(settings)
+    rows = len(setting.task.rows("validation"))
+    found = training_arguments(setting, tmp_path / "checkpoints", progress=True)
+    assert 0 < rows < 50
+    assert f"{rows} validation rows are few to choose a step by" in caplog.text
     assert (found.eval_steps, found.save_steps, found.load_best_model_at_end) == (interval, interval, True)
     assert (found.metric_for_best_model, found.greater_is_better) == ("eval_loss", False)

@@ -173,13 +173,17 @@ def test_a_card_that_the_user_wrote_on_stays(hot: Path) -> None:
 
 
 def test_pruning_on_demand(hot: Path) -> None:
-    """With so many standard errors nothing else changes, and a hundredth is free."""
-    tuning = tune(hot, samples=[2], fractions=[0.01], by="magnitude", apply_pruning=True, standard_errors=100)
+    """Nothing else is there to change, and by the mean alone a hundredth is free."""
+    only: dict[str, Any] = {"temperatures": [1.0], "samples": [2], "fractions": [0.01], "by": "magnitude"}
+    only |= {"logit_temperature": False, "standard_errors": 0.0}
+    tuning = tune(hot, **only, apply_pruning=True)
     assert tuning.choice.free_fraction == 0.01
     assert tuning.tuned is not None
     assert tuning.tuned["pruned"] == {"fraction": 0.01, "by": "magnitude"}
     assert "1 % pruned by magnitude" in tuning.sentence
-    assert tune(hot, samples=[2], fractions=[0.01], by="magnitude", standard_errors=100).tuned is None
+    assert tune(hot, **only).tuned is None
+    few = tune(hot, **(only | {"standard_errors": None}), apply_pruning=True)
+    assert (few.choice.free_fraction, few.tuned) == (0.0, None)  # 48 rows cannot show it
 
 
 def no_model(*_: Any, **__: Any) -> None:
@@ -216,7 +220,7 @@ def test_a_point_mass_needs_no_model_for_its_logits(
         row["label"] = "positive"  # wrong, where training was on right ones
     folder = finish_herds(tmp_path, model, method="adamw", validation_file=write_rows(tmp_path / "wrong.jsonl", rows))
     monkeypatch.setattr("varlora.runs.validation.reload_setting", no_model)
-    tuning = tune(folder, fractions=[])
+    tuning = tune(folder, fractions=[], standard_errors=1.0)
     assert {candidate.stage for candidate in tuning.choice.candidates} == {"scale"}
     assert [candidate.mode for candidate in tuning.choice.candidates] == ["mean", "mean"]
     assert tuning.tuned is not None

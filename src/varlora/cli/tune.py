@@ -10,6 +10,7 @@ from rich.table import Table
 
 from varlora.cli.console import out
 from varlora.cli.finished import changed
+from varlora.metrics import WORTHWHILE
 from varlora.runs import Tuning, read_run, reset, tune
 from varlora.runs.tune import TABLE
 from varlora.runs.tuning import Candidate
@@ -56,7 +57,7 @@ def execute(arguments: Namespace) -> None:
 def _table(tuning: Tuning) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
-    for heading in ("τ", "Draws", "T", "Pruned", "NLL ↓", "Difference"):
+    for heading in ("τ", "Draws", "T", "Pruned", "NLL ↓", f"Difference, {tuning.rows} rows"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     candidates = tuning.choice.candidates
@@ -86,9 +87,10 @@ def _cells(candidate: Candidate) -> tuple[str, ...]:
 def _free(tuning: Tuning, name: str) -> None:
     """What costs nothing: fewer draws, and a smaller posterior."""
     choice = tuning.choice
+    nothing = f"less than {WORTHWHILE:g} nat of NLL ({tuning.rows} rows)"
     if choice.fewest_samples is not None and choice.fewest_samples < choice.chosen.samples:
         out.print(
-            f"{choice.fewest_samples} draws instead of {choice.chosen.samples} cost no more than a standard error: "
+            f"{choice.fewest_samples} draws instead of {choice.chosen.samples} cost {nothing}: "
             f"[cyan]varlora predict {name} --samples {choice.fewest_samples} ...[/cyan]",
             highlight=False,
             soft_wrap=True,
@@ -98,11 +100,15 @@ def _free(tuning: Tuning, name: str) -> None:
     if choice.free_fraction > 0:
         command = f"varlora prune {name} --fraction {choice.free_fraction:g} --by {tuning.by} --output_dir ..."
         out.print(
-            f"{100 * choice.free_fraction:g} % can be pruned by {tuning.by} for no more than a standard error: "
+            f"{100 * choice.free_fraction:g} % can be pruned by {tuning.by} at a cost of {nothing}: "
             f"[cyan]{command}[/cyan]",
             highlight=False,
             soft_wrap=True,
         )
     else:
         smallest = next(candidate.pruned for candidate in choice.candidates if candidate.pruned > 0)
-        out.print(f"Pruning {100 * smallest:g} % by {tuning.by} costs more than a standard error.", highlight=False)
+        out.print(
+            f"Pruning {100 * smallest:g} % by {tuning.by} is not shown to cost {nothing}.",
+            highlight=False,
+            soft_wrap=True,
+        )

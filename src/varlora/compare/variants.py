@@ -214,7 +214,7 @@ def _check_validation(run: RunFolder, task: Task) -> None:
 
 
 def _choose_fraction(run: RunFolder, predict: Callable[[float], Prediction]) -> tuple[float, list[dict[str, float]]]:
-    """The largest fraction that costs no more than a standard error of validation NLL, and what was tried."""
+    """The largest fraction that costs nothing by validation NLL (`varlora.metrics.is_free`), and what was tried."""
     rows = usable_rows(run.path)
 
     def losses(fraction: float) -> Tensor:

@@ -31,6 +31,7 @@ from varlora.linearised import drawn_log_probs, linearised_batches
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.metrics import mean_log_probs
+from varlora.metrics.selection import FEW_ROWS
 from varlora.posterior import model_meta
 from varlora.readout import Readout
 
@@ -143,9 +144,18 @@ class Laplace(AdamW):
                 progress=job.progress,
             )
             best = min(nll, key=lambda delta: nll[delta])
+            rows = sum(label >= 0 for label in job.validation["labels"])
+            logger.info("the prior precision %g has the lowest NLL over %d validation rows", best, rows)
+            if rows < FEW_ROWS:
+                logger.warning(
+                    "%d validation rows are few to choose a prior by: their lowest NLL may be luck. Give at least %d, "
+                    "or use prior_choice='marglik', which needs none",
+                    rows,
+                    FEW_ROWS,
+                )
             if best in (GRID[0], GRID[-1]):
                 logger.warning("the best prior precision on validation rows is at the end of the grid: %g", best)
-            return dict.fromkeys(curvature.weights, best), {"validation_nll": nll[best]}
+            return dict.fromkeys(curvature.weights, best), {"validation_nll": nll[best], "validation_rows": rows}
         if not self.per_tensor:
             return dict.fromkeys(curvature.weights, best_prior_precision(curvature)), {}
         return _per_tensor(curvature), {}

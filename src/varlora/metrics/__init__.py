@@ -31,6 +31,8 @@ from varlora.metrics.ranking import accuracy_at_coverage, aurc, auroc, fpr95, ri
 from varlora.metrics.scoring import accuracy, brier, confidence_and_correct, nll
 from varlora.metrics.selection import (
     WORTHWHILE,
+    independent,
+    is_free,
     largest_free,
     not_worse,
     one_standard_error,
@@ -92,6 +94,8 @@ __all__ = [
     "fewest_rows",
     "fit_temperature",
     "fpr95",
+    "independent",
+    "is_free",
     "largest_free",
     "likeliest_temperature",
     "majority",

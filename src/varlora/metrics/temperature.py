@@ -38,7 +38,7 @@ PRIOR_SD = math.log(2) / 2
 """s, of log T: two of them are a factor of 2."""
 FOLDS = 5
 BOUNDS = (0.01, 100.0)
-GRID = 41
+GRID = 21
 """Temperatures tried before the best bracket is narrowed down."""
 LARGEST = 2**18
 """Entries of the logits, times the temperatures tried, that are held at once."""
@@ -179,23 +179,25 @@ def likeliest_temperature(
     if not prior_sd > 0:
         raise ValueError(f"prior_sd is {prior_sd!r}; it must be positive (infinite: no prior).")
     logits, labels = _checked(logits, labels)
-    rows = torch.arange(len(labels))
+    own = logits[torch.arange(len(labels)), :, labels]
     finite = logits.masked_fill(torch.isinf(logits), 0.0)
-    together = min(GRID, max(1, LARGEST // logits.numel()))
 
-    def losses_and_slopes(inverses: Tensor) -> tuple[Tensor, Tensor]:
-        """NLL and penalty at each 1/T (K,), and their derivative: −Σ_s w_s (logit of the label − E_s[logit])."""
-        log_probs = torch.log_softmax(logits * inverses[:, None, None, None], dim=-1)
-        of_label = log_probs[:, rows, :, labels].transpose(0, 1)  # (K, N, S): two index tensors put N first
-        rise = finite[rows, :, labels] - (log_probs.exp() * finite).sum(-1)
-        loss = -torch.logsumexp(of_label, dim=2).sum(1)
-        slope = -(of_label.softmax(2) * rise).sum((1, 2))
-        distance = inverses.log() / prior_sd
-        return loss + distance.square() / 2, slope + distance / (prior_sd * inverses)
+    def costs(inverses: Tensor) -> Tensor:
+        """NLL and penalty at each 1/T (K,)."""
+        of_label = own * inverses[:, None, None] - (logits * inverses[:, None, None, None]).logsumexp(-1)
+        return (inverses.log() / prior_sd).square() / 2 - of_label.logsumexp(2).sum(1)
+
+    def slope(inverse: float) -> float:
+        """Their derivative by 1/T: −Σ_n Σ_s w_s (logit of the label − E_s[logit])."""
+        log_probs = torch.log_softmax(logits * inverse, dim=-1)
+        weights = (own * inverse - (logits * inverse).logsumexp(-1)).softmax(1)
+        rise = own - (log_probs.exp() * finite).sum(-1)
+        return math.log(inverse) / (prior_sd**2 * inverse) - float((weights * rise).sum())
 
     low, high = BOUNDS
     grid = low * (high / low) ** (torch.arange(GRID, dtype=torch.float64) / (GRID - 1))
-    best = int(torch.cat([losses_and_slopes(1 / some)[0] for some in torch.split(grid, together)]).argmin())
+    together = max(1, LARGEST // logits.numel())
+    best = int(torch.cat([costs(1 / some) for some in torch.split(grid, together)]).argmin())
     if best in (0, GRID - 1):
         bound = low if best == 0 else high
         if warn:
@@ -205,9 +207,7 @@ def likeliest_temperature(
             )
         return bound
     left, right = float(1 / grid[best + 1]), float(1 / grid[best - 1])
-    return 1 / _root(
-        lambda inverse: float(losses_and_slopes(torch.tensor([inverse], dtype=torch.float64))[1]), left, right
-    )
+    return 1 / _root(slope, left, right)
 
 
 def cross_fitted(logits: Tensor, labels: Tensor, *, folds: int = FOLDS, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from varlora.metrics.selection import FEW_ROWS
 from varlora.runs.setting import Setting
+
+logger = logging.getLogger(__name__)
 
 VALIDATIONS_PER_RUN = 20
 
@@ -31,6 +35,7 @@ def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -
         if "validation" not in setting.task.splits:
             raise ValueError("early_stopping needs validation rows; give validation_file or validation_size.")
         steps = config.eval_steps if config.eval_steps is not None else _validation_interval(setting)
+        _tell_rows(len(setting.task.rows("validation")))
         others |= {
             "eval_strategy": "steps",
             "eval_steps": steps,
@@ -61,6 +66,18 @@ def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -
         dataloader_pin_memory=torch.cuda.is_available(),
         **others,
     )
+
+
+def _tell_rows(rows: int) -> None:
+    """How many rows will choose the step; a trainer keeps no losses by row, so that their luck cannot be told apart."""
+    logger.info("early stopping keeps the step of the lowest mean loss over %d validation rows", rows)
+    if rows < FEW_ROWS:
+        logger.warning(
+            "%d validation rows are few to choose a step by: their lowest loss may be luck. Give at least %d, or train "
+            "to the end",
+            rows,
+            FEW_ROWS,
+        )
 
 
 def _validation_interval(setting: Setting) -> int:

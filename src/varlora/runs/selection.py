@@ -20,10 +20,10 @@ FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 def largest_free_fraction(
     setting: Setting, q: Posterior, *, samples: int, fractions: Sequence[float] = FRACTIONS
 ) -> float:
-    """The largest fraction that can be pruned by SNR for no more than one standard error of validation NLL.
+    """The largest fraction that can be pruned by SNR for less validation NLL than is worth a word.
 
-    The standard error is that of the paired difference from the unpruned posterior over the validation rows, with
-    the same draws. Fractions are tried in rising order until one costs more.
+    The cost is the paired difference from the unpruned posterior over the validation rows, with the same draws, and its
+    standard errors on top (`varlora.metrics.is_free`). Fractions are tried in rising order until one may cost more.
 
     Args:
         setting: a setting with a "validation" split.
@@ -32,7 +32,7 @@ def largest_free_fraction(
         fractions: what to try, in rising order.
 
     Returns:
-        The fraction; 0.0 if even the smallest costs more.
+        The fraction; 0.0 if even the smallest may cost more, as on few rows it may.
 
     Raises:
         ValueError: fewer than two validation rows have a label.

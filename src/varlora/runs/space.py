@@ -30,7 +30,8 @@ class Space:
         start: τ of the default: 1, or 0 for a run that predicts at its mean.
         draws: S of the default.
         logit_temperatures: T that training left, by mode.
-        standard_errors: how many make a difference more than noise.
+        standard_errors: how many make a difference more than noise; None: by the number of rows and of candidates
+            (`varlora.metrics.selection`).
         apply_pruning: whether the free fraction is part of the choice, or only reported.
 
     Raises:
@@ -46,11 +47,11 @@ class Space:
     start: float
     draws: int
     logit_temperatures: Mapping[str, float]
-    standard_errors: float = 1.0
+    standard_errors: float | None = None
     apply_pruning: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.standard_errors < math.inf:
+        if self.standard_errors is not None and not 0 <= self.standard_errors < math.inf:
             raise ValueError(f"standard_errors is {self.standard_errors!r}; allowed: a finite number, at least 0.")
 
 

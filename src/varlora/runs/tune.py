@@ -19,6 +19,7 @@ from typing import Any
 from varlora.files import LARGEST_JSON, read_text
 from varlora.folders import atomic_file
 from varlora.manifest import MANIFEST, read_manifest, write_tuned
+from varlora.metrics import WORTHWHILE
 from varlora.ops import Criterion
 from varlora.posterior import Posterior
 from varlora.run_config import RunConfig
@@ -63,7 +64,7 @@ class Tuning:
         if self.tuned is None:
             return (
                 f"Kept as trained: nothing that was tried has a validation NLL below {choice.nll_before:.4g} by more "
-                f"than noise ({self.rows} rows)."
+                f"than noise and {WORTHWHILE:g} ({self.rows} rows)."
             )
         gain = (
             f"validation NLL {choice.nll_before:.4g} to {choice.nll_after:.4g} "
@@ -115,7 +116,7 @@ def tune(
     by: Criterion | None = None,
     logit_temperature: bool = True,
     apply_pruning: bool = False,
-    standard_errors: float = 1.0,
+    standard_errors: float | None = None,
     split: str = "validation",
     config: RunConfig | None = None,
     progress: bool = False,
@@ -133,7 +134,8 @@ def tune(
         by: what to prune by; None: "snr", or "magnitude" where there is no variance.
         logit_temperature: whether to try a T, fitted on the rows.
         apply_pruning: whether to predict with the pruned posterior, too.
-        standard_errors: by how many paired standard errors the NLL must be lower for a change.
+        standard_errors: by how many paired standard errors the NLL must be lower for a change; None: by the number of
+            rows and of candidates (`varlora.metrics.selection`).
         split: the rows; validation rows only.
         config: the run's settings where they have changed, such as where the base model is.
         progress: show progress bars.
@@ -172,7 +174,7 @@ def tuning_of(
     by: Criterion | None = None,
     logit_temperature: bool = True,
     apply_pruning: bool = False,
-    standard_errors: float = 1.0,
+    standard_errors: float | None = None,
     split: str = "validation",
     config: RunConfig | None = None,
     setting: Setting | None = None,

@@ -4,8 +4,9 @@
     draws      the number of draws, at the τ and T of before
     pruning    the largest fraction that costs nothing, at all of that
 
-Each stage begins from the choice of the one before and leaves it only for what lowers the NLL by more than noise
-(`varlora.metrics.selection`). A T is judged by cross-fitting, K folds, and then fitted to all rows.
+Each stage begins from the choice of the one before and leaves it only for what lowers the NLL by more than noise, and
+by what is worth a change (`varlora.metrics.selection`). A T is drawn towards 1 by the prior of
+`varlora.metrics.temperature`, judged by cross-fitting, K folds, and then fitted to all rows.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from torch import Tensor
 
 from varlora.metrics import (
     cross_fitted,
+    is_free,
     largest_free,
     likeliest_temperature,
     mean_log_probs,
-    not_worse,
     one_standard_error,
     paired_error,
 )
@@ -85,7 +86,7 @@ class Choice:
         nll_after: of the chosen; cross-fitted where T was fitted.
         difference: mean paired difference of the two, after minus before.
         standard_error: of that difference.
-        fewest_samples: the fewest draws not worse than the chosen number; None where that was not looked at.
+        fewest_samples: the fewest draws that cost nothing beside the chosen number; None where that was not looked at.
         free_fraction: the largest fraction that can be pruned for nothing; None where that was not looked at.
     """
 
@@ -174,12 +175,12 @@ class _Stage:
     def end(self) -> tuple[Candidate, Tensor]:
         return next((c, row) for c, row in zip(self.candidates, self.losses, strict=True) if c.chosen)
 
-    def fewest(self, standard_errors: float) -> int:
+    def fewest(self, standard_errors: float | None) -> int:
         chosen, reference = self.end
         return min(
             c.samples
             for c, row in zip(self.candidates, self.losses, strict=True)
-            if c.samples == chosen.samples or not_worse(row, reference, standard_errors)
+            if c.samples == chosen.samples or is_free(row, reference, standard_errors=standard_errors)
         )
 
 
@@ -244,7 +245,7 @@ def _pruning(predict: Predict, labels: Tensor, space: Space, before: Candidate) 
             tried.append((replace(before, stage="pruning", pruned=fraction), of(fraction)))
             yield fraction, tried[-1][1]
 
-    free = largest_free(costs(), tried[0][1], space.standard_errors)
+    free = largest_free(costs(), tried[0][1], standard_errors=space.standard_errors)
     return _marked(tried, 0, next(i for i, (c, _) in enumerate(tried) if c.pruned == free))
 
 
@@ -257,7 +258,7 @@ def _fitted(plain: Candidate, log_probs: Tensor, labels: Tensor) -> tuple[Candid
 
 
 def _decided(
-    tried: list[tuple[Candidate, Tensor]], simplicity: list[Any], default: int, standard_errors: float
+    tried: list[tuple[Candidate, Tensor]], simplicity: list[Any], default: int, standard_errors: float | None
 ) -> _Stage:
     rows = torch.stack([found for _, found in tried])
     chosen = one_standard_error(rows, simplicity=simplicity, default=default, standard_errors=standard_errors)
