@@ -106,6 +106,8 @@ def test_a_table_that_says_it_holds_far_more_than_its_bytes_is_refused(tmp_path:
     assert (tmp_path / "t.parquet").stat().st_size < 1 << 20
     with pytest.raises(ValueError, match=r"t\.parquet .*bytes that say they hold 20,000,000 values"):
         Prediction.load(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet.*bytes that say they hold 20,000,000 values"):
+        read_records(tmp_path / "t.parquet")
 
 
 ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

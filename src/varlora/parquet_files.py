@@ -33,7 +33,7 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, pa.DataType])
     data = read_bytes(path)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        _check_size(file.metadata, len(data))
+        check_values(file.metadata, len(data))
         schema = file.schema_arrow
         if misfits := [
             f"{column} ({schema.field(column).type if column in schema.names else 'missing'}, not {kind})"
@@ -80,7 +80,16 @@ def rectangle(lists: pa.ChunkedArray | pa.Array, name: str) -> tuple[int, pa.Arr
     return lengths[0], inside
 
 
-def _check_size(metadata: Any, size: int) -> None:
+def check_values(metadata: Any, size: int) -> None:
+    """Refuses a table that would take far more memory than its bytes are worth.
+
+    Args:
+        metadata: of a `pyarrow.parquet.ParquetFile`.
+        size: bytes of the file.
+
+    Raises:
+        ValueError: it says that it holds more values than `FREE_VALUES` and `VALUES_PER_BYTE` allow.
+    """
     values = sum(
         metadata.row_group(group).column(column).num_values
         for group in range(metadata.num_row_groups)

@@ -255,11 +255,14 @@ def _parquet(content: bytes, where: str) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from varlora.parquet_files import check_values
+
     try:
         file = pq.ParquetFile(io.BytesIO(content))
         parts = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
         if sum(part.total_byte_size for part in parts) > LARGEST:
             raise ValueError(f"it holds more than {LARGEST // 1024**3} GiB; give fewer rows")
+        check_values(file.metadata, len(content))
         rows: list[dict[str, Any]] = file.read().to_pylist()
     except (ValueError, OSError, pa.ArrowException) as error:
         raise ValueError(f"{where}: the Parquet file does not read: {error}") from error
