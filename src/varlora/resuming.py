@@ -67,6 +67,7 @@ class WholeCheckpoints:
                 rows_per_step=_rows_per_step(arguments),
                 resumable=not arguments.save_only_model,
             )
+        trainer.accelerator.wait_for_everyone()  # no file of another process before the mark
         limit, pushed = arguments.save_total_limit, arguments.push_to_hub
         arguments.save_total_limit, arguments.push_to_hub = None, False
         try:
