@@ -183,3 +183,10 @@ def test_the_plan_in_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_every_key_is_in_the_docs(key: str) -> None:
     page = Path(__file__).parents[2] / "docs" / "compare.md"
     assert f"`{key}`" in page.read_text(encoding="utf-8")
+
+
+def test_a_list_in_the_place_of_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"reference is \['AdamW'\], which is no row"):
+        plan(tmp_path, {"reference": ["AdamW"]})
+    with pytest.raises(ValueError, match=r"the plan has no task \['world'\]"):
+        plan(tmp_path, {"overrides": [{"when": {"task": [["world"]]}, "settings": {"max_steps": 3}}]})

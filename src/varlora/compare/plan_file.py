@@ -175,7 +175,7 @@ def _override(given: Any, where: str, names: Mapping[str, Collection[str]]) -> O
         for value in when[kind]:
             if kind == "seed" and (not isinstance(value, int) or isinstance(value, bool)):
                 raise ValueError(f"{where}.when.seed is {value!r}; it must be a whole number.")
-            if kind != "seed" and value not in names[kind]:
+            if kind != "seed" and (not isinstance(value, str) or value not in names[kind]):
                 raise ValueError(f"{where}.when: the plan has no {kind} {value!r}; {nearest(str(value), names[kind])}")
     if not when or not values.get("settings"):
         raise ValueError(f"{where} must have `when` (of {', '.join(CELL)}) and `settings`.")
@@ -223,7 +223,7 @@ def _check_labels(methods: Mapping[str, MethodPlan], reference: Any, where: str)
                     "give each a label of its own."
                 )
             owner[label] = method.name
-    if reference not in owner:
+    if not isinstance(reference, str) or reference not in owner:
         raise ValueError(f"{where}: reference is {reference!r}, which is no row; {nearest(str(reference), owner)}")
 
 
