@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Qwen3ForCausalLM, Trainer, TrainingArguments
 
 from models import lora, tiny_bert_classifier, tiny_llama, tiny_qwen3, token_ids
 from varlora.adapters import base_model_of, trained_tensors
@@ -499,7 +499,10 @@ def test_an_adapter_of_another_name_lies_in_its_own_folder(tmp_path: Path) -> No
 
 
 def test_a_tied_tensor_of_a_checkpoint_is_one(tmp_path: Path) -> None:
-    model = lora(tiny_qwen3(), trainable_token_indices=[1, 2])  # tied: PEFT saves the tokens' rows under two names
+    tiny_qwen3().save_pretrained(tmp_path / "base")
+    base = Qwen3ForCausalLM.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(70, mean_resizing=False)
+    model = lora(base, trainable_token_indices=[1, 66])  # tied: PEFT saves the tokens' rows under two names
     optimizer = ivon(model)
     NoiseController(model, optimizer).detach()
     with torch.no_grad():
