@@ -141,3 +141,15 @@ def test_no_posterior_is_read_from_a_checkpoint_that_was_changed(trained: Any, t
     file.write_bytes(bytes(content))
     with pytest.raises(ValueError, match=r"optimizer\.pt was changed: its SHA-256 differs\)\. Take another checkpoint"):
         posterior_from_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_holds_the_arguments_as_they_were_given(tmp_path: Path) -> None:
+    """What the trainer's own save is kept from meanwhile is not what was asked for."""
+    trainer_of(tmp_path, **OPTIONS, save_total_limit=2).train()
+    saved = torch.load(tmp_path / "checkpoint-6" / "training_args.bin", weights_only=False)
+    assert saved.save_total_limit == 2
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint-9 is not a folder that exists; True takes the newest whole"):
+        trainer_of(tmp_path, **OPTIONS).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))

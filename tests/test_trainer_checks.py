@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from models import lora, tiny_llama, token_ids
 from varlora import IVON, IVONConfig, NoiseController, VariationalCallback, VariationalTrainer, VariationalTrainerMixin
@@ -269,15 +271,18 @@ def test_labels_of_any_form_are_looked_at(data: list[dict[str, Any]]) -> None:
 
 
 def test_looking_at_labels_leaves_the_generators_alone() -> None:
+    def drawn() -> tuple[float, ...]:
+        return torch.rand(1).item(), random.random(), numpy.random.random()  # noqa: NPY002
+
     def collate(found: list[Any]) -> dict[str, Any]:
-        torch.rand(3)
+        drawn()
         return {"labels": torch.tensor([1])}
 
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-    torch.manual_seed(0)
+    set_seed(0)
+    expected = drawn()
+    set_seed(0)
     check_labels(DataLoader(rows(), collate_fn=collate))
-    assert torch.equal(torch.rand(1), expected)
+    assert drawn() == expected
 
 
 # Skipped steps ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from varlora.checkpoint_files import (
     DamagedCheckpointError,
@@ -76,6 +77,7 @@ class WholeCheckpoints:
             arguments.save_total_limit, arguments.push_to_hub = limit, pushed
         trainer.accelerator.wait_for_everyone()  # each process writes the state of its generators
         if arguments.should_save:
+            torch.save(arguments, checkpoint / TRAINING_ARGS_NAME)  # with what was held back above
             finish_checkpoint(checkpoint)
             best = trainer.state.best_model_checkpoint
             remove_old_checkpoints(checkpoint, best=Path(best) if best is not None else None, limit=limit)
@@ -91,6 +93,8 @@ class WholeCheckpoints:
             checkpoint = found
         else:
             checkpoint = Path(given)
+            if not checkpoint.is_dir():
+                raise ValueError(f"{checkpoint} is not a folder that exists; True takes the newest whole checkpoint.")
         files = read_checkpoint_files(checkpoint)
         if files is None:
             for name in ("optimizer*", "scheduler.pt", "rng_state*", "trainer_state.json"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -223,9 +224,10 @@ def _labels(batch: Any, names: list[str] | None) -> Tensor | None:
 
 @contextmanager
 def _generators_alone() -> Iterator[None]:
-    state = random.getstate()
+    states = random.getstate(), numpy.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        random.setstate(state)
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])  # noqa: NPY002

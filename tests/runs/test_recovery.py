@@ -248,6 +248,23 @@ def test_a_torn_fingerprint_is_told_and_nothing_is_removed(content: bytes, inter
     assert last_whole_checkpoint(checkpoints_of(interrupted)) is not None
 
 
+def test_checkpoints_of_an_earlier_version_are_told_as_such(interrupted: RunConfig) -> None:
+    """Its fingerprint was a hash of the settings that there were then, and its checkpoints do not list their files."""
+    (checkpoints_of(interrupted) / FINGERPRINT).write_text("0123456789abcdef")
+
+    with pytest.raises(ValueError, match=r"begun by an earlier version of varlora, .* start afresh with --overwrite"):
+        run(interrupted, resume=True, progress=False)
+
+
+def test_a_finished_runs_damaged_settings_are_named(finished: RunConfig, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished.output_dir, tmp_path / "run"))
+    with (folder / "config.yaml").open("a") as file:
+        file.write("sampels: 4\n")
+
+    with pytest.raises(ValueError, match=r"run/config\.yaml: unknown option 'sampels'; .*samples"):
+        run(replace(finished, output_dir=str(folder)), resume=True, progress=False)
+
+
 def test_a_kill_while_the_fingerprint_is_written_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     (tmp_path / f".{FINGERPRINT}.new-0123abcd").write_bytes(b'{"settings"')
 

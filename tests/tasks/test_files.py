@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -158,3 +159,18 @@ def test_one_file_is_the_training_rows(tmp_path: Path) -> None:
     file.write_text("text,label\n" + "".join(f"film {n},{n % 2}\n" for n in range(20)), encoding="utf-8")
 
     assert load_jsonl(str(file)).rows("train")["prompt"] == load_jsonl({"train": file}).rows("train")["prompt"]
+
+
+def test_a_cell_may_be_a_book_and_pythons_limit_is_as_it_was(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    file = tmp_path / "books.csv"
+    file.write_text(f"text,label\n{'word ' * 40_000},1\n", encoding="utf-8")
+    assert len(read_records(file).rows[0]["text"]) == 200_000
+    assert csv.field_size_limit() == before
+
+
+def test_a_blank_line_of_a_table_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "films.csv"
+    file.write_text("text,label\nfine,1\n\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"films\.csv, line 3 is blank; remove the line"):
+        read_records(file)

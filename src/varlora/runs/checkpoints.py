@@ -124,12 +124,18 @@ def check_checkpoints(config: RunConfig, *, resume: bool, overwrite: bool) -> No
                 f"an unfinished run is in {checkpoints}. Go on with it by --resume, or start afresh with --overwrite."
             )
         return
+    if found.rows is None and found.processes is None:
+        raise ValueError(
+            f"the unfinished run in {checkpoints} was begun by an earlier version of varlora, whose checkpoints do not "
+            "say whether they are whole. Finish it with that version, choose another output_dir, or start afresh with "
+            "--overwrite."
+        )
     if found.settings != config.fingerprint:
         raise ValueError(
             f"the unfinished run in {checkpoints} had other settings, so it cannot be resumed with these. Repeat "
             "its settings, choose another output_dir, or start afresh with --overwrite."
         )
-    if found.processes not in (None, now := this_process().num_processes):
+    if found.processes != (now := this_process().num_processes):
         raise ValueError(
             f"the unfinished run in {checkpoints} was trained by {found.processes} processes, and this one is by "
             f"{now}: its steps would be others. Start as many, or start afresh with --overwrite."

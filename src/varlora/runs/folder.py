@@ -305,19 +305,26 @@ def read_run(folder: str | Path) -> RunFolder:
             f"{path} is not a run folder: it lacks {', '.join(absent)}. Give the output_dir of a finished "
             "`varlora train`."
         )
-    known = [f.name for f in fields(RunConfig)]
-    settings = read_yaml(path / CONFIG, known)
-    try:
-        config = RunConfig(**settings)
-    except ValueError as error:
-        raise ValueError(f"{path / CONFIG}: {error}") from error
     return RunFolder(
         path=path,
-        config=config,
+        config=read_config(path),
         posterior=load_posterior(path),
         metrics=read_json(path / METRICS, Metrics) if (path / METRICS).exists() else {},
         facts=read_json(path / FACTS, Facts),
     )
+
+
+def read_config(folder: Path) -> RunConfig:
+    """A run's settings.
+
+    Raises:
+        ValueError: the file is missing or damaged, or holds what are no settings; the message names it.
+    """
+    settings = read_yaml(folder / CONFIG, [f.name for f in fields(RunConfig)])
+    try:
+        return RunConfig(**settings)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
 def is_run(folder: str | Path) -> bool:

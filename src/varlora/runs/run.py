@@ -39,13 +39,12 @@ from varlora.runs.checkpoints import (
     remove_left_over,
     this_process,
 )
-from varlora.runs.folder import CONFIG, CompletionScores, is_run, write_run
+from varlora.runs.folder import CompletionScores, is_run, read_config, write_run
 from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.health import SPLIT, run_health, with_verdict
 from varlora.runs.measure import measure
 from varlora.runs.setting import Setting, load_setting
 from varlora.tuned import settled
-from varlora.yaml_files import load_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -290,7 +289,7 @@ def _check_not_finished(config: RunConfig) -> None:
     folder = Path(config.output_dir)
     if not is_run(folder):
         return
-    there = RunConfig(**load_yaml(folder / CONFIG))
+    there = read_config(folder)
     if there.fingerprint != config.fingerprint:
         former, given = there.to_dict(), config.to_dict()
         changed = [name for name in given if given[name] != former[name] and name != "output_dir"]

@@ -37,6 +37,8 @@ _OTHERS: Mapping[bytes, str] = {
 }
 """Kinds of file that are not read, by their first bytes."""
 _DELIMITERS: Mapping[str, str] = {".csv": ",", ".tsv": "\t"}
+_LARGEST_CELL = (1 << 31) - 1
+"""Python's csv takes 131,072 characters unless it is told; a C long holds this many everywhere."""
 _WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 
 
@@ -200,6 +202,7 @@ def _table(content: bytes, where: str, delimiter: str) -> Iterator[dict[str, Any
     lines = content.split(b"\n")
     text = "\n".join(_text(line, f"{where}, line {n}") for n, line in enumerate(lines, 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(_LARGEST_CELL)
     try:
         header = next(reader)
         if len(set(header)) < len(header) or "" in header:
@@ -210,6 +213,8 @@ def _table(content: bytes, where: str, delimiter: str) -> Iterator[dict[str, Any
                 "those of a .tsv file by tabs"
             )
         for cells in reader:
+            if not cells:
+                raise ValueError(f"{where}, line {reader.line_num} is blank; remove the line")
             if len(cells) != len(header):
                 raise ValueError(
                     f"{where}, line {reader.line_num}: {len(cells)} cells in a table of {len(header)} columns; put a "
@@ -218,6 +223,8 @@ def _table(content: bytes, where: str, delimiter: str) -> Iterator[dict[str, Any
             yield dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise ValueError(f"{where}, line {reader.line_num}: not valid CSV: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _typed(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
