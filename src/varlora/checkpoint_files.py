@@ -23,8 +23,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from varlora.files import misfit_of, parse_json, read_bytes
 from varlora.folders import atomic_file, flush
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,21 @@ class DamagedCheckpointError(ValueError):
     """There are checkpoints, and training can go on from none of them."""
 
 
+class _Entry(TypedDict):
+    size: int
+    sha256: str
+
+
+class _Content(TypedDict):
+    """Content of checkpoint_files.json."""
+
+    format: int
+    resumable: bool
+    processes: int
+    rows_per_step: int
+    files: dict[str, _Entry] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFiles:
     """What a checkpoint says of itself.
@@ -50,7 +66,7 @@ class CheckpointFiles:
         rows_per_step: training rows of one step, of all processes together.
     """
 
-    files: Mapping[str, Mapping[str, Any]] | None
+    files: Mapping[str, _Entry] | None
     resumable: bool
     processes: int
     rows_per_step: int
@@ -157,22 +173,17 @@ def read_checkpoint_files(checkpoint: Path) -> CheckpointFiles | None:
     if not file.is_file():
         return None
     try:
-        if (size := file.stat().st_size) > _MOST_BYTES:
-            raise ValueError(f"{size:,} bytes")
-        values = json.loads(file.read_bytes())
-        found = CheckpointFiles(**{name: values[name] for name in CheckpointFiles.__dataclass_fields__})
-        entries = list(found.files.values()) if found.files is not None else []
-        numbers = (values["format"], found.processes, found.rows_per_step, *(entry["size"] for entry in entries))
-        hashes = [entry["sha256"] for entry in entries]
-        inside = [not Path(name).is_absolute() and ".." not in Path(name).parts for name in found.files or ()]
+        values = parse_json(read_bytes(file, largest=_MOST_BYTES))
+        if (misfit := misfit_of(values, _Content)) is not None:
+            raise ValueError(misfit)
     except FileNotFoundError:  # removed meanwhile
         return None
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{CHECKPOINT_FILES}: {error}") from error
-    types = {*map(type, numbers)} == {int} and {*map(type, hashes)} <= {str}
-    if not (types and all(inside) and values["resumable"] in (True, False) and values["format"] == _FORMAT):
+    inside = [not Path(name).is_absolute() and ".." not in Path(name).parts for name in values["files"] or ()]
+    if not all(inside) or values["format"] != _FORMAT:
         raise ValueError(f"{CHECKPOINT_FILES} is not of format {_FORMAT}")
-    return found
+    return CheckpointFiles(**{name: values[name] for name in CheckpointFiles.__dataclass_fields__})
 
 
 def begin_checkpoint(checkpoint: Path, *, processes: int, rows_per_step: int, resumable: bool = True) -> None:
@@ -233,7 +244,7 @@ def _own_damage(checkpoint: Path) -> str | None:
     )
 
 
-def _file_damage(path: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+def _file_damage(path: Path, name: str, entry: _Entry) -> str | None:
     if not path.is_file():
         return f"damaged ({name} is missing)"
     if (size := path.stat().st_size) != entry["size"]:

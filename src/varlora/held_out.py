@@ -32,7 +32,7 @@ HeldOutSource = Literal["auto", "validation", "train", "none"]
 
 SHARE_WITHHELD = 0.1
 MOST_ROWS = 256
-FEWEST_ROWS = 30
+FEWEST_HELD_OUT = 30
 """Fewer say too little, and a small training set misses them most."""
 BEGUN_AFTER = 0.2
 """Share of the training before the first measurement: what a model says while it learns the task's outline passes."""
@@ -62,7 +62,7 @@ def number_withheld(num_examples: int) -> int:
         (0, 64, 256)
     """
     number = min(int(SHARE_WITHHELD * num_examples), MOST_ROWS)
-    return number if number >= FEWEST_ROWS else 0
+    return number if number >= FEWEST_HELD_OUT else 0
 
 
 def withheld_rows(num_examples: int, seed: int) -> list[int]:
@@ -203,7 +203,7 @@ class HeldOut:
         checked = max(ROWS_OF_CHECK, self._largest_unit)
         affordable = max(int((COST * 3 * rows_per_step * steps - checked) / PASSES), 0)
         wanted = min(max(ROWS_PER_MEASUREMENT, affordable // MOST_MEASUREMENTS), self.num_rows())
-        if FEWEST_ROWS <= affordable < wanted:
+        if FEWEST_HELD_OUT <= affordable < wanted:
             wanted = affordable
         rows = max(wanted // self._largest_unit, 1) * self._largest_unit
         count = max(min(MOST_MEASUREMENTS, affordable // rows, end - begin), 0)

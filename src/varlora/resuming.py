@@ -65,7 +65,7 @@ class WholeCheckpoints:
             begin_checkpoint(
                 checkpoint,
                 processes=arguments.world_size,
-                rows_per_step=_rows_per_step(arguments),
+                rows_per_step=rows_per_step(arguments),
                 resumable=not arguments.save_only_model,
             )
         trainer.accelerator.wait_for_everyone()  # no file of another process before the mark
@@ -106,7 +106,7 @@ class WholeCheckpoints:
             return checkpoint
         if not isinstance(given, bool) and (damage := damage_of(checkpoint)) is not None:
             raise DamagedCheckpointError(f"{checkpoint} is {damage}. Resume from another; True takes the newest whole.")
-        now = (arguments.world_size, _rows_per_step(arguments))
+        now = (arguments.world_size, rows_per_step(arguments))
         if (files.processes, files.rows_per_step) != now:
             raise ValueError(
                 f"{checkpoint} is of a training in {files.processes} processes that read {files.rows_per_step} rows a "
@@ -135,5 +135,6 @@ class StopWhenAsked(TrainerCallback):
         return control
 
 
-def _rows_per_step(arguments: TrainingArguments) -> int:
+def rows_per_step(arguments: TrainingArguments) -> int:
+    """Rows that all processes together train on in a step."""
     return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)

@@ -35,6 +35,7 @@ from varlora.noise.places import unwrapped_model
 from varlora.optim import IVON
 from varlora.optim.ess_control import HeldOutRecord, steered_ess
 from varlora.optim.wrapped import unwrapped
+from varlora.resuming import rows_per_step
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ class HeldOutRows:
                 until_epoch=until,
             )
             held_out.check(trainer.model)
-            plan = plan_of(held_out, rows_per_step(trainer.args), trainer.state)
+            plan = plan_of(held_out, own_rows_per_step(trainer.args), trainer.state)
         except ValueError as error:
             self._give_up(f"held-out rows cannot be predicted ({error})", error)
             self._warn()
@@ -293,11 +294,10 @@ def _epochs(trainer: Any) -> float:
     arguments: TrainingArguments = trainer.args
     if arguments.max_steps <= 0 or not isinstance(trainer.train_dataset, Sized):
         return float(arguments.num_train_epochs)
-    rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return float(arguments.max_steps * rows_per_step / max(len(trainer.train_dataset), 1))
+    return float(arguments.max_steps * rows_per_step(arguments) / max(len(trainer.train_dataset), 1))
 
 
-def rows_per_step(args: TrainingArguments) -> int:
+def own_rows_per_step(args: TrainingArguments) -> int:
     """Rows that this process trains on in a step."""
     return args.per_device_train_batch_size * args.gradient_accumulation_steps
 
@@ -319,7 +319,7 @@ def too_little(plan: Plan, args: TrainingArguments, state: TrainerState) -> str:
     """Why rows that are there do not steer."""
     when = "once, when the training ends" if plan.steps else "which would say too little"
     return (
-        f"a tenth of the work of {state.max_steps} steps of {rows_per_step(args)} rows pays for asking "
+        f"a tenth of the work of {state.max_steps} steps of {own_rows_per_step(args)} rows pays for asking "
         f"{plan.affordable} held-out rows, {when}"
     )
 
@@ -342,7 +342,7 @@ class Steering:
     def __init__(self, held_out: HeldOut, noise: NoiseController, args: TrainingArguments, state: TrainerState) -> None:
         self.held_out = held_out
         self.noise = noise
-        self.plan = plan_of(held_out, rows_per_step(args), state)
+        self.plan = plan_of(held_out, own_rows_per_step(args), state)
         self.spent, self.elapsed, self._began = 0.0, 0.0, time.perf_counter()
         group = noise.optimizer.param_groups[0]
         group.setdefault("held_out", HeldOutRecord().to_dict())

@@ -27,8 +27,7 @@ from varlora.compare.variants import (
     pruned_fraction,
     seconds,
 )
-from varlora.methods import fit_temperature
-from varlora.metrics import mean_log_probs, paired_error
+from varlora.metrics import fit_temperature, mean_log_probs, paired_error
 from varlora.metrics.scoring import log_losses
 from varlora.ops import prune, temper
 from varlora.prediction import Prediction

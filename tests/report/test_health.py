@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from varlora.methods import cross_fitted
+from varlora.metrics import cross_fitted
+from varlora.metrics.selection import FEWEST_ROWS
 from varlora.optim.ess_control import BOUNDS
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, PosteriorMeta
-from varlora.report.health import FEWEST_ROWS, Paired, ValidationLogProbs, health_of, verdict_of
+from varlora.report.health import Paired, ValidationLogProbs, health_of, verdict_of
 from varlora.report.health_text import remarks
-from varlora.runs.validation import LEAST_ROWS
 
 HELD_OUT: dict[str, Any] = {
     "source": "train",
@@ -355,7 +355,3 @@ def test_predictions_of_other_rows_are_refused(wrong: dict[str, Tensor]) -> None
     right = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1))
     with pytest.raises(ValueError, match="for the same rows"):
         dataclasses.replace(right, **wrong)
-
-
-def test_it_takes_as_many_rows_as_tuning() -> None:
-    assert FEWEST_ROWS == LEAST_ROWS

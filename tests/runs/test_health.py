@@ -11,7 +11,7 @@ import torch
 
 from small_runs import config, finish_herds, herds, save_model, write_rows
 from varlora.folders import atomic_folder
-from varlora.methods import cross_fitted
+from varlora.metrics import cross_fitted
 from varlora.ops import prune
 from varlora.report.health_text import reason_for_the_point, scale_table, sentence, statements
 from varlora.runs import CompletionScores, read_run, run, run_health

@@ -22,7 +22,7 @@ from torch import Tensor
 from varlora.compare.variant import Variant
 from varlora.draws import number_of_draws
 from varlora.files import read_json
-from varlora.methods import fit_temperature
+from varlora.metrics import fit_temperature
 from varlora.ops import prune, temper
 from varlora.posterior import Mixture, PointMass, Posterior
 from varlora.posterior.kinds import linearisable

@@ -34,6 +34,8 @@ import torch
 from scipy.special import stdtr, stdtrit
 from torch import Tensor
 
+FEWEST_ROWS = 20
+"""Fewer validation rows cannot tell a gain from noise: nothing is chosen on them, and nothing said of sampling."""
 FEW_ROWS = 50
 """So many validation rows, and fewer, need two standard errors."""
 WORTHWHILE = 0.005

@@ -32,18 +32,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from varlora.methods import cross_fitted, fit_temperature
-from varlora.metrics import clopper_pearson, mean_log_probs, mutual_information
-from varlora.metrics.selection import WORTHWHILE, paired_error, standard_errors_for
-from varlora.optim.ess_control import BOUNDS
+from varlora.metrics import clopper_pearson, cross_fitted, fit_temperature, mean_log_probs, mutual_information
+from varlora.metrics.scoring import log_losses
+from varlora.metrics.selection import FEWEST_ROWS, WORTHWHILE, paired_error, standard_errors_for
+from varlora.optim.ess_control import BOUNDS, ERRORS
 from varlora.posterior import DropoutMasks, PointMass, Posterior
 from varlora.report.course import Course
 from varlora.report.scales import ScaleGroup, scales_of
 
-FEWEST_ROWS = 20
-"""Fewer rows cannot tell a gain from noise; `varlora tune` asks for as many."""
-LARGE = 2.0
-"""Standard errors that log T̂ may be away from 0 at the end."""
 Verdict = Literal["helps", "no gain", "hurts"]
 Source = Literal["validation", "train"]
 
@@ -171,8 +167,8 @@ class HeldOutEnd:
 
     @property
     def off(self) -> bool:
-        """Whether log T̂ is further from 0 than two standard errors."""
-        return abs(self.log_temperature) > LARGE * self.error
+        """Whether log T̂ is further from 0 than chance leaves it (`ess_control.ERRORS`)."""
+        return abs(self.log_temperature) > ERRORS * self.error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,7 +375,7 @@ def _of_stored(validation: ValidationLogProbs | None) -> tuple[dict[str, Any] | 
     labels = validation.labels[known]
     mean = _undivided(validation.mean[known], validation.mean_temperature)
     sampled = _undivided(validation.sampled[known], validation.sampled_temperature)
-    at_one = [_losses(mean_log_probs(log_probs), labels) for log_probs in (mean, sampled)]
+    at_one = [log_losses(mean_log_probs(log_probs), labels) for log_probs in (mean, sampled)]
     if not all(bool(losses.isfinite().all()) for losses in at_one):
         return None, "some validation row's answer has probability 0, so that no difference of NLLs is finite"
     found: dict[str, Any] = {"sampling_rows": rows}
@@ -393,7 +389,7 @@ def _of_stored(validation: ValidationLogProbs | None) -> tuple[dict[str, Any] | 
     mean_alike, single = (_divided(log_probs, of_each) for log_probs in (mean, sampled))
     costs = -_of_label(single, labels).mean(1)
     if bool(costs.isfinite().all()):
-        found["one_draw"] = _paired(costs, _losses(mean_log_probs(mean_alike), labels))
+        found["one_draw"] = _paired(costs, log_losses(mean_log_probs(mean_alike), labels))
     return found, ""
 
 
@@ -412,10 +408,6 @@ def _divided(log_probs: Tensor, temperatures: Tensor) -> Tensor:
 def _of_label(log_probs: Tensor, labels: Tensor) -> Tensor:
     """(N, S)."""
     return log_probs.gather(-1, labels[:, None, None].expand(-1, log_probs.shape[1], 1))[..., 0]
-
-
-def _losses(log_probs: Tensor, labels: Tensor) -> Tensor:
-    return -log_probs.gather(-1, labels[:, None])[:, 0]
 
 
 def _paired(losses: Tensor, reference: Tensor) -> Paired:

@@ -138,11 +138,6 @@ def most_telling(examples: Sequence[Example], classes: Sequence[str], *, cap: in
     return [chosen[i] for i in sorted(chosen)]
 
 
-def _dash(dash: str | tuple[int, tuple[float, ...]]) -> str:
-    """As SVG has it; matplotlib counts in widths of the line."""
-    return "" if isinstance(dash, str) else " ".join(f"{1.7 * part:g}" for part in dash[1])
-
-
 def _overview(study: Study) -> dict[str, dict[str, Any]]:
     """Tables over all tasks, by split and metric."""
     found = {}

@@ -20,6 +20,7 @@ from accelerate import PartialState
 
 from varlora.checkpoint import MANIFEST
 from varlora.checkpoint_files import checkpoints_in, is_interrupted, last_whole_checkpoint
+from varlora.files import MEBIBYTE, parse_json, read_text
 from varlora.folders import atomic_file, check_can_be_folder
 from varlora.run_config import RunConfig
 
@@ -93,10 +94,10 @@ def read_fingerprint(checkpoints: Path) -> Fingerprint | None:
             f"{', '.join(sorted(others)[:4])}, and no {FINGERPRINT} of a run). Rename it, or choose another output_dir."
         )
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, largest=MEBIBYTE)
         if re.fullmatch("[0-9a-f]{16}", text):
             return Fingerprint(settings=text, rows=None, processes=None)
-        values = json.loads(text)
+        values = parse_json(text)
         return Fingerprint(**{name: values[name] for name in Fingerprint.__dataclass_fields__})
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging as progress_bars
 
+from varlora.files import read_json
 from varlora.manifest import ADAPTER_CONFIG
 from varlora.nearest import nearest
 from varlora.posterior import PosteriorMeta
@@ -222,8 +222,8 @@ def _check_local(name: str) -> None:
 def _base_of(adapter: Path) -> str:
     """What an adapter's configuration says of its base model, for a message."""
     try:
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError):
+        base = read_json(adapter, dict[str, Any]).get("base_model_name_or_path")
+    except ValueError:
         return ""
     return f"; its base model is {base!r}, give that" if isinstance(base, str) and base else ""
 

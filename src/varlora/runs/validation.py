@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from varlora.draws import number_of_draws
+from varlora.metrics.selection import FEWEST_ROWS
 from varlora.ops import Criterion, prune, temper
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, Prediction, modes_of
@@ -26,9 +27,6 @@ from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import OUT_OF_SCOPE, Task
 
 logger = logging.getLogger(__name__)
-
-LEAST_ROWS = 20
-"""Fewer rows cannot tell a gain from noise."""
 
 
 class ValidationRows:
@@ -174,10 +172,10 @@ def usable(task: Task, split: str) -> tuple[Tensor, int]:
     rows = task.rows(split)
     answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]
     kept, left_out = unreported(torch.tensor(answered, dtype=torch.bool), rows["prompt"], task, ["test"])
-    if int(kept.sum()) < LEAST_ROWS:
+    if int(kept.sum()) < FEWEST_ROWS:
         too = f" ({left_out} others are test rows, too, and nothing is tuned on those)" if left_out else ""
         raise ValueError(
-            f"the split {split!r} has {int(kept.sum())} labelled row(s) to choose on{too}; it needs {LEAST_ROWS}. "
+            f"the split {split!r} has {int(kept.sum())} labelled row(s) to choose on{too}; it needs {FEWEST_ROWS}. "
             "Train with more validation rows (validation_file or validation_size), or predict as trained."
         )
     if left_out:
