@@ -48,7 +48,7 @@ NEEDS: Mapping[str, str] = {
 class RunConfig:
     """What `varlora train` runs.
 
-    The data are one of: a named task (`task`, from the hub or from `task_dir`), JSONL files (`train_file`, ...), or
+    The data are one of: a named task (`task`, from the hub or from `task_dir`), files of rows (`train_file`, ...), or
     a data set on the hub (`dataset_name`). The fields' help texts say the rest.
 
     Raises:
