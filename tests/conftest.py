@@ -16,9 +16,12 @@ from peft import PeftModel
 from models import lora, tiny_bert_classifier, tiny_llama, tiny_qwen3
 
 torch.set_num_threads(1)
-# Every training ends with a garbage collection, which goes through all that the imports have made unless it is frozen.
-gc.collect()
-gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    """Freezes what imports have made: every training ends with a garbage collection, which goes through the rest."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

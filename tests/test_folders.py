@@ -120,10 +120,12 @@ def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
 
 
 def test_what_an_interrupted_save_left_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / ".out.new-1234").mkdir()
+    (tmp_path / ".out.new-0123cdef").mkdir()
+    (tmp_path / ".out.new-mine").mkdir()
     with caplog.at_level(logging.WARNING):
         write(tmp_path / "out", "new")
-    assert ".out.new-1234" in caplog.text
+    assert ".out.new-0123cdef" in caplog.text
+    assert "mine" not in caplog.text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL, and renameat2 to swap folders")

@@ -16,6 +16,7 @@ import pytest
 
 from cli.workshop import Outcome, Workshop
 from varlora.cli import lm_eval
+from varlora.cli.options.lm_eval import MODEL_ARGUMENTS
 
 Call = Callable[..., Outcome]
 TASK = """\
@@ -118,7 +119,7 @@ def test_every_model_argument_is_told() -> None:
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     from varlora.integrations.lm_eval import PosteriorLM
 
-    told = " ".join(lm_eval.MODEL_ARGUMENTS)
+    told = " ".join(MODEL_ARGUMENTS)
     besides = ("options", "softmax_dtype", "device")
     taken = [name for name in inspect.signature(PosteriorLM).parameters if name not in besides]
     assert [name for name in taken if name not in told] == []

@@ -28,6 +28,7 @@ from varlora.compare.memory import Shape
 from varlora.runs import RunConfig
 from varlora.tasks import TASKS
 
+TASK = {"name": "world", "kind": "label", "answers": ["a", "b"], "rows": {"train": 8, "test": 4}}
 SHAPE = Shape(parameters=10**9, matrices=10**9, adapter=0, hidden=0, layers=0, vocabulary=0, bytes_each=2, causal=True)
 CONFIG = RunConfig(model_name_or_path="m", task="arc_easy", method="adamw", num_train_epochs=2, output_dir="-")
 
@@ -37,7 +38,7 @@ def finish(one: Cell, seconds: float) -> None:
     for name in ("config.yaml", "metrics.json"):
         (one.folder / name).write_text("{}")
     facts = {"seconds": {"train": seconds - 1, "predict/test/mean": 1, "predict/test/samples": None}}
-    (one.folder / "run.json").write_text(json.dumps(facts))
+    (one.folder / "run.json").write_text(json.dumps({"fingerprint": "", "task": TASK, "versions": {}, **facts}))
 
 
 def test_a_finished_cell_tells_of_its_like(tmp_path: Path) -> None:

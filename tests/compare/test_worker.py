@@ -111,7 +111,7 @@ def test_a_folder_without_cells_is_no_comparisons(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give the output_dir of a `varlora compare`"):
         read_cells(tmp_path)
     (tmp_path / CELLS).write_text("[")
-    with pytest.raises(ValueError, match=r"cells\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"cells\.json is not sound JSON"):
         read_cells(tmp_path)
 
 

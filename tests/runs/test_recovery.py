@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,15 @@ def test_sigterm_saves_after_the_step_and_the_run_goes_on_to_the_same_bits(finis
     assert_same_run(settings, finished)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in a terminal; in the background a shell has it ignored, and training leaves that as it is."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_so_does_ctrl_c(finished: RunConfig, tmp_path: Path) -> None:
     settings = replace(finished, output_dir=str(tmp_path / "run"))
     assert assert_stopped(settings, lambda: os.kill(os.getpid(), signal.SIGINT)).exit_code == 130
@@ -179,6 +188,7 @@ def test_so_does_another_thread(finished: RunConfig, tmp_path: Path) -> None:
     assert not ask_to_stop()  # nothing trains any more
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_stops_at_once(finished: RunConfig, tmp_path: Path) -> None:
     settings = replace(finished, output_dir=str(tmp_path / "run"))
 

@@ -62,7 +62,11 @@ def test_stored_predictions_of_other_rows_are_not_used(
 
 
 def test_a_temperature_of_training_is_undone_and_kept_as_the_default(model: str, tmp_path: Path) -> None:
-    folder = finish_herds(tmp_path, model, temperature_scaling=True, max_steps=8)
+    rows = herds(48)
+    for row in rows[::3]:  # what is learned is wrong of a third of the rows, so that they ask for a temperature
+        row["label"] = "negative" if row["label"] == "positive" else "positive"
+    wrong = write_rows(tmp_path / "wrong.jsonl", rows)
+    folder = finish_herds(tmp_path, model, temperature_scaling=True, validation_file=wrong)
     finished = read_run(folder)
     left = finished.posterior.meta.logit_temperature_of("samples")
     assert left != 1
