@@ -391,6 +391,7 @@ def test_a_short_training_is_not_steered_whatever_the_evaluation_batch(
     assert group["ess"] == group["auto_ess"]
     found = posterior_of(trainer.model, trainer.optimizer).meta.diagnostics["held_out"]
     assert (found["source"], found["rows"], found["measurements"]) == ("validation", 200, 1)
+    assert found["effective_rows"] == pytest.approx(36)
     assert "once, when the training ends" in found["why"]
 
 

@@ -18,7 +18,7 @@ from varlora.metrics import (
     standard_errors_for,
     temperature_fit,
 )
-from varlora.metrics.temperature import BOUNDS, PRIOR_SD
+from varlora.metrics.temperature import BOUNDS, FARTHEST, PRIOR_SD
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "metrics.json").read_text())["temperature"]
 
@@ -230,3 +230,21 @@ def test_where_only_the_prior_holds_t_it_is_said(caplog: pytest.LogCaptureFixtur
     caplog.clear()
     fit_temperature(logits[:6], labels[:6])  # kept at 1: no bound was come near to
     assert not caplog.text
+
+
+def test_saturated_wrong_answers_are_as_far_from_calibrated_as_can_be() -> None:
+    """A third of the answers is wrong at probability 0: the score's variance under the model is 0, too."""
+    fit = temperature_fit(torch.tensor([[2e4, 0.0]]).repeat(300, 1), torch.tensor([0, 0, 1] * 100), warn=False)
+    assert fit.distance == FARTHEST
+    assert fit.value > 50
+
+
+@pytest.mark.parametrize("logit", [0.3, 1.7])
+def test_where_all_choices_are_alike_no_rounding_speaks_against_t(logit: float) -> None:
+    fit = temperature_fit(torch.full((300, 7), logit), torch.zeros(300, dtype=torch.int64))
+    assert (fit.distance, fit.value) == (0.0, 1.0)
+
+
+def test_infinite_confidence_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"logit \+inf"):
+        temperature_fit(torch.tensor([[math.inf, 0.0], [1.0, 0.0]]), torch.tensor([0, 0]))

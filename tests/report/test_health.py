@@ -218,11 +218,20 @@ def test_stored_predictions_go_before_the_last_measurement_in_training() -> None
     assert (found.verdict, found.temperatures) == ("no gain", (1.4, 1.1))
 
 
+def test_rows_that_were_not_asked_say_nothing() -> None:
+    """256 held-out rows, of which a short training asked 36: the gain's error, and what it needs, is that of 36."""
+    held_out = {**HELD_OUT, "rows": 256, "sampling_gain": 0.02, "sampling_gain_error": 0.012}
+    assert health_of(diagnosed(held_out), samples=8).verdict == "helps"
+    found = health_of(diagnosed({**held_out, "effective_rows": 36.0}), samples=8)
+    assert (found.sampling_rows, found.held_out and found.held_out.rows, found.verdict) == (36, 36, "no gain")
+
+
 @pytest.mark.parametrize(
     ("held_out", "stored", "reason"),
     [
         (None, None, "no predictions for validation rows"),
         ({**HELD_OUT, "rows": FEWEST_ROWS - 1}, None, "no predictions for validation rows"),
+        ({**HELD_OUT, "effective_rows": FEWEST_ROWS - 1.0}, None, "no predictions for validation rows"),
         ({"source": "train", "rows": 64, "measurements": 0}, None, "no predictions for validation rows"),
         (None, many((0.5, [0.9], 0), times=19), "only 19 validation rows have a label, and it takes 20"),
         (None, many((0.5, [0.9], 0), times=1), "only 1 validation row has a label"),

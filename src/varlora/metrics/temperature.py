@@ -40,6 +40,8 @@ FOLDS = 5
 BOUNDS = (0.01, 100.0)
 GRID = 21
 """Temperatures tried before the best bracket is narrowed down."""
+FARTHEST = 1000.0
+"""Standard errors, beyond which nobody counts them."""
 LARGEST = 2**18
 """Entries of the logits, times the temperatures tried, that are held at once."""
 
@@ -52,7 +54,7 @@ class TemperatureFit:
         value: T.
         likeliest: T_ML, at a bound where the NLL still falls there.
         rows: N.
-        distance: z, how many standard errors the rows are from what calibrated predictions would give.
+        distance: z, how many standard errors the rows are from what calibrated predictions would give; at most 1000.
         needed: c(N), how many it takes to leave T = 1.
     """
 
@@ -163,8 +165,8 @@ def likeliest_temperature(
         the argmax, the best T is 0).
 
     Raises:
-        ValueError: no row, a label outside 0..C-1 or of a choice that does not exist, a logit that is NaN, or a
-            `prior_sd` that is not positive.
+        ValueError: no row, a label outside 0..C-1 or of a choice that does not exist, a logit that is NaN or +inf, or
+            a `prior_sd` that is not positive.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
@@ -277,11 +279,14 @@ def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     of_label = logits[torch.arange(len(labels)), :, labels]
     if not bool((of_label > -torch.inf).all()) or bool(logits.isnan().any()):
         raise ValueError("some row's label has logit -inf or NaN; no temperature can make it likely.")
+    if bool(logits.isposinf().any()):
+        raise ValueError("some row has logit +inf, which no temperature changes; give finite logits.")
     return logits, labels
 
 
 def _score(logits: Tensor, labels: Tensor) -> float:
-    """z of "T = 1"; 0 where no temperature changes anything."""
+    """z of "T = 1", at most `FARTHEST`; 0 where no temperature changes anything."""
+    logits = logits - logits.amax(-1, keepdim=True)  # so that choices that are alike differ by no rounding
     log_probs = torch.log_softmax(logits, dim=-1)
     averaged = torch.logsumexp(log_probs, dim=1, keepdim=True)  # log S more than the average
     finite = logits.masked_fill(torch.isinf(logits), 0.0)
@@ -292,4 +297,6 @@ def _score(logits: Tensor, labels: Tensor) -> float:
     probs = averaged[:, 0].exp() / logits.shape[1]
     information = float((probs * score.square()).sum())
     found = float(score[torch.arange(len(labels)), labels].sum())
-    return abs(found) / math.sqrt(information) if information > 0 else 0.0
+    if information > 0:
+        return min(abs(found) / math.sqrt(information), FARTHEST)
+    return FARTHEST if found else 0.0  # a wrong answer of probability 0: calibrated rows have none

@@ -238,9 +238,10 @@ def held_out_diagnostics(group: Mapping[str, Any]) -> dict[str, Any] | None:
         group: the optimizer's first parameter group.
 
     Returns:
-        source and number of rows, and measurements; why, where none steered λ. Where they were measured: log T̂ of
-        averages of ten draws and of the mean, the gain of sampling over the mean in nats, both at T = 1 and each at the
-        T that is left for it, each with its standard error; the rows' NLL averaged over ten draws.
+        source and number of rows, and measurements; why, where none steered λ. Where they were measured: how many rows'
+        answers the averages are worth (fewer, where not all were asked); log T̂ of averages of ten draws and of the
+        mean, the gain of sampling over the mean in nats, both at T = 1 and each at the T that is left for it, each with
+        its standard error; the rows' NLL averaged over ten draws.
     """
     why = {"why": group["held_out_why"]} if "held_out_why" in group else {}
     if "held_out" not in group:
@@ -255,6 +256,7 @@ def held_out_diagnostics(group: Mapping[str, Any]) -> dict[str, Any] | None:
     at_temperature, error_at = record.sampling_gain_at_temperature(rows)
     return {
         **found,
+        "effective_rows": record.effective_rows(rows),
         "ess_start": group.get("auto_ess"),
         "log_temperature": log_temperature,
         "log_temperature_error": its_error,

@@ -61,4 +61,5 @@ def _falling(losses: Sequence[float]) -> bool | None:
     if len(losses) < 2:
         return None
     last, before = losses[-third:], losses[-2 * third : -third]
-    return math.fsum(last) / third < (1 - FALL) * math.fsum(before) / third
+    former = math.fsum(before) / third
+    return math.fsum(last) / third < former - FALL * abs(former)

@@ -155,7 +155,7 @@ class HeldOutEnd:
 
     Attributes:
         source: "validation", or "train" for training rows that were withheld for a while.
-        rows: how many.
+        rows: how many rows' answers that is worth: a short training asks a part of them only.
         log_temperature: log T̂, > 0 where predictions were over-confident.
         error: its standard error.
     """
@@ -347,7 +347,8 @@ def _sampling(validation: ValidationLogProbs | None, held_out: Mapping[str, Any]
     found, unknown = _of_stored(validation)
     if found is not None:
         return found
-    if held_out.get("measurements") and held_out["rows"] >= FEWEST_ROWS:
+    rows = _rows_told_by(held_out) if held_out.get("measurements") else 0
+    if rows >= FEWEST_ROWS:
         at = "_at_temperature" if "sampling_gain_at_temperature" in held_out else ""  # else both at T = 1
         gain = Paired(difference=-held_out[f"sampling_gain{at}"], standard_error=held_out[f"sampling_gain{at}_error"])
         source = "train" if held_out["source"] == "train" else "validation"
@@ -355,7 +356,7 @@ def _sampling(validation: ValidationLogProbs | None, held_out: Mapping[str, Any]
         return {
             "sampling": gain,
             "temperatures": temperatures,
-            "sampling_rows": held_out["rows"],
+            "sampling_rows": rows,
             "sampling_source": source,
             "in_training": True,
         }
@@ -438,12 +439,17 @@ def _learned(validation: ValidationLogProbs | None) -> Learned | None:
     return Learned(rows=len(labels), right=right, most_frequent=int(labels.bincount().max()))
 
 
+def _rows_told_by(held_out: Mapping[str, Any]) -> int:
+    """How many rows' answers the last measurements are worth; all rows where an older record does not say."""
+    return round(float(held_out.get("effective_rows", held_out["rows"])))
+
+
 def _end(held_out: Mapping[str, Any]) -> HeldOutEnd | None:
     if not held_out.get("measurements"):  # there are no rows, or nothing that was measured was finite
         return None
     return HeldOutEnd(
         source="train" if held_out["source"] == "train" else "validation",
-        rows=held_out["rows"],
+        rows=_rows_told_by(held_out),
         log_temperature=held_out["log_temperature"],
         error=held_out["log_temperature_error"],
     )
