@@ -231,8 +231,9 @@ class HeldOutRows:
         if source == "validation":
             logger.log(
                 logging.INFO if self._ivon.held_out == "validation" else logging.WARNING,
-                "%s on %d rows of eval_dataset: do not report results on these rows. A separate validation set as "
-                "eval_dataset, or IVONConfig(held_out='train'), avoids it.",
+                "%s on %d rows of eval_dataset: do not report results on these rows. Validation rows that are not the "
+                "test rows avoid it, or training rows that are withheld for a while: IVONConfig(held_out='train'), "
+                "--held_out train.",
                 "ess is steered and a temperature fitted" if len(plan.steps) > 1 else "a temperature is fitted",
                 held_out.num_rows(),
             )

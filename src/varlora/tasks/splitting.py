@@ -38,7 +38,10 @@ def pick(labels: Sequence[int], size: int, *, seed: int, leave_one: bool = False
     counts = Counter(labels)
     most = {label: count - leave_one for label, count in counts.items()}
     if not 0 < size <= sum(most.values()):
-        raise ValueError(f"cannot take {size} of {len(labels)} rows; allowed: 1 to {sum(most.values())}")
+        allowed = (
+            f"1 to {sum(most.values())}" if sum(most.values()) > 0 else "none, for each is the only one of its class"
+        )
+        raise ValueError(f"cannot take {size} of {len(labels)} rows; allowed: {allowed}")
     quota = {label: size * count / len(labels) for label, count in counts.items()}
     take = {label: min(int(quota[label]), most[label]) for label in counts}
     by_remainder = sorted(counts, key=lambda label: (take[label] - quota[label], label))
