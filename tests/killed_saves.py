@@ -1,16 +1,14 @@
-"""Kills a save (SIGKILL) at every point where it touches the disk, and looks at what is left. Run by a test.
+"""Kills a save (SIGKILL) at every point where it touches the disk, and looks at what is left.
 
-Usage: killed_saves.py FOLDER. Prints, as JSON, what was found after each kill, for three ways of saving: into
-nothing ("first"), over an old folder by one system call ("swap"), and where the system has none ("renames").
+There are three ways of saving: into nothing ("first"), over an old folder by one system call ("swap"), and where the
+system has none ("renames").
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +68,7 @@ def found(target: Path) -> str:
 
 
 def outcomes(folder: Path, mode: str) -> list[str]:
+    """What was found after each kill, of a process that is forked from this one."""
     found_after = []
     for point in range(1, 100):
         target = folder / str(point) / "posterior"
@@ -86,8 +85,3 @@ def outcomes(folder: Path, mode: str) -> list[str]:
         if status == 0:
             break
     return found_after
-
-
-if __name__ == "__main__":
-    ways = {mode: outcomes(Path(sys.argv[1]) / mode, mode) for mode in ("first", "swap", "renames")}
-    sys.stdout.write(json.dumps(ways))

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
+from ranks import RANKS, on_ranks
 from varlora import IVON, NoiseController, posterior_of
 from varlora.noise import CounterNoise, ReplayedNoise
 
@@ -21,7 +21,7 @@ ADAM = {
     "prior": "movement",
     "prior_width": 3.0,
 }
-STEPS, RANKS, MICRO = 3, 2, 2
+STEPS, MICRO = 3, 2
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file store")
 
@@ -192,19 +192,13 @@ SCENARIOS = {
 }
 
 
-def run(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    try:
-        torch.save({name: scenario(rank) for name, scenario in SCENARIOS.items()}, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def run(rank):
+    return {name: scenario(rank) for name, scenario in SCENARIOS.items()}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run, (str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return on_ranks(run, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("scenario", ["ddp", "fsdp2", "ddp adam", "fsdp2 adam"])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from killed_saves import outcomes
 from varlora import folders
 from varlora.folders import FolderExistsError, atomic_folder, check_can_be_folder, check_target, interrupted
 
@@ -130,9 +129,7 @@ def test_what_an_interrupted_save_left_is_said(tmp_path: Path, caplog: pytest.Lo
 
 @pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL, and renameat2 to swap folders")
 def test_a_kill_leaves_the_old_or_the_new_never_half(tmp_path: Path) -> None:
-    script = Path(__file__).parent / "killed_saves.py"
-    run = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=True)
-    found = json.loads(run.stdout)
+    found = {mode: outcomes(tmp_path / mode, mode) for mode in ("first", "swap", "renames")}
     assert set(found["first"]) == {"nothing", "new"}
     assert set(found["swap"]) == {"old", "new"}
     assert set(found["renames"]) == {"old", "new", "said"}

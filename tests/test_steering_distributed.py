@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+
+from ranks import on_ranks
+from steered_tasks import Classifier, state_of, trainer_of
+from test_steering import Watched
+from varlora.held_out import withheld_rows
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")
 
-RANKS, STOP = 2, 57  # in the twelfth of 24 epochs of 5 steps
+STOP = 57  # in the twelfth of 24 epochs of 5 steps
 
 
 def train(folder: Path, *, resume: bool) -> dict[str, Any]:
-    from steered_tasks import Classifier, state_of, trainer_of
-    from test_steering import Watched
-
     watched = Watched()
     trainer = trainer_of(
         folder,
@@ -40,25 +39,13 @@ def train(folder: Path, *, resume: bool) -> dict[str, Any]:
     return {"state": state_of(trainer), "ratios": watched.ratios, "rows": watched.rows, "measured": watched.measured}
 
 
-def run(rank: int, folder: str, port: int) -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    runs = {name: train(Path(folder), resume=name == "resumed") for name in ("whole", "resumed")}
-    torch.save(runs, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+def run(rank: int, folder: str) -> dict[str, Any]:
+    return {name: train(Path(folder), resume=name == "resumed") for name in ("whole", "resumed")}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(run, (str(folder), port), nprocs=RANKS)  # type: ignore[no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return on_ranks(run, tmp_path_factory.mktemp("ranks"), str(tmp_path_factory.mktemp("run")))
 
 
 def test_both_ranks_hold_the_same_lambda_weights_and_record(results: list[dict[str, Any]]) -> None:
@@ -70,8 +57,6 @@ def test_both_ranks_hold_the_same_lambda_weights_and_record(results: list[dict[s
 
 
 def test_rows_are_withheld_from_both_and_come_back_to_either(results: list[dict[str, Any]]) -> None:
-    from varlora.held_out import withheld_rows
-
     withheld = set(withheld_rows(320, seed=3))
     both = (result["whole"]["rows"] for result in results)
     epochs = [[*first, *second] for first, second in zip(*both, strict=True)]

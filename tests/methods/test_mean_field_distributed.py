@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from models import lora, tiny_llama, token_ids
+from ranks import RANKS, on_ranks
 from varlora.methods.blob import Blob
 from varlora.methods.mean_field import MeanField
 from varlora.methods.scalabl import Scalabl
 from varlora.optim.mean_field import MeanFieldAdamW
 from varlora.random_factors import Draw, RandomFactors
 
-STEPS, RANKS = 3, 2
+STEPS = 3
 METHODS: dict[str, MeanField] = {"blob": Blob(initial_std_bound=0.5), "scalabl": Scalabl(initial_std_bound=0.5)}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file store")
@@ -72,19 +70,13 @@ def in_one_process(method: str) -> Tensor:
     return flat(model)
 
 
-def run(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    try:
-        torch.save({method: train_on_rank(rank, method) for method in METHODS}, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def run(rank: int) -> dict[str, tuple[Tensor, Tensor]]:
+    return {method: train_on_rank(rank, method) for method in METHODS}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run, (str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return on_ranks(run, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("method", METHODS)

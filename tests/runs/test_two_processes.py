@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import contextlib
+import io
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ranks import RANKS, START, forget_processes
 from small_runs import config, save_model
+from varlora.cli import main
 from varlora.runs import RunConfig, read_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def command(settings: RunConfig, *words: str) -> list[str]:
-    """What trains a run in two processes."""
+def words_of(settings: RunConfig) -> list[str]:
+    """The command that trains a run."""
     changed = {f.name: getattr(settings, f.name) for f in fields(RunConfig) if getattr(settings, f.name) != f.default}
     options = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return [*torchrun, "-m", "varlora", "train", *options, "--no_progress", *words]
+    return ["train", *options, "--no_progress"]
 
 
+def command(words: list[str]) -> tuple[int, str]:
+    """Runs in each process; its exit code and what it printed."""
+    forget_processes()
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        code = main(words)
+    return code, told.getvalue()
+
+
+@pytest.fixture
+def signals_restored() -> Iterator[None]:
+    """torchrun puts handlers of its own there."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_restored")
 @pytest.mark.parametrize("method", ["ensemble"])
 def test_one_run_comes_out(method: str, tmp_path: Path) -> None:
     settings = config(tmp_path, save_model(tmp_path / "model"), method=method, max_steps=4, temperature_scaling=True)
-    done = subprocess.run(command(settings), env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("The run is in") == 1
+    torchrun = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=RANKS,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method=START,
+    )
+    done = elastic_launch(torchrun, command)(words_of(settings))
+    assert [code for code, _ in done.values()] == [0, 0]
+    assert "".join(told for _, told in done.values()).count("The run is in") == 1
     written = read_run(settings.output_dir)
     assert written.posterior.kind == "mixture"
     assert set(written.metrics["test"]) == {"mean", "samples"}

@@ -224,7 +224,7 @@ BAD = {
     "tools not objects": ([{**CHAT, "tools": ["rate"]}], r"field 'tools': got \['rate'\]; allowed: a list of obj"),
     "boolean label": ([{**LABEL, "label": True}], r"field 'label': got True"),
     "two types of label": ([LABEL, {**OTHER, "label": 0}], r"line 2, field 'label': got 0; .*integers or strings"),
-    "one class": ([LABEL], r"two or more different label names, got \('positive',\)"),
+    "one class": ([LABEL], r"train.jsonl, field 'label': .*two or more different label names, got \('positive',\)"),
     "yes/no in words": ([{**YES_NO, "answer": "yes"}], r"field 'answer': got 'yes'; allowed: true or false"),
     "empty completion": ([{**COMPLETION, "completion": ""}], r"field 'completion': got ''"),
     "same id twice": ([{**CHOICE, "id": 1}] * 2, r"line 2, field 'id': got 1; allowed: an id of its own \(line 1"),

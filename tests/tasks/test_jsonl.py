@@ -102,3 +102,21 @@ def test_label_names_from_a_file(tmp_path: Path) -> None:
     assert load_jsonl({"train": train}, label_names=tmp_path / "names.json").answers == ("good", "bad")
     with pytest.raises(ValueError, match=r"wrong.json: label names must be a JSON list of strings"):
         load_jsonl({"train": train}, label_names=tmp_path / "wrong.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('["good"]', r"two or more different label names, got \('good',\)"),
+        ("good\ngood\n", r"two or more different label names, got \('good', 'good'\)"),
+        ('["good", " "]', "label names must be strings that are not empty"),
+        ("", r"two or more different label names, got \(\)"),
+    ],
+)
+def test_label_names_that_are_no_classes_are_refused_with_their_file(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "names").write_text(content, encoding="utf-8")
+
+    with pytest.raises(ValueError, match=rf"{tmp_path}/names: .*{message}"):
+        read_label_names(tmp_path / "names")

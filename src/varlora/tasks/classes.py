@@ -22,32 +22,42 @@ def class_names(sources: Mapping[str, Records], given: Sequence[str] | None) -> 
         ValueError: If there are fewer than two, a label is none, or two labels look like one class.
     """
     if given is not None:
-        names = tuple(str(name) for name in given)
-        if not all(name.strip() for name in names):
-            raise ValueError(f"label names must be strings that are not empty, got {names}")
-    elif "train" not in sources:
+        return check_label_names(given)
+    if "train" not in sources:
         raise ValueError("without a train split the label names must be given")
-    else:
-        train = sources["train"]
-        labels: set[Any] = set()
-        for index, row in enumerate(train.rows):
-            label = row["label"]
-            if isinstance(label, float):
-                raise train.error(
-                    index, "label", label, "an integer, written without a point (1, not 1.0), or a string"
-                )
-            if isinstance(label, bool) or not isinstance(label, (int, str)) or not str(label).strip():
-                raise train.error(index, "label", label, "an integer or a string that is not empty")
-            if labels and isinstance(label, str) is not isinstance(next(iter(labels)), str):
-                raise train.error(index, "label", label, "one type of label in a file: integers or strings")
-            if label != OUT_OF_SCOPE:
-                labels.add(label)
-        if isinstance(next(iter(labels), None), str):
-            _told_apart(train, labels)
-        names = tuple(str(label) for label in sorted(labels))
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"a label task needs two or more different label names, got {names}")
-    return names
+    train = sources["train"]
+    labels: set[Any] = set()
+    for index, row in enumerate(train.rows):
+        label = row["label"]
+        if isinstance(label, float):
+            raise train.error(index, "label", label, "an integer, written without a point (1, not 1.0), or a string")
+        if isinstance(label, bool) or not isinstance(label, (int, str)) or not str(label).strip():
+            raise train.error(index, "label", label, "an integer or a string that is not empty")
+        if labels and isinstance(label, str) is not isinstance(next(iter(labels)), str):
+            raise train.error(index, "label", label, "one type of label in a file: integers or strings")
+        if label != OUT_OF_SCOPE:
+            labels.add(label)
+    if isinstance(next(iter(labels), None), str):
+        _told_apart(train, labels)
+    return check_label_names(sorted(labels), where=f"{train.where}, field 'label'")
+
+
+def check_label_names(names: Sequence[object], *, where: str = "label_names") -> tuple[str, ...]:
+    """The names of classes as strings, once they are two or more, different and not empty.
+
+    Args:
+        names: In order.
+        where: What they were read from, for the error.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    checked = tuple(str(name) for name in names)
+    if not all(name.strip() for name in checked):
+        raise ValueError(f"{where}: label names must be strings that are not empty, got {checked}")
+    if len(checked) < 2 or len(set(checked)) < len(checked):
+        raise ValueError(f"{where}: a label task needs two or more different label names, got {checked}")
+    return checked
 
 
 def _told_apart(records: Records, labels: Collection[str]) -> None:

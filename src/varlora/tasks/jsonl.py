@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from varlora.files import LARGEST_JSON, read_text
 from varlora.tasks.build import build_task
+from varlora.tasks.classes import check_label_names
 from varlora.tasks.files import read_records
 from varlora.tasks.overlap import note_overlap
 from varlora.tasks.rows import LabelAnswers
@@ -99,7 +100,7 @@ def read_label_names(file: str | Path) -> list[str]:
     """Read class names in order: a JSON list of strings, or one name a line.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or the names are fewer than two, empty or alike.
         FileNotFoundError: If there is no such file.
     """
     path = Path(file)
@@ -107,7 +108,8 @@ def read_label_names(file: str | Path) -> list[str]:
         raise FileNotFoundError(f"there is no file {path}")
     text = read_text(path, largest=LARGEST_JSON)
     if not text.lstrip().startswith(("[", "{")):
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return list(check_label_names(lines, where=str(path)))
     try:
         names = json.loads(text)
     except json.JSONDecodeError as error:
@@ -116,4 +118,4 @@ def read_label_names(file: str | Path) -> list[str]:
         raise ValueError(f"{path}: label names must be a JSON list of strings, or one name a line") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: label names must be a JSON list of strings, or one name a line")
-    return names
+    return list(check_label_names(names, where=str(path)))
