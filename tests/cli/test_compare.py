@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -15,29 +16,27 @@ from typing import Any
 
 import pytest
 from rich.progress import Progress
+from transformers import TrainerCallback
 
 from cli.workshop import Outcome
 from compare.plans import plan, written
 from compare.test_worker import assert_same_predictions
-from varlora.checkpoint_files import last_whole_checkpoint
+from varlora.cli import main
 from varlora.cli.compare import _TimeLeft, duration
 from varlora.compare import Cell, engines, estimate
 from varlora.compare.driver import Watch
 from varlora.compare.estimate import Timer
 from varlora.compare.worker import read_cells
-from varlora.runs.checkpoints import checkpoints_of
+from varlora.runs import run, train
 
 Call = Callable[..., Outcome]
-LONGER = {"settings.max_steps": 40}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a comparison that nothing has disturbed."""
-    from varlora.cli import main
-
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert main(["compare", str(written(folder, LONGER)), "--output_dir", str(folder / "out"), "--no_progress"]) == 0
+    assert main(["compare", str(written(folder)), "--output_dir", str(folder / "out"), "--no_progress"]) == 0
     return folder / "out"
 
 
@@ -101,7 +100,7 @@ def test_what_is_done_is_not_done_again(call: Call, undisturbed: Path, tmp_path:
         "study.json",
         "tables.md",
     }
-    file = written(tmp_path, LONGER)
+    file = written(tmp_path)
     stamps = {f: f.stat().st_mtime_ns for f in (undisturbed / "llama").rglob("*")}
     before = numbers(undisturbed)
     done = call("compare", file, "--output_dir", undisturbed)
@@ -113,7 +112,7 @@ def test_what_is_done_is_not_done_again(call: Call, undisturbed: Path, tmp_path:
     assert {f: f.stat().st_mtime_ns for f in (undisturbed / "llama").rglob("*")} == stamps
     assert numbers(undisturbed) == before
     # another setting is another cell, beside the first
-    other = written(tmp_path, {**LONGER, "settings.learning_rate": 2e-3})
+    other = written(tmp_path, {"settings.learning_rate": 2e-3})
     assert "2 missing." in call("compare", other, "--output_dir", undisturbed, "--dry_run").out
 
 
@@ -177,7 +176,7 @@ def test_other_versions_cells_are_offered_and_taken_when_named(
 ) -> None:
     for module in ("varlora.compare.plan", "varlora.compare.code_version"):
         monkeypatch.setattr(f"{module}.code_version", lambda: "0123456789")
-    file = written(tmp_path, LONGER)
+    file = written(tmp_path)
     made_by = read_cells(undisturbed)[0].code_version
     done = call("compare", file, "--output_dir", undisturbed, "--dry_run")
     assert "2 missing." in done.out
@@ -243,19 +242,37 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+class KillAfter(TrainerCallback):
+    """Kills this process after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def compare_and_die(folder: Path, step: int) -> None:
+    """`varlora compare` in a process that is killed after a step of its second cell's training."""
+    child = os.fork()
+    if child == 0:
+        trainings = itertools.count(1)
+
+        def train_and_die(*given: Any, **how: Any) -> Any:
+            killing = [KillAfter(step)] if next(trainings) == 2 else []
+            return train(*given, callbacks=killing, **how)
+
+        run.__globals__["train"] = train_and_die
+        main(["compare", str(written(folder)), "--output_dir", str(folder / "out"), "--no_progress"])
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
 def test_a_killed_comparison_goes_on_to_the_same_numbers(call: Call, undisturbed: Path, tmp_path: Path) -> None:
-    second = plan(tmp_path, LONGER).cells()[1]
-    process = begin(tmp_path, LONGER)
-    try:
-        deadline = time.monotonic() + 180
-        while last_whole_checkpoint(checkpoints_of(second.config)) is None:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
-    finally:
-        kill(process)
-    assert second.state() == "unfinished"
-    done = call("compare", written(tmp_path, LONGER), "--output_dir", tmp_path / "out", "--no_progress")
+    compare_and_die(tmp_path, step=5)  # of 6, with a checkpoint of every second
+    assert [cell.state() for cell in plan(tmp_path).cells()] == ["done", "unfinished"]
+    done = call("compare", written(tmp_path), "--output_dir", tmp_path / "out", "--no_progress")
     assert done.code == 0, done.err
     assert "1 done, 1 unfinished." in done.out
     for one, other in zip(read_cells(undisturbed), read_cells(tmp_path / "out"), strict=True):

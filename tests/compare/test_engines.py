@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from compare.plans import plan
 from compare.test_worker import assert_same_predictions
@@ -76,20 +77,31 @@ def test_workers_give_bit_for_bit_what_this_process_gives(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here
     asked = plan(tmp_path, BROKEN)
-    cells = asked.cells()[1:]  # each costs the start of a process
+    good = asked.cells()[1]  # one of them: it costs the start of a process
     asked.output_dir.mkdir()
-    write_cells(cells, asked.output_dir)
-    began: list[str] = []
-    engine = Workers(output_dir=asked.output_dir, at_once=2)
-    outcomes = {outcome.cell.method: outcome for outcome in engine.run(cells, lambda cell: began.append(cell.method))}
-    assert began == ["ivon", "broken"]
-    assert outcomes["ivon"].error is None
-    assert "lora_target_modules names 'qproj'" in str(outcomes["broken"].error)
-    good, broken = cells
-    assert (good.state(), broken.state()) == ("done", "failed")
-    assert "Traceback" in broken.error_file.read_text()
+    write_cells([good], asked.output_dir)
+    outcomes = run_all(Workers(output_dir=asked.output_dir), (good,))
+    assert [(outcome.cell.method, outcome.error) for outcome in outcomes] == [("ivon", None)]
+    assert good.state() == "done"
     assert not list(tmp_path.rglob("*.output.txt"))
     assert_same_predictions(inline[2], good)
+
+
+def test_a_worker_that_fails_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys\nif 'ivon' in sys.argv[2]: raise ValueError('no such layer')"
+    monkeypatch.setattr(Workers, "command", lambda self: [sys.executable, "-c", code])
+    began: list[str] = []
+    engine = Workers(output_dir=tmp_path, at_once=2)
+    cells = plan(tmp_path).cells()
+    outcomes = {outcome.cell.method: outcome for outcome in engine.run(cells, lambda cell: began.append(cell.method))}
+    assert began == ["adamw", "ivon"]
+    assert {method: outcome.error for method, outcome in outcomes.items()} == {
+        "adamw": None,
+        "ivon": "ValueError: no such layer",
+    }
+    assert cells[1].state() == "failed"
+    assert cells[1].error_file.read_text().startswith("Traceback")
+    assert not list(tmp_path.rglob("*.output.txt"))
 
 
 SLEEPER = [sys.executable, "-c", "import time; print('about to sleep', flush=True); time.sleep(600)"]
@@ -203,6 +215,8 @@ def test_ray_is_given_one_task_for_each_cell(
 ) -> None:
     fake = FakeRay()
     monkeypatch.setattr(engines, "import_ray", lambda: fake)
+    threads: list[int] = []  # a task may set them: its process is its own
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
 
     def execute(cell: Cell) -> None:
         assert fake.up
@@ -220,6 +234,7 @@ def test_ray_is_given_one_task_for_each_cell(
         "RayError: the machine died",
     ]
     assert fake.options == {"num_cpus": 2, "num_gpus": 1.0, "max_calls": 1, "max_retries": 0}
+    assert threads in ([2, 2, 2], [])  # none beside a GPU
     assert (fake.most, fake.up) == (3 if limit is None else 1, False)
     assert cells[1].error_file.read_text().startswith("Traceback")
 

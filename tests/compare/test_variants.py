@@ -140,8 +140,10 @@ def test_at_random_the_runs_seed_decides(ivon: Path) -> None:
     assert torch.equal(load_variant(found, variant, "test").log_probs, predicted(ivon, q, "test", samples=0).log_probs)
 
 
-def test_made_again_every_byte_is_the_same(ivon: Path) -> None:
+def test_made_again_every_byte_is_the_same(ivon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "FRACTIONS", (0.1, 0.9))
     wanted = [Variant(temperature=2), Variant(prune="validation"), Variant(prune=0.2, prune_by="random")]
+    wanted = [dataclasses.replace(variant, samples=2) for variant in wanted]
     ensure_variants(ivon, wanted)
     before = {file.relative_to(ivon): file.read_bytes() for file in ivon.rglob("variants/**/*.parquet")}
     assert len(before) >= 6
@@ -199,7 +201,7 @@ def test_it_comes_on_top_of_what_the_run_has(model: str, tmp_path: Path) -> None
         tmp_path / "noisy.jsonl",
         [{**row, "label": OTHER[row["label"]]} if i % 5 == 0 else row for i, row in enumerate(herds(48))],
     )
-    folder = finish_herds(tmp_path, model, method="adamw", temperature_scaling=True, validation_file=rows)
+    folder = finish_herds(tmp_path, model, method="adamw", max_steps=12, temperature_scaling=True, validation_file=rows)
     scaled = Variant(mode="mean", logit_temperature="validation")
     ensure_variants(folder, [scaled])
     found = read_run(folder)
@@ -276,7 +278,7 @@ def test_a_warning_of_a_temperature_names_the_run_and_the_variant(ivon: Path, mo
 
 
 def test_a_tuned_run_is_varied_as_training_left_it(ivon: Path) -> None:
-    variant = Variant(temperature=2)
+    variant = Variant(temperature=2, samples=2)
     ensure_variants(ivon, [variant])
     before = load_variant(read_run(ivon), variant, "test").log_probs
     shutil.rmtree(ivon / "variants")
@@ -296,14 +298,14 @@ def test_a_tuned_run_is_varied_as_training_left_it(ivon: Path) -> None:
 
 def test_reading_the_run_does_not_mind_its_variants(ivon: Path) -> None:
     before = read_run(ivon)
-    ensure_variants(ivon, [Variant(temperature=2, logit_temperature="validation")])
+    ensure_variants(ivon, [Variant(temperature=2, samples=2, logit_temperature="validation")])
     after = read_run(ivon)
     assert (after.config, after.metrics, after.facts) == (before.config, before.metrics, before.facts)
     assert all(torch.equal(after.posterior.mean[key], m) for key, m in before.posterior.mean.items())
 
 
 def test_a_kill_leaves_a_variant_whole_or_not_at_all(ivon: Path) -> None:
-    wanted = [Variant(temperature=2), Variant(temperature=4)]
+    wanted = [Variant(temperature=2, samples=2), Variant(temperature=4, samples=2)]
     child = os.fork()
     if child == 0:
         saved = Prediction.save
@@ -329,7 +331,8 @@ def test_a_kill_leaves_a_variant_whole_or_not_at_all(ivon: Path) -> None:
     ensure_variants(ivon, wanted)
     assert sorted(path.name for path in (ivon / "variants").iterdir()) == sorted(v.made_as.key for v in wanted)
     q = temper(found.posterior, 4)
-    assert torch.equal(load_variant(found, wanted[1], "test").log_probs, predicted(ivon, q, "test").log_probs)
+    expected = predicted(ivon, q, "test", samples=2)
+    assert torch.equal(load_variant(found, wanted[1], "test").log_probs, expected.log_probs)
 
 
 def test_an_ensembles_first_members_are_a_smaller_ensemble(finished: Mapping[str, Path]) -> None:
@@ -371,14 +374,13 @@ def test_what_a_point_has_not_is_refused(finished: Mapping[str, Path], variant: 
         load_variant(read_run(folder), variant, "test")
 
 
-def test_changed_rows_are_refused(model: str, tmp_path: Path) -> None:
-    folder = finish_herds(tmp_path, model, max_steps=2)
-    file = Path(read_run(folder).config.test_file or "")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    write_rows(file, rows[:-1])
+def test_changed_rows_are_refused(ivon: Path, tmp_path: Path) -> None:
+    settings = read_run(ivon).config
+    rows = [json.loads(line) for line in Path(settings.test_file or "").read_text().splitlines()]
+    changed = dataclasses.replace(settings, test_file=write_rows(tmp_path / "changed.jsonl", rows[:-1]))
     with pytest.raises(ValueError, match="the rows of 'test' are no longer those"):
-        ensure_variants(folder, [Variant(temperature=2)])
-    assert not is_complete(folder, [Variant(temperature=2)])
+        ensure_variants(ivon, [Variant(temperature=2, samples=2)], config=changed)
+    assert not is_complete(ivon, [Variant(temperature=2, samples=2)])
 
 
 def test_too_few_validation_rows_choose_nothing(model: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from varlora.runs.tune import in_words, tuning_of
 
 TUNED = Variant(tune=True)
 METHODS = ("ivon", "adamw", "laplace", "ensemble")
+GRID: Mapping[str, Any] = {"temperatures": (0.0, 4.0), "samples": (2,)}
+SAME_GRID = ("--temperatures", "0", "4", "--samples", "2", "--fractions", "0")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,12 @@ def finished(model: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[st
 @pytest.fixture
 def ivon(finished: Mapping[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished["ivon"], tmp_path / "run"))
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little is tried: where it is not about what is tried."""
+    monkeypatch.setattr(making, "tuning_of", partial(tuning_of, **GRID))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -75,9 +84,10 @@ def test_it_is_what_tune_and_then_eval_give(finished: Mapping[str, Path], method
     )
 
 
+@pytest.mark.usefixtures("narrow")
 def test_all_that_tune_tries_is_kept_but_what_could_be_pruned(ivon: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(ivon, tmp_path / "copy")
-    assert main(["tune", str(copy), "--no_progress", "--fractions", "0"]) == 0
+    assert main(["tune", str(copy), "--no_progress", *SAME_GRID]) == 0
     ensure_variants(ivon, [TUNED])
     [file] = ivon.glob("variants/*/variant.json")
     facts, table = json.loads(file.read_text()), json.loads((copy / "tune.json").read_text())
@@ -86,11 +96,15 @@ def test_all_that_tune_tries_is_kept_but_what_could_be_pruned(ivon: Path, tmp_pa
     assert table.keys() - facts["tuning"].keys() == {"made", "varlora", "made_from"}
 
 
-def test_the_run_and_its_other_rows_are_what_they_are_without_it(ivon: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("narrow")
+def test_the_run_and_its_other_rows_are_what_they_are_without_it(
+    ivon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "FRACTIONS", (0.1, 0.9))
     others = [
         Variant(temperature=4, samples=6),
         Variant(mode="mean", logit_temperature="validation"),
-        Variant(prune="validation", prune_by="magnitude"),
+        Variant(prune="validation", prune_by="magnitude", samples=2),
     ]
     copy = Path(shutil.copytree(ivon, tmp_path / "copy"))
     before = contents(ivon)
@@ -106,6 +120,7 @@ def test_the_run_and_its_other_rows_are_what_they_are_without_it(ivon: Path, tmp
             assert with_it.logit_temperature == without.logit_temperature
 
 
+@pytest.mark.usefixtures("narrow")
 def test_made_again_and_of_a_tuned_run_every_byte_is_the_same(ivon: Path) -> None:
     def predictions() -> dict[str, bytes]:
         return {name: found for name, found in contents(ivon / "variants").items() if name.endswith(".parquet")}
@@ -117,14 +132,14 @@ def test_made_again_and_of_a_tuned_run_every_byte_is_the_same(ivon: Path) -> Non
     ensure_variants(ivon, [TUNED])
     assert {path: path.stat().st_mtime_ns for path in ivon.rglob("*")} == stamps
     shutil.rmtree(ivon / "variants")
-    assert main(["tune", str(ivon), "--no_progress", "--temperatures", "4", "--fractions", "0"]) == 0
+    assert main(["tune", str(ivon), "--no_progress", "--temperatures", "4", "--samples", "2", "--fractions", "0"]) == 0
     ensure_variants(ivon, [TUNED])
     assert predictions() == before
     assert (seconds(read_run(ivon), TUNED, "test") or 0) > 0
 
 
 def test_what_is_kept_as_trained_is_the_runs_own_predictions(ivon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "tuning_of", partial(tuning_of, standard_errors=1e6))
+    monkeypatch.setattr(making, "tuning_of", partial(tuning_of, **GRID, standard_errors=1e6))
     ensure_variants(ivon, [TUNED])
     found = read_run(ivon)
     assert tuned_as(found, TUNED) is None
@@ -166,18 +181,18 @@ def test_completions_are_refused(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["rows", "answers"])
-def test_changed_validation_rows_are_refused(model: str, tmp_path: Path, changed: str) -> None:
-    folder = finish_herds(tmp_path, model, method="adamw", max_steps=2)
+def test_changed_validation_rows_are_refused(finished: Mapping[str, Path], tmp_path: Path, changed: str) -> None:
+    folder = Path(shutil.copytree(finished["adamw"], tmp_path / "run"))
     ensure_variants(folder, [Variant(mode="mean", logit_temperature="validation")])
-    file = Path(read_run(folder).config.validation_file or "")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    settings = read_run(folder).config
+    rows = [json.loads(line) for line in Path(settings.validation_file or "").read_text().splitlines()]
     if changed == "answers":
         answers = sorted({row["label"] for row in rows})
         other = dict(zip(answers, [*answers[1:], answers[0]], strict=True))
         rows = [{**row, "label": other[row["label"]]} for row in rows]
-    write_rows(file, rows if changed == "answers" else rows[:-1])
+    file = write_rows(tmp_path / "changed.jsonl", rows if changed == "answers" else rows[:-1])
     with pytest.raises(ValueError, match="the validation rows are no longer those of"):
-        ensure_variants(folder, [TUNED])
+        ensure_variants(folder, [TUNED], config=replace(settings, validation_file=file))
 
 
 def test_a_new_row_of_a_trained_cell_is_predicted_and_nothing_is_trained(
@@ -186,18 +201,20 @@ def test_a_new_row_of_a_trained_cell_is_predicted_and_nothing_is_trained(
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("it was trained again")
 
-    first = plan(tmp_path)
+    short = {"settings.max_steps": 2}
+    first = plan(tmp_path, short)
     for cell in first.cells():
         cell.prepare()
         execute_cell(cell)
     made_by = first.cells()[0].code_version
     monkeypatch.setattr(worker, "run", refuse)
 
-    asked = plan(tmp_path, {"methods.ivon.rows.tuned": {"tune": True}})
+    changes = {**short, "methods.ivon.rows.tuned": {"tune": True}}
+    asked = plan(tmp_path, changes)
     assert [cell.state() for cell in asked.cells()] == ["done", "partial"]
     assert any("tuned: seed 0 (trained, not predicted" in gap for gap in gather(asked, asked.cells()).blocks[0].missing)
     monkeypatch.setattr("varlora.compare.plan.code_version", lambda: "0123456789")  # varlora has changed since
-    asked = plan(tmp_path, {"methods.ivon.rows.tuned": {"tune": True}}, code_versions=[made_by])
+    asked = plan(tmp_path, changes, code_versions=[made_by])
     cell = asked.cells()[1]
     assert (cell.state(), cell.code_version) == ("partial", made_by)
     cell.prepare()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from varlora import load_posterior
 from varlora.demo import compare
+from varlora.demo.data import write_task
 from varlora.folders import FolderExistsError
 from varlora.report.health_text import sentence
 from varlora.runs import read_run
@@ -18,6 +20,7 @@ def test_the_demo_writes_runs_posteriors_and_a_report(tmp_path: Path, monkeypatc
     monkeypatch.setitem(compare.COMMON, "max_steps", 2)
     monkeypatch.setitem(compare.COMMON, "samples", 2)
     monkeypatch.setattr(compare, "SAMPLES", 2)
+    monkeypatch.setattr(compare, "write_task", partial(write_task, train=16, validation=24, test=40))
     folder = tmp_path / "demo"
     comparison = compare.run_demo(output_dir=folder, seeds=(0, 1), progress=False)
     assert len(comparison.methods) == 5
