@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from varlora.prediction import Prediction, predict
     from varlora.readout import AnswerTokens, ClassHead
     from varlora.tasks import answer_tokens
-    from varlora.training import VariationalCallback, VariationalTrainer, VariationalTrainerMixin
+    from varlora.training import VariationalTrainer, VariationalTrainerMixin
     from varlora.tuned import as_tuned, without_tuning
+    from varlora.variational_callback import VariationalCallback
 
     __version__: str
 
@@ -106,8 +107,9 @@ _MODULES = {
     "prediction": ("Prediction", "predict"),
     "readout": ("AnswerTokens", "ClassHead"),
     "tasks": ("answer_tokens",),
-    "training": ("VariationalCallback", "VariationalTrainer", "VariationalTrainerMixin"),
+    "training": ("VariationalTrainer", "VariationalTrainerMixin"),
     "tuned": ("as_tuned", "without_tuning"),
+    "variational_callback": ("VariationalCallback",),
 }
 _find = lazily("varlora", {name: f"varlora.{home}" for home, names in _MODULES.items() for name in names})
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from transformers import Trainer
 
+from varlora.adapter_trainer import AdapterTrainer
 from varlora.methods.method import Fit, Job, record
 from varlora.posterior import point_mass_of
-from varlora.training import AnswerTrainer, CompletionTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,7 @@ class AdamW:
     def trainer(self, job: Job) -> Trainer:
         """A Trainer with its own AdamW."""
         self.set_arguments(job)
-        if job.readout is None:
-            return CompletionTrainer(**job.trainer_options())
-        return AnswerTrainer(**job.trainer_options(), readout=job.readout)
+        return AdapterTrainer(**job.trainer_options())
 
     def fit(self, job: Job) -> Fit:
         """The trained weights as a point mass."""

@@ -6,19 +6,19 @@ Source: Polyak & Juditsky 1992, Acceleration of stochastic approximation by aver
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from varlora.adapters import applied, load_into, trained_tensors
+from varlora.adapter_trainer import AdapterTrainer
+from varlora.adapters import load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.optim.averages import AveragedAdamW, averaged_adamw
 from varlora.optim.wrapped import restore_from
 from varlora.posterior import point_mass_of
-from varlora.training import AnswerTrainer, CompletionTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,7 @@ class Ema(AdamW):
         options = self.own_adamw_options(job, kept="average is")
         parts = job.trainer_options()
         parts["optimizer_cls_and_kwargs"] = (AveragedAdamW, {**options, "ema_decay": self.ema_decay})
-        if job.readout is None:
-            return EmaTrainer(**parts)
-        return EmaAnswerTrainer(**parts, readout=job.readout)
+        return AdapterTrainer(**parts, evaluate_at=lambda optimizer: averages(job.model, averaged_adamw(optimizer)))
 
     def fit(self, job: Job) -> Fit:
         """The average as a point mass; the model is left there. Early stopping evaluates the average."""
@@ -72,23 +70,3 @@ class Ema(AdamW):
 def averages(model: nn.Module, optimizer: AveragedAdamW) -> dict[str, Tensor]:
     """By checkpoint key, the averages of what trains."""
     return {key: optimizer.average(p) for key, p in trained_tensors(model).items()}
-
-
-class EmaTrainerMixin:
-    """Evaluates at the average."""
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's evaluation, at the average so far."""
-        if self.optimizer is None:  # type: ignore[attr-defined]
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
-        model: nn.Module = self.model  # type: ignore[attr-defined]
-        with applied(model, averages(model, averaged_adamw(self.optimizer))):  # type: ignore[attr-defined]
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
-
-
-class EmaTrainer(EmaTrainerMixin, CompletionTrainer):
-    """`CompletionTrainer` with averaged weights."""
-
-
-class EmaAnswerTrainer(EmaTrainerMixin, AnswerTrainer):
-    """`AnswerTrainer` with averaged weights."""

@@ -18,7 +18,7 @@ from varlora.methods.method import Fit, Job, record
 from varlora.optim.auto import Auto
 from varlora.optim.options import Prior, Update
 from varlora.posterior import posterior_of
-from varlora.training import VariationalAnswerTrainer, VariationalTrainer
+from varlora.training import VariationalTrainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +93,7 @@ class Ivon:
 
     def trainer(self, job: Job) -> Trainer:
         """A Trainer with IVON and its noise."""
-        if job.readout is None:
-            return VariationalTrainer(**job.trainer_options(), variational=self.config)
-        return VariationalAnswerTrainer(**job.trainer_options(), readout=job.readout, variational=self.config)
+        return VariationalTrainer(**job.trainer_options(), variational=self.config)
 
     def fit(self, job: Job) -> Fit:
         """The Gaussian that training has reached."""

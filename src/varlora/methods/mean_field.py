@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from varlora.adapter_trainer import AdapterTrainer
 from varlora.methods.method import Fit, Job, record
 from varlora.optim.mean_field import MeanFieldAdamW, kl_cycle
 from varlora.posterior import PointMass, Posterior, point_mass_of
 from varlora.random_factors import RandomFactors, release
-from varlora.training import AnswerTrainer, CompletionTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -95,15 +95,13 @@ class MeanField(ABC):
                 "eps": arguments.adam_epsilon,
             },
         }
-        if job.readout is None:
-            return MeanFieldTrainer(**options)
-        return MeanFieldAnswerTrainer(**options, readout=job.readout)
+        return MeanFieldTrainer(**options)
 
     def fit(self, job: Job) -> Fit:
         """Trains mean and standard deviations together; the model is left at the mean, without either's machinery."""
         try:
             trainer = self.trainer(job)
-            assert isinstance(trainer, MeanFieldTrainerMixin)
+            assert isinstance(trainer, MeanFieldTrainer)
             log = job.run(trainer)
             std = trainer.factors.std()
         finally:
@@ -125,8 +123,8 @@ class MeanField(ABC):
         return Fit(posterior=self.posterior(replace(point, meta=meta), std), log=log)
 
 
-class MeanFieldTrainerMixin:
-    """Gives a trainer `MeanFieldAdamW`, and a warm-up over 6 % of its steps where its arguments have none."""
+class MeanFieldTrainer(AdapterTrainer):
+    """A Trainer with `MeanFieldAdamW`, and a warm-up over 6 % of its steps where its arguments have none."""
 
     def __init__(self, *args: Any, factors: RandomFactors, optimizer_options: Mapping[str, Any], **kwargs: Any) -> None:
         self.factors = factors
@@ -145,7 +143,7 @@ class MeanFieldTrainerMixin:
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The trainer's schedule, with a warm-up; warns of a run in which the KL hardly counts."""
-        arguments = self.args  # type: ignore[attr-defined]
+        arguments = self.args
         if arguments.warmup_steps == 0:
             arguments.warmup_steps = int(WARMUP_FRACTION * num_training_steps)
             logger.info("warming up over %d of %d steps", arguments.warmup_steps, num_training_steps)
@@ -158,12 +156,4 @@ class MeanFieldTrainerMixin:
                 num_training_steps,
                 cycle,
             )
-        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
-
-
-class MeanFieldTrainer(MeanFieldTrainerMixin, CompletionTrainer):
-    """`CompletionTrainer` with a random `lora_A`."""
-
-
-class MeanFieldAnswerTrainer(MeanFieldTrainerMixin, AnswerTrainer):
-    """`AnswerTrainer` with a random `lora_A`."""
+        return super().create_scheduler(num_training_steps, optimizer)

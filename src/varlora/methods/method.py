@@ -54,7 +54,7 @@ class Job:
     progress: bool = False
 
     def trainer_options(self) -> dict[str, Any]:
-        """Keyword arguments that every trainer class takes."""
+        """Keyword arguments of `AdapterTrainer`, which every method's trainer takes."""
         return {
             "model": self.model,
             "args": self.arguments,
@@ -62,6 +62,7 @@ class Job:
             "eval_dataset": self.validation,
             "data_collator": self.collate,
             "callbacks": list(self.callbacks),
+            "readout": self.readout,
         }
 
     def run(self, trainer: Trainer) -> list[dict[str, Any]]:

@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from varlora.adapters import applied, fixed_tensors, load_into, trained_tensors
+from varlora.adapter_trainer import AdapterTrainer
+from varlora.adapters import fixed_tensors, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.optim.snapshots import SnapshotAdamW, snapshot_adamw
 from varlora.optim.wrapped import restore_from
 from varlora.posterior import PosteriorMeta, model_meta
 from varlora.posterior.low_rank import LowRankGaussian
-from varlora.training import AnswerTrainer, CompletionTrainer
 
 VARIANCE_MIN = 1e-30
 
@@ -90,9 +90,9 @@ class Swag(AdamW):
         parts = job.trainer_options()
         parts["optimizer_cls_and_kwargs"] = (SnapshotAdamW, options)
         parts["callbacks"] = [TakeSnapshots(self), *parts["callbacks"]]
-        if job.readout is None:
-            return SwagTrainer(**parts, swag=self)
-        return SwagAnswerTrainer(**parts, readout=job.readout, swag=self)
+        return SwagTrainer(
+            **parts, swag=self, evaluate_at=lambda optimizer: mean_so_far(job.model, snapshot_adamw(optimizer))
+        )
 
     def fit(self, job: Job) -> Fit:
         """The Gaussian through the snapshots; the model is left at their mean.
@@ -155,6 +155,14 @@ def swag_gaussian(
     return LowRankGaussian(
         mean=mean, diagonal=diagonal, deviations=deviations, shared=True, meta=meta if meta else PosteriorMeta()
     )
+
+
+def mean_so_far(model: nn.Module, optimizer: SnapshotAdamW) -> Mapping[str, Tensor] | None:
+    """By checkpoint key, the mean of the snapshots that were taken; None before there are two."""
+    taken = {key: optimizer.state.get(p, {}).get("snapshots", p[None]) for key, p in trained_tensors(model).items()}
+    if any(len(snapshots) < 2 for snapshots in taken.values()):
+        return None
+    return swag_gaussian(taken).mean
 
 
 def snapshot_steps(max_steps: int, start: float, snapshots: int) -> list[int]:
@@ -234,8 +242,8 @@ class TakeSnapshots(TrainerCallback):
         return control
 
 
-class SwagTrainerMixin:
-    """SWAG's schedule, and evaluation at the mean of the snapshots once there are two."""
+class SwagTrainer(AdapterTrainer):
+    """A Trainer with SWAG's schedule."""
 
     lr_scheduler: Any
 
@@ -246,11 +254,12 @@ class SwagTrainerMixin:
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """The run's schedule down to the constant learning rate."""
         if self.lr_scheduler is None:
-            optimizer = optimizer if optimizer is not None else self.optimizer  # type: ignore[attr-defined]
-            arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
+            optimizer = optimizer if optimizer is not None else self.optimizer
+            assert optimizer is not None
+            arguments: TrainingArguments = self.args
             steps = int(self.swag.swag_start * num_training_steps)
             probe = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-            theirs = super().create_scheduler(max(steps, 1), probe)  # type: ignore[misc]
+            theirs = super().create_scheduler(max(steps, 1), probe)
             if not isinstance(theirs, LambdaLR):
                 raise ValueError(
                     f"lr_scheduler_type={arguments.lr_scheduler_type!r} is no function of the step, so it cannot be "
@@ -265,21 +274,3 @@ class SwagTrainerMixin:
             self.lr_scheduler = LambdaLR(optimizer, rate)
         schedule: LRScheduler = self.lr_scheduler
         return schedule
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's evaluation, at the mean that the snapshots so far have."""
-        model: nn.Module = self.model  # type: ignore[attr-defined]
-        states = snapshot_adamw(self.optimizer).state if self.optimizer is not None else {}  # type: ignore[attr-defined]
-        taken = {key: states.get(p, {}).get("snapshots", p[None]) for key, p in trained_tensors(model).items()}
-        if any(len(snapshots) < 2 for snapshots in taken.values()):
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
-        with applied(model, swag_gaussian(taken).mean):
-            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
-
-
-class SwagTrainer(SwagTrainerMixin, CompletionTrainer):
-    """`CompletionTrainer` with SWAG."""
-
-
-class SwagAnswerTrainer(SwagTrainerMixin, AnswerTrainer):
-    """`AnswerTrainer` with SWAG."""
