@@ -31,7 +31,16 @@ from varlora.adapters import trained_tensors
 from varlora.frozen_layers import cached_frozen_layers
 from varlora.methods import METHODS
 from varlora.prediction import Prediction
-from varlora.runs import RunResult, predict_split, read_run, reload_setting, run
+from varlora.runs import (
+    RunConfig,
+    load_setting,
+    method_of,
+    predict_split,
+    read_run,
+    reload_setting,
+    run,
+    train,
+)
 
 SIZES: Mapping[str, Any] = {"vocab_size": 64, "num_hidden_layers": 3, "initializer_range": 0.2, "num_labels": 3}
 WIDTHS: Mapping[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
@@ -198,12 +207,12 @@ def save_upright_encoder(folder: Path) -> str:
     return save_model(folder, BertModel(settings, add_pooling_layer=False), tokenizer)
 
 
-def finished(folder: Path, model: str, method: str, **options: Any) -> RunResult:
+def settings_of(folder: Path, model: str, method: str, **options: Any) -> RunConfig:
     folder.mkdir(parents=True)
     train_file = write_rows(folder / "uneven.jsonl", uneven_films(32))
-    given = {"max_steps": 8, "train_file": train_file, "lora_target_modules": FIRST_FROZEN, "lora_dropout": 0.1}
-    settings = config(folder, model, method=method, **given, **options)
-    return run(settings, progress=False)
+    snapshots = {"snapshots": 2} if method == "swag" else {}
+    given = {"max_steps": 4, "train_file": train_file, "lora_target_modules": FIRST_FROZEN, "lora_dropout": 0.1}
+    return config(folder, model, method=method, **snapshots, **given, **options)
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +222,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_gives_the_posterior_that_it_gives_without(method: str, encoder: str, tmp_path: Path) -> None:
-    whole = finished(tmp_path / "whole", encoder, method).posterior
-    cached = finished(tmp_path / "cached", encoder, method, cache_frozen_layers=True).posterior
+    settings = settings_of(tmp_path / "whole", encoder, method)
+    setting, checkpoints = load_setting(settings), tmp_path / "checkpoints"
+    whole = train(setting, method_of(settings), checkpoints=checkpoints, progress=False).posterior
+    settings = settings_of(tmp_path / "cached", encoder, method, cache_frozen_layers=True)
+    cached = run(settings, progress=False).posterior
     assert cached.point.keys() == whole.point.keys()
     assert any("layer.1." in key for key in whole.point)
     assert not any("layer.0." in key for key in whole.point)
@@ -225,7 +237,7 @@ def test_every_method_gives_the_posterior_that_it_gives_without(method: str, enc
 
 
 def test_the_run_folder_loads_into_the_whole_model(encoder: str, tmp_path: Path) -> None:
-    result = finished(tmp_path / "run", encoder, "ivon", cache_frozen_layers=True)
+    result = run(settings_of(tmp_path / "run", encoder, "ivon", cache_frozen_layers=True), progress=False)
     folder = read_run(result.setting.config.output_dir)
     setting = reload_setting(folder.config, folder.path, folder.posterior.meta)
     for mode in ("mean", "samples"):

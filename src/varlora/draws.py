@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as progress_bars
 
-from varlora.adapters import applied, check_base, dropout_on
+from varlora.adapters import applied, applying, check_base, dropout_on
 from varlora.modes import evaluation_mode
 from varlora.posterior import DropoutMasks, Mixture, PointMass, Posterior
 
@@ -104,8 +104,9 @@ def over_draws(
         if isinstance(q, DropoutMasks) and samples != 0:
             return torch.stack(_masked_passes(model, q, number_of_draws(q, samples), one_pass, seed), dim=1)
         passes = []
-        for weights in weight_draws(q, samples, antithetic=antithetic, seed=seed):
-            with applied(model, weights):
+        with applying(model, q.point) as apply:
+            for weights in weight_draws(q, samples, antithetic=antithetic, seed=seed):
+                apply(weights)
                 passes.append(one_pass())
         return torch.stack(passes, dim=1)
 

@@ -12,6 +12,7 @@ from varlora.adapters.reload import check_trainable, refuse_unreloadable
 from varlora.adapters.tensors import (
     adapter_config,
     applied,
+    applying,
     base_model_of,
     checkpoint_key,
     fixed_tensors,
@@ -26,6 +27,7 @@ from varlora.adapters.tensors import (
 __all__ = [
     "adapter_config",
     "applied",
+    "applying",
     "base_fingerprint",
     "base_model_of",
     "check_base",

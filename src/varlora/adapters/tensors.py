@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,11 @@ def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
         >>> list(trained_tensors(torch.nn.Linear(2, 1)))
         ['bias', 'weight']
     """
-    named = _named_tensors(model)
+    return _trained(model, _named_tensors(model))
+
+
+def _trained(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Those of a model's named tensors that train, which have to be all that trains."""
     trained = {key: t for key, t in named.items() if isinstance(t, nn.Parameter) and t.requires_grad}
     held = {id(t) for t in trained.values()}
     outside = [n for n, p in unwrapped_model(model).named_parameters() if p.requires_grad and id(p) not in held]
@@ -174,11 +178,45 @@ def applied(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         ...     model(torch.ones(1, 1)).item()
         2.0
     """
-    targets = _fitting(model, tensors)
-    saved = {key: target.detach().clone() for key, target in targets.items()}
-    try:
-        _copy(tensors, targets)
+    with applying(model, tensors) as apply:
+        apply(tensors)
         yield
+
+
+@contextmanager
+def applying(model: nn.Module, like: Mapping[str, Tensor]) -> Iterator[Callable[[Mapping[str, Tensor]], None]]:
+    """`applied` for several sets of tensors in turn: the block gets the function that puts one into the model.
+
+    The model is searched for its tensors once, which for a small model costs more than a forward.
+
+    Args:
+        model: as in `applied`.
+        like: tensors with the keys and shapes of all that will be put in.
+
+    Raises:
+        ValueError: as `applied`; the function raises it for other keys or shapes than those of `like`.
+
+    Example:
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> with applying(model, {"weight": torch.zeros(1, 1)}) as apply:
+        ...     for value in (2.0, 3.0):
+        ...         apply({"weight": torch.tensor([[value]])})
+        ...         print(model(torch.ones(1, 1)).item())
+        2.0
+        3.0
+    """
+    targets = _fitting(model, like)
+    saved = {key: target.detach().clone() for key, target in targets.items()}
+
+    def apply(tensors: Mapping[str, Tensor]) -> None:
+        if tensors.keys() != targets.keys():
+            raise ValueError(f"the tensors differ in their keys: {_some(sorted(tensors.keys() ^ targets.keys()))}.")
+        if wrong := [key for key, target in targets.items() if tensors[key].shape != target.shape]:
+            raise ValueError(f"the tensors differ in their shapes: {_some(wrong)}.")
+        _copy(tensors, targets)
+
+    try:
+        yield apply
     finally:
         try:
             _copy(saved, targets)
@@ -248,7 +286,7 @@ def same_scaling(first: Mapping[str, Any] | None, second: Mapping[str, Any] | No
 def _fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The live tensors that `tensors` are for, once keys and shapes are known to fit."""
     named = live_tensors(model)
-    required = set(trained_tensors(model))
+    required = set(_trained(model, _once(named)))
     if not required and isinstance(unwrapped_model(model), PeftModel):
         required = set(_once(named))
     if tensors.keys() - named.keys() and isinstance(unwrapped_model(model), PeftModel):
@@ -334,6 +372,8 @@ def active_adapter(model: PeftModel) -> str:
 
 
 def unwrapped_model(model: nn.Module) -> nn.Module:
+    if isinstance(model, PeftModel) and "_orig_mod" not in model.__dict__:
+        return model  # accelerate would go through all of its modules for this answer
     inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
     return inner
 
