@@ -45,10 +45,17 @@ def assert_same_predictions(first: Cell, second: Cell) -> None:
             assert one.ids == other.ids
 
 
-def test_a_cell_is_trained_and_predicted_with_and_then_left_alone(tmp_path: Path) -> None:
-    one = plan(tmp_path).cells()[1]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    """A cell that nothing has interrupted."""
+    one = plan(tmp_path_factory.mktemp("whole")).cells()[1]
     one.prepare()
     execute_cell(one)
+    return one
+
+
+def test_a_cell_is_trained_and_predicted_with_and_then_left_alone(whole: Cell) -> None:
+    one = whole
     assert one.state() == "done"
     assert read_run(one.folder).config == one.config
     assert read_run(one.folder).facts["task"]["source"] == (
@@ -64,11 +71,11 @@ def test_a_cell_is_trained_and_predicted_with_and_then_left_alone(tmp_path: Path
     assert (one.folder / "run.json").stat().st_mtime_ns == stamps[one.folder / "run.json"]  # not trained again
 
 
-def test_an_interrupted_cell_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, broken = (plan(tmp_path / name).cells()[1] for name in ("a", "b"))
-    for one in (whole, broken):
-        one.prepare()
-    execute_cell(whole)
+def test_an_interrupted_cell_goes_on_and_ends_the_same(
+    whole: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = plan(tmp_path).cells()[1]
+    broken.prepare()
     interrupt(broken, 5)
     assert broken.state() == "unfinished"
     resumed = []
@@ -78,11 +85,9 @@ def test_an_interrupted_cell_goes_on_and_ends_the_same(tmp_path: Path, monkeypat
     assert_same_predictions(whole, broken)
 
 
-def test_checkpoints_of_other_settings_are_not_gone_on_from(tmp_path: Path) -> None:
-    whole, broken = (plan(tmp_path / name).cells()[1] for name in ("a", "b"))
-    for one in (whole, broken):
-        one.prepare()
-    execute_cell(whole)
+def test_checkpoints_of_other_settings_are_not_gone_on_from(whole: Cell, tmp_path: Path) -> None:
+    broken = plan(tmp_path).cells()[1]
+    broken.prepare()
     interrupt(replace(broken, config=replace(broken.config, learning_rate=0.5)), 5)
     assert unfinished(checkpoints_of(broken.config))
     execute_cell(broken)
