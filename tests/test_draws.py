@@ -135,7 +135,9 @@ def test_masks_differ_between_passes_and_between_examples(dora: bool) -> None:
 
 def test_mean_and_variance_of_the_passes_are_those_of_the_masks() -> None:
     model, x = net(), torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
-    logits = passes(model, masks_of(model), x, 20_000).double()
+    each = 100  # rows of one batch have masks of their own, too
+    logits = passes(model, masks_of(model), x.repeat(each, 1), 20_000 // each).double()
+    logits = logits.unflatten(0, (each, len(x))).transpose(0, 1).flatten(1, 2)
     layer = model.base_model.model.linear
     product = (layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
     mean = (layer.base_layer(x) + x @ product.T).detach()

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
 import pytest
 import yaml
 
-from varlora.compare import read_plan
+from varlora import compare
+from varlora.compare import Plan
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PLANS = sorted(
     path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml") if path.name != "published.yaml"
 )
 PUBLISHED = ("cong2024-llama-2-7b.yaml", "cong2025-llama-3.2-3b.yaml", "qwen.yaml", "out-of-distribution.yaml")
+
+
+@functools.cache
+def read_plan(file: Path, small: bool = False) -> Plan:
+    return compare.read_plan(file, small=small)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -69,7 +76,7 @@ def test_the_workshops_lambda_and_h0_are_those_of_the_paper() -> None:
 
 def test_the_ledger_names_recipes_and_rows_that_exist() -> None:
     for row in yaml.safe_load((RECIPES / "published.yaml").read_text(encoding="utf-8")):
-        plan = read_plan(RECIPES.parent / row["recipe"])
+        plan = read_plan(RECIPES / row["recipe"].removeprefix("recipes/"))
         assert row["model"] in plan.models
         assert set(row["tasks"]) <= set(plan.tasks)
         assert {row["row"], row.get("against", row["row"])} <= set(plan.labels)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from steered_tasks import Classifier, Rows, arguments, group_of, ivon_of, state_of, trainer_of
+from steered_tasks import Classifier, Rows, VariationalTrainer, arguments, group_of, ivon_of, state_of, trainer_of
 from varlora import IVON, IVONConfig, VariationalCallback, load_posterior, posterior_of, save_posterior
 from varlora.held_out import HeldOut
 from varlora.noise import NoiseController
@@ -22,6 +22,7 @@ from varlora.steering import Steering, plan_of, record_of, validation_rows, with
 
 LONG = {"num_train_epochs": 40, "per_device_train_batch_size": 64}  # 200 steps, which pay for eleven measurements
 NOISY = {**LONG, "learning_rate": 1e-2}  # long enough to learn wrong labels by heart
+SHORT: dict[str, Any] = {"num_train_epochs": 2}
 SLOW = {**LONG, "learning_rate": 1e-4}  # too slow to be sure of right ones
 
 
@@ -48,14 +49,22 @@ class Watched(TrainerCallback):
         self.measured.append(model.predicted[self.begun[1] :])
 
 
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> tuple[VariationalTrainer, Watched]:
+    """A training that learns wrong labels by heart, steered by 200 validation rows."""
+    watched = Watched()
+    options = {**NOISY, "logging_strategy": "steps", "logging_steps": 50, "eval_strategy": "epoch"}
+    validation = Rows(200, flipped=0.2, seed=1)
+    trainer = trainer_of(tmp_path_factory.mktemp("noisy"), validation=validation, callbacks=[watched], **options)
+    trainer.train()
+    return trainer, watched
+
+
 # Which way it moves -------------------------------------------------------------------------------------------
 
 
-def test_over_confidence_on_validation_rows_lowers_lambda(tmp_path: Path) -> None:
-    watched = Watched()
-    validation = Rows(200, flipped=0.2, seed=1)
-    trainer = trainer_of(tmp_path, validation=validation, callbacks=[watched], **NOISY)
-    trainer.train()
+def test_over_confidence_on_validation_rows_lowers_lambda(noisy: tuple[VariationalTrainer, Watched]) -> None:
+    trainer, watched = noisy
     group = group_of(trainer)
     assert group["auto_ess"] == 32_000.0
     assert watched.ratios[:40] == [1.0] * 40, "nothing moves in the first fifth"
@@ -65,12 +74,12 @@ def test_over_confidence_on_validation_rows_lowers_lambda(tmp_path: Path) -> Non
     assert (group["held_out_source"], group["held_out_rows"]) == ("validation", 200)
 
 
-def test_it_helps(tmp_path: Path) -> None:
+def test_it_helps(noisy: tuple[VariationalTrainer, Watched], tmp_path: Path) -> None:
     """The reason for all of it: held-out predictions under draws get better."""
+    unsteered = trainer_of(tmp_path, held_out="none", **NOISY)
+    unsteered.train()
     losses = {}
-    for held_out in ("validation", "none"):
-        trainer = trainer_of(tmp_path, held_out=held_out, validation=Rows(200, flipped=0.2, seed=1), **NOISY)
-        trainer.train()
+    for held_out, trainer in (("validation", noisy[0]), ("none", unsteered)):
         model = trainer.model
         assert isinstance(model, Classifier)
         q = posterior_of(model, trainer.optimizer)
@@ -118,14 +127,14 @@ def test_withheld_rows_steer_are_replaced_and_come_back(tmp_path: Path) -> None:
 def test_by_default_validation_rows_go_first(tmp_path: Path, held_out: Any) -> None:
     for validation, source in ((Rows(40, seed=1), "validation"), (None, "train")):
         watched = Watched()
-        trainer = trainer_of(tmp_path, held_out=held_out, validation=validation, callbacks=[watched])
+        trainer = trainer_of(tmp_path, held_out=held_out, validation=validation, callbacks=[watched], **SHORT)
         trainer.train()
         assert group_of(trainer)["held_out_source"] == source
         assert (set(watched.rows[0]) == set(range(320))) == (source == "validation")
 
 
 def test_train_by_name_leaves_validation_rows_alone(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, held_out="train", validation=Rows(40, seed=1))
+    trainer = trainer_of(tmp_path, held_out="train", validation=Rows(40, seed=1), **SHORT)
     trainer.train()
     assert group_of(trainer)["held_out_source"] == "train"
 
@@ -178,36 +187,54 @@ def test_accumulated_steps_are_measured_between_steps_only(tmp_path: Path) -> No
 # Records ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", ["validation", "train"])
-@pytest.mark.parametrize("stop", [43, 60, 97])
-def test_resuming_a_steered_run_is_bit_identical(tmp_path: Path, source: str, stop: int) -> None:
-    """In the middle of an epoch and at its end, with dropout and accumulation, while rows are withheld and after."""
-    settings = {
-        **NOISY,
-        "learning_rate": 3e-2,
-        "num_train_epochs": 20,
-        "per_device_train_batch_size": 32,
-        "gradient_accumulation_steps": 2,
-        "save_strategy": "steps",
-        "save_steps": stop,
-        "lr_scheduler_type": "linear",
-    }
+STOPS = (43, 60, 97)
 
-    def make() -> Any:
-        validation = Rows(60, flipped=0.2, seed=1) if source == "validation" else None
-        watched = Watched()
-        model = Classifier(dropout=0.2)
-        trainer = trainer_of(
-            tmp_path, model=model, held_out=source, validation=validation, callbacks=[watched], **settings
-        )
-        return trainer, watched
 
-    trainer, watched = make()
+class SaveAtStops(TrainerCallback):
+    """Asks for checkpoints at `STOPS`."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = control.should_save or state.global_step in STOPS
+
+
+def accumulated(folder: Path, source: str) -> tuple[VariationalTrainer, Watched]:
+    """Of 100 steps, with dropout, steered from some source."""
+    watched = Watched()
+    trainer = trainer_of(
+        folder,
+        model=Classifier(dropout=0.2),
+        held_out=source,
+        validation=Rows(60, flipped=0.2, seed=1) if source == "validation" else None,
+        callbacks=[watched, SaveAtStops()],
+        learning_rate=3e-2,
+        num_train_epochs=20,
+        per_device_train_batch_size=32,
+        gradient_accumulation_steps=2,
+        lr_scheduler_type="linear",
+    )
+    return trainer, watched
+
+
+@pytest.fixture(scope="module", params=["validation", "train"])
+def uninterrupted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, VariationalTrainer, Watched]:
+    folder = tmp_path_factory.mktemp(request.param)
+    trainer, watched = accumulated(folder, request.param)
     trainer.train()
+    return request.param, folder, trainer, watched
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_resuming_a_steered_run_is_bit_identical(
+    uninterrupted: tuple[str, Path, VariationalTrainer, Watched], tmp_path: Path, stop: int
+) -> None:
+    """In the middle of an epoch and at its end, with dropout and accumulation, while rows are withheld and after."""
+    source, folder, trainer, watched = uninterrupted
     assert min(watched.ratios) < 0.8
-    resumed, rewatched = make()
+    resumed, rewatched = accumulated(tmp_path, source)
     torch.rand(17)  # whatever the new process drew meanwhile
-    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{stop}"))
     assert rewatched.ratios == watched.ratios[stop:]
     assert rewatched.rows[1:] == watched.rows[len(watched.rows) - len(rewatched.rows) + 1 :]
     assert state_of(resumed) == state_of(trainer)
@@ -227,10 +254,10 @@ def test_measuring_changes_nothing_but_lambda(tmp_path: Path, monkeypatch: pytes
     assert torch.equal(*results)
 
 
-def test_lambda_is_logged_and_the_rows_words_are_kept(tmp_path: Path) -> None:
-    options = {**NOISY, "logging_strategy": "steps", "logging_steps": 50, "eval_strategy": "epoch"}
-    trainer = trainer_of(tmp_path, validation=Rows(200, flipped=0.2, seed=1), **options)
-    trainer.train()
+def test_lambda_is_logged_and_the_rows_words_are_kept(
+    noisy: tuple[VariationalTrainer, Watched], tmp_path: Path
+) -> None:
+    trainer, _ = noisy
     logged = [entry["ess"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged[0] > logged[-1] == group_of(trainer)["ess"]
     q = posterior_of(trainer.model, trainer.optimizer, num_examples=320)
@@ -284,6 +311,7 @@ def test_a_second_training_does_not_ask_rows_that_the_first_was_trained_on(
     trainer = trainer_of(tmp_path, callbacks=[watched], **NOISY)
     trainer.train()
     ess = group_of(trainer)["ess"]
+    assert ess != group_of(trainer)["auto_ess"]
     with caplog.at_level(logging.WARNING, logger="varlora"):
         trainer.train()
     assert "were trained on by a former train()" in caplog.text
@@ -399,7 +427,7 @@ def test_rows_of_the_eval_dataset_that_steer_are_told(tmp_path: Path, caplog: py
     for held_out, level in ((None, "WARNING"), ("validation", "INFO"), ("train", None)):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="varlora"):
-            trainer_of(tmp_path, validation=Rows(40, seed=1), held_out=held_out).train()
+            trainer_of(tmp_path, validation=Rows(40, seed=1), held_out=held_out, **SHORT).train()
         told = [r.levelname for r in caplog.records if "40 rows of eval_dataset: do not report" in r.getMessage()]
         assert told == ([level] if level else [])
 

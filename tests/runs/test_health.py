@@ -39,10 +39,20 @@ def trained(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finish_herds(tmp_path_factory.mktemp("trained"), model, held_out="auto", **steps)
 
 
+def finish_soon(folder: Path, model: str, **options: Any) -> Path:
+    """A run of so few steps that nothing but its form is to be looked at."""
+    return finish_herds(folder, model, max_steps=8, **options)
+
+
+@pytest.fixture(scope="module")
+def soon(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish_soon(tmp_path_factory.mktemp("soon"), model)
+
+
 @pytest.mark.parametrize("method", KIND)
-def test_every_kind_has_its_health(method: str, model: str, tmp_path: Path) -> None:
+def test_every_kind_has_its_health(method: str, model: str, soon: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"curvature": "kron"} if method == "laplace" else {}
-    folder = finish_herds(tmp_path, model, method=method, **options)
+    folder = soon if method == "ivon" else finish_soon(tmp_path, model, method=method, **options)
     read = read_run(folder)
     found = read.health()
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -69,7 +79,7 @@ def test_the_folder_says_what_training_found_without_a_model(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = write_rows(tmp_path / "held-out.jsonl", herds(48))
-    settings = config(tmp_path, model, validation_file=held_out)
+    settings = config(tmp_path, model, validation_file=held_out, max_steps=8)
     result = run(settings, progress=False)
     elsewhere = Path(shutil.copytree(settings.output_dir, tmp_path / "elsewhere"))
     for gone in ("train.jsonl", "held-out.jsonl", "test.jsonl"):
@@ -123,15 +133,15 @@ def test_without_predictions_the_last_measurement_in_training_speaks(trained: Pa
     assert (found.in_training, found.agreement, found.can_be_tuned) == (True, None, False)
 
 
-def test_without_validation_rows_nothing_is_said_of_sampling(model: str, tmp_path: Path) -> None:
-    found = read_run(without_validation(finish_herds(tmp_path, model, held_out="none"))).health()
+def test_without_validation_rows_nothing_is_said_of_sampling(soon: Path, tmp_path: Path) -> None:
+    found = read_run(without_validation(Path(shutil.copytree(soon, tmp_path / "run")))).health()
     assert (found.sampling, found.agreement, found.validation_rows) == (None, None, 0)
     assert found.groups
     assert sentence(found).startswith("Nothing can be said of sampling here: there are no predictions for validation")
 
 
 def test_few_validation_rows_are_said_to_be_few_in_the_card(model: str, tmp_path: Path) -> None:
-    settings = config(tmp_path, model)
+    settings = config(tmp_path, model, max_steps=4)
     run(settings, progress=False)
     card = (Path(settings.output_dir) / "README.md").read_text(encoding="utf-8")
     assert "Nothing can be said of sampling here: only 16 validation rows have a label, and it takes 20." in card
@@ -147,7 +157,7 @@ def test_test_rows_are_never_looked_at(trained: Path, tmp_path: Path) -> None:
 
 
 def test_without_draws_only_the_mean_is_known(model: str, tmp_path: Path) -> None:
-    folder = finish_herds(tmp_path, model, samples=0, held_out="none")
+    folder = finish_soon(tmp_path, model, samples=0, held_out="none")
     found = read_run(folder).health()
     assert found.unknown == "validation rows were predicted at the mean only"
 
@@ -155,7 +165,7 @@ def test_without_draws_only_the_mean_is_known(model: str, tmp_path: Path) -> Non
 def test_completions_are_judged_by_their_likelihood(model: str, tmp_path: Path) -> None:
     rows = [{"id": row["id"], "prompt": row["text"] + " :", "completion": f" {row['label']}"} for row in herds(48)]
     files = {f"{split}_file": write_rows(tmp_path / f"{split}.jsonl", rows) for split in ("train", "validation")}
-    settings = config(tmp_path / "c", model, **{**files, "test_file": None})
+    settings = config(tmp_path / "c", model, **{**files, "test_file": None, "max_steps": 8})
     result = run(settings, progress=False)
     found = read_run(settings.output_dir).health()
     at_mean, sampled = (result.predictions["validation"][mode] for mode in ("mean", "samples"))

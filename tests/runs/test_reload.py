@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,30 @@ def finish(folder: Path, model: str, **options: Any) -> RunFolder:
     return read_run(settings.output_dir)
 
 
-@pytest.fixture(scope="module", params=["causal", "encoder", "bfloat16"])
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    folder = tmp_path_factory.mktemp("reload")
-    model = save_encoder(folder / "model") if request.param == "encoder" else save_model(folder / "model")
-    return finish(folder, model, dtype="bfloat16" if request.param == "bfloat16" else "auto")
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "causal": {},
+    "encoder": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "autocast": {"bf16": True},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder]:
+    """Finished runs by their kind, each made when it is first asked for."""
+
+    @functools.cache
+    def made(kind: str) -> RunFolder:
+        folder = tmp_path_factory.mktemp(kind)
+        model = save_encoder(folder / "model") if kind == "encoder" else save_model(folder / "model")
+        return finish(folder, model, **OPTIONS[kind])
+
+    return made
+
+
+@pytest.fixture(params=["causal", "encoder", "bfloat16"])
+def finished(request: pytest.FixtureRequest, runs: Callable[[str], RunFolder]) -> RunFolder:
+    return runs(request.param)
 
 
 def test_predictions_are_the_same_to_the_last_bit(finished: RunFolder) -> None:
@@ -52,8 +73,8 @@ def test_predictions_stand_in_the_order_of_the_file(finished: RunFolder) -> None
     assert [stored.classes[label] for label in stored.labels] == [row["label"] for row in rows]
 
 
-def test_peft_alone_gives_the_mean(tmp_path: Path) -> None:
-    finished = finish(tmp_path, save_model(tmp_path / "model"))
+def test_peft_alone_gives_the_mean(runs: Callable[[str], RunFolder]) -> None:
+    finished = runs("causal")
     base = AutoModelForCausalLM.from_pretrained(finished.config.model_name_or_path)
     model = PeftModel.from_pretrained(base, str(finished.path)).eval()
     tokenizer = AutoTokenizer.from_pretrained(finished.path)
@@ -68,13 +89,13 @@ def test_peft_alone_gives_the_mean(tmp_path: Path) -> None:
         torch.testing.assert_close(logits[0].double().log_softmax(0), log_probs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("given", [{"dtype": "bfloat16"}, {"bf16": True}], ids=["weights", "autocast"])
-def test_in_half_precision_the_adapter_stays_in_full(tmp_path: Path, given: dict[str, Any]) -> None:
-    finished = finish(tmp_path, save_model(tmp_path / "model"), **given)
+@pytest.mark.parametrize("kind", ["bfloat16", "autocast"])
+def test_in_half_precision_the_adapter_stays_in_full(kind: str, runs: Callable[[str], RunFolder]) -> None:
+    finished = runs(kind)
 
     model = reload_setting(finished.config, finished.path, finished.posterior.meta).model
     frozen = {p.dtype for name, p in model.named_parameters() if "lora_" not in name}
-    assert frozen == {torch.bfloat16 if "dtype" in given else torch.float32}
+    assert frozen == {torch.bfloat16 if kind == "bfloat16" else torch.float32}
     assert {tensor.dtype for tensor in finished.posterior.mean.values()} == {torch.float32}
 
 

@@ -162,8 +162,8 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
 
 
 def test_resuming_on_changed_rows_is_refused(model: str, tmp_path: Path) -> None:
-    settings = config(tmp_path, model, max_steps=25, save_steps=5)
-    interrupt(settings, step=13)
+    settings = config(tmp_path, model, max_steps=5, save_steps=2)
+    interrupt(settings, step=3)
     assert settings.train_file is not None
     lines = Path(settings.train_file).read_text(encoding="utf-8").splitlines(keepends=True)
     Path(settings.train_file).write_text("".join(lines[:-4]), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,45 @@ from varlora.metrics import cross_fitted, likeliest_temperature
 from varlora.metrics.temperature import PRIOR_SD
 from varlora.ops import prune
 from varlora.prediction import Prediction
-from varlora.runs import RunFolder, in_words, predict_split, read_run, reload_setting, reset, tune
+from varlora.runs import RunFolder, Tuning, in_words, predict_split, read_run, reload_setting, reset, tune
 from varlora.runs.folder import write_derived
 from varlora.runs.tuning import losses
 
 DATA = ("config.yaml", "metrics.json", "run.json", "log.jsonl", "adapter_model.safetensors", "posterior.safetensors")
 
 
-@pytest.fixture
-def hot(trained: Path, tmp_path: Path) -> Path:
+QUICK: dict[str, Any] = {"samples": [2], "temperatures": [0.25], "fractions": []}
+
+
+@pytest.fixture(scope="module")
+def hot_run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run with far too much variance: a posterior that was not measured."""
     q = read_run(trained).posterior
     median = torch.cat([v.flatten() for v in q.variance.values()]).median()
     q = temper(q, float(0.3**2 / median))
-    with atomic_folder(tmp_path / "hot") as folder:
+    made = tmp_path_factory.mktemp("hot") / "hot"
+    with atomic_folder(made) as folder:
         write_derived(folder, q, sources=[trained], name="hot")
-    return tmp_path / "hot"
+    return made
+
+
+@pytest.fixture
+def hot(hot_run: Path, tmp_path: Path) -> Path:
+    """A copy that may be written to."""
+    return Path(shutil.copytree(hot_run, tmp_path / "hot"))
+
+
+@pytest.fixture(scope="module")
+def tuned_run(hot_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuning]:
+    """It tuned quickly, and what came of it."""
+    folder = Path(shutil.copytree(hot_run, tmp_path_factory.mktemp("tuned") / "hot"))
+    return folder, tune(folder, **QUICK)
+
+
+@pytest.fixture
+def tuned(tuned_run: tuple[Path, Tuning], tmp_path: Path) -> Path:
+    """A copy that may be written to."""
+    return Path(shutil.copytree(tuned_run[0], tmp_path / "tuned"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -97,9 +121,8 @@ def test_the_numbers_are_those_of_predictions_made_by_hand(hot: Path) -> None:
         assert candidate.nll == pytest.approx(float(expected.mean()), rel=1e-9), candidate
 
 
-def test_predictions_are_as_tuned(hot: Path) -> None:
-    tune(hot, samples=[2], fractions=[])
-    folder = read_run(hot)
+def test_predictions_are_as_tuned(tuned_run: tuple[Path, Tuning]) -> None:
+    folder = read_run(tuned_run[0])
     chosen = folder.posterior.meta.tuned
     assert chosen is not None
     found = log_probs(folder, split="test", samples=None)
@@ -131,44 +154,41 @@ def test_what_is_as_good_as_trained_is_kept_and_nothing_is_written(finished: Pat
     assert table["made_from"].keys() == {"adapter_config.json", "adapter_model.safetensors", "posterior.safetensors"}
 
 
-def test_reset_gives_every_byte_back(hot: Path) -> None:
-    before = contents(hot)
-    tune(hot, samples=[2], fractions=[])
-    tune(hot, samples=[2], fractions=[])  # a second time, over the first
-    assert contents(hot).keys() - before.keys() == {"tune.json"}
-    assert [entry["op"] for entry in read_run(hot).posterior.meta.history] == ["temper", "tune"]
+def test_reset_gives_every_byte_back(hot_run: Path, tuned_run: tuple[Path, Tuning], tuned: Path) -> None:
+    before = contents(hot_run)
+    assert tune(tuned, **QUICK) == tuned_run[1]  # a second time, over the first
+    assert contents(tuned).keys() - before.keys() == {"tune.json"}
+    assert [entry["op"] for entry in read_run(tuned).posterior.meta.history] == ["temper", "tune"]
 
-    reset(hot)
+    reset(tuned)
 
-    assert contents(hot) == before
+    assert contents(tuned) == before
     with pytest.raises(ValueError, match="is not tuned; there is nothing to take back"):
-        reset(hot)
+        reset(tuned)
 
 
-def test_tuning_again_starts_as_trained_and_may_end_there(hot: Path) -> None:
-    before = contents(hot)
-    first = tune(hot, samples=[2], fractions=[])
-    second = tune(hot, samples=[2], fractions=[])
-    assert first == second
-    kept = tune(hot, samples=[2], fractions=[], standard_errors=1e6)
+def test_tuning_again_starts_as_trained_and_may_end_there(
+    hot_run: Path, tuned_run: tuple[Path, Tuning], tuned: Path
+) -> None:
+    kept = tune(tuned, **QUICK, standard_errors=1e6)
+    assert tuned_run[1].tuned is not None
     assert kept.tuned is None
-    assert kept.choice.nll_before == first.choice.nll_before
-    after = contents(hot)
+    assert kept.choice.nll_before == tuned_run[1].choice.nll_before
+    after = contents(tuned)
     after.pop("tune.json")
-    assert after == before
+    assert after == contents(hot_run)
 
 
-def test_a_card_that_the_user_wrote_on_stays(hot: Path) -> None:
-    tune(hot, samples=[2], fractions=[])
-    card = hot / "README.md"
+def test_a_card_that_the_user_wrote_on_stays(tuned: Path) -> None:
+    card = tuned / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")
-    tune(hot, samples=[2], fractions=[])
-    reset(hot)
+    tune(tuned, **QUICK)
+    reset(tuned)
     text = card.read_text(encoding="utf-8")
     assert text.endswith("\nMine.\n")
     assert "varlora tune" not in text
     card.unlink()
-    tune(hot, samples=[2], fractions=[])
+    tune(tuned, **QUICK)
     assert not card.exists()
 
 
