@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import TrainerCallback
 
-from small_runs import LEARNED, StopAfter, Stopped, config, films, save_model, write_rows
+from small_runs import (
+    LEARNED,
+    STEPS,
+    KeepKilled,
+    StopAfter,
+    Stopped,
+    config,
+    films,
+    save_model,
+    write_rows,
+)
 from tiny_runs import save_encoder
 from varlora.checkpoint import load_posterior, save_posterior
 from varlora.ivon_config import IVONConfig
@@ -61,27 +72,72 @@ class Result:
     frozen_before: dict[str, Tensor]
 
 
+EARLY, KILLED = 3, 21
+"""Steps of the trainings of `watched` whose weights are kept, and at which they might have been killed."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A method's training, its weights on the way, and the checkpoints that a kill would have left."""
+
+    result: Result
+    early: Mapping[str, Tensor]
+    killed: Path
+
+
+class EarlyWeights(TrainerCallback):
+    """What trains, as it is after step `EARLY`."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == EARLY:
+            self.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
 def frozen(setting: Setting) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in setting.model.named_parameters() if not p.requires_grad}
 
 
-def trained(folder: Path, model: str, name: str, **options: Any) -> Result:
+def trained(folder: Path, model: str, name: str, callbacks: Sequence[TrainerCallback] = (), **options: Any) -> Result:
     settings = config(folder, model, method=name, **options)
     setting = load_setting(settings)
     before = frozen(setting)
     method = method_of(settings)
-    result = train(setting, method, checkpoints=folder / "checkpoints", progress=False)
+    result = train(setting, method, checkpoints=folder / "checkpoints", progress=False, callbacks=callbacks)
     return Result(setting, method, result.posterior, result.log, before)
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder / "two layers")
+    return save_model(folder / "one layer", layers=1)
+
+
+def model_for(name: str, model_folder: str) -> str:
+    """The model that learns from the method: of Laplace's, draws for the linearised one predict with two layers."""
+    return str(Path(model_folder).with_name("two layers")) if name == "laplace" else model_folder
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module", params=sorted(METHODS))
-def result(request: pytest.FixtureRequest, model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return trained(tmp_path_factory.mktemp(request.param), model_folder, request.param)
+def watched(request: pytest.FixtureRequest, model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    name, folder, early = request.param, tmp_path_factory.mktemp(request.param), EarlyWeights()
+    killed = KILLED + (STEPS if name == "ensemble" else 0)  # in its second member
+    keep = KeepKilled(folder / "checkpoints", folder / "killed", [killed])
+    result = trained(folder, model_for(name, model_folder), name, [early, keep], save_steps=10)
+    return Watched(result, early.weights, folder / "killed" / str(killed))
+
+
+@pytest.fixture(scope="module")
+def result(watched: Watched) -> Result:
+    return watched.result
 
 
 def equal(first: Posterior, second: Posterior) -> bool:
@@ -180,10 +236,14 @@ def test_the_model_is_left_at_the_point(result: Result) -> None:
     assert all(torch.equal(live[key].detach(), mean) for key, mean in result.posterior.point.items())
 
 
-def test_another_seed_gives_another_posterior(result: Result, tmp_path: Path) -> None:
+def test_another_seed_gives_other_weights(watched: Watched, tmp_path: Path) -> None:
     """That the same seed gives the same bits is a part of `test_an_interrupted_training_goes_on_bit_for_bit`."""
-    source = result.setting.config.model_name_or_path
-    assert not equal(result.posterior, trained(tmp_path, source, result.method.name, seed=1).posterior)
+    setting, other = load_setting(replace(watched.result.setting.config, seed=1)), EarlyWeights()
+    stop = [other, StopAfter(EARLY)]
+    with pytest.raises(Stopped):
+        train(setting, watched.result.method, checkpoints=tmp_path, progress=False, callbacks=stop)
+    assert other.weights.keys() == watched.early.keys()
+    assert not any(torch.equal(other.weights[name], p) for name, p in watched.early.items())
 
 
 def test_a_saved_posterior_predicts_the_same(result: Result, tmp_path: Path) -> None:
@@ -219,14 +279,14 @@ def test_early_stopping_keeps_the_best_checkpoint(name: str, model_folder: str, 
     """Of the methods that AdamW trains; the others have tests of their own."""
     wrong = [{**row, "label": "negative" if row["label"] == "positive" else "positive"} for row in films(8)]
     validation = write_rows(tmp_path / "wrong.jsonl", wrong)  # the more is learned, the worse
-    options = {"early_stopping": True, "eval_steps": 5, "max_steps": 20, "validation_file": validation}
+    options = {"early_stopping": True, "eval_steps": 3, "max_steps": 9, "validation_file": validation}
     stopped = trained(tmp_path, model_folder, name, **options)
     folder = tmp_path / "checkpoints" / ("member-0" if name == "ensemble" else "")
     log = [entry for entry in stopped.log if entry.get("member", 0) == 0]
     losses = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
     best = min(losses, key=losses.__getitem__)
-    assert list(losses) == [5, 10, 15, 20]
-    assert best < 20, "this test needs a best step before the last"
+    assert list(losses) == [3, 6, 9]
+    assert best < 9, "this test needs a best step before the last"
     kept = load_file(folder / f"checkpoint-{best}" / "adapter_model.safetensors")
     point = stopped.posterior.point
     assert kept.keys() == point.keys()
@@ -237,9 +297,8 @@ def test_early_stopping_keeps_the_best_checkpoint(name: str, model_folder: str, 
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_it_learns_a_classification_head_too(name: str, tmp_path: Path) -> None:
-    encoder = save_encoder(tmp_path / "model")
-    result = trained(tmp_path / name, encoder, name, max_steps=60, lora_target_modules="query,value")
+def test_it_learns_a_classification_head_too(name: str, encoder_folder: str, tmp_path: Path) -> None:
+    result = trained(tmp_path / name, encoder_folder, name, max_steps=60, lora_target_modules="query,value")
     assert any("classifier" in key for key in result.posterior.point)
     for mode in modes_of(result.posterior):
         prediction = predicted(result.setting, result.posterior, mode=mode)
@@ -250,7 +309,7 @@ def test_it_learns_a_classification_head_too(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NO_NOISE_IN_TRAINING)
 def test_micro_batches_make_the_same_steps_as_the_whole_batch(name: str, model_folder: str, tmp_path: Path) -> None:
     """To rounding; what adds noise in training takes a new draw for each (tests of the noise, of BLoB)."""
-    options = {"lora_dropout": 0.0, "max_steps": 12}
+    options = {"lora_dropout": 0.0, "max_steps": 4, **({"snapshots": 2} if name == "swag" else {})}
     whole = trained(tmp_path / "whole", model_folder, name, per_device_train_batch_size=8, **options).posterior
     cut = trained(
         tmp_path / "cut",
@@ -270,7 +329,7 @@ def test_micro_batches_make_the_same_steps_as_the_whole_batch(name: str, model_f
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_bfloat16_base_has_an_adapter_in_float32(name: str, model_folder: str, tmp_path: Path) -> None:
-    result = trained(tmp_path, model_folder, name, dtype="bfloat16")
+    result = trained(tmp_path, model_for(name, model_folder), name, dtype="bfloat16")
     assert all(before.dtype == torch.bfloat16 for before in result.frozen_before.values() if before.ndim > 1)
     assert all(m.dtype == torch.float32 for m in result.posterior.point.values())
     for mode in modes_of(result.posterior):
@@ -279,12 +338,16 @@ def test_a_bfloat16_base_has_an_adapter_in_float32(name: str, model_folder: str,
         assert (prediction.probs.argmax(1) == prediction.labels).double().mean() > (0.9 if own else 0.5), mode
 
 
-def test_an_interrupted_training_goes_on_bit_for_bit(result: Result, tmp_path: Path) -> None:
-    settings = config(tmp_path, result.setting.config.model_name_or_path, method=result.method.name, save_steps=10)
-    setting, checkpoints = load_setting(settings), tmp_path / "checkpoints"
-    with pytest.raises(Stopped):
-        train(setting, method_of(settings), checkpoints=checkpoints, progress=False, callbacks=[StopAfter(13)])
-    resumed = train(load_setting(settings), method_of(settings), checkpoints=checkpoints, resume=True, progress=False)
+def test_an_interrupted_training_goes_on_bit_for_bit(watched: Watched) -> None:
+    result, steps = watched.result, list[int]()
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            steps.append(state.global_step)
+
+    setting, options = load_setting(result.setting.config), {"progress": False, "callbacks": [Steps()]}
+    resumed = train(setting, result.method, checkpoints=watched.killed, resume=True, **options)  # type: ignore[arg-type]
+    assert steps == list(range(KILLED, STEPS + 1))
     assert equal(resumed.posterior, result.posterior)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from small_runs import StopAfter, Stopped, config, save_model
+from small_runs import KeepKilled, config, save_model
 from varlora.adapters import applied, fixed_tensors, trained_tensors
 from varlora.methods.method import Fit, Job
 from varlora.methods.swag import Swag, annealed, snapshot_steps, swag_gaussian
@@ -135,7 +136,7 @@ def test_the_learning_rate_keeps_the_warm_up_and_falls_to_the_constant() -> None
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
+    return save_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
 SWAG = Swag(learning_rate=0.02, snapshots=4, swag_learning_rate=0.01)
@@ -170,10 +171,19 @@ def fit(
     return setting, q
 
 
+SAVING: dict[str, Any] = {"save_steps": 6, "warmup_steps": 2}
+
+
 @pytest.fixture(scope="module")
-def fitted(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setting, LowRankGaussian, Path25]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fitted")
+
+
+@pytest.fixture(scope="module")
+def fitted(model_folder: str, folder: Path) -> tuple[Setting, LowRankGaussian, Path25]:
     path = Path25()
-    setting, q = fit(tmp_path_factory.mktemp("fitted"), model_folder, callbacks=[path], warmup_steps=2)
+    keep = KeepKilled(folder / "c", folder / "killed", [13, 19])
+    setting, q = fit(folder, model_folder, callbacks=[path, keep], **SAVING)
     return setting, q, path
 
 
@@ -213,22 +223,21 @@ def test_the_learning_rates_of_a_run(fitted: tuple[Setting, LowRankGaussian, Pat
 
 @pytest.mark.parametrize("stop", [13, 19])
 def test_an_interrupted_training_ends_in_the_same_bits(
-    fitted: tuple[Setting, LowRankGaussian, Path25], model_folder: str, tmp_path: Path, stop: int
+    fitted: tuple[Setting, LowRankGaussian, Path25], folder: Path, model_folder: str, tmp_path: Path, stop: int
 ) -> None:
-    options = {"save_steps": 6, "warmup_steps": 2}  # the last checkpoint holds no snapshot, then two
-    with pytest.raises(Stopped):
-        fit(tmp_path, model_folder, callbacks=[StopAfter(stop)], **options)
+    shutil.copytree(folder / "killed" / str(stop), tmp_path / "c")
     saved = torch.load(tmp_path / "c" / f"checkpoint-{stop // 6 * 6}" / "optimizer.pt", weights_only=True)
     held = [len(state["snapshots"]) for state in saved["state"].values() if "snapshots" in state]
-    assert set(held) == ({2} if stop == 19 else set())
-    _, resumed = fit(tmp_path, model_folder, resume=True, **options)
+    assert set(held) == ({2} if stop == 19 else set())  # the last checkpoint holds no snapshot, then two
+    _, resumed = fit(tmp_path, model_folder, resume=True, **SAVING)
     assert equal(resumed, fitted[1])
 
 
 def test_accumulated_micro_batches_give_the_same_posterior(model_folder: str, tmp_path: Path) -> None:
-    whole = fit(tmp_path / "whole", model_folder, lora_dropout=0.0, per_device_train_batch_size=4)[1]
+    same: dict[str, Any] = {"lora_dropout": 0.0, "max_steps": 12}
+    whole = fit(tmp_path / "whole", model_folder, per_device_train_batch_size=4, **same)[1]
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    parts = fit(tmp_path / "parts", model_folder, lora_dropout=0.0, **options)[1]
+    parts = fit(tmp_path / "parts", model_folder, **same, **options)[1]
     assert parts.meta.diagnostics == whole.meta.diagnostics
     for key, variance in whole.variance.items():
         torch.testing.assert_close(parts.mean[key], whole.mean[key], rtol=1e-3, atol=1e-3)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from models import lora, tiny_bert_classifier, tiny_llama, token_ids
-from small_runs import StopAfter, Stopped, config, save_model
+from small_runs import KeepKilled, config, save_model
 from varlora.adapters import adapter_config, factor_keys, fixed_tensors, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Job
@@ -159,7 +160,7 @@ def test_a_condition_that_never_holds_is_an_error() -> None:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
+    return save_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
 OPTIONS: dict[str, Any] = {"learning_rate": 0.02, "anchor_examples": 12, "draws": 4}
@@ -169,21 +170,34 @@ def setting_of(folder: Path, model: str, **options: Any) -> Setting:
     return load_setting(config(folder, model, method="adamw", learning_rate=0.02, **options))
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A setting, AdamW's posterior, TFB's from the same training, and the folder of AdamW's checkpoints."""
+
+    setting: Setting
+    point: Any
+    q: Any
+    folder: Path
+
+
 @pytest.fixture(scope="module")
-def fitted(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setting, Any, Any]:
-    """A setting, AdamW's posterior, and TFB's from the same training."""
+def fitted(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     folder = tmp_path_factory.mktemp("fitted")
-    plain = setting_of(folder / "plain", model_folder)
-    point = train(plain, AdamW(learning_rate=0.02), checkpoints=folder / "plain" / "c", progress=False).posterior
-    setting = setting_of(folder / "tfb", model_folder)
+    plain = setting_of(folder / "plain", model_folder, save_steps=10)
+    checkpoints = folder / "plain" / "c"
+    keep = KeepKilled(checkpoints, folder / "killed", [13])
+    adamw = AdamW(learning_rate=0.02)
+    point = train(plain, adamw, checkpoints=checkpoints, progress=False, callbacks=[keep]).posterior
+    shutil.copytree(checkpoints, folder / "tfb")
+    setting = setting_of(folder, model_folder)
     before = {n: p.detach().clone() for n, p in setting.model.named_parameters() if not p.requires_grad}
-    q = train(setting, Tfb(**OPTIONS), checkpoints=folder / "tfb" / "c", progress=False).posterior
+    q = train(setting, Tfb(**OPTIONS), checkpoints=folder / "tfb", resume=True, progress=False).posterior
     assert all(torch.equal(p, before[n]) for n, p in setting.model.named_parameters() if not p.requires_grad)
-    return setting, point, q
+    return Fitted(setting, point, q, folder)
 
 
-def test_the_posterior_is_adamws_point_rotated_and_the_model_holds_it(fitted: tuple[Setting, Any, Any]) -> None:
-    setting, point, q = fitted
+def test_the_posterior_is_adamws_point_rotated_and_the_model_holds_it(fitted: Fitted) -> None:
+    setting, point, q = fitted.setting, fitted.point, fitted.q
     assert isinstance(q, DiagonalGaussian)
     assert q.meta.method == "tfb"
     pairs = factor_keys(trained_tensors(setting.model), adapter_config(setting.model))
@@ -200,9 +214,9 @@ def test_the_posterior_is_adamws_point_rotated_and_the_model_holds_it(fitted: tu
 
 
 def test_sigma_q_satisfies_the_condition_on_the_anchor_set_and_the_next_larger_does_not(
-    fitted: tuple[Setting, Any, Any],
+    fitted: Fitted,
 ) -> None:
-    setting, point, q = fitted
+    setting, point, q = fitted.setting, fitted.point, fitted.q
     assert setting.readout is not None
     # By hand, from the posterior alone: the anchor set of seed 0, AdamW's own answers as labels.
     rows = setting.encoded("train")
@@ -225,27 +239,20 @@ def test_sigma_q_satisfies_the_condition_on_the_anchor_set_and_the_next_larger_d
     assert q.meta.diagnostics["anchor_examples"] == 12
 
 
-def test_a_larger_tolerance_gives_more_noise(
-    fitted: tuple[Setting, Any, Any], model_folder: str, tmp_path: Path
-) -> None:
-    setting = setting_of(tmp_path, model_folder)
-    wide = train(setting, Tfb(**OPTIONS, tolerance=0.3), checkpoints=tmp_path / "c", progress=False).posterior
-    assert wide.meta.diagnostics["sigma_q"] > 1.5 * fitted[2].meta.diagnostics["sigma_q"]
+def test_a_larger_tolerance_gives_more_noise(fitted: Fitted, model_folder: str, tmp_path: Path) -> None:
+    setting, checkpoints = setting_of(tmp_path, model_folder), tmp_path / "c"
+    shutil.copytree(fitted.folder / "plain" / "c", checkpoints)
+    wide = train(setting, Tfb(**OPTIONS, tolerance=0.3), checkpoints=checkpoints, resume=True, progress=False).posterior
+    assert wide.meta.diagnostics["sigma_q"] > 1.5 * fitted.q.meta.diagnostics["sigma_q"]
 
 
-def test_an_interrupted_training_ends_in_the_same_bits(
-    fitted: tuple[Setting, Any, Any], model_folder: str, tmp_path: Path
-) -> None:
-    options = {"save_steps": 10}
-    setting = setting_of(tmp_path, model_folder, **options)
-    with pytest.raises(Stopped):
-        train(setting, Tfb(**OPTIONS), checkpoints=tmp_path / "c", progress=False, callbacks=[StopAfter(13)])
-    setting = setting_of(tmp_path, model_folder, **options)
-    q = train(setting, Tfb(**OPTIONS), checkpoints=tmp_path / "c", progress=False, resume=True).posterior
+def test_an_interrupted_training_ends_in_the_same_bits(fitted: Fitted, model_folder: str, tmp_path: Path) -> None:
+    setting, checkpoints = setting_of(tmp_path, model_folder), fitted.folder / "killed" / "13"
+    q = train(setting, Tfb(**OPTIONS), checkpoints=checkpoints, resume=True, progress=False).posterior
     assert isinstance(q, DiagonalGaussian)
-    for key, mean in fitted[2].mean.items():
+    for key, mean in fitted.q.mean.items():
         assert torch.equal(q.mean[key], mean)
-        assert torch.equal(q.precision[key], fitted[2].precision[key])
+        assert torch.equal(q.precision[key], fitted.q.precision[key])
 
 
 def test_nothing_is_trained_before_a_job_that_does_not_fit_is_refused(model_folder: str, tmp_path: Path) -> None:
