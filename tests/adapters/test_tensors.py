@@ -19,6 +19,7 @@ from models import lora, tiny_llama, token_ids
 from varlora.adapters import (
     adapter_config,
     applied,
+    applying,
     base_model_of,
     checkpoint_key,
     fixed_tensors,
@@ -194,6 +195,31 @@ def test_applied_computes_with_the_given_tensors_and_restores_every_bit(build: C
     assert all(torch.equal(t, state[key]) for key, t in model.state_dict().items())
     assert {key: p.data_ptr() for key, p in trained_tensors(model).items()} == addresses
     assert torch.equal(logits(model), before)
+
+
+def test_several_sets_of_tensors_need_one_search_of_the_model(
+    llama_lora: PeftModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, first, second = logits(llama_lora), shifted(llama_lora, 1.0), shifted(llama_lora, 2.0)
+    searches: list[nn.Module] = []
+    search = adapters.live_tensors
+    monkeypatch.setattr(adapters, "live_tensors", lambda model, **given: (searches.append(model), search(model))[1])
+    with applying(llama_lora, first) as apply:
+        found = []
+        for values in (first, second):
+            apply(values)
+            found.append(logits(llama_lora))
+        key = min(first)
+        with pytest.raises(ValueError, match=f"differ in their keys: {re.escape(key)}"):
+            apply({k: t for k, t in first.items() if k != key})
+        with pytest.raises(ValueError, match=f"differ in their shapes: {re.escape(key)}"):
+            apply({**first, key: first[key][:1]})
+        assert torch.equal(logits(llama_lora), found[1]), "what was refused has changed nothing"
+    assert len(searches) == 1
+    assert torch.equal(logits(llama_lora), before)
+    for values, expected in zip((first, second), found, strict=True):
+        with applied(llama_lora, values):
+            assert torch.equal(logits(llama_lora), expected)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])

@@ -31,7 +31,7 @@ def test_smoothed_labels_give_the_cross_entropy_with_the_smoothed_distribution()
 
 
 def test_smoothing_acts_in_training_and_not_on_the_validation_loss(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model")
+    model = save_model(tmp_path / "model", layers=1)
     losses = {}
     for share in (0.0, 0.5):
         setting = load_setting(config(tmp_path / str(share), model, method="adamw", early_stopping=True, eval_steps=25))
@@ -53,7 +53,7 @@ def test_a_share_out_of_range_is_refused(share: float) -> None:
 
 @pytest.mark.parametrize("method", ["adamw", "ema", "swag"])
 def test_labels_of_completions_cannot_be_smoothed(method: str, tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model")
+    model = save_model(tmp_path / "model", layers=1)
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a fine", "completion": " film"}] * 8)
     files = {"train_file": rows, "validation_file": None, "test_file": None}
     setting = load_setting(config(tmp_path, model, method=method, **files))

@@ -42,7 +42,7 @@ def average_of(path: list[dict[str, torch.Tensor]], key: str, decay: float) -> t
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
+    return save_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
 def test_the_posterior_is_the_average_of_the_path(tmp_path: Path, model: str) -> None:

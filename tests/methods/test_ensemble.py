@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from small_runs import Stopped, config, save_model
+from small_runs import KeepKilled, config, save_model
 from tiny_runs import save_encoder
 from varlora.adapters import reset_adapter, trained_tensors
 from varlora.methods import AdamW, ensemble
@@ -23,17 +24,23 @@ from varlora.runs import Setting, load_setting, predict_split, train
 
 OPTIONS = {"learning_rate": 0.02}
 ENSEMBLE = Ensemble(members=3, **OPTIONS)
+KILLS = [
+    (2, 24),  # in the first member, before its first checkpoint
+    (13, 3 + 2 + 8 - 2 + 2),  # in the second, five steps in, at checkpoint 3
+    (9, 16),  # in the second, before its first checkpoint
+    (23, 2),  # in the last, at checkpoint 6
+]
+"""After how many steps in all a kill comes, and how many are left then."""
 
 
 class Seen(TrainerCallback):
-    """The members' starts, and how many steps were made in all; raises at one of them, as an interrupt would."""
+    """The members' starts, and how many steps were made in all."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self) -> None:
         self.starts: list[dict[str, Tensor]] = []
         self.seeds: list[int] = []
         self.best: list[str | None] = []
         self.steps = 0
-        self.stop_after = stop_after
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.starts.append({key: p.detach().clone() for key, p in trained_tensors(kwargs["model"]).items()})
@@ -41,8 +48,6 @@ class Seen(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps += 1
-        if self.steps == self.stop_after:
-            raise Stopped
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.best.append(state.best_model_checkpoint)
@@ -50,7 +55,7 @@ class Seen(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
+    return save_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
 def fresh(folder: Path, model: str, **options: Any) -> Setting:
@@ -61,14 +66,13 @@ def fresh(folder: Path, model: str, **options: Any) -> Setting:
 def fitted(
     folder: Path,
     model: str,
-    seen: Seen | None = None,
-    *,
+    *callbacks: TrainerCallback,
     method: Ensemble = ENSEMBLE,
     resume: bool = False,
     **options: Any,
 ) -> Any:
     """The setting and what training it gave."""
-    setting, callbacks = fresh(folder, model, **options), [] if seen is None else [seen]
+    setting = fresh(folder, model, **options)
     checkpoints = folder / "checkpoints"
     done = train(setting, method, checkpoints=checkpoints, resume=resume, progress=False, callbacks=callbacks)
     return setting, done
@@ -86,14 +90,15 @@ def equal(first: Any, second: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """An ensemble trained without interruption."""
-    seen = Seen()
-    setting, done = fitted(tmp_path_factory.mktemp("whole"), model_folder, seen)
-    return setting, done, seen
+    """An ensemble trained without interruption, and the folder of what kills on the way would have left."""
+    folder, seen = tmp_path_factory.mktemp("whole"), Seen()
+    keep = KeepKilled(folder / "checkpoints", folder / "killed", [stop for stop, _ in KILLS])
+    setting, done = fitted(folder, model_folder, seen, keep)
+    return setting, done, seen, folder / "killed"
 
 
 def test_every_member_is_adamws_training_from_its_own_seed(whole: Any, model_folder: str, tmp_path: Path) -> None:
-    _, done, seen = whole
+    _, done, seen, _ = whole
     assert seen.seeds == [member_seed(0, i) for i in range(3)] == done.posterior.meta.diagnostics["seeds"]
     for i, member in enumerate(members(done.posterior)):
         setting = fresh(tmp_path / str(i), model_folder)
@@ -108,7 +113,7 @@ def test_every_member_is_adamws_training_from_its_own_seed(whole: Any, model_fol
 
 
 def test_members_differ_in_start_and_end(whole: Any) -> None:
-    _, done, seen = whole
+    _, done, seen, _ = whole
     ends = members(done.posterior)
     for one, other in ((0, 1), (0, 2), (1, 2)):
         for key in ends[0]:
@@ -118,7 +123,7 @@ def test_members_differ_in_start_and_end(whole: Any) -> None:
 
 
 def test_probabilities_are_averaged_not_logits(whole: Any) -> None:
-    setting, done, _ = whole
+    setting, done, *_ = whole
     prediction = predict_split(setting, done.posterior, "test", samples=10)
     assert isinstance(prediction, Prediction)
     assert prediction.num_draws == 3
@@ -137,7 +142,7 @@ def test_probabilities_are_averaged_not_logits(whole: Any) -> None:
 
 
 def test_the_model_holds_the_first_member(whole: Any) -> None:
-    setting, done, _ = whole
+    setting, done, *_ = whole
     live = {key: p.detach() for key, p in trained_tensors(setting.model).items()}
     assert equal(live, members(done.posterior)[0])
 
@@ -148,18 +153,9 @@ def test_logs_say_whose_they_are(whole: Any) -> None:
     assert [entry["member"] for entry in log] == sorted(entry["member"] for entry in log)
 
 
-@pytest.mark.parametrize(
-    ("stop_after", "left"),
-    [
-        (2, 24),  # in the first member, before its first checkpoint
-        (13, 3 + 2 + 8 - 2 + 2),  # in the second, five steps in, at checkpoint 3
-        (9, 16),  # in the second, before its first checkpoint
-        (23, 2),  # in the last, at checkpoint 6
-    ],
-)
+@pytest.mark.parametrize(("stop_after", "left"), KILLS)
 def test_a_kill_changes_nothing(whole: Any, model_folder: str, tmp_path: Path, stop_after: int, left: int) -> None:
-    with pytest.raises(Stopped):
-        fitted(tmp_path, model_folder, Seen(stop_after))
+    shutil.copytree(whole[3] / str(stop_after), tmp_path / "checkpoints")
     seen = Seen()
     setting, done = fitted(tmp_path, model_folder, seen, resume=True)
     assert seen.steps == left
@@ -226,8 +222,9 @@ def test_heads_start_alike_since_they_may_be_pre_trained(tmp_path: Path) -> None
         assert not torch.equal(members(done.posterior)[0][key], members(done.posterior)[2][key])
 
 
-def test_members_of_another_training_are_not_taken_over(model_folder: str, tmp_path: Path) -> None:
-    setting, _ = fitted(tmp_path, model_folder)
+def test_members_of_another_training_are_not_taken_over(whole: Any, model_folder: str, tmp_path: Path) -> None:
+    setting = fresh(tmp_path, model_folder)
+    shutil.copytree(whole[3].parent / "checkpoints", tmp_path / "checkpoints")
     with pytest.raises(ValueError, match=r"member-0 holds a member of an earlier training"):
         train(setting, ENSEMBLE, checkpoints=tmp_path / "checkpoints", progress=False)
 

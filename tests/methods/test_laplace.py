@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,34 @@ OPTIONS = LEARNED["laplace"]
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
+    return save_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
-def fitted(folder: Path, model: str, method: AdamW) -> tuple[Setting, Posterior]:
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """AdamW's training, whose checkpoints a Laplace posterior is fitted to without training again."""
+
+    model: str
+    checkpoints: Path
+    posterior: Posterior
+
+
+@pytest.fixture(scope="module")
+def adamw(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("adamw")
+    _, posterior = trained(folder, model_folder, AdamW(**OPTIONS))
+    return Finished(model_folder, folder / "checkpoints", posterior)
+
+
+def trained(folder: Path, model: str, method: AdamW, *, resume: bool = False) -> tuple[Setting, Posterior]:
     setting = load_setting(config(folder, model, method="adamw"))
-    return setting, train(setting, method, checkpoints=folder / "checkpoints", progress=False).posterior
+    done = train(setting, method, checkpoints=folder / "checkpoints", resume=resume, progress=False)
+    return setting, done.posterior
+
+
+def fitted(folder: Path, adamw: Finished, method: Laplace) -> tuple[Setting, Posterior]:
+    shutil.copytree(adamw.checkpoints, folder / "checkpoints")
+    return trained(folder, adamw.model, method, resume=True)
 
 
 def train_batches(setting: Setting) -> list[dict[str, Any]]:
@@ -51,10 +74,10 @@ def mean_nll(prediction: Prediction) -> float:
 
 @pytest.mark.parametrize("structure", ["kron", "diag"])
 def test_it_is_the_curvature_at_adamws_weights_with_the_prior_of_most_evidence(
-    structure: str, model_folder: str, tmp_path: Path
+    structure: str, adamw: Finished, tmp_path: Path
 ) -> None:
-    setting, q = fitted(tmp_path / "laplace", model_folder, Laplace(**OPTIONS, curvature=structure))  # type: ignore[arg-type]
-    _, point = fitted(tmp_path / "adamw", model_folder, AdamW(**OPTIONS))
+    setting, q = trained(tmp_path, adamw.model, Laplace(**OPTIONS, curvature=structure))  # type: ignore[arg-type]
+    point = adamw.posterior
     assert all(torch.equal(q.mean[key], point.mean[key]) for key in point.mean)
     assert q.mean.keys() == point.mean.keys()
     assert isinstance(q, KroneckerGaussian if structure == "kron" else DiagonalGaussian)
@@ -78,8 +101,8 @@ def test_it_is_the_curvature_at_adamws_weights_with_the_prior_of_most_evidence(
     assert q.meta.ess == q.meta.num_examples == len(setting.encoded("train"))
 
 
-def test_it_predicts_after_a_round_trip_and_leaves_no_hook(model_folder: str, tmp_path: Path) -> None:
-    setting, q = fitted(tmp_path / "run", model_folder, Laplace(**OPTIONS))
+def test_it_predicts_after_a_round_trip_and_leaves_no_hook(adamw: Finished, tmp_path: Path) -> None:
+    setting, q = fitted(tmp_path / "run", adamw, Laplace(**OPTIONS))
     before = predict_split(setting, q, "test", mode="linearised")
     save_posterior(q, tmp_path / "saved")
     back = load_posterior(tmp_path / "saved")
@@ -98,9 +121,9 @@ def test_it_predicts_after_a_round_trip_and_leaves_no_hook(model_folder: str, tm
 
 
 def test_validation_rows_choose_the_prior_with_the_least_nll(
-    model_folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    adamw: Finished, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    setting, q = fitted(tmp_path, model_folder, Laplace(**OPTIONS, prior_choice="validation"))
+    setting, q = fitted(tmp_path, adamw, Laplace(**OPTIONS, prior_choice="validation"))
     assert q.meta.prior_precision is not None
     (chosen,) = set(q.meta.prior_precision.values())
     assert chosen in GRID
@@ -199,11 +222,11 @@ def test_a_grid_that_fails_leaves_the_model_as_it_was(monkeypatch: pytest.Monkey
 
 
 def test_an_end_of_the_grid_is_said(
-    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    adamw: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "GRID", (1e-2, 1e8))
     with caplog.at_level(logging.WARNING):
-        fitted(tmp_path, model_folder, Laplace(**OPTIONS, prior_choice="validation"))
+        fitted(tmp_path, adamw, Laplace(**OPTIONS, prior_choice="validation"))
     assert "at the end of the grid" in caplog.text
 
 

@@ -30,7 +30,7 @@ RATE = 0.3
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
+    return save_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
 def trained(folder: Path, model: str, method: Any, rate: float = RATE) -> tuple[Setting, Any]:
@@ -39,12 +39,19 @@ def trained(folder: Path, model: str, method: Any, rate: float = RATE) -> tuple[
     return setting, train(setting, method, checkpoints=folder / "checkpoints", progress=False)
 
 
+@pytest.fixture(scope="module")
+def masks(model_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setting, Any]:
+    return trained(tmp_path_factory.mktemp("masks"), model_folder, McDropout(learning_rate=0.02))
+
+
 # Training --------------------------------------------------------------------------------------------------
 
 
-def test_training_is_adamws_and_the_rate_is_the_adapters(model_folder: str, tmp_path: Path) -> None:
-    setting, done = trained(tmp_path / "masks", model_folder, McDropout(learning_rate=0.02))
-    _, alone = trained(tmp_path / "adamw", model_folder, AdamW(learning_rate=0.02))
+def test_training_is_adamws_and_the_rate_is_the_adapters(
+    masks: tuple[Setting, Any], model_folder: str, tmp_path: Path
+) -> None:
+    setting, done = masks
+    _, alone = trained(tmp_path, model_folder, AdamW(learning_rate=0.02))
     q = done.posterior
     assert isinstance(q, DropoutMasks)
     assert q.rate == RATE
@@ -53,8 +60,8 @@ def test_training_is_adamws_and_the_rate_is_the_adapters(model_folder: str, tmp_
     assert all(torch.equal(p, q.point[key]) for key, p in trained_tensors(setting.model).items())
 
 
-def test_the_trained_model_predicts_by_masks(model_folder: str, tmp_path: Path) -> None:
-    setting, done = trained(tmp_path, model_folder, McDropout(learning_rate=0.02))
+def test_the_trained_model_predicts_by_masks(masks: tuple[Setting, Any]) -> None:
+    setting, done = masks
     found = predict_split(setting, done.posterior, "test", samples=6)
     assert isinstance(found, Prediction)
     assert (found.num_draws, found.mode, found.antithetic) == (6, "samples", False)
@@ -67,8 +74,8 @@ def test_the_trained_model_predicts_by_masks(model_folder: str, tmp_path: Path) 
     assert (alone.num_draws, alone.mode) == (1, "mean")
 
 
-def test_pruned_by_magnitude_it_still_predicts(model_folder: str, tmp_path: Path) -> None:
-    setting, done = trained(tmp_path, model_folder, McDropout(learning_rate=0.02))
+def test_pruned_by_magnitude_it_still_predicts(masks: tuple[Setting, Any]) -> None:
+    setting, done = masks
     q = prune(done.posterior, 0.5, by="magnitude")
     assert isinstance(q, DropoutMasks)
     assert sum(int((t == 0).sum()) for t in q.point.values()) == sum(t.numel() for t in q.point.values()) // 2
@@ -87,8 +94,8 @@ def test_an_adapter_without_dropout_is_refused_before_it_is_trained(model_folder
         train(setting, McDropout(), checkpoints=tmp_path / "c", progress=False, callbacks=[Never()])
 
 
-def test_completions_are_scored_by_masks(model_folder: str, tmp_path: Path) -> None:
-    setting, done = trained(tmp_path, model_folder, McDropout(learning_rate=0.02))
+def test_completions_are_scored_by_masks(masks: tuple[Setting, Any]) -> None:
+    setting, done = masks
     batch = {
         "input_ids": torch.tensor([[5, 6, 7, 8]] * 3),
         "attention_mask": torch.ones(3, 4, dtype=torch.int64),
