@@ -15,11 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from varlora.metrics import METRICS, Metric
 from varlora.report.seeds import OverSeeds, over_seeds
-from varlora.report.vocabulary import DETECTION, METRICS, Measure
 
 MEASURES = {name: METRICS[name] for name in ("accuracy", "nll", "ece_15")}
-OUTSIDE = {name: DETECTION[name] for name in ("auroc_entropy", "auroc_mutual_information")}
+OUTSIDE = {name: METRICS[name] for name in ("auroc_entropy", "auroc_mutual_information")}
 Values = Mapping[int, float]
 
 
@@ -35,7 +35,7 @@ def shown(found: OverSeeds, form: str) -> str:
     return f"{found.mean:{form}} ± {0.0 if found.high is None else found.high - found.mean:.3f}"
 
 
-def row(label: str, measures: Mapping[str, Measure], found: Mapping[str, Values], reference: Any) -> str:
+def row(label: str, measures: Mapping[str, Metric], found: Mapping[str, Values], reference: Any) -> str:
     """One line of a table.
 
     Args:
@@ -58,7 +58,7 @@ def row(label: str, measures: Mapping[str, Measure], found: Mapping[str, Values]
 
 
 def of_seeds(method: Mapping[str, Any], names: Iterable[str]) -> dict[str, dict[int, float]]:
-    """Measure -> value by seed, of one row of study.json."""
+    """Metric -> value by seed, of one row of study.json."""
     return {
         name: {
             seed: values[name]

@@ -30,12 +30,12 @@ import math
 import torch
 from torch import Tensor
 
-from varlora.metrics.bootstrap import bootstrap
+from varlora.metrics import METRICS
+from varlora.metrics.resampling import bootstrap
 from varlora.metrics.selection import paired_error
 from varlora.posterior import DiagonalGaussian
 from varlora.report.health import ValidationLogProbs, health_of
 from varlora.report.seeds import over_seeds
-from varlora.report.vocabulary import measure
 
 SEEDS = (1, 2, 3, 5, 10)
 LUCK = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -74,7 +74,7 @@ def rates(seeds: int, luck: float, *, effect: float = 0.0, rows: int = 300, tria
         found = intervals[str(trial)]
         clear = found.low > 0 or found.high < 0
         before += clear and len({value > 0 for value in values}) == 1
-        now += over_seeds(values).verdict(measure("nll"), (found.low, found.high)) in ("better", "worse")
+        now += over_seeds(values).verdict(METRICS["nll"], (found.low, found.high)) in ("better", "worse")
     return before / trials, now / trials
 
 

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 from hypothesis import strategies as st
+from ledger import read_published
 
 from compare.plans import SMALL_PLAN
 from models import lora, tiny_llama
@@ -41,7 +42,6 @@ from varlora.posterior import (
 )
 from varlora.posterior.kronecker import KroneckerFactors
 from varlora.prediction import Prediction
-from varlora.report.ledger import read_published
 from varlora.run_config import RunConfig
 from varlora.runs import CompletionScores, read_run, write_run
 from varlora.tasks import Task, load_jsonl

@@ -16,6 +16,7 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from varlora.demo.data import model_folder, write_task
+from varlora.metrics import METRICS
 from varlora.tasks.prompts import LETTERS, choice_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, records in columns.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _forgets_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page registers is gone after it."""
+    monkeypatch.setattr(METRICS, "_added", dict(METRICS.imported))
 
 
 @pytest.mark.parametrize(

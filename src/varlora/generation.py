@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from varlora.decoding import Greedy
 from varlora.draws import held_batches, on_device_of, over_draws, progress_bar
-from varlora.metrics import auroc, evaluate_answers, majority
+from varlora.metrics import AnswerRows, evaluate_rows, majority
 from varlora.parquet_files import facts_in, read_table, rectangle
 from varlora.posterior import PointMass, Posterior
 from varlora.prediction import Mode
@@ -141,24 +141,21 @@ class Generations:
         return (self.log_likelihoods / self.num_tokens).mean(1)
 
     def metrics(self) -> dict[str, float]:
-        """Right or wrong, and what agreement and likelihood say about it.
-
-        The keys of `varlora.metrics.evaluate_answers`, and `likelihood_auroc` (are right answers those with the higher
-        log-likelihood per token; NaN if all or none are right), `finished` (share of texts that came to their end) and
-        `tokens_per_text`.
+        """Right or wrong, and what agreement and likelihood say about it: the metrics of kind "final_answers".
 
         Raises:
             ValueError: If the right answers are not known.
         """
         if not self.references:
             raise ValueError("the texts cannot be judged without `references`, the right answers.")
-        correct = torch.tensor([a == b for a, b in zip(self.majority, self.references, strict=True)])
-        return {
-            **evaluate_answers(self.answers, self.references),
-            "likelihood_auroc": float(auroc(self.log_likelihood_per_token, correct)),
-            "finished": float(self.finished.double().mean()),
-            "tokens_per_text": float(self.num_tokens.double().mean()),
-        }
+        rows = AnswerRows(
+            self.answers,
+            self.references,
+            log_likelihood=self.log_likelihood_per_token,
+            finished=self.finished,
+            num_tokens=self.num_tokens,
+        )
+        return evaluate_rows(rows)
 
     def to_table(self) -> pa.Table:
         """One row per prompt: `id`, `reference`, `answer`, `agreement`, and lists of S: `texts`, `answers`, ..."""

@@ -189,7 +189,7 @@ def test_only_shared_metrics_are_compared():
 
 
 def test_calibration_error_of_calibrated_predictions_lies_low_in_its_interval():
-    """The bias that bootstrap.py warns of: resampling can only widen the gaps of calibrated bins."""
+    """The bias that resampling.py warns of: resampling can only widen the gaps of calibrated bins."""
     log_probs, labels = random_predictions(num_examples=2000)
     ece = evaluate_with_intervals(log_probs, labels, resamples=200)["ece_15"]
     assert ece.high - ece.estimate > 2 * (ece.estimate - ece.low)

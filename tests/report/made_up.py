@@ -175,7 +175,7 @@ def _example(comparison: Comparison, index: int, words: str) -> Example:
         prompt=f"Question {index}. {words}\nA. a cake\nB. a hat\nC. a map\nD. a song\nAnswer:",
         label=CLASSES[int(runs[sampled][0].labels[index])],
         probabilities={
-            method: tuple(torch.stack([row.mean_log_probs[index].exp() for row in rows]).mean(0).tolist())
+            method: tuple(torch.stack([row.examples.log_probs[index].exp() for row in rows]).mean(0).tolist())
             for method, rows in runs.items()
         },
         mutual_information={sampled: float(-(mean * mean.log()).sum() - entropies.mean())},

@@ -52,7 +52,7 @@ def test_ids_are_unique_across_figures_and_references_resolve(comparison: Compar
 
 def test_the_bars_reach_up_to_the_accuracies_of_the_pooled_seeds(comparison: Comparison) -> None:
     rows = comparison.runs("AdamW", "test")
-    confidences, corrects = zip(*(row.confidence_and_correct for row in rows), strict=True)
+    confidences, corrects = zip(*((row.examples.confidence, row.examples.correct) for row in rows), strict=True)
     bins = [bin for bin in reliability_bins(torch.cat(confidences), torch.cat(corrects)) if bin.count]
     paths = ElementTree.fromstring(figures(comparison)["AdamW"]).iter(f"{SVG}path")
     bars = [heights(path.get("d", "")) for path in paths if "fill: var(--right)" in path.get("style", "")]

@@ -10,6 +10,7 @@ import pytest
 from varlora.report import Comparison, Health, PosteriorFacts, RunNotes, reading, render_page, write_page
 from varlora.report.health import Agreement, Paired
 from varlora.report.scales import ScaleGroup, TensorScale
+from varlora.report.seeds import over_seeds
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -109,8 +110,10 @@ def test_numbers_parse_back_to_those_of_to_dict(comparison: Comparison, html: st
             for metric, estimate in method["metrics"].items():
                 assert results[name][metric] == [estimate[key] for key in ("mean", "se", "low", "high")]
             for metric, difference in method["differences"].items():
-                numbers = [difference[key] for key in ("value", "low", "high")]
-                assert differences[name][metric] in (numbers, numbers[:1])
+                spread = over_seeds(difference["per_seed"])
+                numbers = [difference["value"], spread.se, difference["low"], difference["high"]]
+                of_seeds = [] if spread.low is None else [spread.low, spread.high]
+                assert differences[name][metric] in ([*numbers, *of_seeds], numbers[:2])
         assert "AdamW" not in differences
 
 

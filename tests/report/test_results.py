@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from varlora.metrics import compare, evaluate
+from varlora.metrics import METRICS, compare, evaluate
 from varlora.report import Comparison, Difference, Row
-from varlora.report.vocabulary import METRICS
 
 ACCURACY, NLL = METRICS["accuracy"], METRICS["nll"]
 
@@ -115,8 +114,10 @@ def test_what_does_not_fit_is_refused(comparison: Comparison) -> None:
         Comparison(task="t", rows=[*rows, rows[0]])
     with pytest.raises(ValueError, match="not those of the other rows"):
         Comparison(task="t", rows=[replace(rows[0], labels=rows[0].labels.flip(0)), *rows[1:]])
-    with pytest.raises(ValueError, match="cannot show 'f1'; it knows accuracy"):
+    with pytest.raises(ValueError, match="there is no metric 'f1'; known: accuracy"):
         Comparison(task="t", rows=rows, metrics=("f1",))
+    with pytest.raises(ValueError, match="not compared by 'perplexity'; there are accuracy"):
+        Comparison(task="t", rows=rows, metrics=("perplexity",))
     with pytest.raises(ValueError, match="no rows"):
         Comparison(task="t", rows=[])
     with pytest.raises(ValueError, match="no split 'dev'; the comparison has test, other words"):

@@ -12,19 +12,15 @@ from scipy import stats
 from verdict_rates import rates
 
 from report.conftest import made_up_rows  # type: ignore[import-not-found]
-from varlora.metrics import compare, evaluate
+from varlora.metrics import METRICS, compare, evaluate, shown_metrics
 from varlora.report import Comparison, Row
+from varlora.report.seeds import over_seeds
 from varlora.report.statistics import (
-    OverSeeds,
     Tally,
-    detection_difference,
-    difference_over_seeds,
     frontier_means,
-    over_seeds,
     tallies,
 )
 from varlora.report.study import Block, Frontier, FrontierPoint, Study
-from varlora.report.vocabulary import DETECTION, FULL, measure
 
 IVON, ADAMW, SCALED = "IVON, 10 samples", "AdamW", "AdamW + temperature"
 SPLIT = "test"
@@ -50,7 +46,7 @@ def test_the_interval_is_scipys_at_every_level() -> None:
 def test_one_seed_has_no_interval_and_its_verdict_is_that_it_is_one() -> None:
     found = over_seeds([0.5])
     assert (found.mean, found.se, found.low, found.high) == (0.5, None, None, None)
-    assert found.verdict(measure("nll")) == found.verdict(measure("nll"), examples=(0.4, 0.6)) == "one seed"
+    assert found.verdict(METRICS["nll"]) == found.verdict(METRICS["nll"], examples=(0.4, 0.6)) == "one seed"
 
 
 def test_what_is_no_sample_is_refused() -> None:
@@ -75,7 +71,7 @@ def test_what_is_no_sample_is_refused() -> None:
     ],
 )
 def test_verdicts_of_the_seeds_alone(values: Sequence[float], metric: str, verdict: str) -> None:
-    assert over_seeds(values).verdict(measure(metric)) == verdict
+    assert over_seeds(values).verdict(METRICS[metric]) == verdict
 
 
 @pytest.mark.parametrize(("seeds", "most", "by_signs"), [(1, 0.0, 0.5), (3, 0.065, 0.2), (5, 0.095, 0.05)])
@@ -100,7 +96,7 @@ def test_equal_differences_tell_nothing_of_their_spread(values: Sequence[float])
     found = over_seeds(values)
     assert (found.se, found.low, found.high) == (0.0, None, None)
     assert found.mean == pytest.approx(values[0], rel=1e-9)
-    assert {found.verdict(measure(metric)) for metric in ("accuracy", "nll")} == {"unclear" if any(values) else "equal"}
+    assert {found.verdict(METRICS[metric]) for metric in ("accuracy", "nll")} == {"unclear" if any(values) else "equal"}
 
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf])
@@ -113,7 +109,7 @@ def test_differences_that_nearly_agree_are_clear() -> None:
     found = over_seeds((0.02, 0.02, 0.02 + 1e-9))
     assert found.low is not None
     assert found.low > 0
-    assert found.verdict(measure("accuracy")) == "better"
+    assert found.verdict(METRICS["accuracy"]) == "better"
 
 
 def test_equal_differences_of_all_seeds_are_not_clear_however_clear_the_examples() -> None:
@@ -138,7 +134,7 @@ def test_equal_differences_of_all_seeds_are_not_clear_however_clear_the_examples
 
 
 def test_a_paired_difference_over_seeds_is_that_of_the_seeds_values(comparison: Comparison) -> None:
-    found = difference_over_seeds(comparison, IVON, ADAMW, metric="nll", split="other words")
+    found = over_seeds(comparison.difference(IVON, ADAMW, metric="nll", split="other words").per_seed)
     pairs = zip(comparison.runs(IVON, "other words"), comparison.runs(ADAMW, "other words"), strict=True)
     values = [evaluate(a.log_probs, a.labels)["nll"] - evaluate(b.log_probs, b.labels)["nll"] for a, b in pairs]
     assert found == over_seeds(values)
@@ -148,7 +144,7 @@ def test_a_paired_difference_over_seeds_is_that_of_the_seeds_values(comparison: 
 
 
 def test_each_seeds_interval_is_what_compare_says_of_it(comparison: Comparison) -> None:
-    for metric in FULL:
+    for metric in shown_metrics():
         difference = comparison.difference(IVON, ADAMW, metric=metric, split=SPLIT)
         assert len(difference.intervals) == 2
         for k, (low, high) in enumerate(difference.intervals):
@@ -174,7 +170,7 @@ def test_seeds_may_have_examples_of_their_own() -> None:
     variances = []
     for one, two in zip(comparison.runs(IVON, SPLIT), comparison.runs(ADAMW, SPLIT), strict=True):
         index = torch.arange(120)
-        losses = [-row.mean_log_probs[index, row.labels] for row in (one, two)]
+        losses = [-row.examples.log_probs[index, row.labels] for row in (one, two)]
         variances.append(float((losses[0] - losses[1]).var() / 120))
     half = 1.96 * math.sqrt(sum(variances)) / 2
     assert (difference.high - difference.low) / 2 == pytest.approx(half, rel=0.08)
@@ -263,8 +259,9 @@ def test_verdicts_are_counted_over_blocks_and_never_averaged(comparison: Compari
 def test_each_judgement_comes_with_the_intervals_that_decide_it(comparison: Comparison) -> None:
     one = tally_of(tallies(study_of(comparison)), IVON, "nll").judged[0]
     assert one.difference == comparison.difference(IVON, ADAMW, metric="nll", split=SPLIT)
-    assert one.over_seeds == over_seeds(one.difference.per_seed)
-    assert one.verdict == one.over_seeds.verdict(measure("nll"), (one.difference.low, one.difference.high))
+    assert one.verdict == over_seeds(one.difference.per_seed).verdict(
+        METRICS["nll"], (one.difference.low, one.difference.high)
+    )
 
 
 def test_two_seeds_rarely_say_anything_by_themselves(comparison: Comparison) -> None:
@@ -287,29 +284,8 @@ def test_blocks_without_the_split_or_a_reference_are_left_out(comparison: Compar
     alone = Comparison(task="t", rows=comparison.rows, reference=None, resamples=200)
     assert tallies(study_of(alone, None)) == ()
     assert tallies(study_of(comparison), split="dev") == ()
-    with pytest.raises(ValueError, match="cannot show 'f1'"):
+    with pytest.raises(ValueError, match="there is no metric 'f1'"):
         tallies(study_of(comparison), metrics=["f1"])
-
-
-def test_detection_is_compared_by_seed_and_by_entropy_where_there_are_no_draws() -> None:
-    detection = {
-        "ood": {
-            ADAMW: {"auroc_entropy": [0.80, 0.90, 0.70], "fpr95_entropy": [0.5, 0.4, 0.6]},
-            IVON: {"auroc_entropy": [0.82, 0.921, 0.719], "auroc_mutual_information": [0.9, 0.95, 0.6]},
-        }
-    }
-    block = Block(model="m", task="t", comparison=None, detection=detection)
-
-    def of(metric: str, other: str = ADAMW) -> OverSeeds | None:
-        return detection_difference(block, IVON, other, metric=metric, split="ood")
-
-    entropy = of("auroc_entropy")
-    assert entropy is not None
-    assert entropy.mean == pytest.approx(0.02)
-    assert entropy.verdict(DETECTION["auroc_entropy"]) == "better"  # 0.8 and 0.9 differ, their gains hardly do
-    assert of("auroc_mutual_information") == over_seeds([0.9 - 0.8, 0.95 - 0.9, 0.6 - 0.7])
-    assert of("fpr95_entropy") is None
-    assert of("auroc_entropy", "SWAG") is None
 
 
 # Frontiers ---------------------------------------------------------------------------------------------------------

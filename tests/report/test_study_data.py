@@ -49,15 +49,15 @@ def test_figures_are_those_of_the_metrics(study: Study) -> None:
     assert comparison is not None
     for method in comparison.methods:
         runs = comparison.runs(method, "test")
-        curves = [risk_coverage(*row.confidence_and_correct)[1] for row in runs]
+        curves = [risk_coverage(row.examples.confidence, row.examples.correct)[1] for row in runs]
         last = [float(curve[-1]) for curve in curves]
         assert math.isclose(split["risk"][method]["risk"][-1], sum(last) / len(last))
         bins = split["bins"][method]
         assert sum(bin["count"] for bin in bins) == 2 * 40
-        correct = sum(int(row.confidence_and_correct[1].sum()) for row in runs)
+        correct = sum(int(row.examples.correct.sum()) for row in runs)
         assert sum(bin["right"] for bin in bins) == correct
         assert sum(bin["wrong"] for bin in bins) == 2 * 40 - correct
-    assert len(bins) == len(reliability_bins(*runs[0].confidence_and_correct))
+    assert len(bins) == len(reliability_bins(runs[0].examples.confidence, runs[0].examples.correct))
 
 
 def test_json_has_it_all_and_the_same_every_time(study: Study) -> None:

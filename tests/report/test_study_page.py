@@ -194,7 +194,9 @@ def test_tabs_switch_and_their_numbers_are_the_studys(opened: Opened, study: Stu
                 expected = [estimate.mean, estimate.se, estimate.low, estimate.high]
                 if method != comparison.reference:
                     difference = summary.differences[metric]
-                    expected += [difference.value, difference.low, difference.high][: len(numbers) - 4]
+                    seeds = difference.over_seeds
+                    told = [difference.value, seeds.se, difference.low, difference.high, seeds.low, seeds.high]
+                    expected += told[: len(numbers) - 4]
                 assert numbers == expected
 
 

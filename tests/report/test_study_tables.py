@@ -2,8 +2,10 @@ from dataclasses import replace
 
 import pytest
 
+from varlora.metrics import METRICS
 from varlora.report import Comparison, Table
-from varlora.report.statistics import difference_over_seeds, over_seeds, tallies
+from varlora.report.seeds import over_seeds
+from varlora.report.statistics import tallies
 from varlora.report.study import Block, Cost, Frontier, FrontierPoint, Study
 from varlora.report.study_tables import (
     costs_table,
@@ -11,11 +13,9 @@ from varlora.report.study_tables import (
     frontier_table,
     overview_table,
     record_table,
-    seeds_table,
     study_splits,
 )
 from varlora.report.tables import Cell, differences_table
-from varlora.report.vocabulary import METRICS
 
 
 def values(cell: Cell) -> list[float]:
@@ -74,21 +74,22 @@ def test_verdicts_are_counted_over_tasks(study: Study) -> None:
     assert cells(table)["AdamW + temperature"]["Accuracy"].texts == ("2 equal",)
 
 
-def test_differences_over_seeds(comparison: Comparison) -> None:
-    table = seeds_table(comparison, split="test", metrics=["nll"])
+def test_a_difference_has_one_verdict_with_both_intervals(comparison: Comparison) -> None:
+    table = differences_table(comparison, metrics=["nll"])
     cell = cells(table)["IVON, 10 samples"]["NLL ↓"]
-    spread = difference_over_seeds(comparison, "IVON, 10 samples", "AdamW", metric="nll", split="test")
-    assert values(cell) == [spread.mean, spread.se, spread.low, spread.high]
+    difference = comparison.difference("IVON, 10 samples", "AdamW", metric="nll", split="test")
+    spread = over_seeds(difference.per_seed)
+    assert values(cell) == [difference.value, spread.se, difference.low, difference.high, spread.low, spread.high]
     assert cell.texts[0].split()[-1] == cell.verdict
-    assert cell.verdict == cells(differences_table(comparison, metrics=["nll"]))["IVON, 10 samples"]["NLL ↓"].verdict
+    assert [text.split()[-1] for text in cell.texts[1:]] == ["examples", "seeds"]
     with pytest.raises(ValueError, match="no reference"):
-        seeds_table(Comparison(task="t", rows=comparison.rows, reference=None), split="test", metrics=["nll"])
+        differences_table(Comparison(task="t", rows=comparison.rows, reference=None), metrics=["nll"])
 
 
 def test_one_seed_has_no_interval_over_seeds(comparison: Comparison) -> None:
     one = Comparison(task="t", rows=[row for row in comparison.rows if row.seed == 21], resamples=40)
-    table = seeds_table(one, split="test", metrics=["nll"])
-    assert [len(cell.lines) for _, row in table.rows for cell in row] == [1, 1]
+    table = differences_table(one, metrics=["nll"])
+    assert [len(cell.lines) for _, row in table.rows for cell in row] == [2, 2]
     study = Study(name="s", reference="AdamW", blocks=(Block(model="m", task="t", comparison=one),))
     record = record_table(study, split="test")
     assert cells(record)["IVON, 10 samples"]["NLL"].texts == ("1 one seed",)
@@ -99,10 +100,10 @@ def test_equal_differences_have_no_interval_over_seeds(comparison: Comparison) -
     twice = [
         replace(row, seed=seed) for row in comparison.rows if row.seed == 21 for seed in (0, 1)
     ]  # two seeds that found the same
-    table = seeds_table(Comparison(task="t", rows=twice, resamples=40), split="test", metrics=["nll"])
+    table = differences_table(Comparison(task="t", rows=twice, resamples=40), metrics=["nll"])
     cell = cells(table)["IVON, 10 samples"]["NLL ↓"]
     assert cell.texts[0].endswith(" ± 0.000 unclear")
-    assert cell.texts[1:] == ("no interval",)
+    assert cell.texts[2:] == ("no interval, seeds",)
     assert cell.verdict == "unclear"
 
 

@@ -55,7 +55,7 @@ def test_a_split_alone(study: Study) -> None:
         sections = study_sections(study, splits=[split])
         return [table.caption for section in sections for table in section.tables if "seeds. Rows" not in table.caption]
 
-    assert len(captions("other words")) == 3  # results, differences, and those over seeds
+    assert len(captions("other words")) == 2  # results and differences
     assert all(caption.startswith("other words: 120 examples") for caption in captions("other words"))
     assert [caption.partition(":")[0] for caption in captions("foreign")] == ["foreign", "foreign"]
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 import torch
 from rich.console import Console
 
+from varlora.metrics import HEADLINE, METRICS
 from varlora.report import Comparison, Row, differences_table, results_table, times_table
-from varlora.report.vocabulary import HEADLINE, METRICS
 
 
 def row(method: str, seed: int, right: list[float]) -> Row:
@@ -50,7 +50,8 @@ best mean of a column stands out, whether or not its lead is clear."""
     assert differences[:3] == [
         "| Against AdamW | Accuracy % ↑ | Brier ↓ |",
         "|:--|--:|--:|",
-        "| IVON \\| x | +50.0 unclear<br>−53.5 to +93.2 | −0.500 unclear<br>−0.500 to −0.500 |",
+        "| IVON \\| x | +50.0 ± 50.0 unclear<br>−53.5 to +93.2 examples<br>−585.3 to +685.3 seeds "
+        "| −0.500 ± 0.500 unclear<br>−0.500 to −0.500 examples<br>−6.853 to +5.853 seeds |",
     ]
 
 

@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from varlora.report import Comparison, Table, results_table
-from varlora.report.study_tables import seeds_table
+from varlora.report import Comparison, Table, differences_table, results_table
 from varlora.report.tables import Cell
 
 
@@ -24,7 +23,7 @@ def shown(table: Table, width: int) -> list[str]:
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_no_name_and_no_number_is_cut(comparison: Comparison, width: int) -> None:
     for table in (
-        seeds_table(comparison, split="test", metrics=comparison.metrics),
+        differences_table(comparison),
         results_table(comparison, metrics=comparison.metrics, times=True),
     ):
         lines = shown(table, width)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.report.vocabulary import HEADLINE
+from varlora.metrics import HEADLINE
 
 
 def execute(arguments: Namespace) -> None:

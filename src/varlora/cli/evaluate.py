@@ -15,7 +15,7 @@ from varlora.cli.selective import chosen, report_of, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.folders import atomic_file
 from varlora.generation import Generations
-from varlora.metrics import Interval, evaluate_answers_with_intervals, evaluate_with_intervals
+from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, evaluate_with_intervals
 from varlora.prediction import Prediction, modes_of
 from varlora.runs import Setting, finite, generate_split, measure, predict_split
 from varlora.runs.folder import CompletionScores
@@ -107,7 +107,8 @@ def _intervals(prediction: Prediction | CompletionScores | Generations, resample
     if isinstance(prediction, CompletionScores) or resamples == 0:
         return {}
     if isinstance(prediction, Generations):
-        return evaluate_answers_with_intervals(prediction.answers, prediction.references, resamples=resamples)
+        rows = AnswerRows(prediction.answers, prediction.references)
+        return evaluate_rows_with_intervals(rows, resamples=resamples)
     known = prediction.labels >= 0
     if not bool(known.any()):
         return {}

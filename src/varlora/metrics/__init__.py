@@ -1,13 +1,12 @@
 """Metrics of probabilistic predictions: `evaluate` for all of them, or one by one.
 
-scoring: accuracy, NLL, Brier. calibration: ECE and its kin. ranking: AUROC, FPR95, risk and coverage. uncertainty:
-entropies of sampled predictions. voting: answers in words or numbers by several draws. bootstrap: intervals
-and paired differences. selection: which of several to take. conformal, selective, selective_accuracy: sets of answers,
-and which rows to answer, with a guarantee; binomial: exact intervals of shares.
+table: every metric with its function, direction, words and interval (`METRICS`, `register_metric`). rows: what they
+are computed from. scoring: accuracy, NLL, Brier. calibration: ECE and its kin. ranking: AUROC, FPR95, risk and
+coverage. uncertainty: entropies of sampled predictions. voting: answers in words or numbers by several draws.
+resampling: the bootstrap, and exact intervals of shares. selection: which of several to take. conformal, selective,
+selective_accuracy: sets of answers, and which rows to answer, with a guarantee.
 """
 
-from varlora.metrics.binomial import beta_quantile, binomial_cdf, clopper_pearson
-from varlora.metrics.bootstrap import Interval, bootstrap_interval, paired_difference
 from varlora.metrics.calibration import (
     ReliabilityBin,
     classwise_calibration_error,
@@ -26,8 +25,17 @@ from varlora.metrics.conformal import (
     set_metrics,
     threshold_for_sets,
 )
-from varlora.metrics.evaluation import compare, evaluate, evaluate_with_intervals
+from varlora.metrics.evaluation import (
+    compare,
+    evaluate,
+    evaluate_rows,
+    evaluate_rows_with_intervals,
+    evaluate_with_intervals,
+)
+from varlora.metrics.metric import Metric
 from varlora.metrics.ranking import accuracy_at_coverage, aurc, auroc, fpr95, risk_coverage
+from varlora.metrics.resampling import Interval, bootstrap, clopper_pearson
+from varlora.metrics.rows import ClassRows, CompletionRows, ScopeRows
 from varlora.metrics.scoring import accuracy, brier, confidence_and_correct, nll
 from varlora.metrics.selection import (
     WORTHWHILE,
@@ -41,6 +49,7 @@ from varlora.metrics.selection import (
 )
 from varlora.metrics.selective import CoverageThreshold, answered_metrics, sureness, threshold_for_coverage
 from varlora.metrics.selective_accuracy import AccuracyThreshold, CannotGuaranteeError, threshold_for_accuracy
+from varlora.metrics.table import HEADLINE, METRICS, metric_named, register_metric, shown_metrics
 from varlora.metrics.temperature import (
     TemperatureFit,
     cross_fitted,
@@ -55,15 +64,22 @@ from varlora.metrics.uncertainty import (
     mutual_information,
     predictive_entropy,
 )
-from varlora.metrics.voting import evaluate_answers, evaluate_answers_with_intervals, majority
+from varlora.metrics.voting import AnswerRows, majority
 
 __all__ = [
+    "HEADLINE",
+    "METRICS",
     "WORTHWHILE",
     "AccuracyThreshold",
+    "AnswerRows",
     "CannotGuaranteeError",
+    "ClassRows",
+    "CompletionRows",
     "CoverageThreshold",
     "Interval",
+    "Metric",
     "ReliabilityBin",
+    "ScopeRows",
     "SetThreshold",
     "TemperatureFit",
     "accuracy",
@@ -71,9 +87,7 @@ __all__ = [
     "answered_metrics",
     "aurc",
     "auroc",
-    "beta_quantile",
-    "binomial_cdf",
-    "bootstrap_interval",
+    "bootstrap",
     "brier",
     "classwise_calibration_error",
     "clopper_pearson",
@@ -86,8 +100,8 @@ __all__ = [
     "entropy",
     "equal_mass_calibration_error",
     "evaluate",
-    "evaluate_answers",
-    "evaluate_answers_with_intervals",
+    "evaluate_rows",
+    "evaluate_rows_with_intervals",
     "evaluate_with_intervals",
     "expected_calibration_error",
     "expected_entropy",
@@ -101,17 +115,19 @@ __all__ = [
     "majority",
     "maximum_calibration_error",
     "mean_log_probs",
+    "metric_named",
     "mutual_information",
     "nll",
     "not_worse",
     "one_standard_error",
-    "paired_difference",
     "paired_error",
     "prediction_sets",
     "predictive_entropy",
+    "register_metric",
     "reliability_bins",
     "risk_coverage",
     "set_metrics",
+    "shown_metrics",
     "standard_errors_for",
     "sureness",
     "temperature_fit",

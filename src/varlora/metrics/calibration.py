@@ -1,8 +1,8 @@
 """Does a confidence of 80 % mean that 80 % are right? Calibration errors, and the bins behind their diagram.
 
-Bin i of B is (lo, hi] = ((i-1)/B, i/B]; 0 itself is in the first bin. The code is ours because torchmetrics bins
-[lo, hi), gives confidence 1.0 a bin of its own and casts to float32: where confidences lie on edges, as those of
-a saturated model do, it is off by as much as .08.
+Bin i of B is (lo, hi] = ((i-1)/B, i/B]; 0 itself is in the first bin. The code is ours because other libraries bin
+[lo, hi), give confidence 1.0 a bin of its own or cast to float32: where confidences lie on edges, as those of a
+saturated model do, that is off by as much as .08.
 
 All functions take confidence (..., N) and correct (..., N), and treat leading dimensions as a batch.
 """

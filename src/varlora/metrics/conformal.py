@@ -25,9 +25,9 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
-from varlora.metrics.binomial import beta_quantile
 from varlora.metrics.inputs import as_float64, as_labels, as_predictions
 from varlora.metrics.uncertainty import mean_log_probs
 
@@ -296,11 +296,8 @@ def share_within(n: int, rank: int) -> tuple[float, float, float]:
     if rank > n:
         return 1.0, 1.0, 1.0
     tail = (1 - LEVEL) / 2
-    return (
-        rank / (n + 1),
-        beta_quantile(rank, n + 1 - rank, tail),
-        beta_quantile(rank, n + 1 - rank, 1 - tail),
-    )
+    low, high = (float(betaincinv(rank, n + 1 - rank, mass)) for mass in (tail, 1 - tail))
+    return rank / (n + 1), low, high
 
 
 def as_wanted(coverage: Exact, *, name: str = "coverage") -> Fraction:

@@ -1,39 +1,27 @@
-"""All metrics of a set of predictions in one call: `evaluate`, the same with intervals, and two methods compared."""
+"""All metrics of a set of rows in one call: `evaluate`, the same with intervals, and two methods compared."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from varlora.metrics.bootstrap import Interval, bootstrap
-from varlora.metrics.calibration import (
-    classwise_calibration_error,
-    equal_mass_calibration_error,
-    expected_calibration_error,
-    maximum_calibration_error,
-)
-from varlora.metrics.inputs import as_labels, as_predictions
-from varlora.metrics.ranking import accuracy_on_curve, auroc, number_kept, risk_coverage
-from varlora.metrics.scoring import brier_scores, confidence_and_correct, log_losses
-from varlora.metrics.uncertainty import entropy, expected_entropy, mean_log_probs, mutual_information
+from varlora.metrics.ranking import number_kept
+from varlora.metrics.resampling import Interval, Statistics, bootstrap
+from varlora.metrics.rows import ClassRows, Rows
+from varlora.metrics.scoring import log_losses
+from varlora.metrics.table import METRICS
 
 logger = logging.getLogger(__name__)
-
-COVERAGES = (80, 90, 95)
-"""Percent of the rows, the surest of them, whose accuracy is told."""
 
 
 def evaluate(predictions: Tensor, labels: Tensor) -> dict[str, float]:
     """Every metric of classification, in float64.
 
-    Keys: `accuracy`, `nll`, `brier`; `ece_10`, `ece_15`, `ece_20`, `ece_15_equal_mass`, `mce_15`,
-    `classwise_ece_15`; `aurc`, `accuracy_at_80`, `accuracy_at_90`, `accuracy_at_95` (percent coverage) and
-    `auroc_errors` (does low confidence find the errors; NaN if all or no answers are right); mean
-    `predictive_entropy`. Log-probabilities of samples (N, S, C) are averaged as probabilities, and add the means of
+    The keys are the metrics of kind "classes" in `varlora.metrics.METRICS`: `accuracy`, `nll`, `ece_15`, `brier` and
+    more (docs/metrics.md). Log-probabilities of samples (N, S, C) are averaged as probabilities, and add the means of
     `expected_entropy` and `mutual_information`. Fractions are fractions, not percent; logs are natural.
 
     Args:
@@ -55,9 +43,9 @@ def evaluate(predictions: Tensor, labels: Tensor) -> dict[str, float]:
         >>> round(evaluate(samples, torch.tensor([0, 0, 1, 1]))["nll"], 4)
         0.6931
     """
-    examples = _read(predictions, labels)
-    _warn_of_impossible_labels(examples)
-    return {name: float(value) for name, value in examples.metrics(torch.arange(len(labels))).items()}
+    rows = ClassRows(predictions, labels)
+    _warn_of_impossible_labels(rows)
+    return evaluate_rows(rows)
 
 
 def evaluate_with_intervals(
@@ -85,15 +73,46 @@ def evaluate_with_intervals(
         >>> round(evaluate_with_intervals(probs[:3], torch.tensor([0, 0, 1]))["accuracy"].low, 3)      # 3 of 3
         0.292
     """
-    examples = _read(predictions, labels)
-    _warn_of_impossible_labels(examples)
-    examples = examples.take(examples.confidence.argsort(stable=True))
-    kept = {f"accuracy_at_{percent}": number_kept(percent / 100, len(labels)) for percent in COVERAGES}
+    rows = ClassRows(predictions, labels)
+    _warn_of_impossible_labels(rows)
+    ascending = rows.at(rows.confidence.argsort(stable=True))  # a resample in their order is cheap to sort
+    return evaluate_rows_with_intervals(ascending, resamples=resamples, level=level, seed=seed)
+
+
+def evaluate_rows(rows: Rows) -> dict[str, float]:
+    """Every metric of rows of any kind; those that are not defined for them are left out.
+
+    Args:
+        rows: What is judged.
+
+    Raises:
+        ValueError: A metric gives numbers of a wrong shape.
+
+    Example:
+        >>> from varlora.metrics import AnswerRows
+        >>> found = evaluate_rows(AnswerRows([["4", "5", "4"], ["7", "7", "7"]], ["4", "8"]))
+        >>> found["exact_match"], round(found["exact_match_per_draw"], 4), round(found["agreement"], 4)
+        (0.5, 0.3333, 0.8333)
+    """
+    return {name: float(value) for name, value in statistics_of(rows)(torch.arange(rows.number)).items()}
+
+
+def evaluate_rows_with_intervals(
+    rows: Rows, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """`evaluate_rows`, each number with its interval over the rows; arguments as of `evaluate_with_intervals`.
+
+    Example:
+        >>> from varlora.metrics import AnswerRows
+        >>> rows = AnswerRows([["4"], ["7"], ["1"], ["2"]], ["4", "8", "1", "2"])
+        >>> evaluate_rows_with_intervals(rows)["exact_match"]
+        Interval(estimate=0.75, low=0.25, high=1.0, level=0.95)
+    """
     return bootstrap(
-        examples.metrics,
-        len(labels),
-        width=examples.probs.shape[-1],
-        shares={"accuracy": len(labels), **kept},
+        statistics_of(rows),
+        rows.number,
+        width=rows.width,
+        shares={m.name: number_kept(m.share_of, rows.number) for m in METRICS.values() if m.share_of is not None},
         resamples=resamples,
         level=level,
         seed=seed,
@@ -113,7 +132,7 @@ def compare(
 
     Args:
         first: Predictions of one method as of `evaluate`, or a list of them, one per training seed, whose metrics are
-            averaged (`paired_difference` says what the interval then covers).
+            averaged: the interval is about the choice of examples at these runs, and not about the seeds' luck.
         second: Predictions of the other method on the same examples in the same order.
         labels: (N,) class indices.
         resamples: Number of resamples.
@@ -136,94 +155,65 @@ def compare(
         (-0.4055, True)
     """
     runs = [
-        [_read(run, labels) for run in ([method] if isinstance(method, Tensor) else method)]
+        [ClassRows(run, labels) for run in ([method] if isinstance(method, Tensor) else method)]
         for method in (first, second)
     ]
     if not all(runs):
         raise ValueError("a method has no predictions: give one tensor, or a list with one per run.")
+    of_runs = [[statistics_of(run) for run in method] for method in runs]
 
     def statistics(indices: Tensor) -> dict[str, Tensor]:
-        means = [_mean_over_runs([run.metrics(indices) for run in method]) for method in runs]
-        return {name: means[0][name] - means[1][name] for name in means[0] if name in means[1]}
+        one, two = ([run(indices) for run in method] for method in of_runs)
+        shared = [name for name in one[0] if all(name in run for run in (*one, *two))]
+        return {name: _mean([run[name] for run in one]) - _mean([run[name] for run in two]) for name in shared}
 
-    width = max(run.probs.shape[-1] for method in runs for run in method)
+    width = max(run.width for method in runs for run in method)
     return bootstrap(statistics, len(labels), width=width, resamples=resamples, level=level, seed=seed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Examples:
-    """What the metrics need of each of N examples, worked out once."""
+def statistics_of(rows: Rows, names: Sequence[str] | None = None) -> Statistics:
+    """The metrics of rows at any indices (..., N), as `bootstrap` asks for them.
 
-    probs: Tensor  # (N, C)
-    labels: Tensor
-    confidence: Tensor
-    correct: Tensor
-    averaged: dict[str, Tensor]  # metrics that are means over the examples
+    Args:
+        rows: What is judged.
+        names: Which metrics; all of the rows' kind by default. Those that are not defined for them are left out.
+    """
+    metrics = [m for m in METRICS.values() if m.kind == rows.kind and (names is None or m.name in names)]
+    values = {}
+    for metric in metrics:
+        if metric.per_row and (value := metric.function(rows)) is not None:
+            _check_shape(metric.name, value, (rows.number,))
+            values[metric.name] = value.double()
 
-    def take(self, indices: Tensor) -> _Examples:
-        return _Examples(
-            probs=self.probs[indices],
-            labels=self.labels[indices],
-            confidence=self.confidence[indices],
-            correct=self.correct[indices],
-            averaged={name: values[indices] for name, values in self.averaged.items()},
+    def statistics(indices: Tensor) -> dict[str, Tensor]:
+        taken, found = rows.at(indices), {}
+        for metric in metrics:
+            if metric.per_row:
+                number = values[metric.name][indices].mean(-1) if metric.name in values else None
+            else:
+                number = metric.function(taken)
+            if number is not None:
+                _check_shape(metric.name, number, indices.shape[:-1])
+                found[metric.name] = number
+        return found
+
+    return statistics
+
+
+def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise ValueError(
+            f"the metric {name!r} gives numbers of shape {tuple(value.shape)} where {tuple(shape)} is needed: one for "
+            "each row with per_row=True, else one for each set of rows."
         )
 
-    def metrics(self, indices: Tensor) -> dict[str, Tensor]:
-        """All metrics of the examples at `indices` (..., N); each is (...,)."""
-        sample = self.take(indices)
-        confidence, correct = sample.confidence, sample.correct
-        _, risk = risk_coverage(confidence, correct)
-        return {
-            **{name: values.mean(-1) for name, values in sample.averaged.items()},
-            **{f"ece_{bins}": expected_calibration_error(confidence, correct, bins=bins) for bins in (10, 15, 20)},
-            "ece_15_equal_mass": equal_mass_calibration_error(confidence, correct, bins=15),
-            "mce_15": maximum_calibration_error(confidence, correct, bins=15),
-            "classwise_ece_15": classwise_calibration_error(sample.probs, sample.labels, bins=15),
-            "aurc": risk.mean(-1),
-            **{f"accuracy_at_{c}": accuracy_on_curve(risk, coverage=c / 100) for c in COVERAGES},
-            "auroc_errors": auroc(-confidence, correct == 0),
-        }
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean(0)
 
 
-def _read(predictions: Tensor, labels: Tensor) -> _Examples:
-    values, is_log = as_predictions(predictions)
-    log_probs = values if is_log else values.log()
-    of_samples = {}
-    if log_probs.dim() == 3:
-        of_samples = {
-            "expected_entropy": expected_entropy(log_probs),
-            "mutual_information": mutual_information(log_probs),
-        }
-        log_probs = mean_log_probs(log_probs)
-    # exp(log(0.6)) is not 0.6, and would fall into another bin.
-    probs = log_probs.exp() if is_log else values
-    labels = as_labels(labels, probs)
-    confidence, correct = confidence_and_correct(probs, labels)
-    return _Examples(
-        probs=probs,
-        labels=labels,
-        confidence=confidence,
-        correct=correct,
-        averaged={
-            "accuracy": correct.double(),
-            "nll": log_losses(log_probs, labels),
-            "brier": brier_scores(probs, labels),
-            "predictive_entropy": entropy(log_probs),
-            **of_samples,
-        },
-    )
-
-
-def _warn_of_impossible_labels(examples: _Examples) -> None:
-    if impossible := int(examples.averaged["nll"].isinf().sum()):
+def _warn_of_impossible_labels(rows: ClassRows) -> None:
+    if impossible := int(log_losses(rows.log_probs, rows.labels).isinf().sum()):
         logger.warning(
-            "%d of %d labels have probability 0, so the NLL is infinite; it is not clipped.",
-            impossible,
-            len(examples.labels),
+            "%d of %d labels have probability 0, so the NLL is infinite; it is not clipped.", impossible, rows.number
         )
-
-
-def _mean_over_runs(runs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    shared = [name for name in runs[0] if all(name in run for run in runs)]
-    return {name: torch.stack([run[name] for run in runs]).mean(0) for name in shared}

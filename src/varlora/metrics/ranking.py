@@ -1,7 +1,6 @@
 """Does a score put the right examples first? AUROC, FPR95, and accuracy when the least sure may be left out.
 
-All functions take (..., N) and treat leading dimensions as a batch, which is what makes the bootstrap fast;
-torchmetrics has no batch dimension, and squashes scores outside [0, 1] through a sigmoid, which makes ties.
+All functions take (..., N) and treat leading dimensions as a batch, which is what makes the bootstrap fast.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from varlora.metrics.binomial import clopper_pearson
 from varlora.metrics.conformal import (
     Exact,
     as_fraction,
@@ -29,6 +28,7 @@ from varlora.metrics.conformal import (
     share_within,
 )
 from varlora.metrics.inputs import as_float64
+from varlora.metrics.resampling import clopper_pearson
 from varlora.metrics.uncertainty import mean_log_probs, mutual_information, predictive_entropy
 
 Sureness = Literal["confidence", "entropy", "mutual_information"]

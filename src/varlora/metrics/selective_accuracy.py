@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
+from scipy.special import bdtr, betaincinv
 from torch import Tensor
 
-from varlora.metrics.binomial import beta_quantile, binomial_cdf
 from varlora.metrics.conformal import Exact, as_fraction
 from varlora.metrics.inputs import as_examples
 from varlora.metrics.ranking import risk_coverage
@@ -117,7 +117,7 @@ def threshold_for_accuracy(
     doubt, (_, curve) = (-sure).sort().values, risk_coverage(sure, correct)
     groups = [_above(doubt, curve, size) for size in sizes]
     for value, answered, errors in groups:
-        if binomial_cdf(errors, answered, risk) <= delta / len(sizes) and answered > 0:
+        if bdtr(errors, answered, risk) <= delta / len(sizes) and answered > 0:
             return AccuracyThreshold(
                 value=value,
                 accuracy=float(wanted),
@@ -161,7 +161,7 @@ def _above(doubt: Tensor, risk: Tensor, size: int) -> tuple[float, int, int]:
 
 def _bound(errors: int, answered: int, delta: float) -> float:
     """The accuracy that so many answers guarantee, but for a chance of delta."""
-    return beta_quantile(answered - errors, errors + 1, delta) if answered > errors else 0.0
+    return float(betaincinv(answered - errors, errors + 1, delta)) if answered > errors else 0.0
 
 
 def _cannot(groups: list[tuple[float, int, int]], rows: int, accuracy: float, delta: float) -> CannotGuaranteeError:
@@ -198,7 +198,7 @@ def _rows_needed(error_rate: float, share: float, rows: int, accuracy: float, de
 
     def enough(n: int) -> bool:
         answered = math.floor(n * share)
-        return binomial_cdf(math.ceil(answered * error_rate), answered, 1 - accuracy) <= delta / len(SHARES)
+        return bool(bdtr(math.ceil(answered * error_rate), answered, 1 - accuracy) <= delta / len(SHARES))
 
     low, high = rows, 2 * rows
     while not enough(high):

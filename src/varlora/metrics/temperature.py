@@ -31,6 +31,7 @@ from torch import Tensor
 from varlora.metrics.scoring import log_losses
 from varlora.metrics.selection import standard_errors_for
 from varlora.metrics.uncertainty import mean_log_probs
+from varlora.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class TemperatureFit:
         why = f"{self.distance:.1f} standard errors from calibrated"
         if self.kept:
             why = f"kept: {why}, {self.needed:.1f} are asked for; the likeliest is {self.likeliest:.3g}"
-        return f"T = {self.value:.4g} from {self.rows} row{'s' * (self.rows != 1)} ({why})"
+        return f"T = {self.value:.4g} from {counted(self.rows, 'row')} ({why})"
 
     def to_dict(self) -> dict[str, float | int]:
         """The attributes, for a file."""

@@ -15,9 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from varlora.metrics.bootstrap import Interval, bootstrap
-from varlora.metrics.calibration import expected_calibration_error
-from varlora.metrics.ranking import auroc
+from varlora.metrics.rows import Rows, given, per_row
 
 Answers = Sequence[Sequence[str | None]]
 """N rows of S answers, one for each draw; None where a draw gave none that could be read."""
@@ -55,78 +53,63 @@ def majority(answers: Answers) -> tuple[tuple[str | None, ...], Tensor]:
     return tuple(winners), torch.tensor(shares, dtype=torch.float64)
 
 
-def evaluate_answers(answers: Answers, references: Sequence[str]) -> dict[str, float]:
-    """How often the majority's answer is right, and what its share says.
-
-    Keys: `exact_match`, the share of rows whose answer is the reference; `answered`, the share of (row, draw) pairs
-    with an answer. Of two draws or more also `exact_match_per_draw` (the mean of the draws' own), `agreement` (mean
-    share of the draws that gave the answer), `agreement_ece_10` (expected calibration error of the share as a
-    probability of being right) and `agreement_auroc` (are right answers those that more draws gave; NaN if all or
-    none are right).
+class AnswerRows(Rows):
+    """Final answers of N rows by S draws, beside the right ones.
 
     Args:
         answers: (N, S).
         references: N right answers, written as the answers are.
+        log_likelihood: (N,) of the texts that the answers were read from, per token; None: not known.
+        finished: (N, S) whether each text came to its end.
+        num_tokens: (N, S) tokens of each text.
+
+    Attributes:
+        correct: (..., N) whether the majority's answer is right, as 0 and 1.
+        share: (..., N) share of the draws that give it; None of a single draw, which has nothing to agree with.
+        log_likelihood, finished, num_tokens: as given, (..., N) or (..., N, S).
 
     Raises:
         ValueError: As `majority`, and if there is not one reference for each row.
-
-    Example:
-        >>> found = evaluate_answers([["4", "5", "4"], ["7", "7", "7"]], ["4", "8"])
-        >>> found["exact_match"], round(found["exact_match_per_draw"], 4), round(found["agreement"], 4)
-        (0.5, 0.3333, 0.8333)
     """
-    rows = _Rows(answers, references)
-    return {name: float(value) for name, value in rows.metrics(torch.arange(len(references))).items()}
 
+    kind = "final_answers"
+    correct: per_row[Tensor] = given()
+    share: per_row[Tensor | None] = given()
+    log_likelihood: per_row[Tensor | None] = given()
+    finished: per_row[Tensor | None] = given()
+    num_tokens: per_row[Tensor | None] = given()
 
-def evaluate_answers_with_intervals(
-    answers: Answers, references: Sequence[str], *, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> dict[str, Interval]:
-    """`evaluate_answers`, each number with its percentile bootstrap interval over the rows.
-
-    Args:
-        answers: (N, S).
-        references: N right answers.
-        resamples: Number of resamples.
-        level: Probability mass of the intervals.
-        seed: Of the resamples.
-
-    Raises:
-        ValueError: As `evaluate_answers`, and if `resamples` are too few for `level`.
-
-    Example:
-        >>> evaluate_answers_with_intervals([["4"], ["7"], ["1"], ["2"]], ["4", "8", "1", "2"])["exact_match"]
-        Interval(estimate=0.75, low=0.25, high=1.0, level=0.95)
-    """
-    rows, number = _Rows(answers, references), len(references)
-    shares = dict.fromkeys(("exact_match", "answered", "exact_match_per_draw", "agreement"), number)
-    return bootstrap(rows.metrics, number, width=4, shares=shares, resamples=resamples, level=level, seed=seed)
-
-
-class _Rows:
-    """What the metrics need of each row, worked out once."""
-
-    def __init__(self, answers: Answers, references: Sequence[str]) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        references: Sequence[str],
+        *,
+        log_likelihood: Tensor | None = None,
+        finished: Tensor | None = None,
+        num_tokens: Tensor | None = None,
+    ) -> None:
         if len(answers) != len(references):
             raise ValueError(f"{len(references)} right answers for {len(answers)} rows: give one for each.")
-        winners, self.share = majority(answers)
-        self.draws = len(answers[0])
-        self.correct = torch.tensor([a == b for a, b in zip(winners, references, strict=True)]).double()
+        winners, share = majority(answers)
         pairs = list(zip(answers, references, strict=True))
-        self.each = torch.tensor([[answer == right for answer in row] for row, right in pairs]).double().mean(1)
-        self.answered = torch.tensor([[answer is not None for answer in row] for row in answers]).double().mean(1)
+        super().__init__(
+            len(references),
+            width=4,
+            share=share if len(answers[0]) > 1 else None,
+            correct=torch.tensor([a == b for a, b in zip(winners, references, strict=True)]).double(),
+            each=torch.tensor([[answer == right for answer in row] for row, right in pairs]),
+            read=torch.tensor([[answer is not None for answer in row] for row in answers]),
+            log_likelihood=log_likelihood,
+            finished=finished,
+            num_tokens=num_tokens,
+        )
 
-    def metrics(self, indices: Tensor) -> dict[str, Tensor]:
-        """All metrics of the rows at `indices` (..., N); each is (...,)."""
-        share, correct = self.share[indices], self.correct[indices]
-        found = {"exact_match": correct.mean(-1), "answered": self.answered[indices].mean(-1)}
-        if self.draws == 1:
-            return found
-        return {
-            **found,
-            "exact_match_per_draw": self.each[indices].mean(-1),
-            "agreement": share.mean(-1),
-            "agreement_ece_10": expected_calibration_error(share, correct, bins=10),
-            "agreement_auroc": auroc(share, correct),
-        }
+    @per_row
+    def correct_per_draw(self) -> Tensor:
+        """(..., N) share of the draws that are right."""
+        return self.given["each"].double().mean(1)  # type: ignore[no-any-return]
+
+    @per_row
+    def answered(self) -> Tensor:
+        """(..., N) share of the draws that have an answer."""
+        return self.given["read"].double().mean(1)  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from varlora.metrics import ReliabilityBin, reliability_bins, risk_coverage
+from varlora.metrics import ReliabilityBin, reliability_bins
 from varlora.report.rows import Row
 
 BINS = 15
@@ -135,14 +135,16 @@ def risk_coverage_curves(runs: Mapping[str, Sequence[Row]], *, prefix: str = "ri
 
 def pooled_bins(rows: Sequence[Row]) -> tuple[ReliabilityBin, ...]:
     """The bins of a reliability diagram of all seeds' answers together."""
-    confidences, corrects = zip(*(row.confidence_and_correct for row in rows), strict=True)
-    return reliability_bins(torch.cat(confidences), torch.cat(corrects), bins=BINS)
+    confidence, correct = (
+        torch.cat([getattr(row.examples, name) for row in rows]) for name in ("confidence", "correct")
+    )
+    return reliability_bins(confidence, correct, bins=BINS)
 
 
 def mean_risk(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     """Coverage (N,) and the mean over seeds of the risk at it (N,)."""
-    curves = [risk_coverage(*row.confidence_and_correct) for row in rows]
-    return curves[0][0], torch.stack([risk for _, risk in curves]).mean(0)
+    coverage = torch.arange(1, rows[0].examples.number + 1, dtype=torch.float64) / rows[0].examples.number
+    return coverage, torch.stack([row.examples.risk for row in rows]).mean(0)
 
 
 def thinned(coverage_N: torch.Tensor, *, points: int = 160, start: float = 0.05) -> list[int]:

@@ -39,6 +39,7 @@ from varlora.optim.ess_control import BOUNDS, ERRORS
 from varlora.posterior import DropoutMasks, PointMass, Posterior
 from varlora.report.course import Course
 from varlora.report.scales import ScaleGroup, scales_of
+from varlora.words import counted
 
 Verdict = Literal["helps", "no gain", "hurts"]
 Source = Literal["validation", "train"]
@@ -371,7 +372,7 @@ def _of_stored(validation: ValidationLogProbs | None) -> tuple[dict[str, Any] | 
     known = validation.labels >= 0
     rows = int(known.sum())
     if rows < FEWEST_ROWS:
-        few = f"only {rows} validation row{'s' * (rows != 1)} {'have' if rows != 1 else 'has'} a label"
+        few = f"only {counted(rows, 'validation row')} {'has' if rows == 1 else 'have'} a label"
         return None, f"{few}, and it takes {FEWEST_ROWS}" if rows else "the validation rows have no labels"
     labels = validation.labels[known]
     mean = _undivided(validation.mean[known], validation.mean_temperature)

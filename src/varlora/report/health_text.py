@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from varlora.metrics.metric import MINUS
 from varlora.metrics.selection import FEWEST_ROWS
 from varlora.optim.ess_control import BOUNDS
 from varlora.report.health import Health, HeldOutEnd, Paired, skipped_steps
 from varlora.report.scales import ScaleGroup, TensorScale
 from varlora.report.tables import Cell, Line, Number, Table
-from varlora.report.vocabulary import MINUS, coldness, learning, show
+from varlora.report.vocabulary import coldness, learning, show
 
 RUN = "RUN"
 """What stands for the run's folder where it is not known."""

@@ -13,13 +13,15 @@ from typing import Any
 
 import yaml
 
+from varlora.metrics import Metric, metric_named, shown_metrics
 from varlora.report.health import Health
 from varlora.report.health_text import mode_in_words, remarks, scale_table, sentence, statements
 from varlora.report.markdown import escape_markdown, inline_code
 from varlora.report.tables import Cell, Number, Table
-from varlora.report.vocabulary import COMPLETIONS, FULL, METRICS, Measure, coldness, learning, listing, show
+from varlora.report.vocabulary import coldness, learning, show
 from varlora.tasks.overlap import overlap_in_words
 from varlora.tasks.unread import unread_in_words
+from varlora.words import listing
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _VARIANTS = {
@@ -136,27 +138,27 @@ def _task_section(task: Mapping[str, Any]) -> list[str]:
 
 def _metrics_section(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], meta: Mapping[str, Any]) -> list[str]:
     found = [(split, variant, values) for split, variants in metrics.items() for variant, values in variants.items()]
-    known = {**{metric: METRICS[metric] for metric in FULL}, **COMPLETIONS}
-    shown = [metric for metric in known if any(values.get(metric) is not None for *_, values in found)]
+    names = shown_metrics("classes", "completions", "final_answers")
+    shown = [metric_named(name) for name in names if any(values.get(name) is not None for *_, values in found)]
     if not shown:
         return []
     rows = tuple(
         (
             f"{split}, {mode_in_words(_VARIANTS.get(variant, variant), _temperature(meta, variant))}",
-            tuple(_cell(known[metric], values.get(metric)) for metric in shown),
+            tuple(_cell(how, values.get(how.name)) for how in shown),
         )
         for split, variant, values in found
     )
-    meanings = _bullets([f"**{known[metric].title}**: {known[metric].meaning}." for metric in shown])
+    meanings = _bullets([f"**{how.title}**: {how.meaning}." for how in shown])
     table = Table(
         caption="One training run; metrics.json has every metric.",
-        headings=("Split", *(known[metric].heading for metric in shown)),
+        headings=("Split", *(how.heading for how in shown)),
         rows=rows,
     )
     return [f"## Results\n\n{table.to_markdown()}\n\n{meanings}"]
 
 
-def _cell(how: Measure, value: float | None) -> Cell:
+def _cell(how: Metric, value: float | None) -> Cell:
     return Cell() if value is None else Cell(lines=((Number(how.show(value), value),),))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from varlora.folders import atomic_file
+from varlora.metrics import metric_named
 from varlora.report.figures import BINS, FEW, reliability_diagrams, risk_coverage_curves
 from varlora.report.health import Health
 from varlora.report.health_text import remarks, scale_table, sentence, statements
@@ -17,7 +18,7 @@ from varlora.report.pages import page_templates
 from varlora.report.reading import reading
 from varlora.report.results import Comparison
 from varlora.report.tables import Table, differences_table, results_table, times_table
-from varlora.report.vocabulary import coldness, learning, measure, show
+from varlora.report.vocabulary import coldness, learning, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def render_page(
     """
     environment = page_templates()
     environment.filters["show"] = show
-    measures = {measure(metric).title: measure(metric).meaning for metric in comparison.metrics}
+    measures = {metric_named(metric).title: metric_named(metric).meaning for metric in comparison.metrics}
     return environment.get_template("page.html").render(
         title=title,
         comparison=comparison,

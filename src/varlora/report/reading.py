@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from varlora.metrics import HEADLINE, metric_named
 from varlora.report.results import Comparison
-from varlora.report.vocabulary import HEADLINE, listing, measure
+from varlora.words import counted, listing
 
 
 def reading(comparison: Comparison, *, split: str = "test", metrics: Sequence[str] = HEADLINE) -> str:
@@ -24,14 +25,13 @@ def reading(comparison: Comparison, *, split: str = "test", metrics: Sequence[st
     for metric in metrics:
         outcomes.setdefault(_outcome(comparison, split, metric), []).append(metric)
     clauses = [_clause(comparison, split, winner, level_with, won) for (winner, level_with), won in outcomes.items()]
-    examples, seeds = comparison.num_examples(split), len(comparison.seeds(split))
-    counts = f"{examples} example{'s'[: examples != 1]}, {seeds} seed{'s'[: seeds != 1]}"
-    return f"On the {split} split ({counts}), {'; '.join(clauses)}."
+    examples, seeds = counted(comparison.num_examples(split), "example"), counted(len(comparison.seeds(split)), "seed")
+    return f"On the {split} split ({examples}, {seeds}), {'; '.join(clauses)}."
 
 
 def _outcome(comparison: Comparison, split: str, metric: str) -> tuple[str | None, tuple[str, ...]]:
     """The method with the best mean, and those that it is not clearly ahead of; no method if none has a number."""
-    how = measure(metric)
+    how = metric_named(metric)
     means = {name: summary.metrics[metric].mean for name, summary in comparison.summary(split).items()}
     known = [name for name, mean in means.items() if not math.isnan(mean)]
     if not known:
@@ -49,7 +49,7 @@ def _clause(
     comparison: Comparison, split: str, winner: str | None, level_with: tuple[str, ...], metrics: list[str]
 ) -> str:
     if winner is None:
-        return f"{listing([measure(metric).name for metric in metrics])} cannot be computed"
+        return f"{listing([metric_named(metric).label for metric in metrics])} cannot be computed"
     estimates = comparison.summary(split)[winner].metrics
     values = listing([_with_value(metric, estimates[metric].mean) for metric in metrics])
     others = len(comparison.methods) - 1
@@ -66,8 +66,8 @@ def _clause(
 
 
 def _with_value(metric: str, value: float) -> str:
-    how = measure(metric)
-    return f"{how.name} ({how.show(value)}{' %' if how.percent else ''})"
+    how = metric_named(metric)
+    return f"{how.label} ({how.show(value)}{' %' if how.percent else ''})"
 
 
 def _other(comparison: Comparison, method: str) -> str:

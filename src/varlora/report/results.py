@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from varlora.metrics import Interval, evaluate
-from varlora.metrics.bootstrap import bootstrap
-from varlora.report.rows import Row, Runs
-from varlora.report.seeds import LEVEL, over_seeds
-from varlora.report.vocabulary import FULL, Measure, Verdict, measure
+from varlora.metrics import METRICS, Interval, Metric, evaluate, metric_named, shown_metrics
+from varlora.metrics.evaluation import statistics_of
+from varlora.metrics.ranking import number_kept
+from varlora.metrics.resampling import bootstrap
+from varlora.report.rows import Row
+from varlora.report.seeds import LEVEL, OverSeeds, over_seeds
+from varlora.report.vocabulary import Verdict
+from varlora.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +59,14 @@ class Difference:
     per_seed: tuple[float, ...]
     intervals: tuple[tuple[float, float], ...] = ()
 
-    def verdict(self, how: Measure) -> Verdict:
+    @cached_property
+    def over_seeds(self) -> OverSeeds:
+        """The seeds' differences, with what their spread says."""
+        return over_seeds(self.per_seed)
+
+    def verdict(self, how: Metric) -> Verdict:
         """What the difference shows, by the examples and the seeds together (`OverSeeds.verdict`)."""
-        return over_seeds(self.per_seed).verdict(how, examples=(self.low, self.high))
+        return self.over_seeds.verdict(how, examples=(self.low, self.high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +100,7 @@ class Comparison:
         task: Its name.
         rows: One for every method, seed and split; methods appear in the report in the order of their first row.
         reference: The method that the others are compared with; None to compare with none.
-        metrics: Which metrics are summarised.
+        metrics: Which metrics are summarised; by default those that are shown everywhere.
         resamples: Bootstrap resamples.
         seed: Of the resamples.
 
@@ -113,7 +122,7 @@ class Comparison:
     task: str
     rows: Sequence[Row]
     reference: str | None = "AdamW"
-    metrics: tuple[str, ...] = FULL
+    metrics: tuple[str, ...] = field(default_factory=shown_metrics)
     resamples: int = 1000
     seed: int = 0
 
@@ -121,7 +130,8 @@ class Comparison:
         if not self.rows:
             raise ValueError("there is nothing to compare: no rows were given")
         for metric in self.metrics:
-            measure(metric)
+            if metric_named(metric).kind != "classes":
+                raise ValueError(f"methods are not compared by {metric!r}; there are {', '.join(shown_metrics())}.")
         if self.reference is not None and self.reference not in self.methods:
             raise ValueError(
                 f"the reference {self.reference!r} is none of the methods; these are {', '.join(self.methods)}"
@@ -164,9 +174,9 @@ class Comparison:
 
     def describe(self, split: str) -> str:
         """E.g. "test: 500 examples, 3 seeds"."""
-        examples, seeds = self.num_examples(split), len(self.seeds(split))
         own = " of each seed's own" if self.own_examples(split) else ""
-        return f"{split}: {examples} example{'s'[: examples != 1]}{own}, {seeds} seed{'s'[: seeds != 1]}"
+        examples, seeds = counted(self.num_examples(split), "example"), counted(len(self.seeds(split)), "seed")
+        return f"{split}: {examples}{own}, {seeds}"
 
     def summary(self, split: str) -> dict[str, Summary]:
         """Every method's numbers on `split`.
@@ -177,7 +187,13 @@ class Comparison:
         return {method: self._summarise(method, split) for method in self.methods}
 
     def difference(self, method: str, other: str, *, metric: str, split: str) -> Difference:
-        """Metric of `method` minus that of `other`, paired."""
+        """Metric of `method` minus that of `other`, paired.
+
+        Raises:
+            ValueError: The comparison has no such split, or not this metric.
+        """
+        if metric not in self.metrics:
+            raise ValueError(f"there is no metric {metric!r} here; there are {', '.join(self.metrics)}.")
         interval = self._intervals_of(split)[_pair(method, other, metric)]
         pairs = zip(self._evaluations[method, split], self._evaluations[other, split], strict=True)
         per_seed = tuple(one[metric] - two[metric] for one, two in pairs)
@@ -205,7 +221,10 @@ class Comparison:
     @cached_property
     def _evaluations(self) -> dict[tuple[str, str], tuple[dict[str, float], ...]]:
         return {
-            (method, split): tuple(evaluate(row.log_probs, row.labels) for row in self.runs(method, split))
+            (method, split): tuple(
+                {**dict.fromkeys(self.metrics, math.nan), **evaluate(row.log_probs, row.labels)}
+                for row in self.runs(method, split)
+            )
             for method in self.methods
             for split in self.splits
         }
@@ -246,11 +265,18 @@ class Comparison:
 
     def _bootstrap(self, split: str) -> dict[str, Interval]:
         """Intervals of every method's mean over seeds and of every pair's difference, on the same resamples."""
-        runs = {method: Runs.of(self.runs(method, split)) for method in self.methods}
+        runs = {
+            method: [statistics_of(row.examples, self.metrics) for row in self.runs(method, split)]
+            for method in self.methods
+        }
         own, seeds = self.own_examples(split), len(self.seeds(split))
 
         def statistics(indices: Tensor) -> dict[str, Tensor]:
-            by_run = {method: run.by_run(indices, self.metrics, own=own) for method, run in runs.items()}
+            by_run: dict[str, dict[str, Tensor]] = {}
+            for method, of_runs in runs.items():
+                found = [of_run(indices[k] if own else indices) for k, of_run in enumerate(of_runs)]
+                unknown = torch.full(indices.shape[int(own) : -1], math.nan, dtype=torch.float64)
+                by_run[method] = {m: torch.stack([run.get(m, unknown) for run in found]) for m in self.metrics}
             means = {name: {metric: v.mean(0) for metric, v in values.items()} for name, values in by_run.items()}
             values = {_single(one, metric): value for one in means for metric, value in means[one].items()}
             for one in means:
@@ -265,13 +291,15 @@ class Comparison:
                         values |= {_of_seed(one, metric, k): difference for k, difference in enumerate(differences_K)}
             return values
 
-        answers = self.num_examples(split) * (seeds if own else 1)
+        number = self.num_examples(split)
+        of_rows = {name: share for name in self.metrics if (share := metric_named(name).share_of) is not None}
+        shares = {name: number_kept(share, number) * (seeds if own else 1) for name, share in of_rows.items()}
         found = bootstrap(
             statistics,
-            self.num_examples(split),
+            number,
             width=seeds,
             sets=seeds if own else None,
-            shares={_single(method, "accuracy"): answers for method in runs},
+            shares={_single(method, metric): share for method in runs for metric, share in shares.items()},
             resamples=self.resamples,
             level=LEVEL,
             seed=self.seed,
@@ -307,7 +335,7 @@ class Comparison:
 def _of_shares(name: str, interval: Interval, found: Mapping[str, Interval]) -> Interval:
     """The interval; of shares that differ alike in every resample (all right, all wrong), that of both shares' ends."""
     metric, *methods = name.split("\0")
-    if metric != "accuracy" or len(methods) != 2 or not interval.low == interval.high != 0:
+    if METRICS[metric].share_of is None or len(methods) != 2 or not interval.low == interval.high != 0:
         return interval
     one, two = (found[_single(method, metric)] for method in methods)
     return replace(interval, low=one.low - two.high, high=one.high - two.low)
@@ -350,7 +378,7 @@ def plain(value: Any) -> Any:
         {'low': None, 'per_seed': [0.5, 1.0]}
     """
     if isinstance(value, Estimate | Difference | Summary):
-        return {name: plain(part) for name, part in vars(value).items()}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -17,9 +17,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy.special import stdtrit
 
-from varlora.report.vocabulary import Measure, Verdict
+from varlora.metrics import Metric
+from varlora.report.vocabulary import Verdict
 
 LEVEL = 0.95
 ROUNDING = 1e-12
@@ -45,7 +46,7 @@ class OverSeeds:
     high: float | None
     seeds: int
 
-    def verdict(self, how: Measure, examples: tuple[float, float] | None = None) -> Verdict:
+    def verdict(self, how: Metric, examples: tuple[float, float] | None = None) -> Verdict:
         """What these values, being differences, show.
 
         Args:
@@ -58,8 +59,8 @@ class OverSeeds:
             to know the luck of training by. "better", "worse": both intervals leave 0 out. "unclear": all else.
 
         Example:
-            >>> from varlora.report.vocabulary import measure
-            >>> accuracy, nll = measure("accuracy"), measure("nll")
+            >>> from varlora.metrics import METRICS
+            >>> accuracy, nll = METRICS["accuracy"], METRICS["nll"]
             >>> over_seeds([0.018, 0.02, 0.022]).verdict(nll), over_seeds([0.01, 0.02, 0.03]).verdict(accuracy)
             ('worse', 'unclear')
             >>> over_seeds([0.018, 0.02, 0.022]).verdict(nll, examples=(-0.01, 0.05))
@@ -104,7 +105,7 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> OverSeeds:
     if _all_equal(values):
         return OverSeeds(mean=mean, se=0.0, low=None, high=None, seeds=count)
     se = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * se
+    half = float(stdtrit(count - 1, (1 + level) / 2)) * se
     return OverSeeds(mean=mean, se=se, low=mean - half, high=mean + half, seeds=count)
 
 

@@ -9,63 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from varlora.metrics import metric_named, shown_metrics
 from varlora.report.results import Comparison, Difference
 from varlora.report.seeds import OverSeeds, over_seeds
 from varlora.report.study import Block, Frontier, Study
-from varlora.report.vocabulary import FULL, Verdict, measure
-
-__all__ = [
-    "FrontierMean",
-    "Judged",
-    "OverSeeds",
-    "Tally",
-    "detection_difference",
-    "difference_over_seeds",
-    "frontier_means",
-    "over_seeds",
-    "tallies",
-]
-
-
-def difference_over_seeds(
-    comparison: Comparison, method: str, other: str, *, metric: str, split: str = "test"
-) -> OverSeeds:
-    """Metric of one method minus that of another, paired by seed: the two had the same rows and initialisation.
-
-    Raises:
-        ValueError: the comparison lacks the split.
-    """
-    return over_seeds(comparison.difference(method, other, metric=metric, split=split).per_seed)
-
-
-def detection_difference(block: Block, method: str, other: str, *, metric: str, split: str) -> OverSeeds | None:
-    """How much better a method tells rows out of scope than another does, paired by seed.
-
-    Args:
-        block: where both are.
-        method: which method.
-        other: the one that it is compared with. Where that has no draws, and so no mutual information, it is judged by
-            its entropy.
-        metric: of `block.detection`, e.g. "auroc_entropy".
-        split: the rows out of scope.
-
-    Returns:
-        Method minus other; None if one of them was not measured.
-
-    Example:
-        >>> of_methods = {"AdamW": {"auroc_entropy": [0.8, 0.9]}, "IVON": {"auroc_mutual_information": [0.9, 1.0]}}
-        >>> block = Block(model="m", task="t", comparison=None, detection={"ood": of_methods})
-        >>> found = detection_difference(block, "IVON", "AdamW", metric="auroc_mutual_information", split="ood")
-        >>> round(found.mean, 3), found.seeds
-        (0.1, 2)
-    """
-    measured = block.detection.get(split, {})
-    ours, theirs = measured.get(method, {}).get(metric), measured.get(other, {}).get(metric)
-    if theirs is None:
-        theirs = measured.get(other, {}).get(metric.replace("mutual_information", "entropy"))
-    if ours is None or theirs is None:
-        return None
-    return over_seeds([one - two for one, two in zip(ours, theirs, strict=True)])
+from varlora.report.vocabulary import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +25,7 @@ class Judged:
         method: which method.
         metric: which metric.
         difference: the paired difference over the examples, with each seed's.
-        over_seeds: the same difference over seeds.
-        verdict: what the two show together.
+        verdict: what examples and seeds show together.
     """
 
     model: str
@@ -86,7 +33,6 @@ class Judged:
     method: str
     metric: str
     difference: Difference
-    over_seeds: OverSeeds
     verdict: Verdict
 
 
@@ -123,13 +69,13 @@ class Tally:
         return ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
 
 
-def tallies(study: Study, *, split: str = "test", metrics: Sequence[str] = FULL) -> tuple[Tally, ...]:
+def tallies(study: Study, *, split: str = "test", metrics: Sequence[str] | None = None) -> tuple[Tally, ...]:
     """Every method against the study's reference, over the blocks that both are in.
 
     Args:
         study: what was found.
         split: blocks without it are left out.
-        metrics: which metrics.
+        metrics: which metrics; by default those of each comparison.
 
     Returns:
         Tallies by method and metric, in the order of the study's methods; none for a method that no block compares with
@@ -148,7 +94,7 @@ def tallies(study: Study, *, split: str = "test", metrics: Sequence[str] = FULL)
         if comparison is None or split not in comparison.splits or comparison.reference is None:
             continue
         for method in comparison.methods:
-            for metric in metrics if method != comparison.reference else ():
+            for metric in (metrics or comparison.metrics) if method != comparison.reference else ():
                 found = _judged(block, comparison, method, metric, split)
                 judged.setdefault((method, metric), []).append(found)
     return tuple(Tally(method=method, metric=metric, judged=tuple(all_)) for (method, metric), all_ in judged.items())
@@ -169,12 +115,12 @@ class FrontierMean:
     metrics: Mapping[str, OverSeeds]
 
 
-def frontier_means(frontier: Frontier, *, metrics: Sequence[str] = FULL) -> tuple[FrontierMean, ...]:
+def frontier_means(frontier: Frontier, *, metrics: Sequence[str] | None = None) -> tuple[FrontierMean, ...]:
     """Every setting of a frontier's curves, then the points beside them: mean and standard error over seeds.
 
     Args:
         frontier: the points of every seed.
-        metrics: as of `varlora.metrics.evaluate`.
+        metrics: which metrics; by default those that are shown everywhere. One that a point lacks is NaN.
 
     Returns:
         Label by label in the order of their first points, each by rising value.
@@ -193,7 +139,10 @@ def frontier_means(frontier: Frontier, *, metrics: Sequence[str] = FULL) -> tupl
         FrontierMean(
             label=label,
             value=value,
-            metrics={metric: over_seeds([seed[metric] for seed in settings[value]]) for metric in metrics},
+            metrics={
+                metric: over_seeds([seed.get(metric, math.nan) for seed in settings[value]])
+                for metric in metrics or shown_metrics()
+            },
         )
         for beside in (False, True)
         for label, settings in places.items()
@@ -204,7 +153,6 @@ def frontier_means(frontier: Frontier, *, metrics: Sequence[str] = FULL) -> tupl
 
 def _judged(block: Block, comparison: Comparison, method: str, metric: str, split: str) -> Judged:
     assert comparison.reference is not None
-    how = measure(metric)
     difference = comparison.difference(method, comparison.reference, metric=metric, split=split)
     return Judged(
         model=block.model,
@@ -212,6 +160,5 @@ def _judged(block: Block, comparison: Comparison, method: str, metric: str, spli
         method=method,
         metric=metric,
         difference=difference,
-        over_seeds=over_seeds(difference.per_seed),
-        verdict=difference.verdict(how),
+        verdict=difference.verdict(metric_named(metric)),
     )

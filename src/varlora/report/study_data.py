@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from varlora.metrics import metric_named, shown_metrics
 from varlora.report.figures import BINS, DASHES, FEW, SERIES, mean_risk, pooled_bins, thinned
 from varlora.report.reading import reading
 from varlora.report.results import Comparison, plain
@@ -20,11 +21,10 @@ from varlora.report.study_tables import (
     frontier_table,
     overview_table,
     record_table,
-    seeds_table,
     study_splits,
 )
 from varlora.report.tables import Cell, Number, Table, differences_table, results_table
-from varlora.report.vocabulary import FULL, MARKS, METRICS, show
+from varlora.report.vocabulary import MARKS, show
 
 EXAMPLES = 20
 """How many of a method's most confident errors, and of its rows of highest mutual information, are on the page."""
@@ -65,12 +65,11 @@ def study_data(study: Study) -> dict[str, Any]:
                     "title": how.title,
                     "heading": how.heading,
                     "percent": how.percent,
-                    "digits": how.digits,
+                    "digits": how.decimals,
                     "better": how.better,
                     "meaning": how.meaning,
                 }
-                for name, how in METRICS.items()
-                if name in FULL
+                for name, how in ((name, metric_named(name)) for name in shown_metrics())
             },
             "marks": MARKS,
             "dashes": [
@@ -143,7 +142,9 @@ def _overview(study: Study) -> dict[str, dict[str, Any]]:
     found = {}
     for split in study_splits(study):
         comparisons = [b.comparison for b in study.blocks if b.comparison is not None and split in b.comparison.splits]
-        metrics = [metric for metric in FULL if all(metric in comparison.metrics for comparison in comparisons)]
+        metrics = [
+            metric for metric in shown_metrics() if all(metric in comparison.metrics for comparison in comparisons)
+        ]
         if comparisons:
             tables = {metric: _table(overview_table(study, split=split, metric=metric)) for metric in metrics}
             found[split] = {"metrics": tables, "record": _table(record_table(study, split=split, metrics=metrics))}
@@ -183,7 +184,6 @@ def _split(comparison: Comparison, split: str) -> dict[str, Any]:
     runs = {method: comparison.runs(method, split) for method in comparison.methods}
     compared = comparison.reference is not None and len(runs) > 1
     differences = differences_table(comparison, split=split, metrics=comparison.metrics) if compared else None
-    by_seeds = compared and len(comparison.seeds(split)) > 1
     risks = {}
     for method, rows in runs.items():
         coverage, risk = mean_risk(rows)
@@ -195,7 +195,6 @@ def _split(comparison: Comparison, split: str) -> dict[str, Any]:
         "reading": reading(comparison, split=split),
         "results": _table(results_table(comparison, split=split, metrics=comparison.metrics)),
         "differences": differences and _table(differences),
-        "over_seeds": _table(seeds_table(comparison, split=split, metrics=comparison.metrics)) if by_seeds else None,
         "bins": {method: [_bin(bin) for bin in pooled_bins(rows)] for method, rows in runs.items()},
         "risk": risks,
     }

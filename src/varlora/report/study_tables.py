@@ -8,17 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from varlora.report.results import Comparison, Difference
-from varlora.report.statistics import (
-    OverSeeds,
-    Tally,
-    frontier_means,
-    over_seeds,
-    tallies,
-)
+from varlora.metrics import HEADLINE, Metric, metric_named, shown_metrics
+from varlora.metrics.metric import Kind
+from varlora.report.results import Comparison
+from varlora.report.seeds import OverSeeds, over_seeds
+from varlora.report.statistics import Tally, frontier_means, tallies
 from varlora.report.study import Block, Cost, Frontier, Study
-from varlora.report.tables import CLEAR, Cell, Line, Number, Table, differences_table, results_table
-from varlora.report.vocabulary import COMPLETIONS, DETECTION, HEADLINE, Measure, measure
+from varlora.report.tables import CLEAR, Cell, Number, Table, differences_table, results_table, spread_line
 
 OVER = {
     "temperature": ("temperature τ", "τ"),
@@ -55,7 +51,7 @@ def overview_table(study: Study, *, split: str, metric: str) -> Table:
         split: Blocks without it have no column.
         metric: As of `varlora.metrics.evaluate`.
     """
-    how = measure(metric)
+    how = metric_named(metric)
     shown = [block for block in study.blocks if block.comparison is not None and split in block.comparison.splits]
     several_models = len({block.model for block in shown}) > 1
     columns = [_overview_column(block.comparison, split, metric) for block in shown if block.comparison is not None]
@@ -84,48 +80,21 @@ def record_table(study: Study, *, split: str, metrics: Sequence[str] = HEADLINE)
             f"On how many tasks each method was better and worse than {study.reference} on {split}. {CLEAR} Not "
             "corrected for the number of comparisons."
         ),
-        headings=(f"Tasks, against {study.reference}", *(measure(metric).title for metric in metrics)),
+        headings=(f"Tasks, against {study.reference}", *(metric_named(metric).title for metric in metrics)),
         rows=rows,
-    )
-
-
-def seeds_table(comparison: Comparison, *, split: str, metrics: Sequence[str]) -> Table:
-    """Each method's difference from the reference over the seeds: mean ± standard error, and its t-interval.
-
-    Raises:
-        ValueError: The comparison has no reference method.
-    """
-    if comparison.reference is None:
-        raise ValueError("there is no reference method to differ from; give Comparison(reference=...)")
-    rows = []
-    for method in comparison.methods:
-        if method != comparison.reference:
-            differences = [
-                comparison.difference(method, comparison.reference, metric=metric, split=split) for metric in metrics
-            ]
-            rows.append((method, tuple(map(_difference_cell, differences, metrics))))
-    return Table(
-        caption=(
-            f"{comparison.describe(split)}. Difference from {comparison.reference}, paired by seed: mean ± standard "
-            "error over seeds, and its 95 % t-interval, which knows the luck of training and not that of the examples; "
-            f"none where all seeds' differences are equal, which tell nothing of their spread. {CLEAR}"
-        ),
-        headings=(f"Against {comparison.reference}", *(measure(metric).heading for metric in metrics)),
-        rows=tuple(rows),
     )
 
 
 def detection_table(block: Block, split: str) -> Table:
     """How well each method tells the rows of `split`, which belong to no class, from the test rows."""
     caption = f"{split}: rows of no known class, told from the test rows. Mean ± standard error over seeds."
-    return _seeds_values_table(block.detection[split], DETECTION, caption)
+    return _seeds_values_table(block.detection[split], caption, "out_of_scope")
 
 
 def completions_table(block: Block, split: str) -> Table:
     """What was measured of each method on the completions of `split`."""
-    return _seeds_values_table(
-        block.completions[split], COMPLETIONS, f"{split}: completions. Mean ± standard error over seeds."
-    )
+    caption = f"{split}: completions. Mean ± standard error over seeds."
+    return _seeds_values_table(block.completions[split], caption, "completions", "final_answers")
 
 
 def frontier_table(frontier: Frontier) -> Table:
@@ -134,13 +103,13 @@ def frontier_table(frontier: Frontier) -> Table:
     rows = [
         (
             place.label if place.value is None else f"{place.label}, {short} {place.value:g}",
-            tuple(_spread_cell(place.metrics[metric], measure(metric), metric) for metric in HEADLINE),
+            tuple(_spread_cell(place.metrics[metric], metric_named(metric)) for metric in HEADLINE),
         )
         for place in frontier_means(frontier, metrics=HEADLINE)
     ]
     return Table(
         caption=f"Along the {words}, on {frontier.split}; mean ± standard error over seeds.",
-        headings=("Setting", *(measure(metric).heading for metric in HEADLINE)),
+        headings=("Setting", *(metric_named(metric).heading for metric in HEADLINE)),
         rows=tuple(rows),
     )
 
@@ -179,44 +148,26 @@ def _overview_column(comparison: Comparison, split: str, metric: str) -> dict[st
     return column
 
 
-def _spread_cell(spread: OverSeeds | None, how: Measure, metric: str) -> Cell:
+def _spread_cell(spread: OverSeeds | None, how: Metric) -> Cell:
     if spread is None:
-        return Cell(metric=metric)
-    line: Line = (Number(how.show(spread.mean), spread.mean),)
-    if spread.se is not None:
-        line = (*line, " ± ", Number(how.show(spread.se), spread.se))
-    return Cell(lines=(line,), metric=metric)
+        return Cell(metric=how.name)
+    return Cell(lines=(spread_line(how.show, spread.mean, spread.se, how),), metric=how.name)
 
 
-def _seeds_values_table(
-    methods: Mapping[str, Mapping[str, Sequence[float]]], measures: Mapping[str, Measure], caption: str
-) -> Table:
-    """A column for each of the measures that some method has, from the values of the seeds."""
-    shown = {name: how for name, how in measures.items() if any(name in values for values in methods.values())}
+def _seeds_values_table(methods: Mapping[str, Mapping[str, Sequence[float]]], caption: str, *kinds: Kind) -> Table:
+    """A column for each of the kinds' metrics that some method has, from the values of the seeds."""
+    there = [name for name in shown_metrics(*kinds) if any(name in values for values in methods.values())]
+    shown = {name: metric_named(name) for name in there}
     rows = tuple(
         (
             method,
             tuple(
-                _spread_cell(over_seeds(values[name]) if name in values else None, how, name)
-                for name, how in shown.items()
+                _spread_cell(over_seeds(values[name]) if name in values else None, how) for name, how in shown.items()
             ),
         )
         for method, values in methods.items()
     )
     return Table(caption=caption, headings=("Method", *(how.heading for how in shown.values())), rows=rows)
-
-
-def _difference_cell(difference: Difference, metric: str) -> Cell:
-    how, spread = measure(metric), over_seeds(difference.per_seed)
-    verdict = difference.verdict(how)
-    first: Line = (Number(how.show_difference(spread.mean), spread.mean),)
-    if spread.se is None:
-        return Cell(lines=((*first, f" {verdict}"),), verdict=verdict, metric=metric)
-    first = (*first, " ± ", Number(how.show(spread.se), spread.se), f" {verdict}")
-    if spread.low is None or spread.high is None:
-        return Cell(lines=(first, ("no interval",)), verdict=verdict, metric=metric)
-    low, high = (Number(how.show_difference(end), end) for end in (spread.low, spread.high))
-    return Cell(lines=(first, (low, " to ", high)), verdict=verdict, metric=metric)
 
 
 def _record_cell(tally: Tally, metric: str) -> Cell:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+from varlora.metrics import HEADLINE
 from varlora.report.latex import escape_latex
 from varlora.report.markdown import escape_markdown
 from varlora.report.reading import reading
@@ -20,11 +21,9 @@ from varlora.report.study_tables import (
     frontier_table,
     overview_table,
     record_table,
-    seeds_table,
     study_splits,
 )
 from varlora.report.tables import Table, differences_table, results_table
-from varlora.report.vocabulary import HEADLINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +117,6 @@ def _block_section(study: Study, block: Block, splits: Sequence[str] | None) -> 
             tables.append(results_table(comparison, split=split, metrics=comparison.metrics))
             if comparison.reference is not None and len(comparison.methods) > 1:
                 tables.append(differences_table(comparison, split=split, metrics=comparison.metrics))
-                if len(comparison.seeds(split)) > 1:
-                    tables.append(seeds_table(comparison, split=split, metrics=comparison.metrics))
     tables += [completions_table(block, split) for split in block.completions if split in (splits or [split])]
     tables += [detection_table(block, split) for split in block.detection if split in (splits or [split])]
     tables += [

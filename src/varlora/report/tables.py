@@ -6,15 +6,16 @@ Every number that is shown carries its exact value, so that a rendering can hand
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+from varlora.metrics import Metric, metric_named
 from varlora.report.latex import escape_latex
 from varlora.report.markdown import escape_markdown
 from varlora.report.results import Comparison, Difference, Estimate, Summary
 from varlora.report.terminal import Fitted
-from varlora.report.vocabulary import FULL, Measure, Verdict, measure
+from varlora.report.vocabulary import Verdict
 
 
 class Number(NamedTuple):
@@ -141,25 +142,22 @@ class Table:
 
 
 def results_table(
-    comparison: Comparison, *, split: str = "test", metrics: Sequence[str] = FULL, times: bool = False
+    comparison: Comparison, *, split: str = "test", metrics: Sequence[str] | None = None, times: bool = False
 ) -> Table:
     """Each method's metrics: mean ± standard error over seeds, and the 95 % bootstrap interval.
 
     Args:
         comparison: What was run.
         split: Which of its splits.
-        metrics: Which of the metrics, in order.
+        metrics: Which of the comparison's metrics, in order; all of them by default.
         times: Whether a last column tells the seconds of training and prediction.
     """
-    summaries = comparison.summary(split)
-    shown = [measure(metric) for metric in metrics]
+    summaries, metrics = comparison.summary(split), metrics or comparison.metrics
+    shown = [metric_named(metric) for metric in metrics]
     best = {metric: _best(comparison, split, metric) for metric in metrics}
     rows = []
     for name, summary in summaries.items():
-        cells = [
-            _estimate_cell(summary.metrics[metric], how, metric=metric, strong=name in best[metric])
-            for metric, how in zip(metrics, shown, strict=True)
-        ]
+        cells = [_estimate_cell(summary.metrics[how.name], how, strong=name in best[how.name]) for how in shown]
         if times:
             cells.append(_times_cell(summary))
         rows.append((name, tuple(cells)))
@@ -168,7 +166,7 @@ def results_table(
         f"{comparison.describe(split)}. Mean ± standard error over seeds, and the 95 % bootstrap interval over "
         "examples. The best mean of a column stands out, whether or not its lead is clear."
     )
-    if any(metric.startswith(("ece", "mce")) for metric in metrics):
+    if any(how.inflated for how in shown):
         caption += " Resampling can only add to a calibration error: its interval lies high."
     if divided := comparison.logit_temperatures(split):
         told = (f"{name} {low:.2f}{'' if low == high else f' to {high:.2f}'}" for name, (low, high) in divided.items())
@@ -176,29 +174,29 @@ def results_table(
     return Table(caption=caption, headings=headings, rows=tuple(rows))
 
 
-def differences_table(comparison: Comparison, *, split: str = "test", metrics: Sequence[str] = FULL) -> Table:
-    """Each method's paired difference from the reference method, on the same examples and seeds.
+def differences_table(comparison: Comparison, *, split: str = "test", metrics: Sequence[str] | None = None) -> Table:
+    """Each method's difference from the reference method: its verdict, and both intervals that it rests on.
 
     Raises:
         ValueError: The comparison has no reference method.
     """
     if comparison.reference is None:
         raise ValueError("there is no reference method to differ from; give Comparison(reference=...)")
-    shown = [measure(metric) for metric in metrics]
+    metrics = metrics or comparison.metrics
+    shown = [metric_named(metric) for metric in metrics]
     rows = tuple(
         (
             name,
-            tuple(
-                _difference_cell(summary.differences[metric], how, metric=metric)
-                for metric, how in zip(metrics, shown, strict=True)
-            ),
+            tuple(_difference_cell(summary.differences[how.name], how) for how in shown),
         )
         for name, summary in comparison.summary(split).items()
         if name != comparison.reference
     )
     caption = (
-        f"{comparison.describe(split)}. Difference from {comparison.reference} on the same examples, with its "
-        f"paired 95 % bootstrap interval. {CLEAR} Not corrected for the number of comparisons."
+        f"{comparison.describe(split)}. Difference from {comparison.reference}, paired by example and by seed, ± its "
+        "standard error over seeds. Below, its 95 % intervals: a bootstrap over the examples; Student's t over the "
+        "seeds, which knows the luck of training, and none where all seeds' differences are equal, which tell nothing "
+        f"of their spread. {CLEAR} Not corrected for the number of comparisons."
     )
     headings = (f"Against {comparison.reference}", *(how.heading for how in shown))
     return Table(caption=caption, headings=headings, rows=rows)
@@ -215,7 +213,7 @@ def times_table(comparison: Comparison, *, split: str = "test") -> Table:
 
 def _best(comparison: Comparison, split: str, metric: str) -> frozenset[str]:
     """The methods whose mean, as shown, no other's beats."""
-    how = measure(metric)
+    how = metric_named(metric)
     means = {name: summary.metrics[metric].mean for name, summary in comparison.summary(split).items()}
     known = [mean for mean in means.values() if not math.isnan(mean)]
     if not known:
@@ -224,28 +222,36 @@ def _best(comparison: Comparison, split: str, metric: str) -> frozenset[str]:
     return frozenset(name for name, mean in means.items() if how.show(mean) == how.show(top))
 
 
-def _estimate_cell(estimate: Estimate, how: Measure, *, metric: str, strong: bool) -> Cell:
-    first: Line = (Number(how.show(estimate.mean), estimate.mean),)
-    if estimate.se is not None:
-        first = (*first, " ± ", Number(how.show(estimate.se), estimate.se))
-    return Cell(
-        lines=(first, _interval(how.show(estimate.low), how.show(estimate.high), estimate)),
-        strong=strong,
-        metric=metric,
+def _estimate_cell(estimate: Estimate, how: Metric, *, strong: bool) -> Cell:
+    lines = (
+        spread_line(how.show, estimate.mean, estimate.se, how),
+        interval_line(how.show, estimate.low, estimate.high),
     )
+    return Cell(lines=lines, strong=strong, metric=how.name)
 
 
-def _difference_cell(difference: Difference, how: Measure, *, metric: str) -> Cell:
-    show = how.show_difference
-    verdict = difference.verdict(how)
-    lines: tuple[Line, ...] = ((Number(show(difference.value), difference.value), f" {verdict}"),)
+def _difference_cell(difference: Difference, how: Metric) -> Cell:
+    """The verdict, and below it the intervals that it rests on."""
+    verdict, seeds = difference.verdict(how), difference.over_seeds
+    lines: list[Line] = [(*spread_line(how.show_difference, difference.value, seeds.se, how), f" {verdict}")]
     if verdict != "equal":
-        lines = (*lines, _interval(show(difference.low), show(difference.high), difference))
-    return Cell(lines=lines, verdict=verdict, metric=metric)
+        lines.append((*interval_line(how.show_difference, difference.low, difference.high), " examples"))
+        if seeds.low is not None and seeds.high is not None:
+            lines.append((*interval_line(how.show_difference, seeds.low, seeds.high), " seeds"))
+        elif seeds.seeds > 1:
+            lines.append(("no interval, seeds",))
+    return Cell(lines=tuple(lines), verdict=verdict, metric=how.name)
 
 
-def _interval(low: str, high: str, exact: Estimate | Difference) -> Line:
-    return (Number(low, exact.low), " to ", Number(high, exact.high))
+def spread_line(show: Callable[[float], str], mean: float, error: float | None, how: Metric) -> Line:
+    """A mean and, of several seeds, its standard error."""
+    spread: Line = () if error is None else (" ± ", Number(how.show(error), error))
+    return (Number(show(mean), mean), *spread)
+
+
+def interval_line(show: Callable[[float], str], low: float, high: float) -> Line:
+    """The ends of an interval."""
+    return (Number(show(low), low), " to ", Number(show(high), high))
 
 
 def _times_cell(summary: Summary) -> Cell:

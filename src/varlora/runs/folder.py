@@ -32,6 +32,7 @@ from torch import Tensor
 from varlora.checkpoint import load_posterior, write_posterior_files
 from varlora.files import read_json, read_json_lines
 from varlora.generation import Generations
+from varlora.metrics import CompletionRows, evaluate_rows
 from varlora.parquet_files import read_table, rectangle
 from varlora.posterior import Posterior
 from varlora.prediction import Prediction, modes_of
@@ -113,15 +114,8 @@ class CompletionScores:
     ids: tuple[str, ...]
 
     def metrics(self) -> dict[str, float]:
-        """NLL per token and per row (of the average over draws of a completion's probability), and perplexity."""
-        draws = self.log_likelihoods.shape[1]
-        averaged = torch.logsumexp(self.log_likelihoods, dim=1) - math.log(draws)
-        per_token = float(-averaged.sum() / self.num_tokens.sum())
-        return {
-            "nll_per_token": per_token,
-            "nll_per_row": float(-averaged.mean()),
-            "perplexity": math.exp(per_token) if per_token < 700 else math.inf,
-        }
+        """The metrics of kind "completions", of the average over draws of a completion's probability."""
+        return evaluate_rows(CompletionRows(self.log_likelihoods, self.num_tokens))
 
     def save(self, file: Path) -> None:
         """Writes a Parquet table: `id`, `num_tokens`, `log_likelihoods` (S values)."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from varlora.generation import Generations
-from varlora.metrics import auroc, evaluate, fpr95, mutual_information, predictive_entropy
+from varlora.metrics import ScopeRows, evaluate, evaluate_rows
 from varlora.prediction import Prediction
 from varlora.runs.folder import CompletionScores
 
@@ -68,15 +66,7 @@ def out_of_scope(outside: Prediction, inside: Prediction) -> dict[str, float]:
         inside: predictions for rows that do, with as many draws.
 
     Returns:
-        AUROC and FPR95 by predictive entropy and, of several draws, by mutual information.
+        The metrics of kind "out_of_scope": AUROC and FPR95 by predictive entropy and, of several draws, by mutual
+        information.
     """
-    positive = torch.cat([torch.zeros(len(inside.labels)), torch.ones(len(outside.labels))]).bool()
-    both = torch.cat([inside.log_probs, outside.log_probs])
-    scores = {"entropy": predictive_entropy(both)}
-    if both.shape[1] > 1:
-        scores["mutual_information"] = mutual_information(both)
-    result = {}
-    for name, score in scores.items():
-        result[f"auroc_{name}"] = float(auroc(score, positive))
-        result[f"fpr95_{name}"] = float(fpr95(score, positive))
-    return result
+    return evaluate_rows(ScopeRows(inside.log_probs, outside.log_probs))

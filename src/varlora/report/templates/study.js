@@ -61,7 +61,6 @@ function panelResults() {
     made.push(paragraph(s.reading, "lead"));
     made.push(tableWith(s.results, "results", s.differences));
     if (s.differences) made.push(paragraph(`The last lines of a cell: ${s.differences.caption} ${Object.entries(study.marks).map(([word, mark]) => `${mark} ${word}`).join(", ")}.`, "note"));
-    if (s.over_seeds) made.push(el("h2", {}, "The same differences over seeds"), tableWith(s.over_seeds, "results"));
   } else if (!b.completions.length) {
     made.push(paragraph("There is nothing to compare yet."));
   }
@@ -108,8 +107,8 @@ function panelFrontier() {
   return [
     el("div", { class: "controls" },
       choice("Along", all.map((f, i) => [i, `${f.over}, on ${f.split}`]), all.indexOf(frontier), (value) => set({ over: Number(value) }), "over"),
-      choice("Against", ["ece_15", "nll", "brier"].map((name) => [name, study.measures[name].title]), state.against, (value) => set({ against: value }), "against")),
-    paragraph(`Filled marks: one training, at each ${frontier.over} (the number beside it). Hollow marks: the methods as they are. Better is up and to the left. Crosses: ± one standard error over seeds.`),
+      choice("Against", Object.keys(study.measures).filter((name) => name !== "accuracy").map((name) => [name, study.measures[name].title]), state.against, (value) => set({ against: value }), "against")),
+    paragraph(`Filled marks: one training, at each ${frontier.over} (the number beside it). Hollow marks: the methods as they are. Better is up and to the ${study.measures[state.against].better === "higher" ? "right" : "left"}. Crosses: ± one standard error over seeds.`),
     legend(labels, { marks: true }),
     frontierOf(frontier, state.against, study.measures, shown(labels), lookIn(labels), widthFor()),
     tableWith(frontier.table, "results"),

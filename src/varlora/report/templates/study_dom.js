@@ -36,7 +36,7 @@ function cellOf(cell, marks, difference) {
     made.append(el("span", { class: "mark", "aria-hidden": "true" }, `${marks[difference.verdict]} `));
     made.append(...line(difference.lines[0], "").childNodes);
     shown.append(made);
-    if (difference.lines[1]) shown.append(line(difference.lines[1], "detail"));
+    for (const parts of difference.lines.slice(1)) shown.append(line(parts, "detail"));
   }
   return shown;
 }

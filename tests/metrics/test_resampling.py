@@ -2,18 +2,23 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from varlora.metrics import (
     auroc,
-    bootstrap_interval,
+    bootstrap,
+    clopper_pearson,
     expected_calibration_error,
     maximum_calibration_error,
-    paired_difference,
 )
 
 
 def mean(x):
     return x.mean(-1)
+
+
+def bootstrap_interval(metric, *examples, **options):
+    return bootstrap(lambda i: {"metric": metric(*(x[i] for x in examples))}, len(examples[0]), **options)["metric"]
 
 
 def test_interval_of_a_mean_has_its_textbook_width():
@@ -48,7 +53,7 @@ def test_calibration_errors_are_recomputed_on_each_resample():
 def test_blocks_of_resamples_change_nothing(monkeypatch):
     x = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     at_once = bootstrap_interval(mean, x, resamples=101)
-    monkeypatch.setattr("varlora.metrics.bootstrap.BLOCK_NUMBERS", 7 * 50)
+    monkeypatch.setattr("varlora.metrics.resampling.BLOCK_NUMBERS", 7 * 50)
     assert bootstrap_interval(mean, x, resamples=101) == at_once
 
 
@@ -57,7 +62,7 @@ def test_paired_interval_is_narrower_where_methods_err_together():
     hardness = torch.randn(500, generator=generator, dtype=torch.float64)
     first = hardness + 0.1 * torch.randn(500, generator=generator, dtype=torch.float64)
     second = hardness + 0.1 * torch.randn(500, generator=generator, dtype=torch.float64) + 0.1
-    paired = paired_difference(mean, [(first,)], [(second,)])
+    paired = bootstrap(lambda i: {"mean": mean(first[i]) - mean(second[i])}, 500)["mean"]
     a, b = bootstrap_interval(mean, first, seed=1), bootstrap_interval(mean, second, seed=2)
     unpaired_width = math.hypot(a.high - a.low, b.high - b.low)
     assert paired.high - paired.low < 0.2 * unpaired_width
@@ -66,17 +71,6 @@ def test_paired_interval_is_narrower_where_methods_err_together():
     assert (paired.low, paired.high) == pytest.approx((of_differences.low, of_differences.high))
     assert paired.high < 0  # while the unpaired intervals overlap:
     assert a.high > b.low
-
-
-def test_runs_are_averaged_on_shared_resamples():
-    generator = torch.Generator().manual_seed(0)
-    runs = list(torch.randn(3, 100, generator=generator, dtype=torch.float64))
-    other = torch.randn(100, generator=generator, dtype=torch.float64)
-    of_runs = paired_difference(mean, [(run,) for run in runs], [(other,)])
-    of_average = paired_difference(mean, [(torch.stack(runs).mean(0),)], [(other,)])
-    assert (of_runs.estimate, of_runs.low, of_runs.high) == pytest.approx(
-        (of_average.estimate, of_average.low, of_average.high)
-    )
 
 
 def test_undefined_resamples_are_left_out():
@@ -99,15 +93,27 @@ def test_seeds_repeat_and_global_randomness_is_left_alone():
 
 def test_refused_with_a_reason():
     x = torch.zeros(3)
-    with pytest.raises(ValueError, match=r"\[3, 4\] examples"):
-        bootstrap_interval(mean, x, torch.zeros(4))
-    with pytest.raises(ValueError, match=r"\[3, 4\] examples"):
-        paired_difference(mean, [(x,)], [(torch.zeros(4),)])
-    with pytest.raises(ValueError, match="no run"):
-        paired_difference(mean, [], [(x,)])
     with pytest.raises(ValueError, match="take 40 at least"):
         bootstrap_interval(mean, x, resamples=39)
     with pytest.raises(ValueError, match="level is 95"):
         bootstrap_interval(mean, x, level=95)
     with pytest.raises(ValueError, match="no examples"):
         bootstrap_interval(mean, torch.zeros(0))
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 5), (5, 5), (3, 5), (190, 200), (1, 1000)])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_exact_interval_is_scipys(successes, trials, level):
+    expected = stats.binomtest(successes, trials).proportion_ci(level, method="exact")
+    assert clopper_pearson(successes, trials, level=level) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_no_trials_say_nothing():
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
+
+
+def test_an_interval_of_more_successes_than_trials_is_refused():
+    with pytest.raises(ValueError, match="3 of 2"):
+        clopper_pearson(3, 2)
+    with pytest.raises(ValueError, match="at level 1"):
+        clopper_pearson(1, 2, level=1.0)

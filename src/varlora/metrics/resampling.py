@@ -9,23 +9,22 @@ push the bins' absolute gaps up, so the interval of a well-calibrated model's EC
 contain the estimate. In a paired difference it cancels as far as both methods are equally calibrated.
 
 A share of rows that is 0 or 1 has no spread to resample: 12 of 12 right would be known for certain. Where the bootstrap
-interval of a share has no width, the exact one of Clopper and Pearson takes its place (`varlora.metrics.binomial`).
+interval of a share has no width, the exact one of Clopper and Pearson takes its place.
 
-Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; Clopper & Pearson, "The use of
+confidence or fiducial limits illustrated in the case of the binomial", 1934.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
-from varlora.metrics.binomial import clopper_pearson
-
-Metric = Callable[..., Tensor]  # e.g. aurc: tensors (..., N, *) -> (...,)
 Statistics = Callable[[Tensor], Mapping[str, Tensor]]  # indices (..., N) -> named numbers (...,)
 
 BLOCK_NUMBERS = 2**20
@@ -45,85 +44,28 @@ class Interval:
     level: float = 0.95
 
 
-def bootstrap_interval(
-    metric: Metric, *examples: Tensor, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """Percentile interval of one metric over the examples.
+def clopper_pearson(successes: float, trials: int, *, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share: it covers the true one with at least this probability, however few trials.
 
     Args:
-        metric: Any metric of this package, or a function that accepts leading batch dimensions as they do.
-        *examples: The metric's arguments; the first dimension of each is the examples, N.
-        resamples: Number of resamples.
-        level: Probability mass between `low` and `high`.
-        seed: Of the resamples; the same seed and N give the same resamples.
+        successes: how often it happened; a mean over several runs on the same trials need not be whole.
+        trials: of how many independent trials; 0 gives (0, 1).
+        level: the probability.
 
     Raises:
-        ValueError: If N is 0 or not the same for all tensors, or `resamples` are too few for `level`.
+        ValueError: there are more successes than trials, or the level is not between 0 and 1.
 
     Example:
-        >>> import torch
-        >>> from varlora.metrics import aurc
-        >>> confidence, correct = torch.linspace(0.3, 1, 50), torch.arange(50) > 10
-        >>> interval = bootstrap_interval(aurc, confidence, correct)
-        >>> interval.low < interval.estimate < interval.high
-        True
+        >>> low, high = clopper_pearson(9, 10)
+        >>> round(low, 4), round(high, 4)
+        (0.555, 0.9975)
     """
-    num_examples = _common_length([examples])
-
-    def statistics(indices: Tensor) -> dict[str, Tensor]:
-        return {"metric": metric(*(x[indices] for x in examples))}
-
-    width = sum(x[0].numel() for x in examples)
-    return bootstrap(statistics, num_examples, width=width, resamples=resamples, level=level, seed=seed)["metric"]
-
-
-def paired_difference(
-    metric: Metric,
-    first: Sequence[Sequence[Tensor]],
-    second: Sequence[Sequence[Tensor]],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Interval of metric(first) - metric(second), two methods on the same examples in the same order.
-
-    Each method is given as its runs (one per training seed): the metric is computed run by run and averaged. Every
-    run of both methods sees the same resampled examples, so the interval is about the choice of test examples at
-    these runs; how much the training seeds matter is not in it.
-
-    Args:
-        metric: As of `bootstrap_interval`.
-        first: The runs of one method; a run is the tuple of the metric's arguments.
-        second: The runs of the other; their number may differ.
-        resamples: Number of resamples.
-        level: Probability mass between `low` and `high`.
-        seed: Of the resamples.
-
-    Raises:
-        ValueError: If N is 0 or not the same for all tensors, a method has no run, or `resamples` are too few for
-            `level`.
-
-    Example:
-        >>> import torch
-        >>> from varlora.metrics import aurc
-        >>> correct = torch.arange(50) > 10
-        >>> sorted_well, sorted_badly = torch.linspace(0.3, 1, 50), torch.linspace(1, 0.3, 50)
-        >>> paired_difference(aurc, [(sorted_well, correct)], [(sorted_badly, correct)]).high < 0
-        True
-    """
-    if not first or not second:
-        raise ValueError("a method has no run: give at least one tuple of tensors for each method.")
-    num_examples = _common_length([*first, *second])
-
-    def mean_over(runs: Sequence[Sequence[Tensor]], indices: Tensor) -> Tensor:
-        return torch.stack([metric(*(x[indices] for x in run)) for run in runs]).mean(0)
-
-    def statistics(indices: Tensor) -> dict[str, Tensor]:
-        return {"metric": mean_over(first, indices) - mean_over(second, indices)}
-
-    width = max(sum(x[0].numel() for x in run) for run in (*first, *second))
-    return bootstrap(statistics, num_examples, width=width, resamples=resamples, level=level, seed=seed)["metric"]
+    if not 0 <= successes <= trials or not 0 < level < 1:
+        raise ValueError(f"got {successes} of {trials} at level {level}; give 0 to {trials}, and a level in (0, 1).")
+    tail = (1 - level) / 2
+    low = float(betaincinv(successes, trials - successes + 1, tail)) if successes > 0 else 0.0
+    high = float(betaincinv(successes + 1, trials - successes, 1 - tail)) if successes < trials else 1.0
+    return low, high
 
 
 def bootstrap(
@@ -152,8 +94,17 @@ def bootstrap(
         seed: Of the resamples.
 
     Raises:
-        ValueError: If `level` is not in (0, 1), or `resamples` are too few for it.
+        ValueError: If there is no example, `level` is not in (0, 1), or `resamples` are too few for it.
+
+    Example:
+        >>> from varlora.metrics import aurc
+        >>> confidence, correct = torch.linspace(0.3, 1, 50), torch.arange(50) > 10
+        >>> found = bootstrap(lambda i: {"aurc": aurc(confidence[i], correct[i])}, 50)["aurc"]
+        >>> found.low < found.estimate < found.high
+        True
     """
+    if num_examples < 1:
+        raise ValueError("there are no examples to resample.")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: give a probability between 0 and 1, e.g. 0.95.")
     if resamples < (needed := math.ceil(2 / (1 - level) - 1e-9)):
@@ -184,12 +135,3 @@ def _interval(estimate: float, values: Tensor, level: float, share_of: int | Non
         exact_low, exact_high = clopper_pearson(min(estimate, 1.0) * share_of, share_of, level=level)
         return Interval(estimate=estimate, low=exact_low, high=exact_high, level=level)
     return Interval(estimate=estimate, low=float(low), high=float(high), level=level)
-
-
-def _common_length(runs: Sequence[Sequence[Tensor]]) -> int:
-    lengths = sorted({x.shape[0] for run in runs for x in run})
-    if len(lengths) != 1:
-        raise ValueError(f"tensors have {lengths} examples: give each the same examples along dimension 0.")
-    if lengths == [0]:
-        raise ValueError("there are no examples to resample.")
-    return lengths[0]
