@@ -56,25 +56,27 @@ def gather(plan: Plan, cells: Sequence[Cell]) -> Study:
     """
     blocks: list[Block] = []
     versions: dict[str, set[str]] = {}
-    code: set[str] = set()
+    code: dict[str, set[str]] = {}
     for model in plan.models:
         for task in plan.tasks:
             chosen = [cell for cell in cells if (cell.model, cell.task) == (model, task)]
             runs = {cell: _read(cell) for cell in chosen}  # a block's posteriors are held at a time, and no more
             for cell, run in runs.items():
                 if isinstance(run, RunFolder):
-                    code.add(cell.code_version)
+                    code.setdefault(cell.config.method, set()).add(cell.code_version)
                     for name, version in run.facts["versions"].items():
                         versions.setdefault(name, set()).add(version)
             if runs:
                 blocks.append(_block(plan, model, task, runs))
+    every = set[str]().union(*code.values())
     return Study(
         name=plan.name,
         reference=plan.reference,
         blocks=blocks,
         settings=_settings(plan),
         versions={name: ", ".join(sorted(found)) for name, found in versions.items()},
-        code_versions=sorted(code),
+        code_versions=sorted(every),
+        mixed_code=any(len(own) > 1 for own in code.values()) or 0 < len(every & set(plan.code_versions)) < len(every),
         command=f"varlora compare {plan.output_dir / 'plan.yaml'}",
     )
 
