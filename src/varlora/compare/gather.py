@@ -68,17 +68,34 @@ def gather(plan: Plan, cells: Sequence[Cell]) -> Study:
                         versions.setdefault(name, set()).add(version)
             if runs:
                 blocks.append(_block(plan, model, task, runs))
-    every = set[str]().union(*code.values())
     return Study(
         name=plan.name,
         reference=plan.reference,
         blocks=blocks,
         settings=_settings(plan),
         versions={name: ", ".join(sorted(found)) for name, found in versions.items()},
-        code_versions=sorted(every),
-        mixed_code=any(len(own) > 1 for own in code.values()) or 0 < len(every & set(plan.code_versions)) < len(every),
+        code_versions=sorted({version for versions in code.values() for version in versions}),
+        mixed_code=is_mixed(code, plan.code_versions),
         command=f"varlora compare {plan.output_dir / 'plan.yaml'}",
     )
+
+
+def is_mixed(code: Mapping[str, set[str]], accepted: Sequence[str]) -> bool:
+    """Whether runs were made by different versions of one code.
+
+    Args:
+        code: of each method, the versions that made its runs; they differ between methods in any case.
+        accepted: versions of a former code whose runs the plan takes as they are.
+
+    Example:
+        >>> is_mixed({"adamw": {"0"}, "ivon": {"1"}}, ()), is_mixed({"adamw": {"0"}, "ivon": {"1"}}, ["1"])
+        (False, True)
+        >>> is_mixed({"adamw": {"0", "1"}}, ()), is_mixed({"adamw": {"0"}, "ivon": {"0"}}, ["0"])
+        (True, False)
+    """
+    former = {version for versions in code.values() for version in versions if version in accepted}
+    every = {version for versions in code.values() for version in versions}
+    return any(len(versions) > 1 for versions in code.values()) or 0 < len(former) < len(every)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
