@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,6 +18,8 @@ from varlora.metrics import (
     register_metric,
     shown_metrics,
 )
+from varlora.run_config import RunConfig
+from varlora.runs import run
 
 
 def probability(rows: ClassRows) -> torch.Tensor:
@@ -74,6 +78,13 @@ def test_numbers_of_a_wrong_shape_are_refused(per_row: bool) -> None:
     register_metric(Metric(name="wrong", function=lambda rows: rows.probs, per_row=per_row, shown="nowhere"))
     with pytest.raises(ValueError, match=r"'wrong' gives numbers of shape \(3, 2\)"):
         evaluate(PROBS, LABELS)
+
+
+def test_a_metric_that_cannot_be_computed_is_known_before_a_run_begins(tmp_path: Path) -> None:
+    register_metric(Metric(name="wrong", function=lambda rows: rows.probs, shown="nowhere"))
+    config = RunConfig(model_name_or_path="nowhere", train_file="none.jsonl", output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="the metric 'wrong' gives numbers of shape"):
+        run(config)
 
 
 def test_what_is_no_metric_is_refused() -> None:

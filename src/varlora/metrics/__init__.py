@@ -26,6 +26,7 @@ from varlora.metrics.conformal import (
     threshold_for_sets,
 )
 from varlora.metrics.evaluation import (
+    check_metrics,
     compare,
     evaluate,
     evaluate_rows,
@@ -89,6 +90,7 @@ __all__ = [
     "auroc",
     "bootstrap",
     "brier",
+    "check_metrics",
     "classwise_calibration_error",
     "clopper_pearson",
     "compare",

@@ -275,15 +275,15 @@ def set_metrics(sets: Tensor, labels: Tensor | None = None) -> dict[str, float]:
     if sets.dim() != 2 or sets.dtype != torch.bool or 0 in sets.shape:
         raise ValueError(f"sets are {sets.dtype} of shape {tuple(sets.shape)}; give bool (N, C), N and C above 0.")
     sizes = sets.sum(-1)
-    found = {
+    shares = {
         "mean_size": float(sizes.double().mean()),
         "share_empty": float((sizes == 0).double().mean()),
         "share_singleton": float((sizes == 1).double().mean()),
     }
     if labels is None:
-        return found
+        return shares
     right = sets.gather(-1, as_labels(labels, sets).unsqueeze(-1))
-    return {"coverage": float(right.double().mean()), **found}
+    return {"coverage": float(right.double().mean()), **shares}
 
 
 def share_within(n: int, rank: int) -> tuple[float, float, float]:

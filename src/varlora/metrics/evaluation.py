@@ -10,9 +10,10 @@ from torch import Tensor
 
 from varlora.metrics.ranking import number_kept
 from varlora.metrics.resampling import Interval, Statistics, bootstrap
-from varlora.metrics.rows import ClassRows, Rows
+from varlora.metrics.rows import ClassRows, CompletionRows, Rows, ScopeRows
 from varlora.metrics.scoring import log_losses
 from varlora.metrics.table import METRICS
+from varlora.metrics.voting import AnswerRows
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +91,8 @@ def evaluate_rows(rows: Rows) -> dict[str, float]:
 
     Example:
         >>> from varlora.metrics import AnswerRows
-        >>> found = evaluate_rows(AnswerRows([["4", "5", "4"], ["7", "7", "7"]], ["4", "8"]))
-        >>> found["exact_match"], round(found["exact_match_per_draw"], 4), round(found["agreement"], 4)
+        >>> metrics = evaluate_rows(AnswerRows([["4", "5", "4"], ["7", "7", "7"]], ["4", "8"]))
+        >>> metrics["exact_match"], round(metrics["exact_match_per_draw"], 4), round(metrics["agreement"], 4)
         (0.5, 0.3333, 0.8333)
     """
     return {name: float(value) for name, value in statistics_of(rows)(torch.arange(rows.number)).items()}
@@ -171,6 +172,19 @@ def compare(
     return bootstrap(statistics, len(labels), width=width, resamples=resamples, level=level, seed=seed)
 
 
+def check_metrics() -> None:
+    """Computes every metric on made-up rows, so that one that cannot be computed is known before hours of work.
+
+    Raises:
+        ValueError: a package's metric cannot be imported, or gives numbers of a wrong shape.
+    """
+    draws = torch.tensor([[[0.75, 0.25], [0.5, 0.5]], [[0.25, 0.75], [0.25, 0.75]]], dtype=torch.float64).log()
+    evaluate_rows(ClassRows(draws, torch.tensor([0, 0])))
+    evaluate_rows(CompletionRows(draws[:, :, 0], torch.tensor([1, 2])))
+    evaluate_rows(AnswerRows([["4", "5"], ["7", "7"]], ["4", "8"]))
+    evaluate_rows(ScopeRows(draws, draws))
+
+
 def statistics_of(rows: Rows, names: Sequence[str] | None = None) -> Statistics:
     """The metrics of rows at any indices (..., N), as `bootstrap` asks for them.
 
@@ -186,7 +200,7 @@ def statistics_of(rows: Rows, names: Sequence[str] | None = None) -> Statistics:
             values[metric.name] = value.double()
 
     def statistics(indices: Tensor) -> dict[str, Tensor]:
-        taken, found = rows.at(indices), {}
+        taken, numbers = rows.at(indices), {}
         for metric in metrics:
             if metric.per_row:
                 number = values[metric.name][indices].mean(-1) if metric.name in values else None
@@ -194,8 +208,8 @@ def statistics_of(rows: Rows, names: Sequence[str] | None = None) -> Statistics:
                 number = metric.function(taken)
             if number is not None:
                 _check_shape(metric.name, number, indices.shape[:-1])
-                found[metric.name] = number
-        return found
+                numbers[metric.name] = number
+        return numbers
 
     return statistics
 

@@ -99,8 +99,8 @@ def bootstrap(
     Example:
         >>> from varlora.metrics import aurc
         >>> confidence, correct = torch.linspace(0.3, 1, 50), torch.arange(50) > 10
-        >>> found = bootstrap(lambda i: {"aurc": aurc(confidence[i], correct[i])}, 50)["aurc"]
-        >>> found.low < found.estimate < found.high
+        >>> interval = bootstrap(lambda i: {"aurc": aurc(confidence[i], correct[i])}, 50)["aurc"]
+        >>> interval.low < interval.estimate < interval.high
         True
     """
     if num_examples < 1:

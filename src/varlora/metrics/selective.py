@@ -120,8 +120,8 @@ def threshold_for_coverage(sure: Tensor, coverage: Exact) -> CoverageThreshold:
         ValueError: an argument does not fit.
 
     Example:
-        >>> found = threshold_for_coverage(torch.linspace(0.51, 0.99, 49), "0.9")
-        >>> round(found.value, 2), found.expected
+        >>> threshold = threshold_for_coverage(torch.linspace(0.51, 0.99, 49), "0.9")
+        >>> round(threshold.value, 2), threshold.expected
         (0.55, 0.9)
         >>> threshold_for_coverage(torch.tensor([0.9, 0.8]), 0.9).value        # too few to leave any out
         -inf
@@ -149,26 +149,26 @@ def answered_metrics(answered: Tensor, correct: Tensor | None = None) -> dict[st
         ValueError: shapes differ, or there is no row.
 
     Example:
-        >>> found = answered_metrics(torch.tensor([True, True, False]), torch.tensor([True, False, False]))
-        >>> found["answered"], found["accuracy"], round(found["accuracy_of_all"], 3)
+        >>> metrics = answered_metrics(torch.tensor([True, True, False]), torch.tensor([True, False, False]))
+        >>> metrics["answered"], metrics["accuracy"], round(metrics["accuracy_of_all"], 3)
         (2, 0.5, 0.333)
     """
     if answered.dim() != 1 or answered.dtype != torch.bool or not len(answered):
         raise ValueError(f"answered is {answered.dtype} of shape {tuple(answered.shape)}; give bool (N,), N above 0.")
     number = int(answered.sum())
-    found: dict[str, float] = {
+    metrics: dict[str, float] = {
         "rows": len(answered),
         "answered": number,
         "share_answered": number / len(answered),
     }
     if correct is None:
-        return found
+        return metrics
     if correct.shape != answered.shape:
         raise ValueError(f"answered has shape {tuple(answered.shape)} and correct {tuple(correct.shape)}.")
     right = int((as_float64(correct) * as_float64(answered)).sum())
     low, high = clopper_pearson(right, number)
     return {
-        **found,
+        **metrics,
         "accuracy": right / number if number else math.nan,
         "accuracy_low": low,
         "accuracy_high": high,

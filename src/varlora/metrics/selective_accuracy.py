@@ -102,8 +102,8 @@ def threshold_for_accuracy(
 
     Example:
         >>> sure = torch.linspace(1.0, 0.0, 1000)
-        >>> found = threshold_for_accuracy(sure, sure > 0.2, "0.9")            # the least sure fifth is wrong
-        >>> found.answered, found.errors, found.bound > 0.9
+        >>> threshold = threshold_for_accuracy(sure, sure > 0.2, "0.9")            # the least sure fifth is wrong
+        >>> threshold.answered, threshold.errors, threshold.bound > 0.9
         (850, 50, True)
     """
     sure, correct = as_examples(sure, correct, name="sureness")

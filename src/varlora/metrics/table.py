@@ -49,8 +49,8 @@ def _nll_per_token(rows: CompletionRows) -> Tensor:
 def _perplexity(rows: CompletionRows) -> Tensor:
     """Infinite beyond the largest float."""
     each = _nll_per_token(rows)
-    found = [math.exp(nll) if nll < 700 else math.inf for nll in each.flatten().tolist()]
-    return torch.tensor(found, dtype=torch.float64).reshape(each.shape)
+    values = [math.exp(nll) if nll < 700 else math.inf for nll in each.flatten().tolist()]
+    return torch.tensor(values, dtype=torch.float64).reshape(each.shape)
 
 
 def _ece(bins: int, rows: ClassRows) -> Tensor:

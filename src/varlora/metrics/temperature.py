@@ -256,14 +256,14 @@ def _root(slope: Callable[[float], float], left: float, right: float) -> float:
         middle = math.sqrt(left * right)
         if at_left < 0 < at_right:
             middle = (left * at_right - right * at_left) / (at_right - at_left)
-        found = slope(middle)
-        if found == 0 or abs(middle - last) <= 1e-14 * middle:
+        at_middle = slope(middle)
+        if at_middle == 0 or abs(middle - last) <= 1e-14 * middle:
             break
         last = middle
-        if found > 0:
-            right, at_right, at_left, side = middle, found, at_left / (2 if side == 1 else 1), 1
+        if at_middle > 0:
+            right, at_right, at_left, side = middle, at_middle, at_left / (2 if side == 1 else 1), 1
         else:
-            left, at_left, at_right, side = middle, found, at_right / (2 if side == -1 else 1), -1
+            left, at_left, at_right, side = middle, at_middle, at_right / (2 if side == -1 else 1), -1
     return middle
 
 
@@ -297,7 +297,7 @@ def _score(logits: Tensor, labels: Tensor) -> float:
     score = (shares * rise).sum(1)  # (N, C): u
     probs = averaged[:, 0].exp() / logits.shape[1]
     information = float((probs * score.square()).sum())
-    found = float(score[torch.arange(len(labels)), labels].sum())
+    own = float(score[torch.arange(len(labels)), labels].sum())
     if information > 0:
-        return min(abs(found) / math.sqrt(information), FARTHEST)
-    return FARTHEST if found else 0.0  # a wrong answer of probability 0: calibrated rows have none
+        return min(abs(own) / math.sqrt(information), FARTHEST)
+    return FARTHEST if own else 0.0  # a wrong answer of probability 0: calibrated rows have none

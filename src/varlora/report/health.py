@@ -345,9 +345,9 @@ def skipped_steps(diagnostics: Mapping[str, Any]) -> tuple[int, int]:
 
 def _sampling(validation: ValidationLogProbs | None, held_out: Mapping[str, Any]) -> dict[str, Any]:
     """Sampled against mean loss, by the stored predictions or by the last measurement in training; or why not."""
-    found, unknown = _of_stored(validation)
-    if found is not None:
-        return found
+    measured, unknown = _of_stored(validation)
+    if measured is not None:
+        return measured
     rows = _rows_told_by(held_out) if held_out.get("measurements") else 0
     if rows >= FEWEST_ROWS:
         at = "_at_temperature" if "sampling_gain_at_temperature" in held_out else ""  # else both at T = 1
@@ -380,19 +380,21 @@ def _of_stored(validation: ValidationLogProbs | None) -> tuple[dict[str, Any] | 
     at_one = [log_losses(mean_log_probs(log_probs), labels) for log_probs in (mean, sampled)]
     if not all(bool(losses.isfinite().all()) for losses in at_one):
         return None, "some validation row's answer has probability 0, so that no difference of NLLs is finite"
-    found: dict[str, Any] = {"sampling_rows": rows}
+    measured: dict[str, Any] = {"sampling_rows": rows}
     if mean.shape[-1] == 1 or not bool(_of_label(sampled, labels).isfinite().all()):  # there is no T that fits
         at_mean, averaged, of_each = *at_one, torch.ones(rows, dtype=torch.float64)
     else:
         at_mean, _ = cross_fitted(mean, labels)
         averaged, of_each = cross_fitted(sampled, labels)
-        found["temperatures"] = tuple(fit_temperature(log_probs, labels, warn=False) for log_probs in (mean, sampled))
-    found["sampling"] = _paired(averaged, at_mean)
+        measured["temperatures"] = tuple(
+            fit_temperature(log_probs, labels, warn=False) for log_probs in (mean, sampled)
+        )
+    measured["sampling"] = _paired(averaged, at_mean)
     mean_alike, single = (_divided(log_probs, of_each) for log_probs in (mean, sampled))
     costs = -_of_label(single, labels).mean(1)
     if bool(costs.isfinite().all()):
-        found["one_draw"] = _paired(costs, log_losses(mean_log_probs(mean_alike), labels))
-    return found, ""
+        measured["one_draw"] = _paired(costs, log_losses(mean_log_probs(mean_alike), labels))
+    return measured, ""
 
 
 def _undivided(log_probs: Tensor, temperature: float) -> Tensor:

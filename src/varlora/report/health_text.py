@@ -39,14 +39,13 @@ def sentence(health: Health) -> str:
     subject = _subject(health)
     if health.sampling is None:
         return f"Nothing can be said of {subject[0].lower()}{subject[1:]} here: {health.unknown}. {_remedy(health)}"
-    found = f"{subject} {_VERDICTS[health.verdict or 'no gain']} here ({_difference(health)})"
+    statement = f"{subject} {_VERDICTS[health.verdict or 'no gain']} here ({_difference(health)})"
     of_mean, of_draws = map(temperature_in_words, health.temperatures or (1.0, 1.0))
     if health.verdict == "helps":
-        return (
-            f"{found}: use {'it' if health.linearised else f'samples={health.draws}'}{of_draws and f' ({of_draws})'}."
-        )
+        draws = "it" if health.linearised else f"samples={health.draws}"
+        return f"{statement}: use {draws}{of_draws and f' ({of_draws})'}."
     point = f"{_POINT.get(health.kind, 'the mean')} (samples=0{of_mean and f', {of_mean}'})"
-    return f"{found}: use {point}{'' if health.verdict == 'hurts' else f', {_cheaper(health)}'}."
+    return f"{statement}: use {point}{'' if health.verdict == 'hurts' else f', {_cheaper(health)}'}."
 
 
 def reason_for_the_point(health: Health) -> str:
@@ -73,26 +72,26 @@ def remarks(health: Health, run: str = RUN) -> list[str]:
         health: the numbers.
         run: the run's folder, for commands.
     """
-    found = [warning for warning in (_skipped(health), _not_learned(health)) if warning]
+    texts = [warning for warning in (_skipped(health), _not_learned(health)) if warning]
     if health.kind == "point_mass":
-        return found
-    found += [warning] if (warning := _unsettled(health, run)) else []
-    found += [f"λ was not steered by held-out rows: {health.unsteered}."] if health.unsteered else []
+        return texts
+    texts += [warning] if (warning := _unsettled(health, run)) else []
+    texts += [f"λ was not steered by held-out rows: {health.unsteered}."] if health.unsteered else []
     if health.tuned:
-        found.append(
+        texts.append(
             "It is tuned: predictions are made as `varlora tune` chose (posterior.json), and all of this is as trained."
         )
     elif health.can_be_tuned:
         rows = f"the {health.validation_rows} validation rows"
-        found.append(f"`varlora tune {run}` chooses how to predict with it on {rows}.")
-    return found
+        texts.append(f"`varlora tune {run}` chooses how to predict with it on {rows}.")
+    return texts
 
 
 def statements(health: Health) -> list[tuple[str, str, str]]:
     """Name, value and meaning of each number that there is, but the scales."""
-    found = []
+    lines = []
     if health.skipped_steps:
-        found.append(
+        lines.append(
             ("Skipped steps", f"{health.skipped_steps} of {health.steps}", "for a gradient that was not finite")
         )
     if health.sampling is not None:
@@ -102,7 +101,7 @@ def statements(health: Health) -> list[tuple[str, str, str]]:
         if health.in_training:
             draws = "4" if health.temperatures is None else "as of 10"
             drawn = f"in the last measurements of training, {draws} draws"
-        found.append(
+        lines.append(
             (
                 f"Sampled − {'first member' if health.kind == 'mixture' else 'mean'} NLL",
                 _signed(health.sampling),
@@ -115,10 +114,10 @@ def statements(health: Health) -> list[tuple[str, str, str]]:
         name = "Cost of the noise"
         if health.kind == "mixture":
             name, meaning = "One draw − first member", f"the NLL of a single draw minus the first member's, {alike}"
-        found.append((name, _signed(health.one_draw), f"nats, {meaning}"))
+        lines.append((name, _signed(health.one_draw), f"nats, {meaning}"))
     if health.agreement is not None:
         told = health.agreement
-        found += [
+        lines += [
             (
                 "Agreement of draws",
                 _percent(told.single),
@@ -132,10 +131,10 @@ def statements(health: Health) -> list[tuple[str, str, str]]:
             ),
         ]
     if health.ess is not None and health.num_examples is not None:
-        found.append(("λ/N", _significant(health.ess / health.num_examples), _course(health)))
+        lines.append(("λ/N", _significant(health.ess / health.num_examples), _course(health)))
     if health.held_out is not None:
         end = health.held_out
-        found.append(
+        lines.append(
             (
                 "Missing temperature log T̂",
                 _signed(Paired(difference=end.log_temperature, standard_error=end.error)),
@@ -144,10 +143,10 @@ def statements(health: Health) -> list[tuple[str, str, str]]:
         )
     if health.hessian_moved is not None:
         meaning = "kept at h0 by the recipe" if health.hessian_kept else learning(health.hessian_moved)
-        found.append(("Movement of h", f"{100 * health.hessian_moved:.3g} %", f"median |h/h0 − 1|: {meaning}"))
+        lines.append(("Movement of h", f"{100 * health.hessian_moved:.3g} %", f"median |h/h0 − 1|: {meaning}"))
     if health.rate is not None:
-        found.append(("Dropout rate", f"{health.rate:g}", "share of the adapter's inputs that a pass drops"))
-    return found
+        lines.append(("Dropout rate", f"{health.rate:g}", "share of the adapter's inputs that a pass drops"))
+    return lines
 
 
 def scale_table(health: Health) -> Table | None:
@@ -329,14 +328,14 @@ def _held(end: HeldOutEnd) -> str:
     return "withheld training" if end.source == "train" else "validation"
 
 
-def _signed(found: Paired) -> str:
+def _signed(paired: Paired) -> str:
     """With two decimals, and up to four where the error needs them to be told from 0."""
-    smallest = found.standard_error or abs(found.difference)
+    smallest = paired.standard_error or abs(paired.difference)
     digits = min(max(math.ceil(-math.log10(smallest)), 2), 4) if smallest > 0 else 2
-    value = f"{found.difference:+.{digits}f}"
+    value = f"{paired.difference:+.{digits}f}"
     if float(value) == 0:
         value = value[1:]
-    return f"{value.replace('-', MINUS)} ± {found.standard_error:.{digits}f}"
+    return f"{value.replace('-', MINUS)} ± {paired.standard_error:.{digits}f}"
 
 
 def _percent(share: float) -> str:

@@ -137,9 +137,9 @@ def _task_section(task: Mapping[str, Any]) -> list[str]:
 
 
 def _metrics_section(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], meta: Mapping[str, Any]) -> list[str]:
-    found = [(split, variant, values) for split, variants in metrics.items() for variant, values in variants.items()]
+    measured = [(split, variant, values) for split, variants in metrics.items() for variant, values in variants.items()]
     names = shown_metrics("classes", "completions", "final_answers")
-    shown = [metric_named(name) for name in names if any(values.get(name) is not None for *_, values in found)]
+    shown = [metric_named(name) for name in names if any(values.get(name) is not None for *_, values in measured)]
     if not shown:
         return []
     rows = tuple(
@@ -147,7 +147,7 @@ def _metrics_section(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], met
             f"{split}, {mode_in_words(_VARIANTS.get(variant, variant), _temperature(meta, variant))}",
             tuple(_cell(how, values.get(how.name)) for how in shown),
         )
-        for split, variant, values in found
+        for split, variant, values in measured
     )
     meanings = _bullets([f"**{how.title}**: {how.meaning}." for how in shown])
     table = Table(
@@ -260,12 +260,12 @@ def _divided(kind: str, meta: Mapping[str, Any]) -> str:
     modes = (
         ("mean",) if kind == "point_mass" else ("mean", "samples", *(("linearised",) if meta.get("linearised") else ()))
     )
-    found = {mode: _temperature(meta, mode) for mode in modes}
-    if all(temperature == 1 for temperature in found.values()):
+    temperatures = {mode: _temperature(meta, mode) for mode in modes}
+    if all(temperature == 1 for temperature in temperatures.values()):
         return ""
-    if len(set(found.values())) == 1:
-        return f"{found['mean']:.4g}"
-    return listing([f"{found[mode]:.4g} {_VARIANTS[mode]}" for mode in found])
+    if len(set(temperatures.values())) == 1:
+        return f"{temperatures['mean']:.4g}"
+    return listing([f"{temperatures[mode]:.4g} {_VARIANTS[mode]}" for mode in temperatures])
 
 
 def _operation(operation: Mapping[str, Any]) -> str:

@@ -169,8 +169,8 @@ class Comparison:
 
     def logit_temperatures(self, split: str) -> dict[str, tuple[float, float]]:
         """The least and the largest T, over seeds, that divided a method's logits; without methods where all are 1."""
-        found = {method: [row.logit_temperature for row in self.runs(method, split)] for method in self.methods}
-        return {method: (min(ts), max(ts)) for method, ts in found.items() if set(ts) != {1.0}}
+        temperatures = {method: [row.logit_temperature for row in self.runs(method, split)] for method in self.methods}
+        return {method: (min(ts), max(ts)) for method, ts in temperatures.items() if set(ts) != {1.0}}
 
     def describe(self, split: str) -> str:
         """E.g. "test: 500 examples, 3 seeds"."""
@@ -274,9 +274,9 @@ class Comparison:
         def statistics(indices: Tensor) -> dict[str, Tensor]:
             by_run: dict[str, dict[str, Tensor]] = {}
             for method, of_runs in runs.items():
-                found = [of_run(indices[k] if own else indices) for k, of_run in enumerate(of_runs)]
+                of_each = [of_run(indices[k] if own else indices) for k, of_run in enumerate(of_runs)]
                 unknown = torch.full(indices.shape[int(own) : -1], math.nan, dtype=torch.float64)
-                by_run[method] = {m: torch.stack([run.get(m, unknown) for run in found]) for m in self.metrics}
+                by_run[method] = {m: torch.stack([run.get(m, unknown) for run in of_each]) for m in self.metrics}
             means = {name: {metric: v.mean(0) for metric, v in values.items()} for name, values in by_run.items()}
             values = {_single(one, metric): value for one in means for metric, value in means[one].items()}
             for one in means:
@@ -294,7 +294,7 @@ class Comparison:
         number = self.num_examples(split)
         of_rows = {name: share for name in self.metrics if (share := metric_named(name).share_of) is not None}
         shares = {name: number_kept(share, number) * (seeds if own else 1) for name, share in of_rows.items()}
-        found = bootstrap(
+        intervals = bootstrap(
             statistics,
             number,
             width=seeds,
@@ -304,7 +304,7 @@ class Comparison:
             level=LEVEL,
             seed=self.seed,
         )
-        return {name: _of_shares(name, interval, found) for name, interval in found.items()}
+        return {name: _of_shares(name, interval, intervals) for name, interval in intervals.items()}
 
     def _check(self, split: str) -> None:
         seeds = self.seeds(split)
@@ -332,12 +332,12 @@ class Comparison:
                     )
 
 
-def _of_shares(name: str, interval: Interval, found: Mapping[str, Interval]) -> Interval:
+def _of_shares(name: str, interval: Interval, intervals: Mapping[str, Interval]) -> Interval:
     """The interval; of shares that differ alike in every resample (all right, all wrong), that of both shares' ends."""
     metric, *methods = name.split("\0")
     if METRICS[metric].share_of is None or len(methods) != 2 or not interval.low == interval.high != 0:
         return interval
-    one, two = (found[_single(method, metric)] for method in methods)
+    one, two = (intervals[_single(method, metric)] for method in methods)
     return replace(interval, low=one.low - two.high, high=one.high - two.low)
 
 

@@ -93,8 +93,8 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> OverSeeds:
         ValueError: there is no value, or the level is none.
 
     Example:
-        >>> found = over_seeds([1.0, 2.0, 3.0])
-        >>> found.mean, round(found.se, 4), round(found.high - found.mean, 4)
+        >>> spread = over_seeds([1.0, 2.0, 3.0])
+        >>> spread.mean, round(spread.se, 4), round(spread.high - spread.mean, 4)
         (2.0, 0.5774, 2.4841)
     """
     if not values or not 0 < level < 1:

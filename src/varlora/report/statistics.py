@@ -95,8 +95,8 @@ def tallies(study: Study, *, split: str = "test", metrics: Sequence[str] | None 
             continue
         for method in comparison.methods:
             for metric in (metrics or comparison.metrics) if method != comparison.reference else ():
-                found = _judged(block, comparison, method, metric, split)
-                judged.setdefault((method, metric), []).append(found)
+                judgement = _judged(block, comparison, method, metric, split)
+                judged.setdefault((method, metric), []).append(judgement)
     return tuple(Tally(method=method, metric=metric, judged=tuple(all_)) for (method, metric), all_ in judged.items())
 
 
@@ -128,8 +128,8 @@ def frontier_means(frontier: Frontier, *, metrics: Sequence[str] | None = None) 
     Example:
         >>> from varlora.report.study import FrontierPoint
         >>> points = [FrontierPoint(label="IVON", seed=s, value=0.5, metrics={"nll": 0.5 + 0.1 * s}) for s in (0, 1)]
-        >>> (found,) = frontier_means(Frontier(over="temperature", split="test", points=points), metrics=["nll"])
-        >>> found.value, round(found.metrics["nll"].mean, 3), round(found.metrics["nll"].se, 3)
+        >>> (place,) = frontier_means(Frontier(over="temperature", split="test", points=points), metrics=["nll"])
+        >>> place.value, round(place.metrics["nll"].mean, 3), round(place.metrics["nll"].se, 3)
         (0.5, 0.55, 0.05)
     """
     places: dict[str, dict[float | None, list[Mapping[str, float]]]] = {}

@@ -57,7 +57,6 @@ def study_data(study: Study) -> dict[str, Any]:
             "command": study.command,
             "versions": study.versions,
             "code_versions": study.code_versions,
-            "mixed_code": study.mixed_code,
             "settings": {
                 group: {name: show(value) for name, value in values.items()} for group, values in study.settings.items()
             },
@@ -140,7 +139,7 @@ def most_telling(examples: Sequence[Example], classes: Sequence[str], *, cap: in
 
 def _overview(study: Study) -> dict[str, dict[str, Any]]:
     """Tables over all tasks, by split and metric."""
-    found = {}
+    overview = {}
     for split in study_splits(study):
         comparisons = [b.comparison for b in study.blocks if b.comparison is not None and split in b.comparison.splits]
         metrics = [
@@ -148,8 +147,8 @@ def _overview(study: Study) -> dict[str, dict[str, Any]]:
         ]
         if comparisons:
             tables = {metric: _table(overview_table(study, split=split, metric=metric)) for metric in metrics}
-            found[split] = {"metrics": tables, "record": _table(record_table(study, split=split, metrics=metrics))}
-    return found
+            overview[split] = {"metrics": tables, "record": _table(record_table(study, split=split, metrics=metrics))}
+    return overview
 
 
 def _block(block: Block) -> dict[str, Any]:
@@ -265,11 +264,11 @@ def _scales(scales: Sequence[ModuleScale]) -> dict[str, Any]:
                 "label": label,
                 "seed": seed,
                 **{
-                    name: [getattr(found[key], name) if key in found else None for key in tensors]
+                    name: [getattr(by_key[key], name) if key in by_key else None for key in tensors]
                     for name in ("std", "weights", "snr")
                 },
             }
-            for (label, seed), found in maps.items()
+            for (label, seed), by_key in maps.items()
         ],
     }
 

@@ -70,10 +70,10 @@ def overview_table(study: Study, *, split: str, metric: str) -> Table:
 
 def record_table(study: Study, *, split: str, metrics: Sequence[str] = HEADLINE) -> Table:
     """On how many tasks each method was better and worse than the reference."""
-    found = {(tally.method, tally.metric): tally for tally in tallies(study, split=split, metrics=metrics)}
+    by_row = {(tally.method, tally.metric): tally for tally in tallies(study, split=split, metrics=metrics)}
     rows = tuple(
-        (method, tuple(_record_cell(found[method, metric], metric) for metric in metrics))
-        for method in dict.fromkeys(method for method, _ in found)
+        (method, tuple(_record_cell(by_row[method, metric], metric) for metric in metrics))
+        for method in dict.fromkeys(method for method, _ in by_row)
     )
     return Table(
         caption=(

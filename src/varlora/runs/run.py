@@ -24,6 +24,7 @@ from varlora.frozen_layers import cached_frozen_layers
 from varlora.generation import Generations
 from varlora.linearised import predict_linearised
 from varlora.methods import METHODS, Job, Method, with_options, with_temperatures
+from varlora.metrics import check_metrics
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, Prediction, modes_of, predict
 from varlora.report import Health
@@ -112,6 +113,7 @@ def run(
     if resume and not overwrite:
         _check_not_finished(config)
     check_target(config.output_dir, overwrite=overwrite)
+    check_metrics()
     method = method_of(config)
     check_checkpoints(config, resume=resume, overwrite=overwrite)
     setting = load_setting(config)
