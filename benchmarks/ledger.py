@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from varlora.compare import read_plan
+from varlora.compare.cells_file import read_cells
 from varlora.compare.gather import gather
-from varlora.compare.worker import read_cells
 from varlora.metrics import HEADLINE, metric_named
 from varlora.nearest import nearest
 from varlora.report.seeds import OverSeeds, over_seeds

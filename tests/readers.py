@@ -22,11 +22,11 @@ from varlora import NoiseController
 from varlora.adapters import adapter_config, trained_tensors
 from varlora.checkpoint import MANIFEST, load_posterior, posterior_from_checkpoint, write_posterior_files
 from varlora.compare.cell import make_cell
+from varlora.compare.cells_file import read_cells, write_cells
 from varlora.compare.details import curves_of
 from varlora.compare.plan_file import read_plan
 from varlora.compare.variant import Variant
 from varlora.compare.variant_files import FOLDER, facts_of, made_as, usable_rows, variant_folder
-from varlora.compare.worker import read_cells, write_cells
 from varlora.generation import Generations
 from varlora.manifest import sha256, to_json
 from varlora.optim import IVON

@@ -15,7 +15,8 @@ import yaml
 from cli.workshop import Outcome, Workshop
 from varlora.cli import main
 from varlora.compare import read_plan
-from varlora.compare.worker import execute_cell, write_cells
+from varlora.compare.cells_file import write_cells
+from varlora.compare.worker import execute_cell
 from varlora.runs import read_run
 
 Call = Callable[..., Outcome]

@@ -4,64 +4,85 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from compare.plans import plan
 from varlora.compare import Cell, driver, read_plan
-from varlora.compare.driver import NUMBERS, PAGE, PLAN, TABLES, Watch, finish, opened, run_cells, study_numbers
-from varlora.compare.engines import Outcome
-from varlora.compare.estimate import Timer
-from varlora.compare.worker import read_cells
+from varlora.compare.cell_lock import CellLock
+from varlora.compare.cells_file import read_cells
+from varlora.compare.driver import (
+    NUMBERS,
+    PAGE,
+    PLAN,
+    TABLES,
+    Watch,
+    cells_elsewhere,
+    finish,
+    follow,
+    poll_cells,
+    study_numbers,
+    write_plan,
+)
+from varlora.compare.timer import Timer
+from varlora.compare.worker import Outcome, failures_of
 from varlora.report.study import Block, Cost, Study
-
-
-class FakeEngine:
-    """Ends each cell as it is told, and notes whether it was left early."""
-
-    def __init__(self, errors: list[str | None], at_once: int = 1) -> None:
-        self.at_once = at_once
-        self.errors = errors
-        self.closed = False
-
-    def run(self, cells: tuple[Cell, ...], started: object) -> Generator[Outcome, None, None]:
-        assert callable(started)
-        try:
-            for cell, error in zip(cells, self.errors, strict=True):
-                started(cell)
-                yield Outcome(cell=cell, seconds=10, error=error)
-        finally:
-            self.closed = True
 
 
 def test_every_cell_ends_and_is_shown(tmp_path: Path) -> None:
     cells = plan(tmp_path).cells()
     shown: list[tuple[int, str | None]] = []
     timer = Timer(cells)
-    outcomes = run_cells(
-        cells,
-        FakeEngine(["broken", None]),
-        timer=timer,
-        shown=lambda watch, outcome: shown.append((len(watch.running), outcome.error if outcome else "begun")),
+    watch = Watch(timer=timer, at_once=1, waiting=list(cells))
+
+    def ended() -> Iterator[Outcome]:
+        for cell, error in zip(cells, ["broken", None], strict=True):
+            watch.started(cell)
+            assert len(watch.running) == 1
+            yield Outcome(cell=cell, seconds=10, error=error)
+
+    outcomes = follow(
+        ended(), watch, lambda watch, outcome: shown.append((len(watch.running), outcome and outcome.error))
     )
     assert [outcome.error for outcome in outcomes] == ["broken", None]
-    assert shown == [(1, "begun"), (0, "broken"), (1, "begun"), (0, None)]
+    assert shown == [(0, "broken"), (0, None)]
     assert timer.expected(cells[0]) == 10  # of the like cell that ended well; the failed one tells nothing
 
 
-def test_leaving_early_leaves_the_engine(tmp_path: Path) -> None:
-    engine = FakeEngine([None, None])
+def test_cells_of_other_processes_are_seen_to_begin_and_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = plan(tmp_path, {"seeds": [0, 1]}).cells()
+    cells[0].error_file.parent.mkdir(parents=True)
+    cells[0].error_file.write_text("ValueError: of the last time\n")
+    done: set[Path] = set()
+    monkeypatch.setattr(Cell, "state", lambda cell: "done" if cell.folder in done else _failed_or_missing(cell))
+    held = CellLock(cells[1]).acquire()
+    looks = [True, True, True, False]
 
-    def interrupt(watch: Watch, outcome: Outcome | None) -> None:
-        if outcome is not None:
-            raise KeyboardInterrupt
+    def running() -> bool:
+        if len(looks) == 3:
+            held.__enter__()
+        elif len(looks) == 2:
+            held.__exit__(None, None, None)
+            done.add(cells[1].folder)
+        elif len(looks) == 1:
+            cells[0].error_file.write_text("Traceback\n\nValueError: of this time\n")
+            done.add(cells[2].folder)  # between two looks
+        return looks.pop(0)
 
-    cells = plan(tmp_path).cells()
-    with pytest.raises(KeyboardInterrupt):
-        run_cells(cells, engine, timer=Timer(cells), shown=interrupt)
-    assert engine.closed
+    began: list[Cell] = []
+    outcomes = list(poll_cells(cells, failures=failures_of(cells), running=running, started=began.append, pause=0))
+    assert began == [cells[1]]
+    assert [(outcome.cell, outcome.error) for outcome in outcomes] == [
+        (cells[1], None),
+        (cells[0], "ValueError: of this time"),
+        (cells[2], None),
+    ]
+
+
+def _failed_or_missing(cell: Cell) -> str:
+    return "failed" if cell.error_file.is_file() else "missing"
 
 
 def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,12 +105,26 @@ def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_plan_and_the_cells_are_written_before_anything_runs(tmp_path: Path) -> None:
     asked = plan(tmp_path, code_versions=["0123456789"])
-    with opened(asked, asked.cells()):
-        assert read_plan(asked.output_dir / PLAN) == asked
-        assert read_cells(asked.output_dir) == asked.cells()
-        with pytest.raises(ValueError, match="is at work in"):
-            with opened(asked, asked.cells()):
-                pass
+    write_plan(asked, asked.cells())
+    assert read_plan(asked.output_dir / PLAN) == asked
+    assert read_cells(asked.output_dir) == asked.cells()
+
+
+def test_a_file_is_no_folder_of_a_plan(tmp_path: Path) -> None:
+    asked = plan(tmp_path, output_dir=tmp_path / "file")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"cannot be a folder: .*file is a file\. Choose another output_dir"):
+        write_plan(asked, ())
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_who_works_elsewhere_is_known(tmp_path: Path) -> None:
+    cells = plan(tmp_path).cells()
+    assert cells_elsewhere(cells) == {}
+    with CellLock(cells[1]).acquire():
+        found = cells_elsewhere(cells)
+    assert list(found) == [cells[1].title]
+    assert found[cells[1].title].startswith("process ")
 
 
 def test_a_study_of_nothing_is_written_too(tmp_path: Path) -> None:

@@ -274,7 +274,8 @@ def test_the_study_says_what_made_it(folder: Path) -> None:
     assert study.settings["method ivon"]["ess"] == 100.0
     assert study.settings["all runs"]["max_steps"] == 10
     assert study.versions["torch"] == importlib.metadata.version("torch")
-    assert list(study.code_versions) == [plan.cells()[0].code_version]
+    assert list(study.code_versions) == sorted({cell.code_version for cell in plan.cells()})
+    assert not study.mixed_code  # each method has its own
     assert study.command == f"varlora compare {plan.output_dir}/plan.yaml"
 
 

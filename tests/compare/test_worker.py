@@ -1,13 +1,10 @@
-"""One cell, done: trained, resumed, and its variants made; the file of cells; the process that ends with its parent."""
+"""One cell, done: trained, resumed, and its variants made; and which cells a worker takes."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
-import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +12,12 @@ import pytest
 import torch
 
 from compare.plans import plan
+from compare.test_cell_lock import end, hold
 from small_runs import StopAfter, Stopped
 from varlora.compare import Cell, worker
+from varlora.compare.cell_lock import CellLock
 from varlora.compare.variants import load_variant
-from varlora.compare.worker import CELLS, ORPHANED, execute_cell, read_cells, write_cells
+from varlora.compare.worker import Outcome, execute_cell, failures_of, take_cells
 from varlora.runs import load_setting, method_of, read_run, run, train
 from varlora.runs.checkpoints import checkpoints_of, unfinished
 
@@ -100,85 +99,106 @@ def test_another_source_makes_no_cell_of_this_version(tmp_path: Path) -> None:
         execute_cell(one)
 
 
-def test_the_file_of_cells_is_read_wherever_the_folder_is(tmp_path: Path) -> None:
-    asked = plan(tmp_path)
-    cells = asked.cells()
-    asked.output_dir.mkdir()
-    write_cells(cells, asked.output_dir)
-    assert read_cells(asked.output_dir) == cells
-    there = tmp_path / "moved"
-    asked.output_dir.rename(there)
-    moved = read_cells(there)
-    assert [cell.folder for cell in moved] == [there / cell.folder.relative_to(asked.output_dir) for cell in cells]
-    assert all(cell.config.output_dir == str(cell.folder) for cell in moved)
+# Which cells are taken --------------------------------------------------------------------------------------------
 
 
-def test_a_folder_without_cells_is_no_comparisons(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give the output_dir of a `varlora compare`"):
-        read_cells(tmp_path)
-    (tmp_path / CELLS).write_text("[")
-    with pytest.raises(ValueError, match=r"cells\.json is not sound JSON"):
-        read_cells(tmp_path)
+def take(
+    cells: tuple[Cell, ...], execute: Callable[[Cell], None] = lambda cell: None, failures: dict[str, int] | None = None
+) -> tuple[list[Cell], list[Outcome]]:
+    """The cells that a worker begins, and how all that it looks after end."""
+    began: list[Cell] = []
+    known = failures_of(cells) if failures is None else failures
+    outcomes = list(take_cells(cells, failures=known, started=began.append, execute=execute))
+    return began, outcomes
 
 
-def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
-    asked = plan(tmp_path, {"settings.max_steps": 100_000, "settings.save_steps": 100_000})
-    one = asked.cells()[0]
-    one.prepare()
-    write_cells([one], asked.output_dir)
-    # A parent that starts a worker, says its number, and is killed: nothing of it can stop the worker.
-    parent = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import subprocess, sys, time\n"
-            "child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True)\n"
-            "print(child.pid, flush=True)\n"
-            "time.sleep(600)",
-            *(sys.executable, "-m", "varlora.compare.worker", str(asked.output_dir), str(one.folder)),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
+def test_a_cell_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
+    cells = plan(tmp_path).cells()
+    with CellLock(cells[0]).acquire():
+        began, outcomes = take(cells)
+    assert began == [outcome.cell for outcome in outcomes] == [cells[1]]
+
+
+def test_a_cell_is_this_process_s_while_it_is_done(tmp_path: Path) -> None:
+    cells = plan(tmp_path).cells()
+    others: list[list[Cell]] = []
+    take(cells, lambda cell: others.append(take(cells)[0]))
+    assert others[0] == [cells[1]]
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_what_another_process_has_done_meanwhile_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = plan(tmp_path).cells()
+    done: list[Cell] = []
+    monkeypatch.setattr(Cell, "state", lambda cell: "done" if cell in done else "missing")
+    began, outcomes = take(cells, lambda cell: done.append(cells[1]))
+    assert began == [cells[0]]
+    assert [(outcome.cell, outcome.error, outcome.elsewhere) for outcome in outcomes] == [
+        (cells[0], None, False),
+        (cells[1], None, True),
+    ]
+
+
+def test_a_failure_of_before_is_tried_again_and_one_of_just_now_is_not(tmp_path: Path) -> None:
+    cells = plan(tmp_path, {"seeds": [0, 1]}).cells()
+    before, _, now, _ = cells
+    before.error_file.parent.mkdir(parents=True)
+    before.error_file.write_text("ValueError: then\n")
+
+    def execute(cell: Cell) -> None:
+        if cell == before:
+            now.error_file.write_text("Traceback\n\nValueError: now\n")
+
+    began, outcomes = take(cells, execute)
+    assert began == [cell for cell in cells if cell != now]
+    assert [(outcome.cell, outcome.error) for outcome in outcomes if outcome.elsewhere] == [(now, "ValueError: now")]
+    assert not before.error_file.exists()  # it has succeeded
+
+
+def test_a_failed_cell_stops_no_other_and_leaves_its_traceback(tmp_path: Path) -> None:
+    cells = plan(tmp_path).cells()
+
+    def execute(cell: Cell) -> None:
+        if cell == cells[0]:
+            raise RuntimeError("no room\nleft")
+
+    began, outcomes = take(cells, execute)
+    assert began == list(cells)
+    assert [outcome.error for outcome in outcomes] == ["RuntimeError: no room", None]
+    assert cells[0].state() == "failed"
+    assert cells[0].error_file.read_text().startswith("Traceback")
+
+
+def test_a_killed_process_s_cell_is_taken_after_those_that_nobody_has_begun(tmp_path: Path) -> None:
+    cells = plan(tmp_path).cells()
+    process: subprocess.Popen[str] = hold(cells[0])
     try:
-        _wait(lambda: (checkpoints_of(one.config) / "fingerprint").is_file())
-        assert _alive(child)
+        assert take(cells)[0] == [cells[1]]
     finally:
-        parent.kill()
-        parent.wait()
-    _wait(lambda: not _alive(child), seconds=20)
+        end(process)
+    assert take(cells)[0] == [cells[1], cells[0]]
 
 
-def test_a_worker_ends_with_its_input() -> None:
-    child = os.fork()
-    if child == 0:
-        sys.stdin = open(os.devnull)  # noqa: SIM115
-        worker._end_with_input()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == ORPHANED
+def test_an_interrupt_is_no_failure_of_the_cell(tmp_path: Path) -> None:
+    def interrupt(cell: Cell) -> None:
+        raise KeyboardInterrupt
+
+    cells = plan(tmp_path).cells()
+    with pytest.raises(KeyboardInterrupt):
+        take(cells, interrupt)
+    assert cells[0].state() == "missing"
+    assert take(cells)[0] == list(cells)  # its lock is free
 
 
-def _alive(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def _wait(happened: object, seconds: float = 120) -> None:
-    assert callable(happened)
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def test_cells_file_is_plain_json(tmp_path: Path) -> None:
-    asked = plan(tmp_path)
-    asked.output_dir.mkdir()
-    write_cells(asked.cells(), asked.output_dir)
-    values = json.loads((asked.output_dir / CELLS).read_text())
-    assert [value["method"] for value in values] == ["adamw", "ivon"]
+def test_a_process_on_another_machine_is_waited_for_until_it_shows_that_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = plan(tmp_path).cells()
+    answers = [True, True, False]
+    monkeypatch.setattr(CellLock, "is_unclear", lambda lock: answers.pop(0))
+    monkeypatch.setattr(worker, "SECONDS_BETWEEN_LOOKS", 0.0)
+    with CellLock(cells[0]).acquire():
+        assert take(cells)[0] == [cells[1]]
+    assert answers == []

@@ -68,6 +68,7 @@ def made_up_study(comparison: Comparison, *, hostile: bool = False) -> Study:
         settings={"all": {"lora_r": 8, words: [words]}, "ivon": {"ess": 1e7, "model_name_or_path": LONG}},
         versions={"torch": "2.13.0"},
         code_versions=("0123abcd", "4567ef01"),
+        mixed_code=True,
         command="varlora compare plan.yaml",
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,22 +24,25 @@ from varlora.stopping import reworded
 if TYPE_CHECKING:
     from varlora.compare import Cell, Plan
     from varlora.compare.driver import Watch
-    from varlora.compare.engines import Engine, Outcome
-    from varlora.compare.estimate import Estimate
+    from varlora.compare.executors import Job
+    from varlora.compare.timer import Timer
+    from varlora.compare.worker import Outcome
+
+    Shown = Callable[[Watch, Outcome | None], None]
 
 logger = logging.getLogger(__name__)
 
-STATES = ("done", "partial", "unfinished", "failed", "missing")
+STATES = ("done", "running", "partial", "unfinished", "failed", "missing")
 
 
 def execute(arguments: Namespace) -> None:
     """Runs it."""
     _check(arguments)
     from varlora.compare import chosen, read_plan  # --help need not wait for torch
-    from varlora.compare.code_version import code_version
-    from varlora.compare.driver import PAGE, TABLES, finish, opened, run_cells
-    from varlora.compare.engines import Inline, Ray, Workers, import_ray
-    from varlora.compare.estimate import START_SECONDS, Timer, estimates_of
+    from varlora.compare.driver import PAGE, TABLES, cells_elsewhere, finish, write_plan
+    from varlora.compare.executors import Job
+    from varlora.compare.timer import Timer
+    from varlora.compare.worker import failures_of
     from varlora.report.study_text import print_study
 
     plan = read_plan(
@@ -51,62 +56,151 @@ def execute(arguments: Namespace) -> None:
     wanted = chosen(cells, arguments.only)
     states = {cell.folder: cell.state() for cell in wanted}
     left = [cell for cell in wanted if states[cell.folder] != "done"]
+    elsewhere = cells_elsewhere(left)
     timer = Timer(cells)
-    at_once = _at_once(arguments)
-    shared = arguments.engine == "inline"  # one process for all cells
-    estimates = estimates_of(left, timer, start=0 if shared else START_SECONDS)
-    _show_plan(plan, wanted, states, estimates, at_once, start=START_SECONDS if shared else 0)
-    _show_versions(wanted, left, code_version())
+    shown_states = {c.folder: "running" if c.title in elsewhere else states[c.folder] for c in wanted}
+    _show_plan(plan, wanted, shown_states, timer, _workers(arguments))
+    _show_versions(wanted, left)
     if arguments.dry_run:
         return
-    engine: Engine
-    with opened(plan, cells) as lock, _quiet():
-        left = [cell for cell in wanted if cell.state() != "done"]  # now that nobody else is at work there
-        if arguments.engine == "inline":
-            engine = Inline()
-        elif arguments.engine == "workers":
-            engine = Workers(
-                output_dir=plan.output_dir, at_once=at_once, launcher=arguments.launcher or "", inherited=(lock,)
-            )
-            engine.command()  # whether the launcher is there
-        else:
-            import_ray()
-            engine = Ray(limit=arguments.workers)
-        try:
-            with _progress(len(left), shown=not arguments.no_progress) as shown:
-                outcomes = run_cells(left, engine, timer=timer, shown=shown) if left else ()
-        except KeyboardInterrupt as stop:
-            raise reworded(
-                stop,
-                f"interrupted. What is finished is in {plan.output_dir}; the same command goes on, an unfinished "
-                f"training from its last checkpoint. `varlora report {plan.output_dir}` shows what is there.",
-            ) from stop
-        study = finish(plan, cells)
-    print_study(study, out)
+    write_plan(plan, cells)
+    job = Job(
+        output_dir=plan.output_dir,
+        cells=tuple(cell.folder for cell in left),
+        failures=failures_of(left),
+        launcher=arguments.launcher or "",
+        directory=Path.cwd(),
+    )
+    if arguments.executor == "slurm":
+        _submit(plan, job, arguments)
+        return
+    with _quiet(), _resumable(plan.output_dir):
+        outcomes = _run(arguments, job, left, timer) if left else ()
     where = escape(str(plan.output_dir))
-    out.print(f"The tables are in [bold]{where}/{TABLES}[/bold]; open [bold]{where}/{PAGE}[/bold] in a browser.")
+    if elsewhere := cells_elsewhere(cells):
+        running = "\n".join(f"  {title}: {holder}" for title, holder in elsewhere.items())
+        out.print(
+            f"Cells that run elsewhere:\n{escape(running)}\nWho ends last writes the tables; [bold]varlora report "
+            f"{where}[/bold] shows what is there until then.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    else:
+        print_study(finish(plan, cells), out)
+        out.print(f"The tables are in [bold]{where}/{TABLES}[/bold]; open [bold]{where}/{PAGE}[/bold] in a browser.")
     _report_failures(outcomes)
+    if arguments.executor != "inline":
+        _report_lost(plan.output_dir, [cell for cell in left if cell.state() != "done" and cell.title not in elsewhere])
+
+
+def _run(arguments: Namespace, job: Job, left: Sequence[Cell], timer: Timer) -> tuple[Outcome, ...]:
+    """Does what is left, in this process or in others, and shows how it goes."""
+    from varlora.compare.driver import Watch, follow, poll_cells
+    from varlora.compare.executors import local_jobs, ray_jobs, threads_of_each
+
+    workers = _workers(arguments)
+    watch = Watch(timer=timer, at_once=workers or 1, waiting=list(left))
+    with _progress(len(left), shown=not arguments.no_progress) as shown:
+
+        def started(cell: Cell) -> None:
+            watch.started(cell)
+            shown(watch, None)
+
+        if arguments.executor == "inline":
+            return follow(job.take_cells(started), watch, shown)
+        if arguments.executor == "local":
+            count = min(workers or 1, len(left))
+            jobs = local_jobs(replace(job, threads=None if job.launcher else threads_of_each(count)), count)
+        else:
+            jobs = ray_jobs(replace(job, threads=1), workers)
+        with jobs as running:
+            return follow(poll_cells(left, failures=job.failures, running=running, started=started), watch, shown)
+
+
+def _submit(plan: Plan, job: Job, arguments: Namespace) -> None:
+    """Puts jobs into Slurm's queue, and says how to follow them."""
+    from varlora.compare.driver import TABLES
+    from varlora.compare.executors import JOBS, submit_to_slurm
+
+    if not job.cells:
+        out.print("Nothing is left to run.")
+        return
+    count = min(arguments.workers, len(job.cells))
+    number = submit_to_slurm(replace(job, writes_report=True), count, _slurm_options(arguments.slurm))
+    where = escape(str(plan.output_dir))
+    out.print(
+        f"Slurm array {number}: {count} jobs for {len(job.cells)} cells. Their logs are in "
+        f"[bold]{where}/{JOBS}[/bold], and the last one writes [bold]{where}/{TABLES}[/bold]. `varlora report {where}` "
+        "shows what is there, the same command with --dry_run what runs.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _check(arguments: Namespace) -> None:
-    if arguments.workers is not None and arguments.workers < 1:
-        raise ValueError(f"--workers is {arguments.workers}; it must be at least 1.")
-    if arguments.workers is not None and arguments.engine == "inline":
+    executor, workers = arguments.executor, arguments.workers
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers is {workers}; it must be at least 1.")
+    if workers is not None and executor == "inline":
         raise ValueError(
-            "--workers has no effect on --engine inline, which runs one cell at a time; add --engine workers."
+            "--workers has no effect on --executor inline, which does one cell at a time; add --executor local."
         )
-    if arguments.launcher is not None and arguments.engine != "workers":
-        raise ValueError(f"--launcher has no effect on --engine {arguments.engine}; add --engine workers.")
+    if workers is None and executor == "slurm":
+        raise ValueError("--executor slurm needs to know how many jobs to queue; add --workers N.")
+    if arguments.slurm and executor != "slurm":
+        raise ValueError(f"--slurm has no effect on --executor {executor}; add --executor slurm.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "varlora compare was started as several processes that train together. Start one, which starts them for "
+            "each cell: --launcher 'accelerate launch --num_processes N'."
+        )
+    if arguments.launcher is not None:
+        from varlora.compare.launched import launcher_command
+
+        launcher_command(arguments.launcher)  # whether it is there
 
 
-def _at_once(arguments: Namespace) -> int:
-    if arguments.workers is not None:
-        return int(arguments.workers)
-    if arguments.engine != "workers" or arguments.launcher is not None:
+def _slurm_options(words: Sequence[str]) -> dict[str, int | str]:
+    options: dict[str, int | str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--slurm {word!r} must be KEY=VALUE, such as gpus_per_node=1.")
+        options[name] = int(value) if value.isdigit() else value
+    return options
+
+
+def _workers(arguments: Namespace) -> int | None:
+    """How many processes take cells; None leaves it to Ray."""
+    if arguments.workers is not None or arguments.executor == "ray":
+        workers: int | None = arguments.workers
+        return workers
+    if arguments.executor != "local" or arguments.launcher is not None:
         return 1
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+@contextmanager
+def _resumable(output_dir: Path) -> Iterator[None]:
+    """Says, where the block is interrupted, how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise reworded(
+            stop,
+            f"interrupted. What is finished is in {output_dir}; the same command goes on, an unfinished training from "
+            f"its last checkpoint. `varlora report {output_dir}` shows what is there.",
+        ) from stop
+
+
+def _report_lost(output_dir: Path, lost: Sequence[Cell]) -> None:
+    if lost:
+        raise ValueError(
+            f"{len(lost)} cells are not done, and no worker is at work any more: {', '.join(c.title for c in lost)}. "
+            f"The logs in {output_dir / 'jobs'} may say why; the same command goes on."
+        )
 
 
 def _report_failures(outcomes: Sequence[Outcome]) -> None:
@@ -119,34 +213,38 @@ def _report_failures(outcomes: Sequence[Outcome]) -> None:
 
 
 def _show_plan(
-    plan: Plan,
-    cells: Sequence[Cell],
-    states: Mapping[Path, str],
-    estimates: Mapping[str, Estimate],
-    at_once: int,
-    *,
-    start: float,
+    plan: Plan, cells: Sequence[Cell], states: Mapping[Path, str], timer: Timer, workers: int | None
 ) -> None:
-    """The cells by state, and what those that are left will take."""
+    """The cells by state, and how long cells like those that are left took."""
     counts = Counter(states.values())
     shown = [state for state in STATES if counts[state]]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("Model", "Task", "Method"):
         table.add_column(heading, overflow="fold")
-    for heading in (*shown, "each", "memory"):
+    for heading in (*shown, "each"):
         table.add_column(heading, justify="right", no_wrap=True)
     kinds: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
         kinds.setdefault((cell.model, cell.task, cell.method), []).append(cell)
     for kind, members in sorted(kinds.items(), key=lambda item: _order(plan, item[0])):
         there = Counter(states[cell.folder] for cell in members)
-        found = next((estimates[str(cell.folder)] for cell in members if str(cell.folder) in estimates), None)
-        table.add_row(*map(escape, kind), *(str(there[state] or "") for state in shown), *_takes(found))
+        seconds = timer.expected(members[0])
+        took = "" if seconds is None else duration(seconds)
+        table.add_row(*map(escape, kind), *(str(there[state] or "") for state in shown), took)
     out.print(table)
     sums = ", ".join(f"{counts[state]} {state}" for state in shown)
     out.print(f"{len(cells)} cells in {escape(str(plan.output_dir))}: {sums}.", highlight=False, soft_wrap=True)
-    if estimates:
-        _show_sum(list(estimates.values()), at_once, start)
+    expected = [timer.expected(cell) for cell in cells if states[cell.folder] not in ("done", "running")]
+    known = [seconds for seconds in expected if seconds is not None]
+    if known:
+        also = f"; of {len(expected) - len(known)} more no cell like them has been finished" if None in expected else ""
+        at_once = workers or 1
+        out.print(
+            f"About {duration(sum(known) / at_once)} for {len(known)} cells, {at_once} at a time, by finished cells"
+            f"{also}.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _order(plan: Plan, kind: tuple[str, str, str]) -> tuple[int, ...]:
@@ -154,57 +252,26 @@ def _order(plan: Plan, kind: tuple[str, str, str]) -> tuple[int, ...]:
     return tuple(names.index(name) for names, name in zip(places, kind, strict=True))
 
 
-def _takes(found: Estimate | None) -> tuple[str, str]:
-    if found is None:
-        return "", ""
-    seconds = "not known" if found.seconds is None else f"{'~' * (not found.measured)}{duration(found.seconds)}"
-    return seconds, "not known" if found.memory is None else f"~{size(found.memory.total)}"
-
-
-def _show_sum(estimates: Sequence[Estimate], at_once: int, start: float) -> None:
-    from varlora.compare.estimate import operations_per_second
-
-    known = [found.seconds for found in estimates if found.seconds is not None]
-    lines = []
-    if known:
-        missing = len(estimates) - len(known)
-        also = f", and {missing} for which it is not known" * (missing > 0)
-        lines.append(
-            f"About {duration(start + sum(known) / at_once)} for {len(known)} cells, {at_once} at a time{also}. "
-            "A time with ~ is an estimate, the others are those of finished cells."
-        )
-    if any(not found.measured and found.seconds is not None for found in estimates):
-        lines.append(f"Estimated from {operations_per_second(False)[1]}; docs/compare.md has the formula.")
-    memories = [found.memory for found in estimates if found.memory is not None]
-    if memories:
-        most = max(memories, key=lambda memory: memory.total)
-        parts = {"weights": most.frozen, "adapter and optimizer": most.adapter, "activations": most.activations}
-        parts["logits"] = most.logits
-        told = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
-        lines.append(f"Memory, an estimate: at most {size(most.total)} in training ({told}).")
-    lines += [f"Not known: {why}." for why in dict.fromkeys(found.unknown for found in estimates) if why]
-    for line in lines:
-        out.print(line, highlight=False, soft_wrap=True)
-
-
-def _show_versions(cells: Sequence[Cell], left: Sequence[Cell], version: str) -> None:
+def _show_versions(cells: Sequence[Cell], left: Sequence[Cell]) -> None:
     """Which cells are, or could be, those of another version of the code."""
-    taken = Counter(cell.code_version for cell in cells if cell.code_version != version)
+    from varlora.compare.code_version import code_version
+
+    taken = Counter(cell.code_version for cell in cells if cell.code_version != code_version(cell.config.method))
     for other, count in taken.items():
-        logger.warning("%d cells were made by version %s of the code, not by this one (%s)", count, other, version)
+        logger.warning("%d cells were made by version %s of the code, not by this one", count, other)
     offered = Counter(other for cell in left if not cell.trained for other in cell.others())
     for other, count in offered.items():
         logger.warning(
-            "%d of the missing cells were made by version %s of the code (this is %s); take them by --code_version %s",
+            "%d of the missing cells were made by version %s of the code, not by this one; take them by "
+            "--code_version %s",
             count,
             other,
-            version,
             other,
         )
 
 
 @contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Callable[[Watch, Outcome | None], None]]:
+def _progress(total: int, *, shown: bool) -> Iterator[Shown]:
     """Shows a bar with the time left, and a line for each cell that has ended."""
     columns = (BarColumn(), MofNCompleteColumn(), _TimeLeft(), TextColumn("{task.description}"))
     with Progress(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as bar:
@@ -215,7 +282,8 @@ def _progress(total: int, *, shown: bool) -> Iterator[Callable[[Watch, Outcome |
             running = "; ".join(cell.title for cell, _ in watch.running.values())
             bar.update(task, completed=len(watch.outcomes), watch=watch, description=escape(running))
             if outcome is not None:
-                told = f"{len(watch.outcomes)}/{total} {outcome.cell.title}: {duration(outcome.seconds)}"
+                told = f"{len(watch.outcomes)}/{total} {outcome.cell.title}: "
+                told += "ended elsewhere" if outcome.elsewhere else duration(outcome.seconds)
                 told += "" if outcome.error is None else f", failed: {outcome.error}"
                 logger.info("%s%s", told, f"; {left}" if left and len(watch.outcomes) < total else "")
 
@@ -261,16 +329,3 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.2g} h"
     return f"{seconds / 86400:.2g} days"
-
-
-def size(number: float) -> str:
-    """Bytes for people.
-
-    Example:
-        >>> size(3.2e9), size(5e6), size(200)
-        ('3 GiB', '4.8 MiB', '0.2 KiB')
-    """
-    for limit, unit in ((2**30, "GiB"), (2**20, "MiB")):
-        if number >= limit:
-            return f"{number / limit:.2g} {unit}" if number < 100 * limit else f"{number / limit:.0f} {unit}"
-    return f"{number / 1024:.2g} KiB"

@@ -68,10 +68,10 @@ def _study(arguments: Namespace) -> Study:
     Raises:
         ValueError: they hold nothing of the kind, or an option does not go with it.
     """
+    from varlora.compare.cells_file import read_cells
     from varlora.compare.gather import gather
     from varlora.compare.plan_file import read_plan
     from varlora.compare.run_folders import study_of_runs
-    from varlora.compare.worker import read_cells
     from varlora.runs import is_run
 
     folders = [Path(folder) for folder in arguments.folders]

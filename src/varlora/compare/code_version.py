@@ -1,37 +1,156 @@
-"""A hash of the code that decides a run's numbers."""
+"""A hash of the code that decides a cell's numbers: of the modules that it imports.
+
+A module counts by its syntax tree without docstrings: comments, layout and documentation change nothing. Which modules
+count is read from the import statements, from those that run a cell and from its method's module on. A package's
+`__init__` passes names on: who takes a name from it depends on the module where the name is defined, and on no other.
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+from varlora.methods import METHODS
+
 PACKAGE = Path(__file__).parent.parent
-LEFT_OUT = ("cli", "compare", "demo", "report")
+ENTRIES = ("varlora.runs.run", "varlora.compare.variants")
+"""What trains a cell, and what makes its variants."""
+LEFT_OUT = ("varlora.cli", "varlora.demo", "varlora.report")
 """Rooms that can change no number of a run; the demo's rows and model count by their content."""
+PASSED_THROUGH = "varlora.compare"
+"""Orders runs, and does not count itself; `varlora.compare.variant_files.FORMAT` says when it predicts otherwise."""
 LENGTH = 10
 
 
 @cache
-def code_version() -> str:
-    """The hash of this varlora's source files, ten hexadecimal digits.
-
-    Example:
-        >>> len(code_version())
-        10
-    """
-    return hash_of_sources(PACKAGE)
-
-
-def hash_of_sources(package: Path) -> str:
-    """The hash of a package's Python files by name and content, without the rooms of `LEFT_OUT`.
+def code_version(method: str) -> str:
+    """The hash of the code behind the cells of a method, ten hexadecimal digits.
 
     Args:
-        package: the package's folder.
+        method: its name. That of another package counts with what its module imports from that package.
+
+    Example:
+        >>> len(code_version("ivon")), code_version("ivon") == code_version("adamw")
+        (10, False)
     """
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py"), key=lambda file: file.relative_to(package).as_posix()):
-        name = file.relative_to(package)
-        if name.parts[0] not in LEFT_OUT:
-            digest.update(f"{name.as_posix()}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()[:LENGTH]
+    module = METHODS[method].__module__
+    if _is_in(module, "varlora"):
+        return _own_sources().hash_of(*ENTRIES, module)
+    return Sources({"varlora": PACKAGE, **_package_of(module)}).hash_of(*ENTRIES, module)
+
+
+@cache
+def _own_sources() -> Sources:
+    return Sources({"varlora": PACKAGE})
+
+
+class Sources:
+    """The modules of some packages, and which imports which.
+
+    Args:
+        packages: by name, folders of packages; imports of others are not followed.
+    """
+
+    def __init__(self, packages: Mapping[str, Path]) -> None:
+        self._packages = packages
+        self._trees: dict[str, ast.Module] = {}
+        self._words: dict[str, str] = {}
+
+    def hash_of(self, *entries: str) -> str:
+        """The hash of the modules that some modules lead to, by name and content."""
+        digest = hashlib.sha256()
+        for module in sorted(self.reached_from(*entries)):
+            if module not in self._words:
+                self._words[module] = hashlib.sha256(_tree_in_words(self._tree(module)).encode()).hexdigest()
+            digest.update(f"{module}\0{self._words[module]}\n".encode())
+        return digest.hexdigest()[:LENGTH]
+
+    def reached_from(self, *entries: str) -> set[str]:
+        """The modules that count, of those that the entries import, directly or not."""
+        seen, ahead = set[str](), list(entries)
+        while ahead:
+            module = ahead.pop()
+            if module not in seen and not _is_in(module, *LEFT_OUT):
+                seen.add(module)
+                ahead += self._imported_by(module)
+        return {module for module in seen if not _is_in(module, PASSED_THROUGH)}
+
+    def _tree(self, module: str) -> ast.Module:
+        if module not in self._trees:
+            file = self._file(module)
+            assert file is not None
+            self._trees[module] = ast.parse(file.read_text(encoding="utf-8"))
+        return self._trees[module]
+
+    def _file(self, module: str) -> Path | None:
+        top, *inner = module.split(".")
+        if top not in self._packages:
+            return None
+        place = self._packages[top].joinpath(*inner)
+        return next((f for f in (place / "__init__.py", place.with_suffix(".py"), place) if f.is_file()), None)
+
+    def _imported_by(self, module: str) -> Iterator[str]:
+        for node in _statements_that_run(self._tree(module)):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names if self._file(alias.name) is not None)
+            elif isinstance(node, ast.ImportFrom) and node.module is not None and self._file(node.module) is not None:
+                yield from (self._home(node.module, alias.name) for alias in node.names)
+
+    def _home(self, module: str, name: str) -> str:
+        """The module where a name is defined that is imported from another."""
+        if self._file(f"{module}.{name}") is not None:
+            return f"{module}.{name}"
+        file = self._file(module)
+        if file is not None and file.name == "__init__.py":
+            for node in ast.walk(self._tree(module)):  # also where it is imported for types alone, and lazily otherwise
+                if isinstance(node, ast.ImportFrom) and node.module is not None:
+                    for alias in node.names:
+                        if (alias.asname or alias.name) == name and self._file(node.module) is not None:
+                            return self._home(node.module, alias.name)
+        return module
+
+
+def _statements_that_run(node: ast.AST) -> Iterator[ast.AST]:
+    """The statements of a module, however deep, without those that are there for types alone."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for statement in getattr(node, name, ()):
+            if not (
+                isinstance(statement, ast.If)
+                and isinstance(statement.test, ast.Name)
+                and statement.test.id == "TYPE_CHECKING"
+            ):
+                yield statement
+                yield from _statements_that_run(statement)
+
+
+def _tree_in_words(node: object) -> str:
+    """A syntax tree as text, equal for all versions of Python: without places, docstrings and empty fields."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return f"{type(node).__name__}({','.join(f'{name}={_tree_in_words(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(_tree_in_words(item) for item in node if not _is_docstring(item))}]"
+    return repr(node)
+
+
+def _is_docstring(node: object) -> bool:
+    """Of a module, a class, a function or an attribute."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_in(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def _package_of(module: str) -> dict[str, Path]:
+    """A module's package, by its name: its folder, or the file of a module that is in none."""
+    top = module.partition(".")[0]
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"the source of {module} is not to be found, so that its cells could not be told apart.")
+    file = Path(spec.origin)
+    return {top: file.parent if file.name == "__init__.py" else file}

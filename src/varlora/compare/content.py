@@ -11,9 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from varlora.demo.data import model_folder, write_task
+from varlora.demo.data import model_folder
 from varlora.demo.world import fine_tuning_task
 from varlora.files import open_regular
+from varlora.folders import atomic_file
 from varlora.runs import RunConfig
 from varlora.runs.data import task_folder
 
@@ -65,11 +66,11 @@ class Generated:
 
     def write(self, folder: Path) -> None:
         """Writes the files of `files(folder)` where they are not there as they should be."""
-        files = [Path(file) for file in self.files(folder).values()]
-        target = files[0].parent
-        expected = _generated_text(self)
-        if any(not file.is_file() or file.read_text(encoding="utf-8") != expected[file.stem] for file in files):
-            write_task(target, self.seed, train=self.train, validation=self.validation, test=self.test)
+        texts = _generated_text(self)
+        for file in map(Path, self.files(folder).values()):
+            if not file.is_file() or file.read_text(encoding="utf-8") != texts[file.stem]:
+                with atomic_file(file, overwrite=True) as new:  # another process may be reading it
+                    new.write_text(texts[file.stem], encoding="utf-8")
 
 
 def path_settings(config: RunConfig) -> dict[str, Path]:

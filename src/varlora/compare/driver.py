@@ -1,6 +1,6 @@
-"""Runs what is missing of a plan, and writes what has been found.
+"""Follows the cells of a plan while workers take them, and writes what came of them.
 
-plan.yaml ──► cells ──► those that are not done ──► engine ──► study ──► study.json, tables.md, report.html
+plan.yaml ──► cells ──► those that are not done ──► workers ──► study ──► study.json, tables.md, report.html
 """
 
 from __future__ import annotations
@@ -8,21 +8,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from varlora.compare.cell import Cell
-from varlora.compare.engines import Engine, Outcome
-from varlora.compare.estimate import Timer
+from varlora.compare.cell_lock import CellLock, make_lease
+from varlora.compare.cells_file import write_cells
 from varlora.compare.gather import gather
-from varlora.compare.lock import locked
 from varlora.compare.plan import Plan
-from varlora.compare.worker import write_cells
-from varlora.folders import atomic_file
+from varlora.compare.timer import Timer
+from varlora.compare.worker import Outcome, ended_elsewhere
+from varlora.folders import atomic_file, check_can_be_folder
 from varlora.report.study import Study
 from varlora.report.study_page import write_study
 from varlora.report.study_text import study_markdown
@@ -30,6 +29,7 @@ from varlora.runs import finite
 from varlora.runs.folder import versions
 
 PLAN, NUMBERS, TABLES, PAGE = "plan.yaml", "study.json", "tables.md", "report.html"
+REPORT_LOCK = ".report.lock"
 
 
 @dataclass(kw_only=True)
@@ -57,7 +57,8 @@ class Watch:
 
     def ended(self, outcome: Outcome) -> None:
         """Notes how a cell ended."""
-        del self.running[str(outcome.cell.folder)]
+        self.waiting = [other for other in self.waiting if other.folder != outcome.cell.folder]
+        self.running.pop(str(outcome.cell.folder), None)
         self.outcomes.append(outcome)
         if outcome.error is None:
             self.timer.add(outcome.cell, outcome.seconds)
@@ -74,69 +75,96 @@ class Watch:
         return left / max(1, min(self.at_once, len(self.waiting) + len(self.running)))
 
 
-def run_cells(
-    cells: Sequence[Cell], engine: Engine, *, timer: Timer, shown: Callable[[Watch, Outcome | None], None]
+def follow(
+    outcomes: Iterable[Outcome], watch: Watch, shown: Callable[[Watch, Outcome | None], None]
 ) -> tuple[Outcome, ...]:
-    """Runs cells; those that fail do not stop the others.
+    """Notes and shows how cells end.
 
     Args:
-        cells: to run.
-        engine: where.
-        timer: of cells that are finished.
-        shown: is called when a cell has begun, without an outcome, and when one has ended, with it.
+        outcomes: as they come.
+        watch: notes them.
+        shown: is called for each.
 
     Returns:
-        How each ended.
+        All.
     """
-    watch = Watch(timer=timer, at_once=engine.at_once, waiting=list(cells))
-
-    def started(cell: Cell) -> None:
-        watch.started(cell)
-        shown(watch, None)
-
-    outcomes = engine.run(cells, started)
-    try:
-        for outcome in outcomes:
-            watch.ended(outcome)
-            shown(watch, outcome)
-    finally:
-        outcomes.close()
+    for outcome in outcomes:
+        watch.ended(outcome)
+        shown(watch, outcome)
     return tuple(watch.outcomes)
 
 
-@contextmanager
-def opened(plan: Plan, cells: Sequence[Cell]) -> Iterator[int]:
-    """Within the block the plan's folder is this comparison's alone; its plan.yaml and cells.json are written.
+def poll_cells(
+    cells: Sequence[Cell],
+    *,
+    failures: Mapping[str, int],
+    running: Callable[[], bool],
+    started: Callable[[Cell], None],
+    pause: float = 0.5,
+) -> Iterator[Outcome]:
+    """Yields each cell as it ends in another process, by its lock and its state.
 
-    Yields:
-        The file descriptor of the lock, which worker processes inherit.
+    Args:
+        cells: that are not done.
+        failures: as of `take_cells`.
+        running: whether there are processes yet that take some.
+        started: is told of each cell that is seen to begin.
+        pause: seconds between looks.
+    """
+    locks, begun = {cell.folder: (cell, CellLock(cell)) for cell in cells}, set[Any]()
+    goes_on = True
+    while locks and goes_on:
+        goes_on = running()  # before the look, so that there is one after the last has ended
+        for folder, (cell, lock) in list(locks.items()):
+            if lock.holder() is not None:
+                if folder not in begun:
+                    started(cell)
+                begun.add(folder)
+            elif (folder in begun or not goes_on) and (outcome := ended_elsewhere(cell, failures)) is not None:
+                del locks[folder]
+                yield dataclasses.replace(outcome, elsewhere=False)
+        if goes_on:
+            time.sleep(pause)
+
+
+def write_plan(plan: Plan, cells: Sequence[Cell]) -> None:
+    """Writes plan.yaml and cells.json into the plan's folder.
 
     Raises:
-        ValueError: another comparison is at work in it.
+        ValueError: it cannot be a folder.
     """
-    with locked(plan.output_dir) as lock:
-        with atomic_file(plan.output_dir / PLAN, overwrite=True) as file:
-            file.write_text(yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        write_cells(cells, plan.output_dir)
-        yield lock
+    check_can_be_folder(plan.output_dir)
+    plan.output_dir.mkdir(parents=True, exist_ok=True)
+    with atomic_file(plan.output_dir / PLAN, overwrite=True) as file:
+        file.write_text(yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_cells(cells, plan.output_dir)
+
+
+def cells_elsewhere(cells: Sequence[Cell]) -> dict[str, str]:
+    """The cells that other processes work on: title → who, in words."""
+    holders = {cell.title: CellLock(cell).holder() for cell in cells}
+    return {title: holder for title, holder in holders.items() if holder is not None}
 
 
 def finish(plan: Plan, cells: Sequence[Cell]) -> Study:
-    """Gathers what has been found, and writes study.json, tables.md and report.html, each whole or not at all.
+    """Gathers what there is, and writes study.json, tables.md and report.html, each whole or not at all.
+
+    Processes that end at the same time do so one after the other: the last one's is of all cells.
 
     Args:
         plan: the plan.
         cells: all of its cells.
     """
-    study = gather(plan, cells)
-    texts = {
-        NUMBERS: json.dumps(finite(study_numbers(study)), indent=1, allow_nan=False) + "\n",
-        TABLES: study_markdown(study),
-    }
-    for name, text in texts.items():
-        with atomic_file(plan.output_dir / name, overwrite=True) as file:
-            file.write_text(text, encoding="utf-8")
-    write_study(study, plan.output_dir / PAGE, version=versions()["varlora"])
+    with make_lease(plan.output_dir / REPORT_LOCK):
+        study = gather(plan, cells)
+        texts = {
+            NUMBERS: json.dumps(finite(study_numbers(study)), indent=1, allow_nan=False) + "\n",
+            TABLES: study_markdown(study),
+        }
+        for name, text in texts.items():
+            with atomic_file(plan.output_dir / name, overwrite=True) as file:
+                file.write_text(text, encoding="utf-8")
+        write_study(study, plan.output_dir / PAGE, version=versions()["varlora"])
     return study
 
 

@@ -56,14 +56,14 @@ def gather(plan: Plan, cells: Sequence[Cell]) -> Study:
     """
     blocks: list[Block] = []
     versions: dict[str, set[str]] = {}
-    code: set[str] = set()
+    code: dict[str, set[str]] = {}
     for model in plan.models:
         for task in plan.tasks:
             chosen = [cell for cell in cells if (cell.model, cell.task) == (model, task)]
             runs = {cell: _read(cell) for cell in chosen}  # a block's posteriors are held at a time, and no more
             for cell, run in runs.items():
                 if isinstance(run, RunFolder):
-                    code.add(cell.code_version)
+                    code.setdefault(cell.config.method, set()).add(cell.code_version)
                     for name, version in run.facts["versions"].items():
                         versions.setdefault(name, set()).add(version)
             if runs:
@@ -74,9 +74,28 @@ def gather(plan: Plan, cells: Sequence[Cell]) -> Study:
         blocks=blocks,
         settings=_settings(plan),
         versions={name: ", ".join(sorted(found)) for name, found in versions.items()},
-        code_versions=sorted(code),
+        code_versions=sorted({version for versions in code.values() for version in versions}),
+        mixed_code=is_mixed(code, plan.code_versions),
         command=f"varlora compare {plan.output_dir / 'plan.yaml'}",
     )
+
+
+def is_mixed(code: Mapping[str, set[str]], accepted: Sequence[str]) -> bool:
+    """Whether runs were made by different versions of one code.
+
+    Args:
+        code: of each method, the versions that made its runs; they differ between methods in any case.
+        accepted: versions of a former code whose runs the plan takes as they are.
+
+    Example:
+        >>> is_mixed({"adamw": {"0"}, "ivon": {"1"}}, ()), is_mixed({"adamw": {"0"}, "ivon": {"1"}}, ["1"])
+        (False, True)
+        >>> is_mixed({"adamw": {"0", "1"}}, ()), is_mixed({"adamw": {"0"}, "ivon": {"0"}}, ["0"])
+        (True, False)
+    """
+    former = {version for versions in code.values() for version in versions if version in accepted}
+    every = {version for versions in code.values() for version in versions}
+    return any(len(versions) > 1 for versions in code.values()) or 0 < len(former) < len(every)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -26,7 +26,7 @@ def study_of_runs(folders: Sequence[str | Path], *, reference: str | None = None
     """What some runs have found; arguments and errors as of `plan_of_runs`."""
     study = gather(*plan_of_runs(folders, reference=reference))
     words = ["varlora", "report", *map(str, folders), *(["--reference", reference] if reference is not None else [])]
-    return dataclasses.replace(study, command=shlex.join(words), code_versions=())
+    return dataclasses.replace(study, command=shlex.join(words), code_versions=(), mixed_code=False)
 
 
 def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None) -> tuple[Plan, tuple[Cell, ...]]:

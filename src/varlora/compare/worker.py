@@ -1,36 +1,81 @@
-"""One cell, done: in this process, or as a process of its own, `python -m varlora.compare.worker FOLDER CELL`.
+"""A worker: one process that takes cells of a plan, one after the other, until none is free.
 
-The process ends when its standard input does, a training after its step, with a checkpoint: its parent holds the other
-end, and the system closes that when the parent dies in whatever way. Under a launcher of several processes each of them
-watches the same input.
+Any number of workers, on any machines, may take from one folder: a lock for each cell (`CellLock`) gives it to one of
+them. Every way to run a comparison is such workers, started by whatever starts processes.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import sys
-import threading
+import gc
 import time
-from collections.abc import Iterable
-from pathlib import Path
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from accelerate import PartialState
 
-from varlora.compare.cell import Cell, CellFile
+from varlora.compare.cell import Cell
+from varlora.compare.cell_lock import CellLock
 from varlora.compare.code_version import code_version
+from varlora.compare.timer import seconds_of
 from varlora.compare.variants import ensure_variants
-from varlora.files import read_json
-from varlora.folders import atomic_file
 from varlora.runs import run
 from varlora.runs.checkpoints import can_resume, checkpoints_of
-from varlora.stopping import Stopped, ask_to_stop
 
-CELLS = "cells.json"
-ORPHANED = 129
-SECONDS_TO_SAVE = 10.0
-"""That a training has to end after its step, before the process ends all the same."""
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a cell ended.
+
+    Attributes:
+        cell: the cell.
+        seconds: wall clock.
+        error: what went wrong, in one line; None if nothing did. More is in the cell's error file.
+        elsewhere: whether another process did it.
+    """
+
+    cell: Cell
+    seconds: float
+    error: str | None = None
+    elsewhere: bool = False
+
+
+def take_cells(
+    cells: Sequence[Cell],
+    *,
+    failures: Mapping[str, int],
+    started: Callable[[Cell], None],
+    execute: Callable[[Cell], None],
+) -> Generator[Outcome, None, None]:
+    """Takes cells that no other process has, and yields each as it ends; one that fails stops no other.
+
+    A cell that another process has is left to it. The iteration ends when nothing else is left; the lock of a process
+    that is dead is taken over, after the cells that nobody has begun, so that what killed it kills no second one
+    before these are done.
+
+    Args:
+        cells: that are not done, in the order in which they are to begin.
+        failures: of cells that have failed before and are to be tried again (`failures_of`).
+        started: is told of each cell that begins.
+        execute: does a cell.
+    """
+    locks = [CellLock(cell) for cell in cells]
+    while locks:
+        for lock in sorted(locks, key=lambda lock: lock.exists):
+            with lock.acquire() as acquired:
+                outcome = _do(lock.cell, failures, started, execute) if acquired else None
+            if outcome is not None:
+                locks.remove(lock)
+                yield outcome
+                break
+        else:
+            unclear = [lock.is_unclear() for lock in locks]  # each is looked at
+            if not any(unclear):
+                return
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def execute_cell(cell: Cell, *, progress: bool = False) -> None:
@@ -44,10 +89,11 @@ def execute_cell(cell: Cell, *, progress: bool = False) -> None:
         ValueError: the cell does not fit, or it was planned with another version of the code.
     """
     if not cell.trained:
-        if cell.code_version != code_version():
+        version = code_version(cell.config.method)
+        if cell.code_version != version:
             raise ValueError(
-                f"varlora's source is version {code_version()} now, and this comparison began with "
-                f"{cell.code_version}; its results must not mix. Start it again."
+                f"varlora's source is version {version} now, and this comparison began with {cell.code_version}; its "
+                "results must not mix. Start it again."
             )
         resume = can_resume(checkpoints_of(cell.config), cell.config)
         source = cell.generated.in_words if cell.generated is not None else None
@@ -56,61 +102,51 @@ def execute_cell(cell: Cell, *, progress: bool = False) -> None:
         ensure_variants(cell.folder, cell.variants, config=cell.config, progress=progress)
 
 
-def write_cells(cells: Iterable[Cell], folder: Path) -> Path:
-    """Writes cells.json, from which workers and reports read the cells, whole or not at all."""
-    with atomic_file(folder / CELLS, overwrite=True) as file:
-        file.write_text(json.dumps([cell.to_dict() for cell in cells], indent=1) + "\n", encoding="utf-8")
-    return folder / CELLS
+def failures_of(cells: Sequence[Cell]) -> dict[str, int]:
+    """When the cells failed that have failed, by their folders: a later failure is another process's, just now."""
+    return {str(cell.folder): _failed_at(cell) for cell in cells if cell.error_file.is_file()}
 
 
-def read_cells(folder: Path) -> tuple[Cell, ...]:
-    """The cells of an output folder, as `varlora compare` last planned them there.
-
-    The folder may have been moved or copied since, and the data that the cells were trained on need not be there.
-
-    Raises:
-        ValueError: there is no cells.json, or it is damaged.
-    """
-    file = folder / CELLS
-    if not file.exists():
-        raise ValueError(f"{folder} has no {CELLS}; give the output_dir of a `varlora compare`.")
-    found = read_json(file, list[CellFile], instead="Run `varlora compare` again.")
-    try:
-        return tuple(_moved(values, folder) for values in found)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {error} Run `varlora compare` again.") from error
-
-
-def main(arguments: list[str]) -> None:
-    """Does one of the cells that cells.json lists, while standard input is open.
+def ended_elsewhere(cell: Cell, failures: Mapping[str, int]) -> Outcome | None:
+    """How another process has ended a cell; None if there is something to do.
 
     Args:
-        arguments: the output folder, and the cell's folder.
+        cell: which nobody works on.
+        failures: as of `take_cells`.
     """
-    folder, wanted = map(Path, arguments)
-    threading.Thread(target=_end_with_input, daemon=True).start()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    state = cell.state()
+    if state == "done":
+        return Outcome(cell=cell, seconds=seconds_of(cell) or 0.0, elsewhere=True)
+    if state == "failed" and failures.get(str(cell.folder)) != _failed_at(cell):
+        lines = cell.error_file.read_text(encoding="utf-8").strip().splitlines()
+        return Outcome(cell=cell, seconds=0.0, error=lines[-1] if lines else "no message", elsewhere=True)
+    return None
+
+
+def _do(
+    cell: Cell, failures: Mapping[str, int], started: Callable[[Cell], None], execute: Callable[[Cell], None]
+) -> Outcome:
+    """Does a cell whose lock this process has, if no other has done it meanwhile."""
+    if (outcome := ended_elsewhere(cell, failures)) is not None:
+        return outcome
+    started(cell)
+    cell.prepare()
+    start, error = time.perf_counter(), None
     try:
-        execute_cell(next(cell for cell in read_cells(folder) if cell.folder == wanted))
-    except Stopped as stop:
-        logging.error("%s", stop)
-        sys.exit(stop.exit_code)
+        execute(cell)
+    except Exception as failure:  # noqa: BLE001  of whatever kind, it must not stop the other cells
+        first = (str(failure).strip().splitlines() or ["no message"])[0]
+        error = f"{type(failure).__name__}: {first}"
+        cell.error_file.parent.mkdir(parents=True, exist_ok=True)
+        cell.error_file.write_text(traceback.format_exc(), encoding="utf-8")
+    else:
+        cell.error_file.unlink(missing_ok=True)
+    outcome = Outcome(cell=cell, seconds=time.perf_counter() - start, error=error)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return outcome
 
 
-def _moved(values: CellFile, folder: Path) -> Cell:
-    parts = Path(values["folder"]).parts[-3:]
-    there = str(folder.joinpath(*parts))
-    return Cell.from_dict({**values, "folder": there, "config": {**values["config"], "output_dir": there}})
-
-
-def _end_with_input() -> None:
-    while os.read(sys.stdin.fileno(), 1024):
-        pass
-    if ask_to_stop():  # a training ends after its step, with a checkpoint
-        time.sleep(SECONDS_TO_SAVE)
-    os._exit(ORPHANED)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _failed_at(cell: Cell) -> int:
+    return cell.error_file.stat().st_mtime_ns

@@ -165,7 +165,8 @@ class Study:
         blocks: in the plan's order.
         settings: the plan's settings, plain, by group, for the page.
         versions: of the libraries.
-        code_versions: of the code that made the runs: more than one is a warning.
+        code_versions: of the code that made the runs; each method has its own.
+        mixed_code: whether runs that are compared were made by different versions of one code, which is a warning.
         command: what makes it again.
     """
 
@@ -175,4 +176,5 @@ class Study:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     code_versions: Sequence[str] = ()
+    mixed_code: bool = False
     command: str = ""

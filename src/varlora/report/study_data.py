@@ -57,6 +57,7 @@ def study_data(study: Study) -> dict[str, Any]:
             "command": study.command,
             "versions": study.versions,
             "code_versions": study.code_versions,
+            "mixed_code": study.mixed_code,
             "settings": {
                 group: {name: show(value) for name, value in values.items()} for group, values in study.settings.items()
             },

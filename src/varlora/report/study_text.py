@@ -131,7 +131,7 @@ def _block_section(study: Study, block: Block, splits: Sequence[str] | None) -> 
 
 def _missing(study: Study) -> list[Section]:
     texts = [f"{block.task}, {block.model}: {words}" for block in study.blocks for words in block.missing]
-    if len(study.code_versions) > 1:
+    if study.mixed_code:
         texts.append(
             "The runs were made by more than one version of the code, so they may differ for that reason: "
             f"{', '.join(study.code_versions)}."

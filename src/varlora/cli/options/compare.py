@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from varlora.cli.parsing import CommandParser
 
-ENGINES = ("inline", "workers", "ray")
+EXECUTORS = ("inline", "local", "slurm", "ray")
 EXAMPLES = """
-  varlora compare recipes/llama-3.2-3b.yaml --dry_run          what is there, what is missing, how long it will take
+  varlora compare recipes/llama-3.2-3b.yaml --dry_run          what is there, what is missing, what runs elsewhere
   varlora compare recipes/llama-3.2-3b.yaml --small            the same on a laptop, with the embedded small Llama
-  varlora compare plan.yaml --engine workers --workers 2
-  varlora compare plan.yaml --engine workers --launcher "accelerate launch --num_processes 8"
+  varlora compare plan.yaml --executor local --workers 2
+  varlora compare plan.yaml --executor slurm --workers 8 --slurm partition=gpu gpus_per_node=1 time=720
+  varlora compare plan.yaml --launcher "accelerate launch --num_processes 8"
   varlora compare plan.yaml --only task=arc_easy method=ivon seed=0,1
 """
 
@@ -22,13 +23,14 @@ def parser() -> CommandParser:
             "Run every model × task × method × seed of a plan that has not been run, then show the tables and write "
             "them, and a page with figures, into the plan's folder. Each run is kept under a hash of all its settings, "
             "its data and varlora's source: the same command goes on where it was interrupted, and results of "
-            "different settings never mix."
+            "different settings never mix. Any number of them may run at once, on machines that share the folder: each "
+            "takes cells that no other has."
         ),
         examples=EXAMPLES,
         usage="PLAN [OPTIONS]",
     )
     made.add_argument("plan", metavar="PLAN", help="YAML file; docs/compare.md says what may stand in it.")
-    made.flag("dry_run", "Show the cells, their states, and about what they will take; run nothing.")
+    made.flag("dry_run", "Show the cells, their states, and how long cells like them took; run nothing.")
     made.flag("small", "The plan with its section `small` over it: a small model and few rows.")
     made.option("output_dir", "In place of the plan's; runs/NAME where neither says.", metavar="FOLDER")
     made.option(
@@ -41,9 +43,30 @@ def parser() -> CommandParser:
         metavar="WHICH",
         default=[],
     )
-    made.option("engine", "Where the cells run.", choices=ENGINES, default="inline")
-    made.option("workers", "Cells at a time; of workers by default one for each GPU, or one.", type=int, metavar="N")
-    made.option("launcher", "What starts a worker, e.g. 'accelerate launch --num_processes 8'.", metavar="COMMAND")
+    made.option(
+        "executor",
+        "Where cells run: in this process, in processes of this machine, in Slurm jobs, or in tasks of Ray.",
+        choices=EXECUTORS,
+        default="inline",
+    )
+    made.option(
+        "workers",
+        "Processes that take cells; by default of local and ray one for each GPU.",
+        type=int,
+        metavar="N",
+    )
+    made.option(
+        "slurm",
+        "Options of the Slurm jobs, as submitit names them: partition=, time= (minutes), gpus_per_node=, mem=, ...",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+    )
+    made.option(
+        "launcher",
+        "What starts the processes of each cell, e.g. 'accelerate launch --num_processes 8'.",
+        metavar="COMMAND",
+    )
     made.option(
         "code_version",
         "Take cells as they are that another version of varlora's source has made; may be repeated.",

@@ -263,7 +263,7 @@ function start() {
   const missing = study.blocks.reduce((sum, b) => sum + b.missing.length, 0);
   const warnings = [
     ...(missing ? [`Not complete: ${missing} ${missing === 1 ? "thing is" : "things are"} missing, listed under “About”.`] : []),
-    ...(study.code_versions.length > 1 ? ["The runs were made by more than one version of the code, so they may differ for that reason."] : []),
+    ...(study.mixed_code ? ["The runs were made by more than one version of the code, so they may differ for that reason."] : []),
   ];
   const methods = new Set(study.blocks.flatMap((b) => b.methods));
   const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;

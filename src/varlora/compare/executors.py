@@ -1,0 +1,235 @@
+"""Where workers run: in this process, in others of this machine or of a Slurm cluster (submitit), or in Ray's.
+
+Each executor starts N times the same job, and each job takes cells until none is free. So it makes no difference to a
+comparison what started its workers, nor whether all of them were started by one command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varlora.compare.cell import Cell
+from varlora.compare.cells_file import read_cells
+from varlora.compare.driver import PLAN, cells_elsewhere, finish
+from varlora.compare.launched import launch_cell
+from varlora.compare.plan_file import read_plan
+from varlora.compare.worker import Outcome, execute_cell, take_cells
+
+logger = logging.getLogger(__name__)
+
+JOBS = "jobs"
+"""Folder of an output folder for the jobs' logs."""
+FOREVER = 60 * 24 * 365
+"""Minutes."""
+TIMES_REQUEUED = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A worker in a process of its own.
+
+    Attributes:
+        output_dir: the folder with plan.yaml and cells.json.
+        cells: folders of the cells to take from.
+        failures: as of `take_cells`.
+        launcher: as of `launch_cell`; "" does cells in the job's own process.
+        directory: the working directory, from which the settings' paths start.
+        threads: for torch; None leaves it to torch.
+        writes_report: whether the job that ends last writes the tables.
+    """
+
+    output_dir: Path
+    cells: tuple[Path, ...]
+    failures: Mapping[str, int]
+    launcher: str = ""
+    directory: Path
+    threads: int | None = None
+    writes_report: bool = False
+
+    def __call__(self) -> None:
+        """Takes cells until none is free."""
+        os.chdir(self.directory)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        for outcome in self.take_cells(lambda cell: logger.info("%s: begins", cell.title)):
+            logger.info("%s: %s", outcome.cell.title, outcome.error or "done")
+        if self.writes_report:
+            cells = read_cells(self.output_dir)
+            if not cells_elsewhere(cells):
+                finish(read_plan(self.output_dir / PLAN, output_dir=self.output_dir), cells)
+
+    def take_cells(self, started: Callable[[Cell], None]) -> Generator[Outcome, None, None]:
+        """See `varlora.compare.worker.take_cells`."""
+        cells = [cell for cell in read_cells(self.output_dir) if cell.folder in self.cells]
+        return take_cells(cells, failures=self.failures, started=started, execute=self._execute)
+
+    def checkpoint(self) -> Any:
+        """What submitit puts into the queue again when the job is preempted or its time is up: the same job.
+
+        Its locks are freed as its process ends, and a training goes on from its last checkpoint.
+        """
+        return import_submitit("slurm").helpers.DelayedSubmission(self)
+
+    def _execute(self, cell: Cell) -> None:
+        if self.launcher:
+            launch_cell(cell, self.output_dir, self.launcher)
+        else:
+            execute_cell(cell)
+
+
+Running = Callable[[], bool]
+"""Whether any of the jobs that were started still runs."""
+
+
+@contextmanager
+def local_jobs(job: Job, count: int) -> Iterator[Running]:
+    """Processes on this machine, among which its processors and GPUs are shared out.
+
+    Args:
+        job: what each does.
+        count: how many.
+
+    Yields:
+        Whether one still runs. When the block is left early, they are stopped.
+
+    Raises:
+        ValueError: submitit is not installed.
+    """
+    submitit = import_submitit("local")
+    devices = gpu_numbers()
+    submitted = []
+    for number in range(count):
+        executor = submitit.LocalExecutor(job.output_dir / JOBS)
+        own = devices if job.launcher else devices[number % len(devices) :][:1] if devices else ()
+        executor.update_parameters(timeout_min=FOREVER, gpus_per_node=len(own), visible_gpus=tuple(own))
+        submitted.append(executor.submit(job))
+    try:
+        yield lambda: any(not one.done() for one in submitted)
+    finally:
+        for one in submitted:
+            if not one.done():
+                one.cancel()
+
+
+def submit_to_slurm(job: Job, count: int, options: Mapping[str, Any]) -> str:
+    """Puts an array of jobs into Slurm's queue, and does not wait for them.
+
+    Args:
+        job: what each does.
+        count: how many.
+        options: of `submitit.SlurmExecutor`, such as `partition`, `time` (minutes), `gpus_per_node`, `mem`.
+
+    Returns:
+        The array's number.
+
+    Raises:
+        ValueError: submitit is not installed, there is no Slurm here, or an option is not known.
+    """
+    submitit = import_submitit("slurm")
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ValueError("--executor slurm needs sbatch and srun, which are not here; start it on a Slurm cluster.")
+    executor = submitit.SlurmExecutor(job.output_dir / JOBS, max_num_timeout=TIMES_REQUEUED)
+    executor.update_parameters(**{"job_name": "varlora", **options})
+    return str(executor.submit_array([job] * count)[0].job_id).partition("_")[0]
+
+
+@contextmanager
+def ray_jobs(job: Job, count: int | None) -> Iterator[Running]:
+    """Tasks of a Ray cluster: the one at RAY_ADDRESS, or one that is started on this machine.
+
+    Each asks for one processor, and for one GPU where the cluster has any. Every machine of it needs varlora, and the
+    output folder and the data under the same paths.
+
+    Args:
+        job: what each does.
+        count: how many; None: one for each GPU, or processor, of the cluster, and no more than cells.
+
+    Yields, Raises:
+        As of `local_jobs`.
+    """
+    ray = import_ray()
+    ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
+    try:
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        if count is None:
+            count = min(len(job.cells), gpus or int(resources.get("CPU", 1)))
+        # Of a machine that dies, Ray gives the task to another, which goes on from the cell's checkpoints.
+        remote = ray.remote(num_cpus=1, num_gpus=float(gpus > 0), max_calls=1, max_retries=-1)(_call)
+        tasks = [remote.remote(job) for _ in range(count)]
+        yield lambda: bool(ray.wait(tasks, num_returns=len(tasks), timeout=0)[1])
+    finally:
+        ray.shutdown()
+
+
+def threads_of_each(count: int) -> int | None:
+    """Threads of each of some processes on this machine; None where OMP_NUM_THREADS says it."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return None
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, processors // count)
+
+
+def gpu_numbers() -> Sequence[int]:
+    """The GPUs of this machine that this process may use.
+
+    Raises:
+        ValueError: CUDA_VISIBLE_DEVICES names them otherwise than by numbers.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return range(torch.cuda.device_count())
+    try:
+        return [int(name) for name in named.split(",") if name.strip()]
+    except ValueError as error:
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES is {named!r}; --executor local shares GPUs out by their numbers, as in 0,1."
+        ) from error
+
+
+def import_submitit(executor: str) -> Any:
+    """The module.
+
+    Args:
+        executor: what needs it.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    return _import("submitit", executor, "slurm")
+
+
+def import_ray() -> Any:
+    """The module.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    return _import("ray", "ray", "ray")
+
+
+def _import(module: str, executor: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"--executor {executor} needs {module}, which is not installed: pip install 'varlora[{extra}]'. --executor "
+            "inline needs nothing more, and may be started as often as you like in one folder."
+        ) from error
+
+
+def _call(job: Job) -> None:
+    job()

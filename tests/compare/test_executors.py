@@ -1,0 +1,240 @@
+"""What starts workers makes no difference to what they do; what they are given, and what is missing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import submitit
+
+from compare.plans import plan
+from varlora.compare import Cell, Plan, executors
+from varlora.compare.driver import TABLES, poll_cells, write_plan
+from varlora.compare.executors import (
+    JOBS,
+    Job,
+    Running,
+    gpu_numbers,
+    import_ray,
+    import_submitit,
+    local_jobs,
+    ray_jobs,
+    submit_to_slurm,
+    threads_of_each,
+)
+from varlora.compare.worker import Outcome, failures_of
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Plan:
+    asked = plan(tmp_path)
+    write_plan(asked, asked.cells())
+    return asked
+
+
+def job_of(asked: Plan, **changes: Any) -> Job:
+    cells = tuple(cell.folder for cell in asked.cells())
+    return replace(Job(output_dir=asked.output_dir, cells=cells, failures={}, directory=Path.cwd()), **changes)
+
+
+def wait(asked: Plan, running: Running) -> list[Outcome]:
+    cells = asked.cells()
+    return list(poll_cells(cells, failures=failures_of(cells), running=running, started=lambda _: None, pause=0))
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    """The cells that jobs do, which take no time; that of "ivon" fails."""
+    done: list[Cell] = []
+
+    def execute(cell: Cell) -> None:
+        done.append(cell)
+        if cell.method == "ivon":
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(executors, "execute_cell", execute)
+    monkeypatch.setattr(Cell, "state", lambda cell: "failed" if cell.error_file.is_file() else _state(cell, done))
+    return done
+
+
+def _state(cell: Cell, done: list[Cell]) -> str:
+    return "done" if cell in done else "missing"
+
+
+def test_a_job_takes_its_cells_and_the_last_writes_the_tables(asked: Plan, executed: list[Cell]) -> None:
+    cells = asked.cells()
+    job_of(asked, cells=(cells[1].folder,))()
+    assert executed == [cells[1]]
+    assert not (asked.output_dir / TABLES).exists()
+    job_of(asked, writes_report=True)()
+    assert executed == [cells[1], cells[0]]  # what the other job failed at, just now, is not tried again
+    assert (asked.output_dir / TABLES).is_file()
+
+
+def test_a_job_that_is_preempted_is_queued_again_as_it_is(asked: Plan) -> None:
+    job = job_of(asked)
+    again = job.checkpoint()
+    assert isinstance(again, submitit.helpers.DelayedSubmission)
+    assert again.function == job
+
+
+def test_a_launcher_starts_what_does_a_cell(asked: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(executors, "launch_cell", lambda *arguments: launched.append(arguments))
+    job_of(asked, launcher="torchrun")()
+    assert launched == [(cell, asked.output_dir, "torchrun") for cell in asked.cells()]
+
+
+class InProcess(submitit.DebugExecutor):
+    """Stands for processes of this machine: a job runs when it is asked whether it is done."""
+
+    given: ClassVar[list[dict[str, Any]]] = []
+
+    def update_parameters(self, **options: Any) -> None:
+        self.given.append(options)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options that jobs are given."""
+    monkeypatch.setattr(InProcess, "given", [])
+    monkeypatch.setattr(submitit, "LocalExecutor", InProcess)
+    return InProcess.given
+
+
+def test_local_jobs_do_all_cells_between_them(
+    asked: Plan, executed: list[Cell], in_process: list[dict[str, Any]]
+) -> None:
+    with local_jobs(job_of(asked), 3) as running:
+        outcomes = wait(asked, running)
+    assert executed == list(asked.cells())
+    assert len(in_process) == 3
+    assert [(outcome.cell.method, outcome.error) for outcome in outcomes] == [
+        ("adamw", None),
+        ("ivon", "RuntimeError: out of memory"),
+    ]
+
+
+def test_local_jobs_are_stopped_when_they_are_left_early(
+    asked: Plan, executed: list[Cell], in_process: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled: list[str] = []
+    monkeypatch.setattr(submitit.DebugJob, "done", lambda job: False)
+    monkeypatch.setattr(submitit.DebugJob, "cancel", lambda job: cancelled.append(job.job_id))
+    with pytest.raises(KeyboardInterrupt):
+        with local_jobs(job_of(asked), 2):
+            raise KeyboardInterrupt
+    assert len(set(cancelled)) == 2
+
+
+def test_processors_and_gpus_are_shared_out(
+    asked: Plan, monkeypatch: pytest.MonkeyPatch, in_process: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    monkeypatch.setattr(submitit.DebugJob, "done", lambda job: True)
+    with local_jobs(job_of(asked), 3):
+        assert [options["visible_gpus"] for options in in_process] == [(3,), (5,), (3,)]
+        assert {options["gpus_per_node"] for options in in_process} == {1}
+    with local_jobs(job_of(asked, launcher="accelerate launch"), 1):
+        assert in_process[-1]["visible_gpus"] == (3, 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
+    with pytest.raises(ValueError, match="shares GPUs out by their numbers"):
+        gpu_numbers()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(9), raising=False)
+    assert threads_of_each(4) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads_of_each(4) is None
+
+
+def test_slurm_is_given_an_array_of_the_job(asked: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="needs sbatch and srun"):
+        submit_to_slurm(job_of(asked), 2, {})
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n/bin/cp $1 {tmp_path}/submitted\necho Submitted batch job 12\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submit_to_slurm(job_of(asked), 2, {"partition": "gpu", "time": 720, "gpus_per_node": 1}) == "12"
+    lines = (tmp_path / "submitted").read_text().splitlines()
+    for expected in ("array=0-1%2", "partition=gpu", "time=720", "gpus-per-node=1", "job-name=varlora"):
+        assert f"#SBATCH --{expected}" in lines
+    pickles = sorted((asked.output_dir / JOBS).glob("12_*_submitted.pkl"))
+    assert [submitit.helpers.DelayedSubmission.load(file).function for file in pickles] == [job_of(asked)] * 2
+    with pytest.raises(ValueError, match=r"Unavailable parameter\(s\): \['partitoin'\]"):
+        submit_to_slurm(job_of(asked), 2, {"partitoin": "gpu"})
+
+
+class FakeRay:
+    """As much of Ray as is used; the tasks run when it is asked which are not done."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+        self.tasks = 0
+        self.up = False
+
+    def init(self, **_: Any) -> None:
+        self.up = True
+
+    def shutdown(self) -> None:
+        self.up = False
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"GPU": 2.0, "CPU": 8.0}
+
+    def remote(self, **options: Any) -> Any:
+        self.options = options
+
+        def decorated(function: Any) -> Any:
+            def submitted(*arguments: Any) -> Any:
+                self.tasks += 1
+                return lambda: function(*arguments)
+
+            return SimpleNamespace(remote=submitted)
+
+        return decorated
+
+    def wait(self, tasks: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        assert self.up
+        for task in tasks:
+            task()
+        return tasks, []
+
+
+@pytest.mark.parametrize(("count", "tasks"), [(1, 1), (None, 2)])
+def test_ray_is_given_tasks_that_take_cells(
+    asked: Plan, executed: list[Cell], monkeypatch: pytest.MonkeyPatch, count: int | None, tasks: int
+) -> None:
+    fake = FakeRay()
+    monkeypatch.setattr(executors, "import_ray", lambda: fake)
+    with ray_jobs(job_of(asked), count) as running:
+        outcomes = wait(asked, running)
+    assert executed == list(asked.cells())
+    assert [outcome.error for outcome in outcomes] == [None, "RuntimeError: out of memory"]
+    assert fake.options == {"num_cpus": 1, "num_gpus": 1.0, "max_calls": 1, "max_retries": -1}
+    assert (fake.tasks, fake.up) == (tasks, False)
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ValueError, match=r"--executor ray needs ray, .* pip install 'varlora\[ray\]'"):
+        import_ray()
+    with pytest.raises(ValueError, match=r"--executor local needs submitit, .* pip install 'varlora\[slurm\]'"):
+        import_submitit("local")
+
+
+@pytest.mark.slow
+def test_ray_itself_does_the_cells(asked: Plan) -> None:
+    pytest.importorskip("ray")
+    with ray_jobs(job_of(asked, threads=1), None) as running:
+        outcomes = wait(asked, running)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert [cell.state() for cell in asked.cells()] == ["done", "done"]
