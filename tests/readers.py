@@ -129,7 +129,12 @@ def _build_run(folder: Path, q: Posterior) -> None:
     found = predictions()
     write_run(
         folder / "run",
-        config=RunConfig(model_name_or_path="m", task="sst2", output_dir="o", learning_rate=1e-3, ess="auto"),
+        config=RunConfig(
+            model_name_or_path="m",
+            task="sst2",
+            output_dir="o",
+            method_options={"learning_rate": 1e-3, "ess": "auto"},
+        ),
         task=task,
         posterior=q,
         predictions={"validation": found},

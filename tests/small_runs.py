@@ -91,7 +91,7 @@ def config(folder: Path, model: str, **options: Any) -> RunConfig:
         **LEARNED[method],
         **options,
     }
-    return RunConfig(**given)
+    return RunConfig.from_dict(given)
 
 
 def finish_herds(folder: Path, model: str, **options: Any) -> Path:

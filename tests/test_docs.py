@@ -16,6 +16,7 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from varlora.demo.data import model_folder, write_task
+from varlora.methods import METHODS
 from varlora.metrics import METRICS
 from varlora.tasks.prompts import LETTERS, choice_prompt
 
@@ -101,6 +102,7 @@ def test_snippets_run(
     here = tmp_path / "here"
     shutil.copytree(workspace, here)
     monkeypatch.chdir(here)
+    monkeypatch.setattr(METHODS, "_added", {})  # what a snippet registers is gone after it
     module = ModuleType("snippet")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # a dataclass looks for the module that it stands in
     for block in blocks(page):

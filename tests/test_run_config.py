@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from varlora.run_config import RunConfig
-from varlora.yaml_files import read_yaml
+from varlora.run_config import RunConfig, setting_names
+from varlora.yaml_files import load_yaml, read_yaml
 
 LEAST: dict[str, Any] = {"model_name_or_path": "m", "task": "sst2", "output_dir": "out"}
-KNOWN = [field.name for field in dataclasses.fields(RunConfig)]
+KNOWN = setting_names()
 
 
 @pytest.mark.parametrize(
@@ -28,6 +27,15 @@ KNOWN = [field.name for field in dataclasses.fields(RunConfig)]
         ({"choices": "4"}, "choices is '4'; it must be one of 'all', 'four'"),
         ({"eval_steps": 5}, "eval_steps is 5, which has no effect without early_stopping"),
         ({"method": "ivom"}, "method is 'ivom'; did you mean 'ivon'"),
+        ({"method": "adamw", "ess": 9}, "has no option ess; it has label_smoothing, .* ess is one of ivon. Leave out"),
+        (
+            {"draws": 2, "members": 3, "tolerance": 1},
+            "no option members, tolerance; .* members is one of ensemble. tol",
+        ),
+        ({"lion_beta": 9}, "unknown option 'lion_beta'; `varlora train --help` lists them"),
+        ({"membrs": 9}, "unknown option 'membrs'; did you mean 'members'"),
+        ({"clip_radius": 1}, "clip_radius=1.0, which has no effect with update='adam'"),
+        ({"method": "laplace", "per_tensor": True, "prior_choice": "validation"}, "per_tensor needs prior_choice"),
         ({"lora_r": 0}, "lora_r is 0; it must be at least 1"),
         ({"lora_r": "eight"}, "lora_r is 'eight'; it must be a whole number"),
         ({"lora_r": 8.5}, "lora_r is 8.5; it must be a whole number"),
@@ -43,7 +51,7 @@ KNOWN = [field.name for field in dataclasses.fields(RunConfig)]
         ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'; it must be a number"),
         ({"ess": -1}, "ess is -1.0; it must be positive"),
         ({"hess_init": 0}, "hess_init is 0.0; it must be positive"),
-        ({"ess": "many"}, "ess is 'many'; it must be a number or one of 'auto'"),
+        ({"ess": "many"}, "ess is 'many'; it must be a number or 'auto'"),
         ({"recipe": "cong"}, "recipe is 'cong'; it must be one of 'auto', 'cong2024', 'cong2025'"),
         ({"update": "sgd"}, "update is 'sgd'; it must be one of 'newton', 'adam'"),
         ({"clip_radius": -1e-3}, "clip_radius is -0.001; it must be positive"),
@@ -69,19 +77,24 @@ KNOWN = [field.name for field in dataclasses.fields(RunConfig)]
 )
 def test_a_setting_out_of_range_is_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RunConfig(**(LEAST | given))
+        RunConfig.from_dict(LEAST | given)
 
 
 def test_the_fingerprint_tells_settings_apart_but_not_folders() -> None:
     one = RunConfig(**LEAST)
     assert RunConfig(**(LEAST | {"output_dir": "elsewhere"})).fingerprint == one.fingerprint
     assert RunConfig(**(LEAST | {"seed": 1})).fingerprint != one.fingerprint
-    assert RunConfig(**LEAST, ess=1e6).fingerprint == RunConfig(**LEAST, ess=1_000_000).fingerprint
+    first, second = ({"ess": ess} for ess in (1e6, 1_000_000))
+    assert RunConfig(**LEAST, method_options=first).fingerprint == RunConfig(**LEAST, method_options=second).fingerprint
+    assert RunConfig(**LEAST, method_options=first).fingerprint != one.fingerprint
 
 
 def test_settings_survive_their_dict() -> None:
-    one = RunConfig(**LEAST, ess=1e6, hess_init="auto", beta2=1, lora_target_modules="q_proj,v_proj")
-    assert RunConfig(**one.to_dict()) == one
+    options = {"ess": 1e6, "hess_init": "auto", "beta2": 1, "draws": None}
+    one = RunConfig(**LEAST, method_options=options, lora_target_modules="q_proj,v_proj")
+    assert one.method_options == {"ess": 1e6, "hess_init": "auto", "beta2": 1.0}
+    assert RunConfig.from_dict(one.to_dict()) == one
+    assert one.given() == {**LEAST, **one.method_options, "lora_target_modules": "q_proj,v_proj"}
 
 
 def written(folder: Path, text: str) -> Path:
@@ -129,3 +142,36 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path, text: str, message: s
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no configuration file .*none\.yaml"):
         read_yaml(tmp_path / "none.yaml", KNOWN)
+
+
+BEFORE: list[tuple[str, dict[str, Any], str]] = [
+    ("adamw", {}, "bd00469048cc0d3b"),
+    ("ivon", {}, "190d9b1d41ae17c0"),
+    (
+        "ivon",
+        {"recipe": "cong2024", "ess": 1e7, "hess_init": 3e-4, "draws": 2, "learning_rate": 0.02},
+        "e9c03f196e4ed7ef",
+    ),
+    ("ensemble", {"members": 3, "weight_decay": 0.0}, "1a48aa8b6b4f165a"),
+    ("laplace", {"prior_choice": "validation", "curvature": "diag"}, "752ef0be89dfda7c"),
+    ("blob", {"kl_reweighting": False}, "d6adad2e4d022b3f"),
+    ("swag", {"snapshots": 4}, "e53ff9de52eab401"),
+    ("tfb", {"draws": 5}, "c1e9d07cc662d4f2"),
+]
+"""Fingerprints by the version that kept every method's options as fields of `RunConfig`."""
+
+
+@pytest.mark.parametrize(("method", "options", "fingerprint"), BEFORE)
+def test_checkpoints_of_the_version_before_are_gone_on_with(
+    method: str, options: dict[str, Any], fingerprint: str
+) -> None:
+    where = {"model_name_or_path": "some/model", "task": "arc_easy", "output_dir": "runs/old", "seed": 3}
+    assert RunConfig(**where, method=method, method_options=options).fingerprint == fingerprint
+
+
+def test_a_file_with_every_methods_options_is_read() -> None:
+    file = Path(__file__).parent / "data" / "config_with_every_methods_options.yaml"  # written by the version before
+    config = RunConfig.from_dict(load_yaml(file))
+    assert (config.method, config.seed) == ("laplace", 3)
+    assert config.method_options == {"prior_choice": "validation", "curvature": "diag"}
+    assert config.fingerprint == "752ef0be89dfda7c"

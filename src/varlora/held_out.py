@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,6 @@ from torch.utils.data import Sampler
 from varlora.modes import evaluation_mode
 from varlora.noise import NoiseController
 from varlora.optim.ess_control import HeldOutRecord, moments, told_by
-
-HeldOutSource = Literal["auto", "validation", "train", "none"]
 
 SHARE_WITHHELD = 0.1
 MOST_ROWS = 256

@@ -21,11 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from varlora.held_out import HeldOutSource
-from varlora.optim.auto import Auto
-from varlora.optim.options import ADAM_ONLY, Prior, Update, check_options
+from varlora.optim.options import ADAM_ONLY, Auto, Prior, Update, check_options
 
 Recipe = Literal["auto", "cong2024", "cong2025"]
+HeldOutSource = Literal["auto", "validation", "train", "none"]
 
 _CONG2024: Mapping[str, Any] = {
     "lr": 0.03,

@@ -31,7 +31,7 @@ OTHERS: dict[str, Any] = {
 
 
 def config(**options: Any) -> RunConfig:
-    return RunConfig(**{"model_name_or_path": "some/model", "task": "arc_easy", "output_dir": "-", **options})
+    return RunConfig.from_dict({"model_name_or_path": "some/model", "task": "arc_easy", "output_dir": "-", **options})
 
 
 def another(field: dataclasses.Field[Any], hints: dict[str, Any]) -> Any:
@@ -63,7 +63,7 @@ def test_every_setting_but_the_folder_changes_the_key(monkeypatch: pytest.Monkey
     hints = get_type_hints(RunConfig)
     base = config()
     keys = {identity_of(base)}
-    fields = [field for field in dataclasses.fields(RunConfig) if field.name != "output_dir"]
+    fields = [f for f in dataclasses.fields(RunConfig) if f.name not in ("output_dir", "method_options")]
     for field in fields:
         value = another(field, hints)
         if value is not None:
@@ -72,6 +72,33 @@ def test_every_setting_but_the_folder_changes_the_key(monkeypatch: pytest.Monkey
             keys.add(identity_of(changed))
     assert len(keys) == len(fields)  # task_dir is no setting of its own here; the unchanged key is one
     assert identity_of(replace(base, output_dir="elsewhere")) == identity_of(base)
+
+
+def test_every_option_of_a_method_changes_the_key() -> None:
+    keys = [
+        identity_of(config(method="swag")),
+        *(identity_of(config(method="swag", **{name: 0.25})) for name in ("learning_rate", "weight_decay")),
+        *(identity_of(config(method="swag", snapshots=number)) for number in (10, 11)),  # 10 is the default, and given
+    ]
+    assert len(set(keys)) == len(keys)
+    assert identity_of(config(method="swag", snapshots=None)) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "identity"),
+    [
+        ("adamw", {}, "2402325258b9"),
+        (
+            "ivon",
+            {"recipe": "cong2024", "ess": 1e7, "hess_init": 3e-4, "draws": 2, "learning_rate": 0.02},
+            "8ca0c875874e",
+        ),
+        ("ensemble", {"members": 3, "weight_decay": 0.0}, "474b468ff46a"),
+        ("laplace", {"prior_choice": "validation", "curvature": "diag"}, "20029bf3bef2"),
+    ],
+)
+def test_cells_of_the_version_before_keep_their_key(method: str, options: dict[str, Any], identity: str) -> None:
+    assert identity_of(config(method=method, seed=3, **options)) == identity
 
 
 def test_a_setting_at_its_default_is_the_same_as_none(tmp_path: Path) -> None:

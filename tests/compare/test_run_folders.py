@@ -28,7 +28,9 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Add:
     monkeypatch.setattr("varlora.compare.run_folders.read_run", lambda folder: runs[str(folder)])
 
     def added(folder: str, method: str, *, task: str = "arc", model: str = "models/tiny", **settings: Any) -> str:
-        config = RunConfig(model_name_or_path=model, train_file="t", output_dir=folder, method=method, **settings)
+        config = RunConfig.from_dict(
+            {"model_name_or_path": model, "train_file": "t", "output_dir": folder, "method": method, **settings}
+        )
         facts = {"task": {"name": task, "kind": "choice", "answers": ["A", "B"]}}
         q = POSTERIORS[method]
         runs[folder] = RunFolder(path=Path(folder), config=config, posterior=q, metrics={}, facts=facts)
@@ -66,12 +68,13 @@ def test_models_have_short_names_unless_they_are_the_same(add: Add) -> None:
 
 
 def test_the_settings_are_those_that_were_given(add: Add) -> None:
-    plan, _ = plan_of_runs([add("a", "adamw", lora_r=3, seed=5)])
+    plan, _ = plan_of_runs([add("a", "adamw", lora_r=3, seed=5, weight_decay=1)])
     assert plan.methods["adamw"].settings == {
         "model_name_or_path": "models/tiny",
         "train_file": "t",
         "method": "adamw",
         "lora_r": 3,
+        "weight_decay": 1.0,
     }
 
 
@@ -79,6 +82,8 @@ def test_seeds_that_differ_in_more_are_refused(add: Add) -> None:
     folders = [add("a", "ivon", seed=0), add("b", "ivon", seed=1, lora_r=3)]
     with pytest.raises(ValueError, match="are both ivon, but differ in more than their seed: lora_r is 8 and 3"):
         plan_of_runs(folders)
+    with pytest.raises(ValueError, match="differ in more than their seed: ess is None and 5"):
+        plan_of_runs([folders[0], add("c", "ivon", seed=1, ess=5)])
 
 
 def test_runs_that_would_have_one_name_are_refused(add: Add) -> None:

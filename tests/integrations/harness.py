@@ -48,6 +48,7 @@ def make_harness(folder: Path) -> Harness:
     """Trains, and writes the task."""
     files = write_task(folder, seed=0, train=64, validation=16, test=24)
     settings = RunConfig(
+        method_options=NOISY,
         model_name_or_path=str(model_folder()),
         train_file=str(files["train"]),
         validation_file=str(files["validation"]),
@@ -57,7 +58,6 @@ def make_harness(folder: Path) -> Harness:
         max_steps=15,
         samples=SAMPLES,
         seed=3,
-        **NOISY,
     )
     run(settings, progress=False)
     (folder / "tasks").mkdir()

@@ -47,7 +47,7 @@ def test_smoothing_acts_in_training_and_not_on_the_validation_loss(tmp_path: Pat
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_out_of_range_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=f"label_smoothing={share}; it must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match=rf"label_smoothing is {share}; it must be in \[0, 1\)"):
         AdamW(label_smoothing=share)
 
 

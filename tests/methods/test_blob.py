@@ -156,10 +156,10 @@ def test_the_posterior_is_rho_to_the_fourth_on_a_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": 0.0}, r"learning_rate=0\.0; it must be positive"),
-        ({"kl_learning_rate": -1.0}, r"kl_learning_rate=-1\.0; it must be positive"),
-        ({"prior_std": math.inf}, r"prior_std=inf; it must be positive and finite"),
-        ({"initial_std_bound": math.nan}, r"initial_std_bound=nan; it must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
+        ({"kl_learning_rate": -1.0}, "kl_learning_rate is -1.0; it must be positive"),
+        ({"prior_std": math.inf}, "prior_std is inf; it must be finite"),
+        ({"initial_std_bound": math.nan}, "initial_std_bound is nan; it must be positive"),
         ({"kl_reweighting": False, "kl_learning_rate": 0.1}, r"no effect with kl_reweighting=False"),
     ],
 )

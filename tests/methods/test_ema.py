@@ -66,5 +66,5 @@ def test_early_stopping_keeps_the_average_of_the_checkpoint_with_the_lowest_loss
 
 @pytest.mark.parametrize("decay", [1.0, -0.1])
 def test_a_decay_out_of_range_is_refused(decay: float) -> None:
-    with pytest.raises(ValueError, match=f"ema_decay={decay}"):
+    with pytest.raises(ValueError, match=f"ema_decay is {decay}"):
         Ema(ema_decay=decay)

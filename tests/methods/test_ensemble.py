@@ -239,9 +239,9 @@ def test_a_start_that_cannot_be_drawn_again_is_refused_before_anything_is_traine
     assert seen.steps == 0
 
 
-@pytest.mark.parametrize("count", [1, 0, 2.5])
-def test_too_few_members_are_refused(count: Any) -> None:
-    with pytest.raises(ValueError, match=f"members={count}; it must be a whole number, at least 2"):
+@pytest.mark.parametrize(("count", "allowed"), [(1, "at least 2"), (0, "at least 2"), (2.5, "a whole number")])
+def test_too_few_members_are_refused(count: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"members is {count}; it must be {allowed}"):
         Ensemble(members=count)
 
 

@@ -283,12 +283,12 @@ def test_a_diagonal_tensor_that_is_known_exactly_has_no_variance() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"curvature": "full"}, "curvature='full'; allowed: kron, diag"),
-        ({"fisher": "empirical"}, "fisher='empirical'; allowed: ggn, mc"),
-        ({"prior_choice": "cv"}, "prior_choice='cv'; allowed: marglik, validation"),
-        ({"curvature_rank": 0}, "curvature_rank=0"),
-        ({"curvature_rank_above": 1.5}, "curvature_rank_above=1.5"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"curvature": "full"}, "curvature is 'full'; it must be one of 'kron', 'diag'"),
+        ({"fisher": "empirical"}, "fisher is 'empirical'; it must be one of 'ggn', 'mc'"),
+        ({"prior_choice": "cv"}, "prior_choice is 'cv'; it must be one of 'marglik', 'validation'"),
+        ({"curvature_rank": 0}, "curvature_rank is 0; it must be at least 1"),
+        ({"curvature_rank_above": 1.5}, "curvature_rank_above is 1.5; it must be a whole number"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"per_tensor": True, "prior_choice": "validation"}, "per_tensor needs prior_choice='marglik'"),
     ],
 )

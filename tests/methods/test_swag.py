@@ -326,10 +326,10 @@ def test_arguments_that_do_not_go_with_it_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"snapshots": 1}, "snapshots=1; it must be an integer, at least 2"),
-        ({"swag_start": 1.0}, r"swag_start=1.0; it must be at least 0 and below 1"),
-        ({"swag_learning_rate": 0.0}, r"swag_learning_rate=0.0; it must be positive"),
-        ({"weight_decay": -1.0}, r"weight_decay=-1.0"),
+        ({"snapshots": 1}, "snapshots is 1; it must be at least 2"),
+        ({"swag_start": 1.0}, r"swag_start is 1.0; it must be in \[0, 1\)"),
+        ({"swag_learning_rate": 0.0}, "swag_learning_rate is 0.0; it must be positive"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -274,11 +274,11 @@ def test_nothing_is_trained_before_a_job_that_does_not_fit_is_refused(model_fold
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tolerance": 0.0}, "tolerance=0.0; it must be a positive"),
-        ({"tolerance": math.nan}, "tolerance=nan"),
-        ({"draws": 0}, "draws=0; it must be a positive integer"),
-        ({"anchor_examples": 1.5}, r"anchor_examples=1.5; it must be a positive integer"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"tolerance": 0.0}, "tolerance is 0.0; it must be positive"),
+        ({"tolerance": math.nan}, "tolerance is nan; it must be positive"),
+        ({"draws": 0}, "draws is 0; it must be at least 1"),
+        ({"anchor_examples": 1.5}, "anchor_examples is 1.5; it must be a whole number"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

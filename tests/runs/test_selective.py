@@ -85,7 +85,9 @@ def test_the_measure_of_sureness_decides() -> None:
 def test_what_the_rows_have_decided_before(
     settings: dict[str, Any], meta: dict[str, Any], said: tuple[str, ...]
 ) -> None:
-    config = RunConfig(model_name_or_path="m", train_file="t", output_dir="o", **{"method": "adamw", **settings})
+    config = RunConfig.from_dict(
+        {"model_name_or_path": "m", "train_file": "t", "output_dir": "o", "method": "adamw", **settings}
+    )
     q = PointMass(mean={"w": torch.ones(1)}, meta=PosteriorMeta(diagnostics=meta))
     assert also_used_for(RunFolder(path=Path("o"), config=config, posterior=q, metrics={}, facts={})) == said
     tuned = PosteriorMeta(tuned={"temperature": 1.0, "samples": 0, "mode": "mean", "logit_temperature": 2.0})

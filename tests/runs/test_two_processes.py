@@ -7,7 +7,6 @@ import io
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")
 
 def words_of(settings: RunConfig) -> list[str]:
     """The command that trains a run."""
-    changed = {f.name: getattr(settings, f.name) for f in fields(RunConfig) if getattr(settings, f.name) != f.default}
-    options = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+    options = [word for name, value in settings.given().items() for word in (f"--{name}", str(value))]
     return ["train", *options, "--no_progress"]
 
 

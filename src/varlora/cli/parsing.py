@@ -6,16 +6,15 @@ import argparse
 import dataclasses
 from argparse import Action, Namespace
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from rich.text import Text
 from rich_argparse import RawDescriptionRichHelpFormatter, RichHelpFormatter
 
 from varlora.cli.console import print_error
 from varlora.nearest import nearest
+from varlora.option_fields import types_of
 from varlora.yaml_files import read_yaml
-
-T = TypeVar("T")
 
 
 class HelpFormatter(RawDescriptionRichHelpFormatter):
@@ -38,7 +37,7 @@ class HelpFormatter(RawDescriptionRichHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose options are a dataclass's fields, each with "help" and perhaps "group" in its metadata.
+    """A parser whose options are a dataclass's fields (`varlora.option_fields.option`).
 
     `--lora_r` and `--lora-r` both exist; help shows the one that the YAML file and the run folder use, too.
     """
@@ -68,14 +67,28 @@ class CommandParser(argparse.ArgumentParser):
         self.flag("debug", "Show the traceback of an error.")
 
     def _add_fields(self, kind: Any) -> None:
-        types = get_type_hints(kind)
+        types = types_of(kind)
         for field in dataclasses.fields(kind):
-            title = field.metadata.get("group")
-            group = self if title is None else self.titled_group(title)
-            details = {"default": field.default, "help": field.metadata.get("help"), **_reading(types[field.name])}
-            if details.get("type") is _truth and field.default is not None:
-                details |= {"nargs": "?", "const": True}  # --bf16 alone
-            group.add_argument(*_spellings(field.name), **details)
+            if "help" in field.metadata:
+                self.add_field(field, types[field.name], title=field.metadata["group"], default=field.default)
+
+    def add_field(
+        self, field: dataclasses.Field[Any], kind: Any, *, title: str, default: Any = None, help_text: str | None = None
+    ) -> None:
+        """Adds an option that is a dataclass's field.
+
+        Args:
+            field: of the dataclass.
+            kind: its type.
+            title: of the group in the help.
+            default: what is read where it is not given.
+            help_text: in place of the field's own.
+        """
+        told = help_text if help_text is not None else field.metadata.get("help", "")
+        details = {"default": default, "help": told.replace("%", "%%"), **_reading(kind)}
+        if details.get("type") is _truth and field.default is not None:
+            details |= {"nargs": "?", "const": True}  # --bf16 alone
+        self.titled_group(title).add_argument(*_spellings(field.name), **details)
 
     def titled_group(self, title: str) -> Any:
         """A group of options in the help."""
@@ -100,11 +113,11 @@ class CommandParser(argparse.ArgumentParser):
         """
         self._finish_help()
         settings = Namespace()
-        if any(action.dest == "config" for action in self._actions) and (file := _config_in(words)) is not None:
+        if any(action.dest == "config" for action in self._actions) and (file := value_in(words, "config")) is not None:
             settings = self._from_yaml(file)
         arguments, rest = self.parse_known_args(list(words), settings)
         if rest:
-            self._refuse(rest)
+            self.refuse(rest)
         return arguments
 
     def error(self, message: str) -> NoReturn:
@@ -116,19 +129,19 @@ class CommandParser(argparse.ArgumentParser):
         )
         raise SystemExit(2)
 
-    def _refuse(self, rest: Sequence[str]) -> NoReturn:
+    def refuse(self, rest: Sequence[str]) -> NoReturn:
+        """Says what is wrong with words that are no option of this command."""
         strange = [word for word in rest if word.startswith("-") and word != "-"]
         if not strange:
             self.error(f"unexpected {' '.join(map(repr, rest))}")
-        known = [word for action in self._actions for word in action.option_strings if word.startswith("--")]
+        known = self.known_words()
         given = strange[0].split("=")[0]
         hint = nearest(f"--{given.lstrip('-').replace('-', '_')}", known, otherwise="")
         self.error(f"unknown option {given}" + (f"; {hint}" if hint else ""))
 
     def _from_yaml(self, file: str) -> Namespace:
-        known = {name: None for group in self.titled.values() for name in _destinations(group)}
         settings, self.reading = Namespace(), file
-        for name, value in read_yaml(file, known).items():
+        for name, value in self.read_settings(file).items():
             if value is None:
                 continue
             if isinstance(value, list):
@@ -140,6 +153,22 @@ class CommandParser(argparse.ArgumentParser):
         self.reading = None
         return settings
 
+    def read_settings(self, file: str) -> dict[str, Any]:
+        """The settings of a YAML file; those that are None stay at their default.
+
+        Raises:
+            ValueError: it names an option that does not exist.
+        """
+        return read_yaml(file, self.field_names())
+
+    def known_words(self) -> list[str]:
+        """The options that a misspelt one is compared with."""
+        return [word for action in self._actions for word in action.option_strings if word.startswith("--")]
+
+    def field_names(self) -> list[str]:
+        """The options that are fields, and so may stand in a file."""
+        return [action.dest for group in self.titled.values() for action in group._group_actions]
+
     def _finish_help(self) -> None:
         for action in self._actions:
             # Every spelling stays known; the help shows the first.
@@ -147,12 +176,6 @@ class CommandParser(argparse.ArgumentParser):
             action.option_strings = [*(w for w in action.option_strings if not w.startswith("--")), *long[:1]]
             if action.option_strings and action.metavar is None and action.choices is None and action.nargs != 0:
                 action.metavar = _placeholder(action)
-
-
-def build(kind: type[T], arguments: Namespace, **others: Any) -> T:
-    """The dataclass with the arguments' values."""
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in vars(arguments).items() if name in names}, **others)
 
 
 def _spellings(name: str) -> list[str]:
@@ -189,18 +212,20 @@ class _NumberOr:
         return f"number or {' or '.join(map(repr, self.words))}"
 
 
-def _config_in(words: Sequence[str]) -> str | None:
+def value_in(words: Sequence[str], name: str) -> str | None:
+    """What an option is given as, before the rest of the command line is read; None where it is not, or not rightly.
+
+    Example:
+        >>> value_in(["--seed", "1", "--config=a.yaml"], "config")
+        'a.yaml'
+    """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config")
+    finder.add_argument(f"--{name}")
     try:
-        found: str | None = finder.parse_known_args(list(words))[0].config
+        value: str | None = getattr(finder.parse_known_args(list(words))[0], name)
     except argparse.ArgumentError:
         return None  # the real parser says what is wrong
-    return found
-
-
-def _destinations(group: Any) -> list[str]:
-    return [action.dest for action in group._group_actions]
+    return value
 
 
 def _placeholder(action: Action) -> str:

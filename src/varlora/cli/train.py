@@ -7,8 +7,7 @@ from argparse import Namespace
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.parsing import build
-from varlora.run_config import RunConfig
+from varlora.run_config import RunConfig, setting_names
 from varlora.stopping import Stopped, reworded
 
 MODES = {
@@ -18,9 +17,19 @@ MODES = {
 }
 
 
+def config_of(arguments: Namespace) -> RunConfig:
+    """The settings of a run among the arguments.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    known = set(setting_names([arguments.method]))
+    return RunConfig.from_dict({name: value for name, value in vars(arguments).items() if name in known})
+
+
 def execute(arguments: Namespace) -> None:
     """Runs it."""
-    config = build(RunConfig, arguments)  # a mistake in it is told before torch is imported
+    config = config_of(arguments)  # a mistake in it is told before torch is imported
     from accelerate import PartialState
 
     from varlora.cli.health import show_health

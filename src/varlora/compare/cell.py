@@ -150,7 +150,7 @@ class Cell:
         return cls(
             **{
                 **values,
-                "config": RunConfig(**values["config"]),
+                "config": RunConfig.from_dict(values["config"]),
                 "folder": Path(values["folder"]),
                 "variants": tuple(Variant.from_dict(v, where=where) for v in values["variants"]),
                 "generated": Generated(**values["generated"]) if values["generated"] is not None else None,
@@ -205,11 +205,7 @@ def identity_of(config: RunConfig, generated: Generated | None = None) -> str:
         config: the settings.
         generated: the task whose files the settings name, which need not be there yet.
     """
-    given = {
-        f.name: getattr(config, f.name)
-        for f in dataclasses.fields(config)
-        if f.name != "output_dir" and getattr(config, f.name) != f.default
-    }
+    given = {name: value for name, value in config.given().items() if name != "output_dir"}
     made = set(generated.files(Path())) if generated is not None else set()
     contents: dict[str, Any] = {name: {"content": digest} for name, digest in contents_of(config, made).items()}
     if generated is not None:

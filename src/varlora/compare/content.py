@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def path_settings(config: RunConfig) -> dict[str, Path]:
     Args:
         config: the settings. `model_name_or_path` and `dataset_name` are local if there is a folder of that name.
     """
-    given = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "output_dir"}
+    given = {name: value for name, value in config.to_dict().items() if name != "output_dir"}
     return {
         name: Path(value)
         for name, value in given.items()

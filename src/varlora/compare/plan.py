@@ -255,7 +255,7 @@ class Plan:
         settings: dict[str, Any] = {
             name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in merged.items()
         }
-        return RunConfig(**settings | {"seed": seed, "output_dir": "-"}), generated
+        return RunConfig.from_dict(settings | {"seed": seed, "output_dir": "-"}), generated
 
     def _in_data(self, name: str) -> Path:
         assert self.data is not None

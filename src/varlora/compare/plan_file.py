@@ -12,8 +12,9 @@ from varlora.compare.content import Generated
 from varlora.compare.plan import CELL, Curve, MethodPlan, Over, Override, Plan
 from varlora.compare.variant import Variant
 from varlora.folders import check_can_be_folder
+from varlora.methods import METHODS
 from varlora.nearest import nearest
-from varlora.runs import RunConfig
+from varlora.run_config import setting_names
 from varlora.yaml_files import load_yaml
 
 NOTES = ("note", "source")
@@ -21,7 +22,6 @@ KNOWN = (
     *("name", "output_dir", "data", "code_versions", "reference", "seeds", "settings", "models", "tasks", "methods"),
     *("overrides", "small", *NOTES),
 )
-SETTINGS = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name not in ("output_dir", "seed"))
 NAME = re.compile(r"[\w][\w.+-]*")
 
 
@@ -89,19 +89,20 @@ def _check_needed(values: Mapping[str, Any], where: str) -> None:
 
 
 def _plan(values: Mapping[str, Any], where: str, names: Mapping[str, Collection[str]]) -> Plan:
+    known = setting_names(sorted(_methods_in(values) & set(METHODS)))
     models = {
-        name: _settings(given, f"{where}: models.{name}", SETTINGS)
+        name: _settings(given, f"{where}: models.{name}", known)
         for name, given in _named(values["models"], f"{where}: models").items()
     }
     for name, model in models.items():
         if "model_name_or_path" not in model and "model_name_or_path" not in (values.get("settings") or {}):
             raise ValueError(f"{where}: models.{name} lacks model_name_or_path.")
     tasks = {
-        name: _task(given, f"{where}: tasks.{name}")
+        name: _task(given, f"{where}: tasks.{name}", known)
         for name, given in _named(values["tasks"], f"{where}: tasks").items()
     }
     methods = {
-        name: _method(name, given, f"{where}: methods.{name}")
+        name: _method(name, given, f"{where}: methods.{name}", known)
         for name, given in _named(values["methods"], f"{where}: methods").items()
     }
     _check_labels(methods, values["reference"], where)
@@ -113,9 +114,9 @@ def _plan(values: Mapping[str, Any], where: str, names: Mapping[str, Collection[
         models=models,
         tasks=tasks,
         methods=methods,
-        settings=_settings(values.get("settings"), f"{where}: settings", SETTINGS),
+        settings=_settings(values.get("settings"), f"{where}: settings", known),
         overrides=tuple(
-            _override(given, f"{where}: overrides[{number}]", names)
+            _override(given, f"{where}: overrides[{number}]", names, known)
             for number, given in enumerate(_list(values.get("overrides", []), f"{where}: overrides"))
         ),
         data=Path(_text(values["data"], f"{where}: data")) if values.get("data") is not None else None,
@@ -125,10 +126,20 @@ def _plan(values: Mapping[str, Any], where: str, names: Mapping[str, Collection[
     )
 
 
-def _method(name: str, given: Any, where: str) -> MethodPlan:
+def _methods_in(values: Any) -> set[str]:
+    """The methods that some part of a plan names, whose options may stand in its settings."""
+    if isinstance(values, list):
+        return set().union(*map(_methods_in, values))
+    if not isinstance(values, Mapping):
+        return set()
+    own = {values["method"]} if isinstance(values.get("method"), str) else set()
+    return own.union(*map(_methods_in, values.values()))
+
+
+def _method(name: str, given: Any, where: str, known: Sequence[str]) -> MethodPlan:
     values = _mapping(given, where)
     _check_keys(values, ("settings", "rows", "curves", *NOTES), where)
-    settings = _settings(values.get("settings"), f"{where}.settings", SETTINGS)
+    settings = _settings(values.get("settings"), f"{where}.settings", known)
     rows = {
         _text(label, f"{where}.rows"): Variant.from_dict({} if row is None else row, where=f"{where}.rows[{label!r}]")
         for label, row in _mapping(values.get("rows"), f"{where}.rows").items()
@@ -164,7 +175,7 @@ def _curve(given: Any, where: str) -> Curve:
     return curve
 
 
-def _override(given: Any, where: str, names: Mapping[str, Collection[str]]) -> Override:
+def _override(given: Any, where: str, names: Mapping[str, Collection[str]], known: Sequence[str]) -> Override:
     values = _mapping(given, where)
     _check_keys(values, ("when", "settings", *NOTES), where)
     when = {}
@@ -179,14 +190,14 @@ def _override(given: Any, where: str, names: Mapping[str, Collection[str]]) -> O
                 raise ValueError(f"{where}.when: the plan has no {kind} {value!r}; {nearest(str(value), names[kind])}")
     if not when or not values.get("settings"):
         raise ValueError(f"{where} must have `when` (of {', '.join(CELL)}) and `settings`.")
-    return Override(when=when, settings=_settings(values["settings"], f"{where}.settings", SETTINGS))
+    return Override(when=when, settings=_settings(values["settings"], f"{where}.settings", known))
 
 
-def _task(given: Any, where: str) -> dict[str, Any]:
-    settings = _settings(given, where, (*SETTINGS, "folder", "generated"))
+def _task(given: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    settings = _settings(given, where, (*known, "folder", "generated"))
     if (sizes := settings.get("generated")) is not None:
-        known = [f.name for f in dataclasses.fields(Generated)]
-        _check_keys(_mapping(sizes, f"{where}.generated"), known, f"{where}.generated")
+        parts = [f.name for f in dataclasses.fields(Generated)]
+        _check_keys(_mapping(sizes, f"{where}.generated"), parts, f"{where}.generated")
         for name, size in sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < (name == "train"):
                 raise ValueError(f"{where}.generated: {name} is {size!r}; it must be a whole number.")

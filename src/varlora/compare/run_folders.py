@@ -116,11 +116,7 @@ def _check_settings(config: RunConfig, others: Sequence[RunConfig]) -> None:
 def _given(runs: Sequence[RunFolder], method: str) -> dict[str, Any]:
     """The settings of a method's first run that are not the defaults."""
     config = next(run.config for run in runs if run.config.method == method)
-    return {
-        f.name: value
-        for f in dataclasses.fields(config)
-        if (value := getattr(config, f.name)) != f.default and f.name not in FREE
-    }
+    return {name: value for name, value in config.given().items() if name not in FREE}
 
 
 def _models(runs: Sequence[RunFolder]) -> dict[str, str]:

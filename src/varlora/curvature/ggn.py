@@ -23,13 +23,14 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging as progress_bars
 
 from varlora.curvature.gram import Gram, SketchedGram, accumulating, sketch_width
+from varlora.curvature.kinds import Fisher, Structure
 from varlora.curvature.layers import LinearTensor, OutputGradient, example_gradients, linear_tensors, recorded
 from varlora.draws import on_device_of
 from varlora.posterior import DiagonalGaussian, PosteriorMeta
@@ -38,8 +39,6 @@ from varlora.readout import Readout
 
 logger = logging.getLogger(__name__)
 
-Structure = Literal["kron", "diag"]
-Fisher = Literal["ggn", "mc"]
 _ENTRIES_AT_A_TIME = 2**22
 
 

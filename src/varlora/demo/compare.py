@@ -108,8 +108,8 @@ def run_demo(
 def _config(output_dir: Path, method: str, seed: int, files: dict[str, Path]) -> RunConfig:
     return RunConfig(
         **COMMON,
-        **METHOD_OPTIONS[method],
         method=method,
+        method_options=METHOD_OPTIONS[method],
         seed=seed,
         train_file=str(files["train"]),
         validation_file=str(files["validation"]),

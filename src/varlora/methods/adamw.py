@@ -8,46 +8,25 @@ Source: Loshchilov & Hutter 2019, arXiv 1711.05101.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import Trainer
 
 from varlora.adapter_trainer import AdapterTrainer
 from varlora.methods.method import Fit, Job, record
+from varlora.methods.options import AdamWOptions
 from varlora.posterior import point_mass_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
+class AdamW(AdamWOptions):
     """LoRA fine-tuning as everybody does it.
-
-    Attributes:
-        learning_rate: AdamW's, > 0.
-        weight_decay: decoupled decay, >= 0; 0 is maximum likelihood (MLE), more is a MAP estimate.
-        label_smoothing: share of each label that training spreads evenly over a row's choices, in [0, 1)
-            (arXiv 1512.00567).
-
-    Raises:
-        ValueError: an option is out of its range.
 
     Example:
         >>> AdamW(weight_decay=0.01).learning_rate
         5e-05
     """
-
-    name: ClassVar[str] = "adamw"
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate={self.learning_rate!r}; it must be positive.")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay={self.weight_decay!r}; it must be at least 0.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing!r}; it must be at least 0 and below 1.")
 
     def set_arguments(self, job: Job) -> None:
         """Writes the options into the job's training arguments.

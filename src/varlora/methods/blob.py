@@ -19,13 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from varlora.methods.mean_field import MeanField
+from varlora.methods.options import BlobOptions
 from varlora.posterior import DiagonalGaussian, PointMass
 from varlora.random_factors import Draw, Factor, RandomFactors
 
@@ -34,25 +34,15 @@ LARGEST_PRECISION = 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blob(MeanField):
+class Blob(BlobOptions, MeanField):
     """A diagonal Gaussian over A; the defaults are the published recipe.
 
-    Attributes:
-        learning_rate: AdamW's, for the data's loss, > 0.
-        kl_learning_rate: of the KL's gradient descent, on the same schedule, > 0.
-        kl_reweighting: weight the KL by BLoB's cycle; False: by 1/N in every step, plain Bayes, all by AdamW.
-        prior_std: s, standard deviation of the prior of A's entries, > 0.
-        initial_std_bound: ε; standard deviations start between ε²/2 and ε².
-
-    Raises:
-        ValueError: an option is out of its range, or has no effect.
+    `prior_std` is s, of the prior of A's entries, and `initial_std_bound` ε.
 
     Example:
         >>> Blob(prior_std=0.1).learning_rate
         0.0001
     """
-
-    name: ClassVar[str] = "blob"
 
     def random_factors(self, model: nn.Module, seed: int) -> RandomFactors:
         """A standard deviation for every entry of A."""

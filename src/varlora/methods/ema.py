@@ -6,9 +6,7 @@ Source: Polyak & Juditsky 1992, Acceleration of stochastic approximation by aver
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -16,32 +14,20 @@ from varlora.adapter_trainer import AdapterTrainer
 from varlora.adapters import load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
+from varlora.methods.options import EmaOptions
 from varlora.optim.averages import AveragedAdamW, averaged_adamw
 from varlora.optim.wrapped import restore_from
 from varlora.posterior import point_mass_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ema(AdamW):
-    """AdamW with averaged weights.
-
-    Attributes:
-        ema_decay: share of the average that a step keeps, in [0, 1): .99 averages about the last hundred steps.
-
-    Raises:
-        ValueError: an option is out of its range.
+class Ema(EmaOptions, AdamW):
+    """AdamW with averaged weights; an `ema_decay` of .99 averages about the last hundred steps.
 
     Example:
         >>> Ema(ema_decay=0.9).name
         'ema'
     """
-
-    name: ClassVar[str] = "ema"
-    ema_decay: float = 0.99
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        AveragedAdamW([torch.zeros(1, requires_grad=True)], ema_decay=self.ema_decay)  # it checks the option
 
     def trainer(self, job: Job) -> Trainer:
         """A Trainer whose AdamW keeps the average.

@@ -26,7 +26,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -40,6 +40,7 @@ from varlora.files import read_json
 from varlora.folders import atomic_folder
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
+from varlora.methods.options import EnsembleOptions
 from varlora.posterior import Mixture, PointMass, Posterior, point_mass_of
 
 logger = logging.getLogger(__name__)
@@ -49,32 +50,16 @@ _LOG = "log.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ensemble(AdamW):
+class Ensemble(EnsembleOptions, AdamW):
     """M adapters by AdamW, each from its own seed; the first is what `AdamW` gives with the job's seed.
 
     What trains but is no LoRA factor (a head of `modules_to_save`, say) starts from the job's values in every member:
     it may be pre-trained.
 
-    Attributes:
-        members: M, at least 2; 3 to 10 are usual.
-        learning_rate: AdamW's, > 0.
-        weight_decay: decoupled decay, >= 0.
-
-    Raises:
-        ValueError: an option is out of its range.
-
     Example:
         >>> Ensemble(members=3).members
         3
     """
-
-    name: ClassVar[str] = "ensemble"
-    members: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.members < 2 or self.members != int(self.members):
-            raise ValueError(f"members={self.members!r}; it must be a whole number, at least 2. For one, use 'adamw'.")
 
     def fit(self, job: Job) -> Fit:
         """The members, trained one after another, as a mixture of point masses.

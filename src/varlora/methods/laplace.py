@@ -18,18 +18,19 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from varlora.adapters import fixed_tensors
-from varlora.curvature import Curvature, Fisher, Structure, best_prior_precision, curvature_of, log_marginal_likelihood
+from varlora.curvature import Curvature, best_prior_precision, curvature_of, log_marginal_likelihood
 from varlora.curvature.layers import linear_tensors
 from varlora.draws import held_batches
 from varlora.linearised import drawn_log_probs, linearised_batches
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
+from varlora.methods.options import LaplaceOptions
 from varlora.metrics import mean_log_probs
 from varlora.metrics.selection import FEW_ROWS
 from varlora.posterior import model_meta
@@ -37,56 +38,19 @@ from varlora.readout import Readout
 
 logger = logging.getLogger(__name__)
 
-PriorChoice = Literal["marglik", "validation"]
 GRID: Sequence[float] = tuple(10 ** (i / 4) for i in range(-8, 29))
 """Prior precisions tried on validation rows: four a decade from 0.01 to 1e7."""
 _GRID_DRAWS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Laplace(AdamW):
+class Laplace(LaplaceOptions, AdamW):
     """AdamW, then Laplace's approximation over the adapter.
-
-    Attributes:
-        learning_rate: AdamW's, > 0.
-        weight_decay: AdamW's decoupled decay, >= 0.
-        curvature: "kron" (a Kronecker product for each tensor) or "diag".
-        fisher: "ggn" (exact; one backward pass for each class) or "mc" (one backward pass, with labels drawn from the
-            model).
-        prior_choice: how the prior precision is chosen: "marglik" (by the evidence) or "validation" (by the NLL of the
-            linearised predictions for validation rows).
-        per_tensor: a prior precision for each tensor instead of one for all; with "marglik" only.
-        curvature_rank: eigenpairs kept of a Kronecker factor with more than `curvature_rank_above` dimensions.
-        curvature_rank_above: see `curvature_rank`.
-
-    Raises:
-        ValueError: an option is out of its range, or two do not go together.
 
     Example:
         >>> Laplace(curvature="diag").prior_choice
         'marglik'
     """
-
-    name: ClassVar[str] = "laplace"
-    curvature: Structure = "kron"
-    fisher: Fisher = "ggn"
-    prior_choice: PriorChoice = "marglik"
-    per_tensor: bool = False
-    curvature_rank: int = 10
-    curvature_rank_above: int = 1024
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, kinds in (("curvature", Structure), ("fisher", Fisher), ("prior_choice", PriorChoice)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(kinds))}.")
-        for name in ("curvature_rank", "curvature_rank_above"):
-            if getattr(self, name) < 1 or getattr(self, name) != int(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)!r}; it must be a positive integer.")
-        if self.per_tensor and self.prior_choice == "validation":
-            raise ValueError(
-                "per_tensor needs prior_choice='marglik': validation rows choose one prior for all tensors."
-            )
 
     def fit(self, job: Job) -> Fit:
         """Trains, then takes one pass over the training rows for the curvature.

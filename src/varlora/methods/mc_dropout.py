@@ -12,31 +12,22 @@ Source: Gal & Ghahramani 2016, arXiv 1506.02142.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from varlora.adapters import dropout_modules
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
+from varlora.methods.options import McDropoutOptions
 from varlora.posterior import DropoutMasks, point_mass_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class McDropout(AdamW):
+class McDropout(McDropoutOptions, AdamW):
     """AdamW, its LoRA dropout left on at prediction; the rate is the adapter's own `lora_dropout`.
-
-    Attributes:
-        learning_rate: AdamW's, > 0.
-        weight_decay: decoupled decay, >= 0.
-
-    Raises:
-        ValueError: an option is out of its range.
 
     Example:
         >>> McDropout().name
         'mc_dropout'
     """
-
-    name: ClassVar[str] = "mc_dropout"
 
     def fit(self, job: Job) -> Fit:
         """The trained weights, with the rate of their masks.

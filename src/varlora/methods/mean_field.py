@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from transformers import Trainer
 
 from varlora.adapter_trainer import AdapterTrainer
 from varlora.methods.method import Fit, Job, record
+from varlora.methods.options import MeanFieldOptions
 from varlora.optim.mean_field import MeanFieldAdamW, kl_cycle
 from varlora.posterior import PointMass, Posterior, point_mass_of
 from varlora.random_factors import RandomFactors, release
@@ -25,33 +25,11 @@ WARMUP_FRACTION = 0.06
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanField(ABC):
+class MeanField(MeanFieldOptions, ABC):
     """Trains a Gaussian `lora_A` with `MeanFieldAdamW`; B and a trained head are points.
 
     Subclasses say how A is random and what posterior that is.
-
-    Raises:
-        ValueError: an option is out of its range, or has no effect.
     """
-
-    name: ClassVar[str]
-    learning_rate: float = 1e-4
-    kl_learning_rate: float = 0.01
-    kl_reweighting: bool = True
-    prior_std: float = 0.2
-    initial_std_bound: float = 0.05
-
-    def __post_init__(self) -> None:
-        for option in ("learning_rate", "kl_learning_rate", "prior_std", "initial_std_bound"):
-            value = getattr(self, option)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{option}={value!r}; it must be positive and finite.")
-        published = next(f.default for f in fields(self) if f.name == "kl_learning_rate")
-        if not self.kl_reweighting and self.kl_learning_rate != published:
-            raise ValueError(
-                f"kl_learning_rate={self.kl_learning_rate!r} has no effect with kl_reweighting=False, where KL/N is "
-                "part of AdamW's loss; leave it out."
-            )
 
     @abstractmethod
     def random_factors(self, model: nn.Module, seed: int) -> RandomFactors:

@@ -1,16 +1,16 @@
 """What a method is: how to train an adapter, and what posterior comes out.
 
-A method is one frozen dataclass in one file: its fields are its options, and `fit` trains the model's adapter and
-returns the posterior. Training goes through `Job.run`, which runs a transformers Trainer and resumes it; what needs
-the data again afterwards (curvature, an anchor set) reads them through `Job.batches`.
+A method is one frozen dataclass: its fields are its options (`varlora.methods.options`), and `fit` trains the model's
+adapter and returns the posterior. Training goes through `Job.run`, which runs a transformers Trainer and resumes it;
+what needs the data again afterwards (curvature, an anchor set) reads them through `Job.batches`.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import datasets
 from accelerate.utils import broadcast_object_list
@@ -132,31 +132,3 @@ def record(job: Job, name: str) -> dict[str, Any]:
         "num_examples": len(job.train),
         "readout": job.readout.to_dict() if job.readout is not None else None,
     }
-
-
-M = TypeVar("M")
-
-
-def with_options(method: Callable[..., M], options: Mapping[str, Any]) -> M:
-    """The method with the given options; those that are None keep the method's default.
-
-    Args:
-        method: a method's class.
-        options: option names and values, as from a command line.
-
-    Raises:
-        ValueError: an option was given that the method does not have.
-
-    Example:
-        >>> from varlora.methods import AdamW
-        >>> with_options(AdamW, {"weight_decay": 0.1, "ess": None}).weight_decay
-        0.1
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    known = {f.name for f in fields(method)}  # type: ignore[arg-type]
-    if strange := sorted(given.keys() - known):
-        raise ValueError(
-            f"method {getattr(method, 'name', method)!r} has no option {', '.join(strange)}; "
-            f"it has {', '.join(sorted(known))}. Leave out what does not apply to it."
-        )
-    return method(**given)

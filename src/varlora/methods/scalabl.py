@@ -23,12 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from varlora.methods.mean_field import MeanField
+from varlora.methods.options import ScalablOptions
 from varlora.posterior import LowRankGaussian, PointMass
 from varlora.random_factors import Draw, Factor, RandomFactors
 
@@ -37,25 +37,15 @@ SHORTEST_ROW = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scalabl(MeanField):
+class Scalabl(ScalablOptions, MeanField):
     """A Gaussian over the lengths of A's rows.
 
-    Attributes:
-        learning_rate: AdamW's, for the data's loss, > 0.
-        kl_learning_rate: of the KL's gradient descent, on the same schedule, > 0.
-        kl_reweighting: weight the KL by BLoB's cycle; False: by 1/N in every step, plain Bayes, all by AdamW.
-        prior_std: p, standard deviation of the prior of s, > 0.
-        initial_std_bound: ε; standard deviations start between ε²/2 and ε².
-
-    Raises:
-        ValueError: an option is out of its range, or has no effect.
+    `prior_std` is p, of the prior of s; standard deviations start between ε²/2 and ε², ε the `initial_std_bound`.
 
     Example:
         >>> Scalabl(kl_reweighting=False).prior_std
         0.2
     """
-
-    name: ClassVar[str] = "scalabl"
 
     def random_factors(self, model: nn.Module, seed: int) -> RandomFactors:
         """A standard deviation for every row of A, whose rows are made orthogonal."""

@@ -21,7 +21,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from varlora.adapter_trainer import AdapterTrainer
 from varlora.adapters import fixed_tensors, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
+from varlora.methods.options import SwagOptions
 from varlora.optim.snapshots import SnapshotAdamW, snapshot_adamw
 from varlora.optim.wrapped import restore_from
 from varlora.posterior import PosteriorMeta, model_meta
@@ -41,38 +42,16 @@ VARIANCE_MIN = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Swag(AdamW):
+class Swag(SwagOptions, AdamW):
     """AdamW, then a Gaussian with diagonal and low-rank covariance through its last snapshots.
 
-    Attributes:
-        learning_rate: AdamW's, > 0, where the schedule starts.
-        weight_decay: decoupled decay, >= 0.
-        snapshots: K >= 2; one each epoch if the part after `swag_start` is K epochs long. K copies of the adapter
-            are kept in memory, in checkpoints and in the posterior.
-        swag_start: share of the steps after which the learning rate is constant and snapshots are taken.
-        swag_learning_rate: the constant learning rate, > 0; None is half of `learning_rate`. Larger: wider.
-
-    Raises:
-        ValueError: an option is out of its range.
+    The schedule starts at `learning_rate`. As many copies of the adapter as there are snapshots are kept in memory, in
+    checkpoints and in the posterior.
 
     Example:
         >>> Swag(learning_rate=1e-4).constant_learning_rate
         5e-05
     """
-
-    name: ClassVar[str] = "swag"
-    snapshots: int = 10
-    swag_start: float = 0.5
-    swag_learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.snapshots < 2 or self.snapshots != int(self.snapshots):
-            raise ValueError(f"snapshots={self.snapshots!r}; it must be an integer, at least 2.")
-        if not 0 <= self.swag_start < 1:
-            raise ValueError(f"swag_start={self.swag_start!r}; it must be at least 0 and below 1.")
-        if self.swag_learning_rate is not None and not self.swag_learning_rate > 0:
-            raise ValueError(f"swag_learning_rate={self.swag_learning_rate!r}; it must be positive.")
 
     @property
     def constant_learning_rate(self) -> float:

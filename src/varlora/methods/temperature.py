@@ -12,12 +12,12 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from transformers import Trainer
 
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job
+from varlora.methods.options import TemperatureOptions
 from varlora.metrics import temperature_fit
 from varlora.posterior import Posterior
 from varlora.prediction import Prediction, predict
@@ -26,15 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Temperature(AdamW):
+class Temperature(TemperatureOptions, AdamW):
     """AdamW, then one temperature on the logits by validation NLL.
 
     Example:
         >>> Temperature.name
         'temperature'
     """
-
-    name: ClassVar[str] = "temperature"
 
     def trainer(self, job: Job) -> Trainer:
         """AdamW's trainer, if there will be something to fit the temperature on.

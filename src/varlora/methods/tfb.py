@@ -25,7 +25,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from torch import Tensor
 from varlora.adapters import adapter_config, factor_keys, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job
+from varlora.methods.options import TfbOptions
 from varlora.metrics import mean_log_probs
 from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
 from varlora.prediction import predict
@@ -53,37 +54,15 @@ class NoScaleError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tfb(AdamW):
+class Tfb(TfbOptions, AdamW):
     """AdamW, then the largest noise on the adapter that changes its predictions by no more than a tolerance.
 
-    Attributes:
-        learning_rate: AdamW's, > 0.
-        weight_decay: decoupled decay, >= 0.
-        tolerance: relative change of the anchor set's NLL that is borne, > 0.
-        anchor_examples: size of the anchor set, drawn from the training set with the run's seed; all if it has fewer.
-        draws: S >= 1, draws of the weights for each σ_q that is tried.
-
-    Raises:
-        ValueError: an option is out of its range.
+    The anchor set is drawn with the run's seed, and is all training rows if there are fewer.
 
     Example:
         >>> Tfb(learning_rate=1e-4).tolerance
         0.003
     """
-
-    name: ClassVar[str] = "tfb"
-    tolerance: float = 0.003
-    anchor_examples: int = 500
-    draws: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.tolerance < math.inf:
-            raise ValueError(f"tolerance={self.tolerance!r}; it must be a positive, finite number.")
-        for name in ("anchor_examples", "draws"):
-            value = getattr(self, name)
-            if value < 1 or value != int(value):
-                raise ValueError(f"{name}={value!r}; it must be a positive integer.")
 
     def fit(self, job: Job) -> Fit:
         """The Gaussian on the rotated adapter, which the model then holds.

@@ -14,12 +14,10 @@ Source: the rule λ = 5000 √N of `ess=None` is Cong et al. 2025, arXiv 2506.14
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from varlora.optim.movement_prior import growing_width
 from varlora.optim.wrapped import unwrapped
-
-Auto = Literal["auto"]
 
 ESS_PER_EXAMPLE = 100.0
 """λ/N of `ess="auto"`."""

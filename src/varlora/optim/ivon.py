@@ -28,8 +28,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from varlora.optim.adam_update import adam_update_
-from varlora.optim.auto import Auto
-from varlora.optim.options import Prior, Update, check_options, check_saved, check_settled, warn_of_another_prior
+from varlora.optim.options import Auto, Prior, Update, check_options, check_saved, check_settled, warn_of_another_prior
 from varlora.optim.prior import prior_delta, prior_state, renew_prior_
 
 logger = logging.getLogger(__name__)

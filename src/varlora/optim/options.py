@@ -7,12 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from torch import Tensor
-
 logger = logging.getLogger(__name__)
 
 Prior = Literal["fixed", "adaptive", "movement"]
 Update = Literal["newton", "adam"]
+Auto = Literal["auto"]
 
 NEWTON_ONLY: Mapping[str, Any] = {"clip_radius": math.inf, "rescale_lr": False, "debias": True}
 ADAM_ONLY: Mapping[str, Any] = {"adam_beta2": 0.999, "adam_eps": 1e-8}
@@ -171,6 +170,8 @@ def warn_of_another_prior(saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
 
 
 def _number(value: Any) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    is_number |= isinstance(value, Tensor) and value.numel() == 1
-    return float(value) if is_number else math.nan
+    if isinstance(value, (int, float)):
+        return math.nan if isinstance(value, bool) else float(value)
+    from torch import Tensor  # plain numbers are checked without waiting for it
+
+    return float(value) if isinstance(value, Tensor) and value.numel() == 1 else math.nan

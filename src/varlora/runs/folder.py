@@ -41,7 +41,7 @@ from varlora.report.model_card import model_card
 from varlora.run_config import RunConfig
 from varlora.runs.health import SPLIT, run_health
 from varlora.tasks import Task, count_overlap
-from varlora.yaml_files import read_yaml
+from varlora.yaml_files import load_yaml
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -314,9 +314,9 @@ def read_config(folder: Path) -> RunConfig:
     Raises:
         ValueError: the file is missing or damaged, or holds what are no settings; the message names it.
     """
-    settings = read_yaml(folder / CONFIG, [f.name for f in fields(RunConfig)])
+    settings = load_yaml(folder / CONFIG)
     try:
-        return RunConfig(**settings)
+        return RunConfig.from_dict(settings)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
 

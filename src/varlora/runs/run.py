@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from varlora.folders import atomic_folder, check_target
 from varlora.frozen_layers import cached_frozen_layers
 from varlora.generation import Generations
 from varlora.linearised import predict_linearised
-from varlora.methods import METHODS, Job, Method, with_options, with_temperatures
+from varlora.methods import METHODS, Job, Method, with_temperatures
 from varlora.metrics import check_metrics
 from varlora.posterior import Posterior
 from varlora.prediction import Mode, Prediction, modes_of, predict
@@ -48,8 +48,6 @@ from varlora.runs.setting import Setting, load_setting
 from varlora.tuned import settled
 
 logger = logging.getLogger(__name__)
-
-METHOD_OPTIONS = tuple(f.name for f in fields(RunConfig) if f.metadata["group"] == "Method" and f.name != "method")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +159,8 @@ class Trained:
 
 def method_of(config: RunConfig) -> Method:
     """The method that the settings name, with their options."""
-    return with_options(METHODS[config.method], {name: getattr(config, name) for name in METHOD_OPTIONS})
+    method: Method = METHODS[config.method](**config.method_options)
+    return method
 
 
 def train(
@@ -294,8 +293,8 @@ def _check_not_finished(config: RunConfig) -> None:
     there = read_config(folder)
     if there.fingerprint != config.fingerprint:
         former, given = there.to_dict(), config.to_dict()
-        changed = [name for name in given if given[name] != former[name] and name != "output_dir"]
-        others = [f"{name} ({former[name]!r}, now {given[name]!r})" for name in changed]
+        changed = [name for name in given if given[name] != former.get(name) and name != "output_dir"]
+        others = [f"{name} ({former.get(name)!r}, now {given[name]!r})" for name in changed]
         raise ValueError(
             f"{folder} is a finished run with other settings: {', '.join(others)}. Choose another output_dir, or "
             "replace it with --overwrite."

@@ -231,7 +231,7 @@ def also_used_for(run: RunFolder) -> tuple[str, ...]:
         "λ was steered": bool(steered.get("measurements")) and steered["source"] != "train",
         "training was stopped early": config.early_stopping,
         "a temperature of the logits was fitted": config.temperature_scaling or config.method == "temperature",
-        "the prior was chosen": config.prior_choice == VALIDATION,
+        "the prior was chosen": config.method_options.get("prior_choice") == VALIDATION,
         "`varlora tune` chose how to predict": meta.tuned is not None,
     }
     return tuple(words for words, holds in decided.items() if holds)

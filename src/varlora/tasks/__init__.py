@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from varlora.registry import Registry
 from varlora.tasks.arc import arc_challenge, arc_easy
 from varlora.tasks.boolq import boolq
 from varlora.tasks.clinc150 import clinc150
@@ -26,7 +27,31 @@ from varlora.tasks.tokens import answer_tokens
 from varlora.tasks.trec6 import trec6
 from varlora.tasks.winogrande import winogrande_m, winogrande_s
 
-TASKS: Mapping[str, TaskLoader] = {
+
+def register_task(name: str, loader: TaskLoader) -> None:
+    """Adds a named task, for as long as the program runs; an installed package brings one by an entry point instead.
+
+    Args:
+        name: as `--task` gives it.
+        loader: loads it; `varlora tasks` shows more of a `varlora.tasks.named.Benchmark`.
+
+    Raises:
+        ValueError: varlora has one of that name, or the loader cannot be called.
+
+    Example:
+        >>> register_task("sst2", sst2)
+        Traceback (most recent call last):
+        ValueError: varlora.tasks has 'sst2' of its own; choose another name.
+    """
+    TASKS.register(name, loader)
+
+
+def _check_task(name: str, loader: TaskLoader) -> None:
+    if not callable(loader):
+        raise ValueError(f"the task {name!r} is {loader!r}; it must be a function as `varlora.tasks.TaskLoader`.")
+
+
+_OWN: Mapping[str, TaskLoader] = {
     "arc_easy": arc_easy,
     "arc_challenge": arc_challenge,
     "openbookqa": openbookqa,
@@ -43,6 +68,8 @@ TASKS: Mapping[str, TaskLoader] = {
     "clinc150": clinc150,
     "gsm8k": gsm8k,
 }
+TASKS: Registry[TaskLoader] = Registry("varlora.tasks", _OWN, _check_task)
+"""The named tasks: varlora's own, those of installed packages, and those that a program has registered."""
 
 __all__ = [
     "FINAL_ANSWERS",
@@ -69,4 +96,5 @@ __all__ = [
     "load_jsonl",
     "load_more",
     "note_overlap",
+    "register_task",
 ]

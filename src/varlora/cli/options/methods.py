@@ -6,9 +6,12 @@ from varlora.cli.parsing import CommandParser
 
 
 def parser() -> CommandParser:
-    """No options."""
-    return CommandParser(
+    """Which method."""
+    made = CommandParser(
         "methods",
-        about="List the ways to train, with their options and defaults.",
-        examples="  varlora train --method ivon --ess 1e6 ...",
+        about="List the ways to train, with their options and defaults; those of installed packages, too.",
+        examples="  varlora methods\n  varlora methods swag\n  varlora train --method ivon --ess 1e6 ...",
+        usage="[NAME]",
     )
+    made.add_argument("name", nargs="?", metavar="NAME", help="Of one method: what it costs, and its options in full.")
+    return made

@@ -1,9 +1,18 @@
-"""What `varlora train` is asked."""
+"""What `varlora train` is asked: what every run is, and the options of its method."""
 
 from __future__ import annotations
 
-from varlora.cli.parsing import CommandParser
-from varlora.run_config import RunConfig
+import argparse
+import dataclasses
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from varlora.cli.parsing import CommandParser, value_in
+from varlora.methods import METHODS, checked_options, methods_with, options_of
+from varlora.option_fields import types_of
+from varlora.run_config import RunConfig, setting_names
+from varlora.yaml_files import load_yaml, read_yaml
 
 EXAMPLES = """
   varlora train --model_name_or_path Qwen/Qwen3-0.6B --task arc_challenge --output_dir runs/arc
@@ -11,12 +20,13 @@ EXAMPLES = """
       --method ivon --num_train_epochs 3 --output_dir runs/mine
   varlora train --config recipe.yaml --seed 1 --output_dir runs/seed1
   varlora train --config recipe.yaml --resume        after an interruption
+  varlora train --method swag --help                 the options of one method
 """
 
 
 def parser() -> CommandParser:
-    """Every field of `RunConfig`, and how to treat what is there already."""
-    made = CommandParser(
+    """Every setting of a run, and how to treat what is there already."""
+    made = TrainParser(
         "train",
         about=(
             "Fine-tune a model with LoRA on a task, keep the posterior over the adapter's weights, and measure it on "
@@ -31,3 +41,78 @@ def parser() -> CommandParser:
     made.flag("resume", "Go on from the last checkpoint of an interrupted run with the same settings.")
     made.flag("no_progress", "Show no progress bars.")
     return made
+
+
+class TrainParser(CommandParser):
+    """Knows the options of the method that the command line or the YAML file names; the help, of every method."""
+
+    method = RunConfig.method
+
+    def parse(self, words: Sequence[str]) -> Namespace:
+        """Reads a command line (see `CommandParser.parse`).
+
+        Raises:
+            ValueError: there is no such method, or it has no such option.
+        """
+        named = value_in(words, "method")
+        if named is None and (file := value_in(words, "config")) is not None:
+            named = load_yaml(file).get("method")
+        if named is None and {"-h", "--help"} & set(words):
+            self._add_every_method()
+        else:
+            self.method = str(named if named is not None else self.method)
+            self._add_method()
+        return super().parse(words)
+
+    def read_settings(self, file: str) -> dict[str, Any]:
+        """As every command; an option of another method may be there as null, as in the folder of an older run."""
+        values = read_yaml(file, setting_names([self.method]))
+        own = set(self.field_names())
+        checked_options(self.method, {name: value for name, value in values.items() if name not in own})
+        return {name: value for name, value in values.items() if name in own}
+
+    def refuse(self, rest: Sequence[str]) -> NoReturn:
+        """Says which methods have an option that this one lacks."""
+        given = [word.partition("=")[0].lstrip("-").replace("-", "_") for word in rest if word.startswith("--")]
+        checked_options(self.method, {name: True for name in given if methods_with(name)})
+        super().refuse(rest)
+
+    def known_words(self) -> list[str]:
+        """The options of every method are compared with, too."""
+        return list(dict.fromkeys([*super().known_words(), *(f"--{name}" for name in setting_names())]))
+
+    def _add_method(self) -> None:
+        kind = options_of(self.method)
+        types = types_of(kind)
+        for field in dataclasses.fields(kind):
+            told = field.metadata.get("help", "")
+            if field.default is not None:
+                told = f"{told} [default: {field.default}]".strip()
+            try:
+                self.add_field(field, types[field.name], title=f"Method {self.method}", help_text=told)
+            except argparse.ArgumentError as error:
+                raise ValueError(
+                    f"method {self.method!r} has the option {field.name}, which `varlora train` has, too; rename it."
+                ) from error
+
+    def _add_every_method(self) -> None:
+        """Each option once, with what it is to the methods that have it."""
+        found: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+        told: dict[str, dict[str, list[str]]] = {}
+        for method in METHODS:
+            kind = options_of(method)
+            for field in dataclasses.fields(kind):
+                found.setdefault(field.name, (field, types_of(kind)[field.name]))
+                told.setdefault(field.name, {}).setdefault(field.metadata.get("help", ""), []).append(method)
+        for name, (field, kind) in found.items():
+            self.add_field(field, kind, title="Options of the methods", help_text=_by_method(told[name]))
+
+
+def _by_method(told: Mapping[str, Sequence[str]]) -> str:
+    """An option's help texts, each behind the methods that it is of."""
+    parts = []
+    for text, methods in told.items():
+        others = [name for name in METHODS if name not in methods]
+        whose = f"all but {', '.join(others)}" if len(others) < len(methods) else ", ".join(methods)
+        parts.append(f"{whose}: {text}")
+    return " ".join(parts)
