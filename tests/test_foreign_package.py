@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -75,6 +76,7 @@ def install(folder: Path, name: str = "foreign-jitter", entry_points: str = ENTR
     facts.mkdir()
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (facts / "entry_points.txt").write_text(entry_points)
+    importlib.invalidate_caches()
 
 
 @pytest.fixture
@@ -85,6 +87,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in ("foreign_jitter", "foreign_jitter.method", "foreign_jitter.task"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     site = tmp_path / "site"
+    site.mkdir()
     monkeypatch.syspath_prepend(site)
     return site
 

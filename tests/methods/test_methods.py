@@ -69,6 +69,8 @@ class Result:
     posterior: Posterior
     log: list[dict[str, Any]]
     frozen_before: dict[str, Tensor]
+    folder: Path
+    passes: int
 
 
 EARLY, KILLED = 3, 21
@@ -104,8 +106,16 @@ def trained(folder: Path, model: str, name: str, callbacks: Sequence[TrainerCall
     setting = load_setting(settings)
     before = frozen(setting)
     method = method_of(settings)
+    passes = 0
+
+    def count(model: torch.nn.Module, given: object) -> None:
+        nonlocal passes
+        passes += model.training and torch.is_grad_enabled()
+
+    hook = setting.model.register_forward_pre_hook(count)
     result = train(setting, method, checkpoints=folder / "checkpoints", progress=False, callbacks=callbacks)
-    return Result(setting, method, result.posterior, result.log, before)
+    hook.remove()
+    return Result(setting, method, result.posterior, result.log, before, folder, passes)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +178,19 @@ def test_it_learns_at_the_point_and_in_every_other_mode(result: Result) -> None:
         assert accuracy > (0.9 if own else 0.5), mode  # chance is 0.5
         assert prediction.mode == mode
         assert (prediction.num_draws > 1) == (mode != "mean")
+
+
+def test_it_costs_what_it_says(result: Result) -> None:
+    costs = result.method.costs()
+    weights = sum(mean.numel() for mean in result.posterior.point.values())
+    assert result.passes == STEPS * costs.passes
+    saved = max(result.folder.glob("checkpoints/**/optimizer.pt"))
+    states = [value for entry in torch.load(saved)["state"].values() for value in entry.values()]
+    kept = sum(value.numel() for value in states if isinstance(value, Tensor) and value.numel() > 1)
+    assert kept / weights == pytest.approx(costs.states, rel=0.03)
+    if costs.adapters is not None:
+        stored = sum(tensor.numel() for tensor in result.posterior.tensors().values())
+        assert 1 + stored / weights == pytest.approx(costs.adapters)
 
 
 def test_the_base_weights_are_untouched(result: Result) -> None:

@@ -46,7 +46,7 @@ def _facts(costs: Costs) -> dict[str, str]:
     facts = {
         "Passes to train": f"{costs.passes:g} forward and backward",
         "Optimizer": f"{costs.states:g} numbers for each trained weight",
-        "Stored": f"{costs.adapters:g} times the adapter",
+        "Stored": f"{costs.adapters:g} times the adapter" if costs.adapters is not None else "by the matrices' shapes",
         "Passes to predict": costs.predict,
     }
     return facts | ({"Besides": costs.besides} if costs.besides else {})

@@ -23,14 +23,15 @@ class Costs:
     Attributes:
         passes: forward and backward passes over a training row, each time it is seen.
         states: numbers that the optimizer keeps of each trained weight, beside the weight and its gradient.
-        adapters: tensors of the adapter's size in the posterior's folder; the mean is one.
+        adapters: numbers of each trained weight in the posterior's folder, the mean being one; None: it goes by the
+            shapes of the matrices.
         predict: forward passes to predict a row, S for the draws.
         besides: what is passed over once more, in words; "" nothing.
     """
 
     passes: float = 1.0
     states: float = 2.0
-    adapters: float = 1.0
+    adapters: float | None = 1.0
     predict: str = "1"
     besides: str = ""
 
@@ -124,9 +125,11 @@ class IvonOptions(MethodOptions):
         ).resolved(learning_rate=AdamWOptions.learning_rate)
 
     def costs(self) -> Costs:
-        """A draw is a pass."""
-        states = 2.0 + (self.config.update == "adam") + (self.config.prior == "movement")
-        return Costs(passes=self.draws, states=states, adapters=2, predict="S")
+        """A draw is a pass; a movement prior keeps where A began (B begins at 0)."""
+        config = self.config
+        movement = config.prior == "movement"
+        states = 2.0 + (config.update == "adam") + movement
+        return Costs(passes=self.draws, states=states, adapters=2.5 if movement else 2.0, predict="S")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +157,13 @@ class LaplaceOptions(AdamWOptions):
             )
 
     def costs(self) -> Costs:
-        """What the curvature keeps of a tensor depends on its shape; a diagonal keeps as much as the mean."""
+        """A diagonal is as large as the mean."""
         backward = "C backward passes" if self.fisher == "ggn" else "a backward pass"
-        return Costs(adapters=2, predict="1, and C backward", besides=f"the training rows once, with {backward}")
+        return Costs(
+            adapters=2.0 if self.curvature == "diag" else None,
+            predict="1, and C backward",
+            besides=f"the training rows once, with {backward}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +193,8 @@ class BlobOptions(MeanFieldOptions):
     name: ClassVar[str] = "blob"
 
     def costs(self) -> Costs:
-        """A's deviations train, too."""
-        return Costs(states=5, adapters=2, predict="S")
+        """A's deviations train, too, and A is half of the adapter."""
+        return Costs(states=3.0, adapters=2.0, predict="S")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +204,8 @@ class ScalablOptions(MeanFieldOptions):
     name: ClassVar[str] = "scalabl"
 
     def costs(self) -> Costs:
-        """The r deviations of a module are next to nothing; stored are they as directions of A."""
-        return Costs(states=3, adapters=2, predict="S")
+        """The r deviations of a module are next to nothing in training; stored, each is as large as A."""
+        return Costs(adapters=None, predict="S")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +236,7 @@ class TfbOptions(AdamWOptions):
     def costs(self) -> Costs:
         """The search for the scale is passes over the anchor set."""
         besides = f"{self.anchor_examples} rows {self.draws} times for each scale tried"
-        return Costs(adapters=2, predict="S", besides=besides)
+        return Costs(adapters=2.0, predict="S", besides=besides)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +248,7 @@ class EmaOptions(AdamWOptions):
 
     def costs(self) -> Costs:
         """The average."""
-        return Costs(states=3)
+        return Costs(states=3.0)
 
 
 @dataclass(frozen=True, kw_only=True)
