@@ -168,10 +168,12 @@ def test_it_is_imported_only_when_it_is_named_or_listed(site: Path, capsys: pyte
     RunConfig.from_dict(least)
     assert list(METHODS)[-1] == "jitter"
     assert "cinema" in TASKS
-    with pytest.raises(ValueError, match=r"unknown option 'jitter_std'; .* Options of jitter: name the method"):
+    with pytest.raises(ValueError, match=r"unknown option 'jitter_std'; .* The options of jitter are known where"):
         RunConfig.from_dict({**least, "jitter_std": 1})
     assert main(["train", "--method=jiter"]) == 1
     assert "did you mean 'jitter'" in capsys.readouterr().err
+    assert main(["train", "--jitter_std=1"]) == 2
+    assert "The options of jitter are known where the method is named." in " ".join(capsys.readouterr().err.split())
     assert "foreign_jitter" not in sys.modules
     with pytest.raises(ValueError, match=r"jitter_std is 0\.0; it must be positive"):
         RunConfig.from_dict({**least, "method": "jitter", "jitter_std": 0})

@@ -59,7 +59,8 @@ def test_a_published_comparison_has_a_small_variant_with_the_same_rows(name: str
 
 def test_the_workshops_lambda_and_h0_are_those_of_the_paper() -> None:
     plan = read_plan(RECIPES / "cong2024-llama-2-7b.yaml")
-    found = {cell.task: (cell.config.ess, cell.config.hess_init) for cell in plan.cells() if cell.method == "ivon"}
+    options = {cell.task: cell.config.method_options for cell in plan.cells() if cell.method == "ivon"}
+    found = {task: (given["ess"], given["hess_init"]) for task, given in options.items()}
     assert found == {
         "winogrande_s": (1e7, 3e-4),
         "winogrande_m": (1e8, 3e-4),

@@ -120,10 +120,10 @@ def _checked(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
 def _within(value: float, bounds: Mapping[str, float]) -> bool:
     """Whether a number is one (not NaN) and within its bounds."""
     return (
-        value > bounds.get("above", -math.inf)
+        ("above" not in bounds or value > bounds["above"])
         and value >= bounds.get("at_least", -math.inf)
         and value <= bounds.get("at_most", math.inf)
-        and value < bounds.get("below", math.inf)
+        and ("below" not in bounds or value < bounds["below"])
     )
 
 

@@ -127,7 +127,7 @@ class RunConfig:
     )
 
     method: str = _method("How the adapter is trained (see `varlora methods`).", "ivon")
-    method_options: Mapping[str, Any] = field(default_factory=dict)
+    method_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     num_train_epochs: float = _training("Passes over the training rows.", 3.0, above=0)
     max_steps: int = _training("Optimizer steps; overrides the epochs when positive.", -1)
@@ -203,7 +203,9 @@ class RunConfig:
         method = settings.get("method", cls.method)
         known = setting_names([method] if isinstance(method, str) and method in METHODS else [])
         if strange := [name for name in settings if name not in known]:
-            raise ValueError(f"unknown option {strange[0]!r}; {nearest(str(strange[0]), known, otherwise=_where())}")
+            listed = "`varlora train --help` lists them."
+            hint = nearest(str(strange[0]), known, otherwise=listed)
+            raise ValueError(f"unknown option {strange[0]!r}; {hint}{options_elsewhere()}")
         own = {name: value for name, value in settings.items() if name in SETTINGS}
         return cls(**own, method_options={n: v for n, v in settings.items() if n not in SETTINGS})
 
@@ -250,10 +252,10 @@ def setting_names(methods: Iterable[str] = ()) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*SETTINGS, *(name for kind in kinds for name in types_of(kind))]))
 
 
-def _where() -> str:
-    """Where options are listed that nothing is near to."""
-    others = ", ".join(METHODS.not_imported)
-    return "`varlora train --help` lists them." + (f" Options of {others}: name the method." if others else "")
+def options_elsewhere() -> str:
+    """A sentence on options that are not known because nobody has named their methods, which packages bring."""
+    names = ", ".join(METHODS.not_imported)
+    return f" The options of {names} are known where the method is named." if names else ""
 
 
 def _check_schedule(name: str) -> None:

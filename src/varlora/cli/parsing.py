@@ -129,6 +129,11 @@ class CommandParser(argparse.ArgumentParser):
         )
         raise SystemExit(2)
 
+    @property
+    def note(self) -> str:
+        """What else may be said of an unknown option."""
+        return ""
+
     def refuse(self, rest: Sequence[str]) -> NoReturn:
         """Says what is wrong with words that are no option of this command."""
         strange = [word for word in rest if word.startswith("-") and word != "-"]
@@ -137,7 +142,8 @@ class CommandParser(argparse.ArgumentParser):
         known = self.known_words()
         given = strange[0].split("=")[0]
         hint = nearest(f"--{given.lstrip('-').replace('-', '_')}", known, otherwise="")
-        self.error(f"unknown option {given}" + (f"; {hint}" if hint else ""))
+        said = f"unknown option {given}; {hint}" if hint else f"unknown option {given}."
+        self.error(f"{said} {self.note}".strip())
 
     def _from_yaml(self, file: str) -> Namespace:
         settings, self.reading = Namespace(), file

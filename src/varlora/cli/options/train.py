@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from varlora.cli.parsing import CommandParser, value_in
 from varlora.methods import METHODS, checked_options, methods_with, options_of
 from varlora.option_fields import types_of
-from varlora.run_config import RunConfig, setting_names
+from varlora.run_config import RunConfig, options_elsewhere, setting_names
 from varlora.yaml_files import load_yaml, read_yaml
 
 EXAMPLES = """
@@ -76,6 +76,11 @@ class TrainParser(CommandParser):
         given = [word.partition("=")[0].lstrip("-").replace("-", "_") for word in rest if word.startswith("--")]
         checked_options(self.method, {name: True for name in given if methods_with(name)})
         super().refuse(rest)
+
+    @property
+    def note(self) -> str:
+        """Packages may have the option."""
+        return options_elsewhere().strip()
 
     def known_words(self) -> list[str]:
         """The options of every method are compared with, too."""
