@@ -1,4 +1,4 @@
-"""An installed package adds a method and a task, each in one file; nothing of varlora knows of it."""
+"""An installed package adds a method, a task and a metric, each in one file; nothing of varlora knows of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 from small_runs import films, save_model, write_rows
 from varlora.cli import main
 from varlora.methods import METHODS, AdamW, checked_options, options_of, register_method
+from varlora.metrics import METRICS
 from varlora.run_config import RunConfig
 from varlora.runs import read_run
 from varlora.tasks import TASKS
@@ -57,12 +58,28 @@ cinema = Benchmark(
     label_names=("negative", "positive"),
 )
 """
+METRIC = """
+from varlora.metrics import Metric
+
+
+def probability(rows):
+    return rows.probs.gather(-1, rows.labels.unsqueeze(-1)).squeeze(-1)
+
+
+right = Metric(
+    name="right", function=probability, per_row=True, title="p(right)", better="higher",
+    meaning="the probability of the right answer",
+)
+"""
 ENTRY_POINTS = """
 [varlora.methods]
 jitter = foreign_jitter.method:Jitter
 
 [varlora.tasks]
 cinema = foreign_jitter.task:cinema
+
+[varlora.metrics]
+right = foreign_jitter.metric:right
 """
 
 
@@ -70,8 +87,8 @@ def install(folder: Path, name: str = "foreign-jitter", entry_points: str = ENTR
     """What pip would leave there."""
     package = folder / "foreign_jitter"
     package.mkdir(parents=True, exist_ok=True)
-    for file, text in (("__init__.py", ""), ("method.py", METHOD), ("task.py", TASK)):
-        (package / file).write_text(text)
+    for file, text in (("__init__", ""), ("method", METHOD), ("task", TASK), ("metric", METRIC)):
+        (package / f"{file}.py").write_text(text)
     facts = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -82,9 +99,9 @@ def install(folder: Path, name: str = "foreign-jitter", entry_points: str = ENTR
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of installed packages; what is imported from it is forgotten afterwards."""
-    for registry in (METHODS, TASKS):
+    for registry in (METHODS, TASKS, METRICS):
         monkeypatch.setattr(registry, "_added", {})
-    for module in ("foreign_jitter", "foreign_jitter.method", "foreign_jitter.task"):
+    for module in ("foreign_jitter", *(f"foreign_jitter.{name}" for name in ("method", "task", "metric"))):
         monkeypatch.delitem(sys.modules, module, raising=False)
     site = tmp_path / "site"
     site.mkdir()
@@ -122,6 +139,8 @@ def test_it_is_trained_and_compared_with(
     assert run.config.method_options == {"jitter_std": 0.5}
     assert (run.posterior.kind, run.facts["task"]["name"]) == ("diagonal_gaussian", "cinema")
     assert {float(p.min()) for p in run.posterior.tensors().values() if p.is_floating_point()} >= {4.0}
+    assert 0 < run.metrics["test"]["mean"]["right"] < 1
+    assert "**p(right)**: the probability of the right answer." in (target / "README.md").read_text("utf-8")
     recipe = target / "config.yaml"
     assert yaml.safe_load(recipe.read_text())["jitter_std"] == 0.5
     repeated = tmp_path / "again"
@@ -143,6 +162,7 @@ def test_it_is_trained_and_compared_with(
     [facts] = out.glob("tiny/cinema/jitter-seed-0-*/run.json")
     assert read_run(facts.parent).config.method_options == {"jitter_std": 0.5}
     assert json.loads(facts.read_text())["task"]["name"] == "cinema"
+    assert "p(right)" in (out / "tables.md").read_text("utf-8")
 
 
 def test_it_is_listed_and_helped_with(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

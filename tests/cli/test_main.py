@@ -73,6 +73,9 @@ def test_a_wrong_command_line_exits_with_2(call: Call, words: list[str], message
         ("lora_r: [1, 2]", "argument --lora_r: invalid int value: '1,2'"),
         ("lora_r: {a: 1}", "lora_r is {'a': 1}; it must be one value, or a list"),
         ("overwrite: true", "unknown option 'overwrite'"),
+        ("method: adamw\ness: 3", "recipe.yaml: method 'adamw' has no option ess"),
+        ("method: adamw\ness: null", "model_name_or_path is ''"),
+        ("method: [adamw]", "method is \"['adamw']\""),
         ("- a", "must hold one mapping"),
     ],
 )

@@ -190,9 +190,7 @@ def test_it_costs_what_it_says(result: Result) -> None:
     assert kept / weights == pytest.approx(costs.states, rel=0.03)
     if costs.adapters is not None:
         stored = sum(tensor.numel() for tensor in result.posterior.tensors().values())
-        assert 1 + stored / weights == pytest.approx(
-            costs.adapters, rel=1e-3
-        )  # what a kind keeps beside tensors: a rate
+        assert 1 + stored / weights == pytest.approx(costs.adapters, rel=1e-3)  # a dropout rate is one number
 
 
 def test_the_base_weights_are_untouched(result: Result) -> None:

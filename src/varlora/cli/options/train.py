@@ -68,7 +68,10 @@ class TrainParser(CommandParser):
         """As every command; an option of another method may be there as null, as in the folder of an older run."""
         values = read_yaml(file, setting_names([self.method]))
         own = set(self.field_names())
-        checked_options(self.method, {name: value for name, value in values.items() if name not in own})
+        try:
+            checked_options(self.method, {name: value for name, value in values.items() if name not in own})
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
         return {name: value for name, value in values.items() if name in own}
 
     def refuse(self, rest: Sequence[str]) -> NoReturn:
