@@ -26,8 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from varlora.posterior import PredictionConfig
 from varlora.runs.space import DRAWS, TEMPERATURES, Space
-from varlora.runs.tuning import Candidate, choose, losses
+from varlora.runs.tuning import choose, losses
 
 CLASSES, SPREAD, OWN_DRAWS, MANY = 4, 2.0, 10, 64
 FRESH = 4000
@@ -74,14 +75,13 @@ class Rows:
     def _log_probs(self, temperature: float, noise: Tensor) -> Tensor:
         return (self.mean[:, None] + math.sqrt(temperature) * self.world.noise * noise).log_softmax(2)
 
-    def __call__(self, temperature: float, samples: int, fraction: float) -> Tensor:
+    def __call__(self, config: PredictionConfig) -> Tensor:
         """Log-probabilities (N, S, C) at τ; nothing is pruned."""
-        return self._log_probs(temperature, self.noise[:, : samples if temperature > 0 else 1])
+        return self._log_probs(config.temperature, self.noise[:, : config.draws(OWN_DRAWS) or 1])
 
-    def nll(self, how: Candidate) -> float:
+    def nll(self, config: PredictionConfig) -> float:
         """The mean NLL of a way to predict."""
-        log_probs = self(how.temperature, how.samples, 0.0)
-        return float(losses(log_probs, self.labels, how.logit_temperature).mean())
+        return float(losses(self(config), self.labels, config.logit_temperature or 1.0).mean())
 
 
 def space() -> Space:
@@ -121,13 +121,13 @@ def rates(world: World, rows: int, runs: int, *, seed: int = 0) -> Rates:
         seed: decides all of them.
     """
     fresh = Rows(world, FRESH, torch.Generator().manual_seed(seed))
-    default = Candidate(stage="scale", temperature=1.0, samples=OWN_DRAWS, mode="samples", logit_temperature=1.0)
+    default = PredictionConfig(samples=OWN_DRAWS)
     before, generator = fresh.nll(default), torch.Generator().manual_seed(seed + 1)
     changes, gains = [], []
     for _ in range(runs):
         given = Rows(world, rows, generator)
         choice = choose(given, given.labels, space())
-        how = choice.chosen
+        how = choice.chosen.config
         moved = how.temperature != 1
         changes.append((not choice.kept, moved, how.logit_temperature != 1, not moved and how.samples != OWN_DRAWS))
         gains.append(0.0 if choice.kept else before - fresh.nll(how))

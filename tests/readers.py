@@ -16,7 +16,7 @@ import yaml
 from hypothesis import strategies as st
 from ledger import read_published
 
-from compare.plans import SMALL_PLAN
+from compare.plans import SMALL_PLAN, variant_of
 from models import lora, tiny_llama
 from varlora import NoiseController
 from varlora.adapters import adapter_config, trained_tensors
@@ -25,8 +25,7 @@ from varlora.compare.cell import make_cell
 from varlora.compare.cells_file import read_cells, write_cells
 from varlora.compare.details import curves_of
 from varlora.compare.plan_file import read_plan
-from varlora.compare.variant import Variant
-from varlora.compare.variant_files import FOLDER, facts_of, made_as, usable_rows, variant_folder
+from varlora.compare.variant_files import FOLDER, facts_of, stored_as, usable_rows, variant_folder
 from varlora.generation import Generations
 from varlora.manifest import sha256, to_json
 from varlora.optim import IVON
@@ -171,7 +170,7 @@ def _build_checkpoint(folder: Path) -> None:
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
 
 
-VARIANT = Variant(temperature=2.0, samples=4)
+VARIANT = variant_of(temperature=2.0, samples=4)
 
 
 def _build_comparison(folder: Path) -> None:
@@ -189,7 +188,7 @@ def _build_comparison(folder: Path) -> None:
     write_cells([cell], folder)
     run = read_run(folder / "run")
     facts = {"format": 1, "draws": 4, "pruned": 0.0, "seconds": {"validation": 1.0}, "tuning": {"tuned": None}}
-    made = variant_folder(run, made_as(run, VARIANT))
+    made = variant_folder(run, stored_as(run, VARIANT))
     made.mkdir(parents=True)
     (made / "variant.json").write_text(json.dumps(facts), encoding="utf-8")
     (folder / "run" / FOLDER / "validation.json").write_text('{"rows": 2, "usable": [0, 1]}', encoding="utf-8")
@@ -228,12 +227,12 @@ def sign_manifest(folder: Path) -> None:
 
 def _variant(folder: Path) -> dict[str, Any]:
     run = read_run(folder / "run")
-    return facts_of(run, made_as(run, VARIANT))
+    return facts_of(run, stored_as(run, VARIANT))
 
 
 def _made(folder: Path) -> str:
     run = read_run(folder / "run")
-    return str((variant_folder(run, made_as(run, VARIANT)) / "variant.json").relative_to(folder))
+    return str((variant_folder(run, stored_as(run, VARIANT)) / "variant.json").relative_to(folder))
 
 
 def readers(folder: Path) -> Mapping[str, Reader]:

@@ -30,6 +30,7 @@ from tiny_tokenizers import word_piece
 from varlora.adapters import trained_tensors
 from varlora.frozen_layers import cached_frozen_layers
 from varlora.methods import METHODS
+from varlora.posterior import PredictionConfig
 from varlora.prediction import Prediction
 from varlora.runs import (
     RunConfig,
@@ -242,7 +243,7 @@ def test_the_run_folder_loads_into_the_whole_model(encoder: str, tmp_path: Path)
     setting = reload_setting(folder.config, folder.path, folder.posterior.meta)
     for mode in ("mean", "samples"):
         stored = folder.prediction("test", mode)
-        again = predict_split(setting, folder.posterior, "test", mode=mode)
+        again = predict_split(setting, folder.posterior, "test", PredictionConfig(mode=mode))
         assert isinstance(again, Prediction)
         torch.testing.assert_close(again.log_probs, stored.log_probs, rtol=0, atol=1e-6)
     plain = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)

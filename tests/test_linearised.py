@@ -204,7 +204,7 @@ def test_the_temperature_divides_the_logits() -> None:
     tempered = DiagonalGaussian(
         mean=q.mean,
         precision={key: 1 / v for key, v in q.variance.items()},
-        meta=PosteriorMeta(logit_temperature=3.0, logit_temperature_by_mode={"linearised": 1.5}),
+        meta=PosteriorMeta(logit_temperatures={"mean": 3.0, "linearised": 1.5}),
     )
     assert predict_linearised(model, tempered, [unseen_batch("lora")], 1, readout=READOUT).logit_temperature == 1.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,9 +14,9 @@ import torch
 from killed_saves import kill_at
 from varlora.checkpoint import CheckpointError, load_posterior, save_posterior
 from varlora.manifest import MANIFEST, read_manifest, sha256, to_json, write_tuned
-from varlora.posterior import DiagonalGaussian, PosteriorMeta
+from varlora.posterior import DiagonalGaussian, PosteriorMeta, PredictionConfig
 
-TUNED = {"temperature": 0.5, "samples": 8, "mode": "samples", "logit_temperature": 1.5}
+TUNED = PredictionConfig(samples=8, temperature=0.5, logit_temperature=1.5)
 OLD_FIELDS = {
     "method",
     "num_examples",
@@ -25,8 +26,7 @@ OLD_FIELDS = {
     "base_revision",
     "readout",
     "linearised",
-    "logit_temperature",
-    "logit_temperature_by_mode",
+    "logit_temperatures",
     "history",
     "diagnostics",
 }
@@ -59,8 +59,8 @@ def test_tuned_and_back_to_the_same_bytes(tmp_path: Path) -> None:
     old, new = json.loads(before[MANIFEST]), json.loads(after[MANIFEST])
     assert {name for name in old if old[name] != new[name]} == {"meta", "sha256"}
     assert after.keys() == before.keys()
-    write_tuned(folder, {**TUNED, "samples": 4}, history)  # once more, over what was tuned
-    assert load_posterior(folder).meta.tuned["samples"] == 4
+    write_tuned(folder, dataclasses.replace(TUNED, samples=4), history)  # once more, over what was tuned
+    assert load_posterior(folder).meta.tuned == dataclasses.replace(TUNED, samples=4)
     write_tuned(folder, None, q.meta.history)
     assert contents(folder) == before
 
@@ -92,12 +92,15 @@ def test_a_posterior_that_was_never_tuned_does_not_speak_of_it(tmp_path: Path) -
     assert load_posterior(copy).meta.tuned == TUNED
 
 
-@pytest.mark.parametrize("tuned", [{"temperature": 0.5}, {**TUNED, "samples": "many"}])
-def test_what_could_not_be_loaded_is_not_written(tmp_path: Path, tuned: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("tuned", "history", "message"),
+    [({"temperature": 0.5}, [], r"meta\.tuned"), (TUNED, [{"nll": object()}], r"meta\.history")],
+)
+def test_what_could_not_be_loaded_is_not_written(tmp_path: Path, tuned: Any, history: Any, message: str) -> None:
     folder = saved(tmp_path / "q")
     before = contents(folder)
-    with pytest.raises(ValueError, match=r"meta\.tuned"):
-        write_tuned(folder, tuned, [])
+    with pytest.raises(ValueError, match=message):
+        write_tuned(folder, tuned, history)
     (folder / MANIFEST).write_text("{}")
     with pytest.raises(CheckpointError, match="format version None"):
         write_tuned(folder, TUNED, [])
@@ -115,7 +118,8 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path) -> None:
             write_and_die(folder, point)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
-        found.append((load_posterior(folder).meta.tuned or {}).get("samples", 0))
+        tuned = load_posterior(folder).meta.tuned
+        found.append(tuned.samples if tuned is not None else 0)
         if status == 0:
             break
     assert status == 0

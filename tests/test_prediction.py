@@ -77,7 +77,7 @@ def case(request: pytest.FixtureRequest) -> tuple[PeftModel, Readout]:
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_each_draw_is_one_set_of_weights_for_all_rows(case: tuple[PeftModel, Readout], antithetic: bool) -> None:
     model, readout = case
-    q = gaussian(model, logit_temperature=1.7)
+    q = gaussian(model, logit_temperatures={"mean": 1.7})
 
     prediction = predict(model, q, batches(model), samples=3, readout=readout, antithetic=antithetic, seed=5)
 

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
         LowRankGaussian,
         Mixture,
         PointMass,
+        PredictionConfig,
         point_mass_of,
         posterior_of,
     )
     from varlora.prediction import Prediction, predict
+    from varlora.prediction_setup import apply_tuning, remove_tuning
     from varlora.readout import AnswerTokens, ClassHead
     from varlora.tasks import answer_tokens
     from varlora.training import VariationalTrainer, VariationalTrainerMixin
-    from varlora.tuned import as_tuned, without_tuning
     from varlora.variational_callback import VariationalCallback
 
     __version__: str
@@ -55,13 +56,14 @@ __all__ = [
     "NoiseController",
     "PointMass",
     "Prediction",
+    "PredictionConfig",
     "VariationalCallback",
     "VariationalTrainer",
     "VariationalTrainerMixin",
     "__version__",
     "answer_tokens",
     "applied",
-    "as_tuned",
+    "apply_tuning",
     "common_prior",
     "generate",
     "isotropic_prior",
@@ -77,11 +79,11 @@ __all__ = [
     "predict",
     "predict_linearised",
     "prune",
+    "remove_tuning",
     "save_posterior",
     "set_prior_width",
     "snr",
     "temper",
-    "without_tuning",
 ]
 
 _MODULES = {
@@ -101,14 +103,15 @@ _MODULES = {
         "LowRankGaussian",
         "Mixture",
         "PointMass",
+        "PredictionConfig",
         "point_mass_of",
         "posterior_of",
     ),
     "prediction": ("Prediction", "predict"),
+    "prediction_setup": ("apply_tuning", "remove_tuning"),
     "readout": ("AnswerTokens", "ClassHead"),
     "tasks": ("answer_tokens",),
     "training": ("VariationalTrainer", "VariationalTrainerMixin"),
-    "tuned": ("as_tuned", "without_tuning"),
     "variational_callback": ("VariationalCallback",),
 }
 _find = lazily("varlora", {name: f"varlora.{home}" for home, names in _MODULES.items() for name in names})

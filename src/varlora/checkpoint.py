@@ -164,7 +164,7 @@ def load_posterior(folder: str | os.PathLike[str], *, base_model: str | None = N
     if ADAPTER_CONFIG in contents:
         config = _adapter_config(folder / ADAPTER_CONFIG, contents[ADAPTER_CONFIG])
     try:
-        meta = PosteriorMeta(**manifest["meta"], adapter_config=config)
+        meta = PosteriorMeta.from_dict({**manifest["meta"], "adapter_config": config})
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{where}: {error} {COPY_AGAIN}") from error
     _check_base_model(where, meta.base_model, base_model)
@@ -282,7 +282,7 @@ def _from_checkpoint(
             base_fingerprint=groups[0].get("base_fingerprint"),
             adapter_config=config,
             readout=readout,
-            **remaining_temperatures(groups[0], readout),
+            logit_temperatures=remaining_temperatures(groups[0], readout),
             diagnostics=diagnostics,
         ),
     )

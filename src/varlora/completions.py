@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from varlora.answer_logits import decoder_inputs, forward_parameters, widened
 from varlora.draws import held_batches, on_device_of, over_draws, progress_bar
 from varlora.posterior import Posterior
-from varlora.tuned import SAMPLES, by_default
+from varlora.prediction_setup import prepare
 
 
 def completion_log_likelihood(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def predict_completions(
         Log-likelihoods (N, S) float64, and the completions' numbers of tokens (N,) int64. Under the posterior
         a completion's log-likelihood is logsumexp over S minus log S.
     """
-    q, samples = (None, SAMPLES) if q is None else by_default(q, samples)
+    q, samples = prepare(q, samples)
     held = held_batches(batches)
     counts: list[Tensor] = []
 

@@ -28,10 +28,10 @@ from varlora.decoding import Greedy
 from varlora.draws import held_batches, on_device_of, over_draws, progress_bar
 from varlora.metrics import AnswerRows, evaluate_rows, majority
 from varlora.parquet_files import facts_in, read_table, rectangle
-from varlora.posterior import PointMass, Posterior
-from varlora.prediction import Mode
+from varlora.posterior import Posterior
+from varlora.prediction import PredictedMode
+from varlora.prediction_setup import prepare
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
-from varlora.tuned import SAMPLES, by_default
 
 _FORMAT = "varlora.generations.v1"
 _COLUMNS = {
@@ -51,7 +51,7 @@ class _Facts(TypedDict):
     has_ids: bool
     final_answer: FinalAnswer
     max_new_tokens: int
-    mode: Mode
+    mode: PredictedMode
     antithetic: bool
     seed: int | None
 
@@ -93,7 +93,7 @@ class Generations:
     references: tuple[str, ...] = ()
     final_answer: FinalAnswer = "text"
     max_new_tokens: int
-    mode: Mode = "model"
+    mode: PredictedMode = "model"
     antithetic: bool = False
     seed: int | None = None
 
@@ -111,8 +111,8 @@ class Generations:
                 raise ValueError(f"{len(getattr(self, name))} {name} for {rows} rows")
         if self.final_answer not in FINAL_ANSWERS:
             raise ValueError(f"final_answer {self.final_answer!r}; allowed: {', '.join(FINAL_ANSWERS)}")
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode {self.mode!r}; allowed: {', '.join(get_args(Mode))}")
+        if self.mode not in get_args(PredictedMode):
+            raise ValueError(f"mode {self.mode!r}; allowed: {', '.join(get_args(PredictedMode))}")
 
     @property
     def num_draws(self) -> int:
@@ -265,8 +265,8 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; allowed: 1 or more")
-    q, samples = (None, SAMPLES) if q is None else by_default(q, samples)
-    mode: Mode = "model" if q is None else "samples" if samples and not isinstance(q, PointMass) else "mean"
+    q, samples = prepare(q, samples)
+    mode: PredictedMode = "model" if q is None else "samples" if samples else "mean"
     held = held_batches(batches)
     decode = Greedy(model, tokenizer, max_new_tokens)
     for number, batch in enumerate(held):

@@ -31,8 +31,8 @@ from varlora.curvature.layers import Recorder, jacobian_bytes, linear_tensors, r
 from varlora.draws import held_batches, on_device_of
 from varlora.posterior import Posterior, linearisable
 from varlora.prediction import Prediction
+from varlora.prediction_setup import apply_tuning
 from varlora.readout import Readout
-from varlora.tuned import as_tuned
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,12 @@ def predict_linearised(
         raise ValueError(f"form {form!r}; allowed: {', '.join(get_args(Form))}")
     if form == "mc" and (samples < 1 or samples != int(samples)):
         raise ValueError(f"samples is {samples}; allowed: 1, 2, ...")
-    if (q.meta.tuned or {}).get("temperature") == 0:
+    if q.meta.tuned is not None and q.meta.tuned.canonical.mode == "mean":
         raise ValueError(
             "`varlora tune` chose this posterior's mean (temperature 0), which has no variance to push through the "
-            "linearised model. Predict with varlora.predict, or linearise varlora.without_tuning(q)."
+            "linearised model. Predict with varlora.predict, or linearise varlora.remove_tuning(q)."
         )
-    q = as_tuned(q)
+    q = apply_tuning(q)
     temperature = logit_temperature if logit_temperature is not None else q.meta.logit_temperature_of("linearised")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"the logit temperature must be positive and finite, got {temperature}")

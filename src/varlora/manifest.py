@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -14,10 +13,11 @@ from typing import Any
 from varlora import files
 from varlora.files import LARGEST_JSON
 from varlora.folders import atomic_file, interrupted
-from varlora.posterior import KINDS, PointMass, PosteriorMeta
+from varlora.posterior import KINDS, PointMass, PosteriorMeta, PredictionConfig
+from varlora.posterior.prediction_config import upgrade_tuned
 
-FORMAT_VERSION = 2
-_READ = (1, 2)
+FORMAT_VERSION = 3
+_READ = (1, 2, 3)
 MANIFEST = "posterior.json"
 BESIDE = "posterior.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -36,17 +36,18 @@ def meta_fields(meta: PosteriorMeta) -> dict[str, Any]:
 
     So the file of a posterior that was never tuned does not depend on whether this version knows of tuning.
     """
-    held = {f.name: getattr(meta, f.name) for f in dataclasses.fields(meta) if f.name != "adapter_config"}
+    held = {name: value for name, value in meta.to_dict().items() if name != "adapter_config"}
     optional = ("tuned", "base_fingerprint")
     return {name: value for name, value in held.items() if name not in optional or value is not None}
 
 
 def write_tuned(
-    folder: str | os.PathLike[str], tuned: Mapping[str, Any] | None, history: Sequence[Mapping[str, Any]]
+    folder: str | os.PathLike[str], tuned: PredictionConfig | None, history: Sequence[Mapping[str, Any]]
 ) -> None:
     """Writes posterior.json anew with another `meta.tuned` and `meta.history`, whole or not at all.
 
-    Nothing else in the file changes, and no other file: a kill leaves the old content or the new.
+    Nothing else in the file changes, but for the step to this format, and no other file: a kill leaves the old content
+    or the new.
 
     Args:
         folder: a posterior folder.
@@ -55,17 +56,16 @@ def write_tuned(
 
     Raises:
         CheckpointError: posterior.json is not sound.
-        ValueError: `tuned` or `history` is not what `PosteriorMeta` takes.
+        ValueError: `history` is not what `PosteriorMeta` takes.
 
     Example:
         >>> import tempfile
         >>> import torch
-        >>> from varlora import PointMass, load_posterior, save_posterior
+        >>> from varlora import PointMass, PredictionConfig, load_posterior, save_posterior
         >>> folder = save_posterior(PointMass(mean={"w": torch.ones(1)}), Path(tempfile.mkdtemp()) / "q")
         >>> before = (folder / MANIFEST).read_bytes()
-        >>> tuned = {"temperature": 1.0, "samples": 0, "mode": "mean", "logit_temperature": 1.5}
-        >>> write_tuned(folder, tuned, [{"op": "tune"}])
-        >>> load_posterior(folder).meta.tuned["logit_temperature"]
+        >>> write_tuned(folder, PredictionConfig(mode="mean", logit_temperature=1.5), [{"op": "tune"}])
+        >>> load_posterior(folder).meta.tuned.logit_temperature
         1.5
         >>> write_tuned(folder, None, [])
         >>> (folder / MANIFEST).read_bytes() == before
@@ -75,7 +75,7 @@ def write_tuned(
     meta = {name: value for name, value in manifest["meta"].items() if name != "tuned"}
     meta["history"] = list(PosteriorMeta(tuned=tuned, history=tuple(history)).history)
     if tuned is not None:
-        meta["tuned"] = dict(tuned)
+        meta["tuned"] = tuned.to_dict()
     manifest["meta"] = meta
     manifest["sha256"] = sha256(to_json(manifest))
     with atomic_file(Path(folder) / MANIFEST, overwrite=True) as file:
@@ -83,7 +83,7 @@ def write_tuned(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The checked content of posterior.json, without its own hash.
+    """The checked content of posterior.json in this version's format, without its own hash.
 
     Raises:
         CheckpointError: it is missing, changed, of a newer format or kind, or incomplete.
@@ -107,7 +107,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version not in _READ or isinstance(version, bool):
         raise CheckpointError(
             f"{path} has format version {version!r}; this varlora ({library_version('varlora')}) reads "
-            f"{' and '.join(map(str, _READ))}. If the version is higher, install a newer varlora."
+            f"{', '.join(map(str, _READ))}. If the version is higher, install a newer varlora."
         )
     stated = manifest.pop("sha256", None)
     if stated != sha256(to_json(manifest)):
@@ -127,7 +127,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} must list exactly {sorted(expected)} and hold meta. {COPY_AGAIN}")
     if not all(map(_is_entry, listed.values())):
         raise CheckpointError(f"{path} must give size and sha256 of each of its files. {COPY_AGAIN}")
+    if version < 3:
+        try:
+            manifest |= {"format_version": FORMAT_VERSION, "meta": _upgrade_meta(manifest["meta"])}
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error} {COPY_AGAIN}") from error
     return manifest
+
+
+def _upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """`meta` of formats 1 and 2, which had T in two fields, and τ, S and T of what was tuned beside "pruned"."""
+    former = ("logit_temperature", "logit_temperature_by_mode", "tuned")
+    upgraded = {name: value for name, value in meta.items() if name not in former}
+    of_point, by_mode = meta.get("logit_temperature", 1.0), meta.get("logit_temperature_by_mode") or {}
+    if not isinstance(by_mode, Mapping):
+        raise ValueError(f"meta.logit_temperature_by_mode is {by_mode!r}; it must map modes to numbers.")
+    if of_point != 1 or by_mode:
+        upgraded["logit_temperatures"] = {"mean": of_point, **by_mode}
+    if meta.get("tuned") is not None:
+        try:
+            upgraded["tuned"] = upgrade_tuned(meta["tuned"])
+        except ValueError as error:
+            raise ValueError(f"meta.tuned: {error}") from error
+    return upgraded
 
 
 def _is_entry(value: Any) -> bool:

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from varlora.draws import held_batches, on_device_of, over_draws, progress_bar
 from varlora.parquet_files import facts_in, read_table, rectangle
-from varlora.posterior import PointMass, Posterior
+from varlora.posterior import Posterior
+from varlora.prediction_setup import prepare
 from varlora.readout import Readout
-from varlora.tuned import SAMPLES, by_default
 
-Mode = Literal["model", "mean", "samples", "linearised"]
+PredictedMode = Literal["model", "mean", "samples", "linearised"]
 _FORMAT = "varlora.prediction.v1"
 _COLUMNS = {"id": pa.string(), "label": pa.int64(), "log_probs": pa.list_(pa.list_(pa.float64()))}
 _ROUNDING = 1e-6
@@ -40,7 +40,7 @@ class _Facts(TypedDict):
     format: Literal["varlora.prediction.v1"]
     classes: list[str]
     has_ids: bool
-    mode: Mode
+    mode: PredictedMode
     antithetic: bool
     seed: int | None
     logit_temperature: float
@@ -75,7 +75,7 @@ class Prediction:
     labels: Tensor
     classes: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
-    mode: Mode = "model"
+    mode: PredictedMode = "model"
     antithetic: bool = False
     seed: int | None = None
     logit_temperature: float = 1.0
@@ -95,8 +95,8 @@ class Prediction:
             raise ValueError(f"{len(self.classes)} class names for {num_classes} classes")
         if self.ids and len(self.ids) != rows:
             raise ValueError(f"{len(self.ids)} ids for {rows} rows")
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode {self.mode!r}; allowed: {', '.join(get_args(Mode))}")
+        if self.mode not in get_args(PredictedMode):
+            raise ValueError(f"mode {self.mode!r}; allowed: {', '.join(get_args(PredictedMode))}")
 
     @property
     def num_draws(self) -> int:
@@ -176,22 +176,6 @@ class Prediction:
             raise ValueError(f"{file} is not a saved prediction: {error}") from error
 
 
-def modes_of(q: Posterior, samples: int = 1) -> tuple[Mode, ...]:
-    """The modes in which a posterior can be predicted with; the last is the method's own.
-
-    Args:
-        q: the posterior.
-        samples: S, the number of draws there are to be; 0 leaves the point alone.
-
-    Example:
-        >>> modes_of(PointMass(mean={"w": torch.ones(1)}))
-        ('mean',)
-    """
-    if isinstance(q, PointMass) or samples == 0:
-        return ("mean",)
-    return ("mean", "samples", "linearised") if q.meta.linearised else ("mean", "samples")
-
-
 def predict(
     model: nn.Module,
     q: Posterior | None,
@@ -208,7 +192,7 @@ def predict(
 
     The model is in eval mode meanwhile; afterwards its weights, each module's mode and the global random state
     are what they were, also after an exception. The batches are read once and held, so a generator will do. A
-    posterior that `varlora tune` has tuned is predicted with as it chose (`varlora.tuned`).
+    posterior that `varlora tune` has tuned is predicted with as it chose (`varlora.prediction_setup`).
 
     Args:
         model: The model, on its device.
@@ -216,7 +200,7 @@ def predict(
         batches: As `varlora.tasks.Collator` makes them: what the readout reads, `labels` (B,), optionally `id`.
         samples: S, the number of draws; 0 predicts at the posterior's mean. A `PointMass` is drawn once. None: what
             `varlora tune` chose; else 10 where validation rows have shown that draws help, and 0 where they have not
-            (`varlora.tuned.by_default`).
+            (`varlora.prediction_setup.choose_default_config`).
         readout: How the answer is read.
         antithetic: Draw in pairs mean + e, mean - e (an odd last draw stays single): better averaged
             probabilities for the same S, worse mutual information.
@@ -243,8 +227,8 @@ def predict(
         >>> prediction.log_probs.shape, prediction.probs[0].tolist()
         (torch.Size([3, 4, 2]), [0.5, 0.5])
     """
-    q, samples = (None, SAMPLES) if q is None else by_default(q, samples)
-    mode: Mode = "model" if q is None else "samples" if samples and not isinstance(q, PointMass) else "mean"
+    q, samples = prepare(q, samples)
+    mode: PredictedMode = "model" if q is None else "samples" if samples else "mean"
     temperature = logit_temperature
     if temperature is None:
         temperature = q.meta.logit_temperature_of(mode) if q is not None else 1.0

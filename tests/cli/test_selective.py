@@ -16,9 +16,10 @@ import torch
 from cli.workshop import Outcome, Workshop, reviews, write_rows
 from varlora.manifest import write_tuned
 from varlora.metrics import clopper_pearson, conformal_rank
+from varlora.posterior import PredictionConfig
 from varlora.prediction import Prediction
+from varlora.prediction_setup import choose_config
 from varlora.runs import predict_split, read_run, reload_setting
-from varlora.tuned import as_tuned
 
 Call = Callable[..., Outcome]
 VALIDATION, TEST = reviews(60, first=200), reviews(45, first=100)
@@ -170,8 +171,7 @@ def test_the_validation_rows_are_predicted_as_the_others_are(call: Call, run: Pa
     def expected(samples: int) -> float:
         folder = read_run(run)
         setting = reload_setting(folder.config, folder.path, folder.posterior.meta)
-        mode = "samples" if samples else "mean"
-        found = predict_split(setting, as_tuned(folder.posterior), "validation", mode=mode, samples=samples)
+        found = predict_split(setting, folder.posterior, "validation", choose_config(folder.posterior, samples))
         assert isinstance(found, Prediction)
         return confidences(found)[conformal_rank(60, "0.2") - 1]
 
@@ -181,17 +181,17 @@ def test_the_validation_rows_are_predicted_as_the_others_are(call: Call, run: Pa
     assert value("--samples", 0) == pytest.approx(expected(0), abs=1e-12) != stored
     shutil.rmtree(run / "predictions")
     assert value() == stored
-    write_tuned(run, {"temperature": 4.0, "samples": 4, "mode": "samples", "logit_temperature": 1.0}, [{"op": "tune"}])
+    write_tuned(run, PredictionConfig(samples=4, temperature=4, logit_temperature=1.0), [{"op": "tune"}])
     assert value() == pytest.approx(expected(4), abs=1e-12) != stored
     assert value("--untuned") == stored
 
 
 def test_stored_predictions_of_a_tuned_run_are_not_used(call: Call, run: Path, tmp_path: Path) -> None:
     before = evaluated(call, run, tmp_path / "m.json", "--coverage", "0.8")[1]["threshold"]["value"]
-    write_tuned(run, {"temperature": 9.0, "samples": 4, "mode": "samples", "logit_temperature": 1.0}, [{"op": "tune"}])
+    write_tuned(run, PredictionConfig(samples=4, temperature=9, logit_temperature=1.0), [{"op": "tune"}])
     warmer = evaluated(call, run, tmp_path / "m.json", "--coverage", "0.8")[1]["threshold"]["value"]
     assert warmer != pytest.approx(before, abs=1e-9)
-    write_tuned(run, {"temperature": 1.0, "samples": 4, "mode": "samples", "logit_temperature": 3.0}, [{"op": "tune"}])
+    write_tuned(run, PredictionConfig(samples=4, logit_temperature=3.0), [{"op": "tune"}])
     done, found = evaluated(call, run, tmp_path / "m.json", "--coverage", "0.8")
     assert 0.5 <= found["threshold"]["value"] < before
     assert found["chosen_on"]["also_used_for"] == ["`varlora tune` chose how to predict"]

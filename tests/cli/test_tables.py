@@ -28,10 +28,10 @@ def shown(**meta: object) -> str:
 
 def test_a_temperature_stands_beside_the_mode_whose_logits_it_divides() -> None:
     assert "T =" not in shown()
-    one = shown(logit_temperature_by_mode={"samples": 1.314})
+    one = shown(logit_temperatures={"samples": 1.314})
     assert "samples (T = 1.31)" in one
     assert "mean (T" not in one
-    both = shown(logit_temperature=0.5, logit_temperature_by_mode={"samples": 1.314})
+    both = shown(logit_temperatures={"mean": 0.5, "samples": 1.314})
     assert "mean (T = 0.50)" in both
 
 

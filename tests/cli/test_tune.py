@@ -15,6 +15,7 @@ from cli.workshop import Outcome, Workshop, reviews, write_rows
 from varlora.folders import atomic_folder
 from varlora.manifest import write_tuned
 from varlora.ops import temper
+from varlora.posterior import PredictionConfig
 from varlora.runs import measure, predict_split, read_run, reload_setting
 from varlora.runs.folder import write_derived
 
@@ -46,7 +47,7 @@ def measured(folder: Path, samples: int, *, temperature: float) -> Any:
     run = read_run(folder)
     setting = reload_setting(run.config, run.path, run.posterior.meta)
     q = temper(run.posterior, temperature)
-    found = predict_split(setting, q, "test", samples=samples)
+    found = predict_split(setting, q, "test", PredictionConfig(samples=samples))
     return measure({"test": {"samples": found}})["test"]["samples"]
 
 
@@ -83,7 +84,7 @@ def test_eval_and_predict_use_what_was_tuned(call: Call, hot: Path, workshop: Wo
     cooled = measured(hot, 6, temperature=0.25)
     trained = measured(hot, 4, temperature=1.0)
     two = measured(hot, 2, temperature=0.25)
-    write_tuned(hot, {"temperature": 0.25, "samples": 6, "mode": "samples", "logit_temperature": 1.0}, [{"op": "tune"}])
+    write_tuned(hot, PredictionConfig(samples=6, temperature=0.25, logit_temperature=1.0), [{"op": "tune"}])
     file = tmp_path / "m.json"
 
     def evaluated(*words: object) -> Any:
@@ -134,7 +135,7 @@ def test_eval_and_predict_use_what_was_tuned(call: Call, hot: Path, workshop: Wo
 
 
 def test_a_tuned_mean_is_one_pass(call: Call, hot: Path, tmp_path: Path) -> None:
-    write_tuned(hot, {"temperature": 0.0, "samples": 0, "mode": "mean", "logit_temperature": 2.0}, [{"op": "tune"}])
+    write_tuned(hot, PredictionConfig(mode="mean", temperature=0, logit_temperature=2.0), [{"op": "tune"}])
     words = ["eval", hot, "--no_progress", "--resamples", 0, "--split", "test", "--output_file", tmp_path / "m.json"]
     done = call(*words)
     assert done.code == 0, done.err
@@ -146,7 +147,7 @@ def test_a_tuned_mean_is_one_pass(call: Call, hot: Path, tmp_path: Path) -> None
 
 
 def test_what_is_pruned_of_a_tuned_run_says_that_it_is_not_tuned(call: Call, hot: Path, tmp_path: Path) -> None:
-    write_tuned(hot, {"temperature": 0.5, "samples": 4, "mode": "samples", "logit_temperature": 1.0}, [{"op": "tune"}])
+    write_tuned(hot, PredictionConfig(samples=4, temperature=0.5, logit_temperature=1.0), [{"op": "tune"}])
     done = call("prune", hot, "--fraction", 0.1, "--output_dir", tmp_path / "pruned")
     assert done.code == 0
     assert "what `varlora tune` chose is left out" in done.err

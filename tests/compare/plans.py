@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from varlora.compare import Plan, read_plan
+from varlora.compare import Plan, Variant, read_plan
 
 SMALL_PLAN: Mapping[str, Any] = {
     "name": "tiny",
@@ -58,3 +59,13 @@ def written(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
 def plan(folder: Path, changes: Mapping[str, Any] | None = None, **options: Any) -> Plan:
     """The plan, read; its output folder is folder/out."""
     return read_plan(written(folder, changes), **{"output_dir": folder / "out", **options})
+
+
+def variant_of(**values: Any) -> Variant:
+    """A variant as a plan's row writes it."""
+    return Variant.from_dict(values)
+
+
+def drawing(variant: Variant, samples: int) -> Variant:
+    """The same with another number of draws."""
+    return replace(variant, config=replace(variant.config, samples=samples))

@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 import torch
 
+from compare.plans import variant_of
 from varlora.compare.details import costs_of, curves_of, label_of, scales_of_runs
 from varlora.compare.plan import Curve
-from varlora.compare.variant import Variant
-from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, Posterior, PosteriorMeta
+from varlora.posterior import (
+    DiagonalGaussian,
+    DropoutMasks,
+    Mixture,
+    PointMass,
+    Posterior,
+    PosteriorMeta,
+    PredictionConfig,
+)
 from varlora.runs import RunConfig, RunFolder
 
 POINT = PointMass(mean={"w": torch.ones(2)})
@@ -45,7 +53,7 @@ def test_scales_by_hand() -> None:
 
 def test_what_was_tuned_changes_no_scale() -> None:
     q = gaussian([1.0], [0.5])
-    tuned = {"temperature": 4.0, "samples": 4, "mode": "samples", "logit_temperature": 1.0}
+    tuned = PredictionConfig(samples=4, temperature=4, logit_temperature=1.0)
     changed = DiagonalGaussian(mean=q.mean, precision=q.precision, meta=PosteriorMeta(tuned=tuned))
     assert scales_of_runs({("a", 0): run_of(changed)}) == scales_of_runs({("a", 0): run_of(q)})
 
@@ -104,16 +112,16 @@ def test_costs_of_what_is_kept(tmp_path: Path) -> None:
     ("curve", "label"),
     [
         (Curve(over="temperature", values=(1,)), "ivon"),
-        (Curve(over="samples", values=(1,), variant=Variant(temperature=0.5)), "ivon, τ = 0.5"),
+        (Curve(over="samples", values=(1,), variant=variant_of(temperature=0.5)), "ivon, τ = 0.5"),
         (Curve(over="prune", values=(0.1,)), "ivon, by snr"),
         (
-            Curve(over="prune", values=(0.1,), variant=Variant(mode="mean", prune_by="magnitude")),
+            Curve(over="prune", values=(0.1,), variant=variant_of(mode="mean", prune_by="magnitude")),
             "ivon, mean, by magnitude",
         ),
-        (Curve(over="prune", values=(0.1,), variant=Variant(prune_scope="tensor")), "ivon, by snr within tensors"),
-        (Curve(over="temperature", values=(1,), variant=Variant(prune=0.2)), "ivon, by snr, 20 % pruned"),
+        (Curve(over="prune", values=(0.1,), variant=variant_of(prune_scope="tensor")), "ivon, by snr within tensors"),
+        (Curve(over="temperature", values=(1,), variant=variant_of(prune=0.2)), "ivon, by snr, 20 % pruned"),
         (
-            Curve(over="temperature", values=(1,), variant=Variant(samples=4, logit_temperature="validation")),
+            Curve(over="temperature", values=(1,), variant=variant_of(samples=4, logit_temperature="validation")),
             "ivon, 4 samples, logit temperature",
         ),
     ],

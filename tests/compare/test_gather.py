@@ -17,13 +17,14 @@ import pytest
 import torch
 import yaml
 
+from compare.plans import variant_of
 from small_runs import herds, save_model, write_rows
 from varlora.compare import variants
 from varlora.compare.cell import Cell
 from varlora.compare.gather import _notes, chosen_seeds, gather
 from varlora.compare.plan import Plan
 from varlora.compare.plan_file import read_plan
-from varlora.compare.variants import Variant, load_variant, pruned_fraction
+from varlora.compare.variants import load_variant, pruned_fraction
 from varlora.compare.worker import execute_cell
 from varlora.metrics import evaluate, mutual_information
 from varlora.ops import snr
@@ -141,7 +142,7 @@ def test_the_rows_are_the_runs_own_numbers(folder: Path, block: Block) -> None:
             for seed, metrics in enumerate(comparison.summary(split)[label].per_seed):
                 run = read_run(cell_of(plan_of(folder), method, seed).folder)
                 assert metrics == pytest.approx(run.metrics[split][mode], rel=1e-12, nan_ok=True)
-    for label, variant in (("AdamW + temperature", Variant(mode="mean", logit_temperature="validation")),):
+    for label, variant in (("AdamW + temperature", variant_of(mode="mean", logit_temperature="validation")),):
         prediction = load_variant(read_run(cell_of(plan_of(folder), "adamw", 1).folder), variant, "test")
         assert comparison.summary("test")[label].per_seed[1] == evaluate(prediction.log_probs, prediction.labels)
 
@@ -178,9 +179,9 @@ def test_frontiers_pass_through_the_tables_rows(folder: Path, block: Block) -> N
         assert point_of(block, "prune", "ivon, by random", 0.0, seed).metrics == draws
         run = read_run(cell_of(plan_of(folder), "ivon", seed).folder)
         for over, label, value, variant in (
-            ("temperature", "ivon", 4.0, Variant(temperature=4)),
-            ("samples", "ivon", 6.0, Variant(samples=6)),
-            ("prune", "ivon, by random", 0.5, Variant(prune=0.5, prune_by="random")),
+            ("temperature", "ivon", 4.0, variant_of(temperature=4)),
+            ("samples", "ivon", 6.0, variant_of(samples=6)),
+            ("prune", "ivon, by random", 0.5, variant_of(prune=0.5, prune_by="random")),
         ):
             prediction = load_variant(run, variant, "test")
             assert point_of(block, over, label, value, seed).metrics == evaluate(
@@ -239,7 +240,7 @@ def test_scales_logs_and_costs_are_the_runs(folder: Path, block: Block) -> None:
 
 def test_what_validation_rows_chose_is_noted(folder: Path, block: Block) -> None:
     runs = [read_run(cell_of(plan_of(folder), "ivon", seed).folder) for seed in (0, 1)]
-    fractions = ", ".join(f"{100 * pruned_fraction(run, Variant(prune='validation')):g} %" for run in runs)
+    fractions = ", ".join(f"{100 * pruned_fraction(run, variant_of(prune='validation')):g} %" for run in runs)
     assert f"{PRUNED}: {fractions} pruned by snr, chosen on validation rows" in block.notes
     assert any(note.startswith(f"{SCALED}: logits divided by ") for note in block.notes)
 

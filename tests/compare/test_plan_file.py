@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from compare.plans import plan, written
+from compare.plans import plan, variant_of, written
 from small_runs import films, write_rows
-from varlora.compare import Variant, read_plan
+from varlora.compare import read_plan
 from varlora.compare.plan_file import KNOWN
 from varlora.run_config import SETTINGS, RunConfig
 
@@ -21,8 +21,8 @@ def test_a_plan_is_read_as_it_is_written(tmp_path: Path) -> None:
     found = plan(tmp_path, {"data": "rows", "note": "what it repeats", "overrides": [_OVERRIDE]})
     assert (found.name, found.reference, found.seeds) == ("tiny", "AdamW", (0,))
     assert found.labels == ("AdamW", "IVON, mean", "IVON, 2 samples")
-    assert found.methods["ivon"].rows["IVON, mean"] == Variant(mode="mean")
-    assert [v.temperature for v in found.methods["ivon"].curves[0].variants()] == [0, 0.5, 1]
+    assert found.methods["ivon"].rows["IVON, mean"] == variant_of(mode="mean")
+    assert [v.config.temperature for v in found.methods["ivon"].curves[0].variants()] == [0, 0.5, 1]
     assert found.settings["learning_rate"] == 1e-3
     assert (found.data, found.note) == (Path("rows"), "what it repeats")
     assert found.overrides[0].when == {"task": ("world",), "seed": (0, 1)}
@@ -41,7 +41,7 @@ def test_a_resolved_plan_reads_back_as_the_same(tmp_path: Path) -> None:
     file = tmp_path / "resolved.yaml"
     file.write_text(yaml.safe_dump(found.to_dict()), encoding="utf-8")
     assert read_plan(file) == found
-    assert found.methods["ivon"].curves[0].variant.prune_by == "variance"
+    assert found.methods["ivon"].curves[0].variant.config.prune_by == "variance"
 
 
 def test_the_folder_goes_by_the_name_unless_it_is_said(tmp_path: Path) -> None:

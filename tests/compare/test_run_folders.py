@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from varlora.compare import Variant
+from compare.plans import variant_of
 from varlora.compare.run_folders import plan_of_runs
 from varlora.posterior import DiagonalGaussian, PointMass, Posterior
 from varlora.runs import RunConfig, RunFolder
@@ -44,13 +44,13 @@ def test_every_mode_of_every_method_is_a_row(add: Add) -> None:
     plan, cells = plan_of_runs(folders)
     assert plan.labels == ("ivon, mean", "ivon, samples", "adamw, mean")
     assert (plan.name, plan.reference, plan.seeds) == ("arc", "adamw, mean", (0, 1))
-    assert plan.methods["ivon"].rows["ivon, samples"] == Variant(mode="samples")
+    assert plan.methods["ivon"].rows["ivon, samples"] == variant_of(mode="samples")
     assert [(cell.method, cell.seed, str(cell.folder), cell.model, cell.task) for cell in cells] == [
         ("ivon", 0, "a", "tiny", "arc"),
         ("adamw", 0, "b", "tiny", "arc"),
         ("ivon", 1, "c", "tiny", "arc"),
     ]
-    assert [variant.mode for variant in cells[0].variants] == ["mean", "samples"]
+    assert [variant.config.mode for variant in cells[0].variants] == ["mean", "samples"]
 
 
 def test_the_reference_is_a_row(add: Add) -> None:

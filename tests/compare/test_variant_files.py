@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from compare.plans import drawing, variant_of
 from varlora.compare.variant import Variant
 from varlora.compare.variant_files import (
     FORMAT,
     draws_of,
-    in_words,
-    is_made,
+    explain_unfit,
     is_own,
+    is_stored,
     load_variant,
-    made_as,
     pruned_fraction,
     seconds,
     splits_of,
-    unfit,
+    stored_as,
     usable_rows,
     variant_folder,
 )
@@ -55,7 +54,7 @@ def run_of(
 
 
 def write_facts(run: RunFolder, variant: Variant, **facts: Any) -> Path:
-    folder = variant_folder(run, made_as(run, variant))
+    folder = variant_folder(run, stored_as(run, variant))
     folder.mkdir(parents=True)
     content = {"format": FORMAT, "draws": 10, "pruned": 0.0, "seconds": {"test": 3.0}, **facts}
     (folder / "variant.json").write_text(json.dumps(content), encoding="utf-8")
@@ -73,19 +72,19 @@ def prediction(draws: int) -> Prediction:
     ("q", "variant", "own"),
     [
         (GAUSSIAN, Variant(), True),
-        (GAUSSIAN, Variant(samples=10), True),
-        (GAUSSIAN, Variant(samples=11), False),
-        (GAUSSIAN, Variant(samples=1), True),
-        (GAUSSIAN, Variant(temperature=0, samples=99), True),
-        (GAUSSIAN, Variant(temperature=2), False),
-        (GAUSSIAN, Variant(prune=0.1), False),
-        (GAUSSIAN, Variant(prune="validation"), False),
-        (GAUSSIAN, Variant(mode="linearised"), False),
-        (LINEARISED, Variant(mode="linearised"), True),
+        (GAUSSIAN, variant_of(samples=10), True),
+        (GAUSSIAN, variant_of(samples=11), False),
+        (GAUSSIAN, variant_of(samples=1), True),
+        (GAUSSIAN, variant_of(temperature=0, samples=99), True),
+        (GAUSSIAN, variant_of(temperature=2), False),
+        (GAUSSIAN, variant_of(prune=0.1), False),
+        (GAUSSIAN, variant_of(prune="validation"), False),
+        (GAUSSIAN, variant_of(mode="linearised"), False),
+        (LINEARISED, variant_of(mode="linearised"), True),
         (ENSEMBLE, Variant(), True),
-        (ENSEMBLE, Variant(samples=2), True),
-        (POINT, Variant(mode="mean", logit_temperature="validation"), True),
-        (POINT, Variant(mode="mean", prune=0.1, prune_by="magnitude"), False),
+        (ENSEMBLE, variant_of(samples=2), True),
+        (POINT, variant_of(mode="mean", logit_temperature="validation"), True),
+        (POINT, variant_of(mode="mean", prune=0.1, prune_by="magnitude"), False),
     ],
 )
 def test_what_training_has_predicted_already(q: Posterior, variant: Variant, own: bool) -> None:
@@ -94,56 +93,56 @@ def test_what_training_has_predicted_already(q: Posterior, variant: Variant, own
 
 def test_a_run_that_predicts_at_its_mean_has_no_draws_of_its_own() -> None:
     run = run_of(GAUSSIAN, samples=0)
-    assert "Give the variant's samples" in (unfit(run, Variant()) or "")
-    assert unfit(run, Variant(samples=4)) is None
-    assert not is_own(run, Variant(samples=1))
-    assert is_own(run, Variant(mode="mean"))
+    assert "Give the variant's samples" in (explain_unfit(run, Variant()) or "")
+    assert explain_unfit(run, variant_of(samples=4)) is None
+    assert not is_own(run, variant_of(samples=1))
+    assert is_own(run, variant_of(mode="mean"))
 
 
 @pytest.mark.parametrize(
     ("q", "variant", "why"),
     [
-        (GAUSSIAN, Variant(temperature=2, prune=0.5, prune_by="variance", samples=50), None),
-        (GAUSSIAN, Variant(mode="linearised", temperature=0.5), None),
+        (GAUSSIAN, variant_of(temperature=2, prune=0.5, prune_by="variance", samples=50), None),
+        (GAUSSIAN, variant_of(mode="linearised", temperature=0.5), None),
         (POINT, Variant(), "gives a point mass, which has no draws"),
-        (POINT, Variant(mode="mean", prune=0.5, prune_by="random"), None),
-        (POINT, Variant(mode="mean", prune="validation"), "use by='magnitude'"),
-        (ENSEMBLE, Variant(samples=3), None),
-        (ENSEMBLE, Variant(samples=4), "its 3 members are all the draws it has. Give samples up to 3"),
-        (ENSEMBLE, Variant(temperature=2), "component 0 of the mixture"),
-        (ENSEMBLE, Variant(prune=0.5, prune_by="magnitude"), None),
-        (GAUSSIANS, Variant(samples=12), None),  # 10 draws of 3 components are 12
-        (GAUSSIANS, Variant(samples=6), "fewer are no part of more. Give samples: 12"),
-        (GAUSSIANS, Variant(temperature=2), None),
-        (DROPOUT, Variant(samples=3), None),
-        (DROPOUT, Variant(temperature=2), "no covariance to temper"),
-        (DROPOUT, Variant(prune=0.5), "no variance of the weights"),
-        (DROPOUT, Variant(prune=0.5, prune_by="magnitude"), None),
-        (ENSEMBLE, Variant(mode="linearised"), "mixture"),
-        (POINT, Variant(tune=True), None),  # it has a T
-        (GAUSSIANS, Variant(tune=True), None),
-        (DROPOUT, Variant(tune=True), None),
+        (POINT, variant_of(mode="mean", prune=0.5, prune_by="random"), None),
+        (POINT, variant_of(mode="mean", prune="validation"), "use by='magnitude'"),
+        (ENSEMBLE, variant_of(samples=3), None),
+        (ENSEMBLE, variant_of(samples=4), "its 3 members are all the draws it has. Give samples up to 3"),
+        (ENSEMBLE, variant_of(temperature=2), "component 0 of the mixture"),
+        (ENSEMBLE, variant_of(prune=0.5, prune_by="magnitude"), None),
+        (GAUSSIANS, variant_of(samples=12), None),  # 10 draws of 3 components are 12
+        (GAUSSIANS, variant_of(samples=6), "fewer are no part of more. Give samples: 12"),
+        (GAUSSIANS, variant_of(temperature=2), None),
+        (DROPOUT, variant_of(samples=3), None),
+        (DROPOUT, variant_of(temperature=2), "no covariance to temper"),
+        (DROPOUT, variant_of(prune=0.5), "no variance of the weights"),
+        (DROPOUT, variant_of(prune=0.5, prune_by="magnitude"), None),
+        (ENSEMBLE, variant_of(mode="linearised"), "mixture"),
+        (POINT, variant_of(tune=True), None),  # it has a T
+        (GAUSSIANS, variant_of(tune=True), None),
+        (DROPOUT, variant_of(tune=True), None),
     ],
 )
 def test_what_a_posterior_lacks(q: Posterior, variant: Variant, why: str | None) -> None:
-    found = unfit(run_of(q), variant)
+    found = explain_unfit(run_of(q), variant)
     assert found is None if why is None else why in (found or "")
 
 
 def test_without_validation_rows_nothing_is_chosen() -> None:
     run = run_of(GAUSSIAN, rows={"train": 9, "test": 5})
-    for variant in (Variant(prune="validation"), Variant(logit_temperature="validation"), Variant(tune=True)):
-        assert "no validation rows to choose on" in (unfit(run, variant) or "")
-    assert unfit(run, Variant(prune=0.5)) is None
+    for variant in (variant_of(prune="validation"), variant_of(logit_temperature="validation"), variant_of(tune=True)):
+        assert "no validation rows to choose on" in (explain_unfit(run, variant) or "")
+    assert explain_unfit(run, variant_of(prune=0.5)) is None
 
 
 def test_the_runs_own_number_of_draws_has_one_name() -> None:
     run = run_of(GAUSSIAN)
-    chosen = Variant(prune="validation")
-    assert made_as(run, replace(chosen, samples=10)) == made_as(run, chosen)
-    assert made_as(run, replace(chosen, samples=9)) != made_as(run, chosen)
-    assert (draws_of(run, chosen), draws_of(run, replace(chosen, samples=9))) == (10, 9)
-    assert draws_of(run, Variant(mode="mean")) == 0
+    chosen = variant_of(prune="validation")
+    assert stored_as(run, drawing(chosen, 10)) == stored_as(run, chosen)
+    assert stored_as(run, drawing(chosen, 9)) != stored_as(run, chosen)
+    assert (draws_of(run, chosen), draws_of(run, drawing(chosen, 9))) == (10, 9)
+    assert draws_of(run, variant_of(mode="mean")) == 0
 
 
 def test_the_splits_that_are_predicted() -> None:
@@ -151,24 +150,24 @@ def test_the_splits_that_are_predicted() -> None:
 
 
 def test_what_is_kept_counts_if_it_has_the_draws(tmp_path: Path) -> None:
-    run, variant = run_of(GAUSSIAN, path=tmp_path), Variant(temperature=2)
-    assert not is_made(run, variant.made_as, 1)
+    run, variant = run_of(GAUSSIAN, path=tmp_path), variant_of(temperature=2)
+    assert not is_stored(run, variant.stored_as, 1)
     folder = write_facts(run, variant)
-    assert [is_made(run, variant.made_as, draws) for draws in (10, 11)] == [True, False]
+    assert [is_stored(run, variant.stored_as, draws) for draws in (10, 11)] == [True, False]
     saved = prediction(10)
     saved.save(folder / "test.parquet")
-    first = load_variant(run, Variant(temperature=2, samples=1), "test")
+    first = load_variant(run, variant_of(temperature=2, samples=1), "test")
     assert torch.equal(first.log_probs, saved.log_probs[:, :1])
     assert not first.antithetic
-    assert load_variant(run, Variant(temperature=2, samples=4), "test").antithetic
+    assert load_variant(run, variant_of(temperature=2, samples=4), "test").antithetic
     assert seconds(run, variant, "test") == 3.0
-    assert seconds(run, replace(variant, samples=4), "test") is None
+    assert seconds(run, drawing(variant, 4), "test") is None
     assert seconds(run, variant, "ood") is None
 
 
 def test_a_chosen_fraction_is_read_and_nothing_pruned_is_the_runs_own(tmp_path: Path) -> None:
     run = run_of(GAUSSIAN, path=tmp_path)
-    chosen, warm = Variant(prune="validation"), Variant(prune="validation", temperature=2)
+    chosen, warm = variant_of(prune="validation"), variant_of(prune="validation", temperature=2)
     with pytest.raises(ValueError, match=r"has not been predicted with as \{mode: samples, prune: validation\} yet"):
         pruned_fraction(run, chosen)
     write_facts(run, chosen, pruned=0.0)
@@ -189,6 +188,8 @@ def test_without_the_note_of_validation_rows_nothing_is_chosen(tmp_path: Path) -
 
 
 def test_a_variant_in_words() -> None:
-    assert in_words(Variant()) == "{mode: samples}"
-    assert in_words(Variant(tune=True)) == "{tune: true}"
-    assert in_words(Variant(mode="mean", prune=0.1, prune_by="random")) == "{mode: mean, prune: 0.1, prune_by: random}"
+    assert Variant().describe() == "{mode: samples}"
+    assert variant_of(tune=True).describe() == "{tune: true}"
+    assert (
+        variant_of(mode="mean", prune=0.1, prune_by="random").describe() == "{mode: mean, prune: 0.1, prune_by: random}"
+    )

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compare.plans import drawing, variant_of
 from small_runs import config, finish_herds, herds, save_model, write_rows
 from varlora.compare import variant_files
 from varlora.compare import variants as making
@@ -31,6 +32,7 @@ from varlora.metrics import WORTHWHILE, fit_temperature, mean_log_probs, paired_
 from varlora.metrics.scoring import log_losses
 from varlora.ops import prune, temper
 from varlora.prediction import Prediction
+from varlora.prediction_setup import choose_config
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
 from varlora.runs.selection import FRACTIONS
 from varlora.runs.tune import tune
@@ -65,9 +67,10 @@ def ivon(finished: Mapping[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished["ivon"], tmp_path / "run"))
 
 
-def predicted(folder: Path, q: Any, split: str, **options: Any) -> Prediction:
+def predicted(folder: Path, q: Any, split: str, samples: int | None = None) -> Prediction:
     found = read_run(folder)
-    prediction = predict_split(reload_setting(found.config, folder, found.posterior.meta), q, split, **options)
+    setting = reload_setting(found.config, folder, found.posterior.meta)
+    prediction = predict_split(setting, q, split, choose_config(q, samples, found.config.samples))
     assert isinstance(prediction, Prediction)
     return prediction
 
@@ -83,8 +86,8 @@ def test_the_runs_own_modes_and_their_first_draws_are_read_and_nothing_is_kept(
     ivon: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing_is_loaded(monkeypatch)
-    own = [Variant(mode="mean"), Variant(), Variant(samples=4), Variant(samples=3), Variant(samples=1)]
-    own.append(Variant(temperature=0, samples=2))
+    own = [variant_of(mode="mean"), Variant(), variant_of(samples=4), variant_of(samples=3), variant_of(samples=1)]
+    own.append(variant_of(temperature=0, samples=2))
     assert is_complete(ivon, own)
     ensure_variants(ivon, own)
     assert not (ivon / "variants").exists()
@@ -99,14 +102,14 @@ def test_the_first_draws_are_those_of_a_prediction_with_so_many(ivon: Path) -> N
     # An odd number ends with a draw that has no mirror image, as it does in `predict`.
     found = read_run(ivon)
     for draws in (1, 3):
-        first = load_variant(found, Variant(samples=draws), "test")
+        first = load_variant(found, variant_of(samples=draws), "test")
         alone = predicted(ivon, found.posterior, "test", samples=draws)
         assert torch.equal(first.log_probs, alone.log_probs)
         assert (first.antithetic, first.seed, first.mode) == (alone.antithetic, alone.seed, alone.mode)
 
 
 def test_a_variant_is_the_posterior_pruned_then_tempered(ivon: Path) -> None:
-    variant = Variant(temperature=4, samples=6, prune=0.3, prune_by="magnitude", prune_scope="tensor")
+    variant = variant_of(temperature=4, samples=6, prune=0.3, prune_by="magnitude", prune_scope="tensor")
     assert not is_complete(ivon, [variant])
     ensure_variants(ivon, [variant])
     assert is_complete(ivon, [variant])
@@ -117,23 +120,23 @@ def test_a_variant_is_the_posterior_pruned_then_tempered(ivon: Path) -> None:
         assert torch.equal(kept.log_probs, expected.log_probs)
         assert (kept.ids, kept.classes, kept.mode, kept.num_draws) == (expected.ids, expected.classes, "samples", 6)
     assert (seconds(found, variant, "test") or 0) > 0
-    assert seconds(found, dataclasses.replace(variant, samples=2), "test") is None
+    assert seconds(found, drawing(variant, 2), "test") is None
     assert seconds(found, Variant(), "test") == found.facts["seconds"]["predict/test/samples"]
-    assert seconds(found, Variant(mode="mean"), "test") == found.facts["seconds"]["predict/test/mean"]
-    assert seconds(found, Variant(samples=2), "test") is None
+    assert seconds(found, variant_of(mode="mean"), "test") == found.facts["seconds"]["predict/test/mean"]
+    assert seconds(found, variant_of(samples=2), "test") is None
 
 
 def test_more_draws_than_the_run_has_begin_with_its_own(ivon: Path) -> None:
-    ensure_variants(ivon, [Variant(samples=7), Variant(samples=5)])
+    ensure_variants(ivon, [variant_of(samples=7), variant_of(samples=5)])
     found = read_run(ivon)
-    many = load_variant(found, Variant(samples=7), "test")
+    many = load_variant(found, variant_of(samples=7), "test")
     assert torch.equal(many.log_probs, predicted(ivon, found.posterior, "test", samples=7).log_probs)
     assert torch.equal(many.log_probs[:, :4], found.prediction("test", "samples").log_probs)
-    assert torch.equal(load_variant(found, Variant(samples=5), "test").log_probs, many.log_probs[:, :5])
+    assert torch.equal(load_variant(found, variant_of(samples=5), "test").log_probs, many.log_probs[:, :5])
 
 
 def test_at_random_the_runs_seed_decides(ivon: Path) -> None:
-    variant = Variant(mode="mean", prune=0.5, prune_by="random")
+    variant = variant_of(mode="mean", prune=0.5, prune_by="random")
     ensure_variants(ivon, [variant])
     found = read_run(ivon)
     q = prune(found.posterior, 0.5, by="random", seed=found.config.seed)
@@ -142,8 +145,8 @@ def test_at_random_the_runs_seed_decides(ivon: Path) -> None:
 
 def test_made_again_every_byte_is_the_same(ivon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(making, "FRACTIONS", (0.1, 0.9))
-    wanted = [Variant(temperature=2), Variant(prune="validation"), Variant(prune=0.2, prune_by="random")]
-    wanted = [dataclasses.replace(variant, samples=2) for variant in wanted]
+    wanted = [variant_of(temperature=2), variant_of(prune="validation"), variant_of(prune=0.2, prune_by="random")]
+    wanted = [drawing(variant, 2) for variant in wanted]
     ensure_variants(ivon, wanted)
     before = {file.relative_to(ivon): file.read_bytes() for file in ivon.rglob("variants/**/*.parquet")}
     assert len(before) >= 6
@@ -153,20 +156,20 @@ def test_made_again_every_byte_is_the_same(ivon: Path, monkeypatch: pytest.Monke
 
 
 def test_what_an_older_varlora_made_is_made_anew(ivon: Path) -> None:
-    variant = Variant(mode="mean", prune=0.5)
+    variant = variant_of(mode="mean", prune=0.5)
     ensure_variants(ivon, [variant])
     (file,) = ivon.glob("variants/*/variant.json")
     now = file.read_text()
-    file.write_text(now.replace('"format": 1', '"format": 0'))
+    file.write_text(now.replace('"format": 2', '"format": 0'))
     assert file.read_text() != now
     assert not is_complete(ivon, [variant])
     ensure_variants(ivon, [variant])
-    assert json.loads(file.read_text())["format"] == 1
+    assert json.loads(file.read_text())["format"] == 2
     assert is_complete(ivon, [variant])
 
 
 def test_more_draws_replace_fewer_and_hold_them(ivon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few, many = Variant(temperature=2, samples=2), Variant(temperature=2, samples=5)
+    few, many = variant_of(temperature=2, samples=2), variant_of(temperature=2, samples=5)
     ensure_variants(ivon, [few])
     found = read_run(ivon)
     first = load_variant(found, few, "test").log_probs
@@ -182,8 +185,8 @@ def test_more_draws_replace_fewer_and_hold_them(ivon: Path, monkeypatch: pytest.
 
 
 def test_the_logit_temperature_is_that_of_the_variants_own_validation_rows(ivon: Path) -> None:
-    plain = Variant(temperature=64)  # enough noise for 48 rows to see that predictions are too unsure
-    scaled = dataclasses.replace(plain, logit_temperature="validation")
+    plain = variant_of(temperature=64)  # enough noise for 48 rows to see that predictions are too unsure
+    scaled = variant_of(temperature=64, logit_temperature="validation")
     ensure_variants(ivon, [scaled])
     found = read_run(ivon)
     validation, test = load_variant(found, plain, "validation"), load_variant(found, plain, "test")
@@ -202,18 +205,18 @@ def test_it_comes_on_top_of_what_the_run_has(model: str, tmp_path: Path) -> None
         [{**row, "label": OTHER[row["label"]]} if i % 5 == 0 else row for i, row in enumerate(herds(48))],
     )
     folder = finish_herds(tmp_path, model, method="adamw", max_steps=12, temperature_scaling=True, validation_file=rows)
-    scaled = Variant(mode="mean", logit_temperature="validation")
+    scaled = variant_of(mode="mean", logit_temperature="validation")
     ensure_variants(folder, [scaled])
     found = read_run(folder)
-    assert found.posterior.meta.logit_temperature != 1
+    assert found.posterior.meta.logit_temperature_of("mean") != 1
     # The run's own T is the best already; what is left to divide by is 1.
     assert logit_temperature(found, scaled) == pytest.approx(1, abs=1e-4)
     total = load_variant(found, scaled, "test").logit_temperature
-    assert total == pytest.approx(found.posterior.meta.logit_temperature, rel=1e-4)
+    assert total == pytest.approx(found.posterior.meta.logit_temperature_of("mean"), rel=1e-4)
 
 
 def test_the_fraction_is_the_largest_that_is_shown_to_cost_nothing_worth_a_word(ivon: Path) -> None:
-    variant = Variant(samples=2, temperature=0.5, prune="validation", prune_by="magnitude")
+    variant = variant_of(samples=2, temperature=0.5, prune="validation", prune_by="magnitude")
     ensure_variants(ivon, [variant])
     found = read_run(ivon)
 
@@ -237,7 +240,7 @@ def test_where_nothing_can_be_pruned_the_runs_own_predictions_serve(
     ivon: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(making, "_choose_fraction", lambda *_: (0.0, []))
-    variant = Variant(prune="validation")
+    variant = variant_of(prune="validation")
     ensure_variants(ivon, [variant])
     found = read_run(ivon)
     assert not list(ivon.rglob("variants/**/*.parquet"))
@@ -260,7 +263,7 @@ def test_nothing_is_chosen_on_rows_of_the_test_split(model: str, tmp_path: Path)
         test_file=write_rows(tmp_path / "test.jsonl", herds(40, 40)),
     )
     run(settings, progress=False)
-    variant = Variant(mode="mean", logit_temperature="validation")
+    variant = variant_of(mode="mean", logit_temperature="validation")
     ensure_variants(settings.output_dir, [variant])
     found = read_run(settings.output_dir)
     validation = found.prediction("validation", "mean")
@@ -271,14 +274,14 @@ def test_nothing_is_chosen_on_rows_of_the_test_split(model: str, tmp_path: Path)
 def test_a_warning_of_a_temperature_names_the_run_and_the_variant(ivon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[str] = []
     monkeypatch.setattr(variant_files, "fit_temperature", lambda *_, of: named.append(of) or 1.0)
-    variant = Variant(mode="mean", logit_temperature="validation")
+    variant = variant_of(mode="mean", logit_temperature="validation")
     ensure_variants(ivon, [variant])
     assert logit_temperature(read_run(ivon), variant) == 1
     assert named == [f"{ivon} predicted with as {{mode: mean}}"]
 
 
 def test_a_tuned_run_is_varied_as_training_left_it(ivon: Path) -> None:
-    variant = Variant(temperature=2, samples=2)
+    variant = variant_of(temperature=2, samples=2)
     ensure_variants(ivon, [variant])
     before = load_variant(read_run(ivon), variant, "test").log_probs
     shutil.rmtree(ivon / "variants")
@@ -298,14 +301,14 @@ def test_a_tuned_run_is_varied_as_training_left_it(ivon: Path) -> None:
 
 def test_reading_the_run_does_not_mind_its_variants(ivon: Path) -> None:
     before = read_run(ivon)
-    ensure_variants(ivon, [Variant(temperature=2, samples=2, logit_temperature="validation")])
+    ensure_variants(ivon, [variant_of(temperature=2, samples=2, logit_temperature="validation")])
     after = read_run(ivon)
     assert (after.config, after.metrics, after.facts) == (before.config, before.metrics, before.facts)
     assert all(torch.equal(after.posterior.mean[key], m) for key, m in before.posterior.mean.items())
 
 
 def test_a_kill_leaves_a_variant_whole_or_not_at_all(ivon: Path) -> None:
-    wanted = [Variant(temperature=2, samples=2), Variant(temperature=4, samples=2)]
+    wanted = [variant_of(temperature=2, samples=2), variant_of(temperature=4, samples=2)]
     child = os.fork()
     if child == 0:
         saved = Prediction.save
@@ -329,7 +332,7 @@ def test_a_kill_leaves_a_variant_whole_or_not_at_all(ivon: Path) -> None:
     with pytest.raises(ValueError, match=r"not been predicted with as \{mode: samples, temperature: 4.0\} yet"):
         load_variant(found, wanted[1], "test")
     ensure_variants(ivon, wanted)
-    assert sorted(path.name for path in (ivon / "variants").iterdir()) == sorted(v.made_as.key for v in wanted)
+    assert sorted(path.name for path in (ivon / "variants").iterdir()) == sorted(v.stored_as.key for v in wanted)
     q = temper(found.posterior, 4)
     expected = predicted(ivon, q, "test", samples=2)
     assert torch.equal(load_variant(found, wanted[1], "test").log_probs, expected.log_probs)
@@ -338,20 +341,20 @@ def test_a_kill_leaves_a_variant_whole_or_not_at_all(ivon: Path) -> None:
 def test_an_ensembles_first_members_are_a_smaller_ensemble(finished: Mapping[str, Path]) -> None:
     found = read_run(finished["ensemble"])
     stored = found.prediction("test", "samples")
-    assert torch.equal(load_variant(found, Variant(samples=1), "test").log_probs, stored.log_probs[:, :1])
+    assert torch.equal(load_variant(found, variant_of(samples=1), "test").log_probs, stored.log_probs[:, :1])
     with pytest.raises(ValueError, match="its 2 members are all the draws it has"):
-        ensure_variants(found.path, [Variant(samples=3)])
+        ensure_variants(found.path, [variant_of(samples=3)])
     with pytest.raises(ValueError, match="component 0 of the mixture"):
-        ensure_variants(found.path, [Variant(temperature=2)])
+        ensure_variants(found.path, [variant_of(temperature=2)])
 
 
 def test_laplaces_own_mode_is_the_linearised_one(finished: Mapping[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished["laplace"], tmp_path / "run"))
-    own, tempered = Variant(mode="linearised"), Variant(mode="linearised", temperature=0.25)
+    own, tempered = variant_of(mode="linearised"), variant_of(mode="linearised", temperature=0.25)
     ensure_variants(folder, [own, tempered])
     found = read_run(folder)
     assert torch.equal(load_variant(found, own, "test").log_probs, found.prediction("test", "linearised").log_probs)
-    expected = predicted(folder, temper(found.posterior, 0.25), "test", mode="linearised")
+    expected = predicted(folder, temper(found.posterior, 0.25), "test")
     assert torch.equal(load_variant(found, tempered, "test").log_probs, expected.log_probs)
 
 
@@ -359,9 +362,9 @@ def test_laplaces_own_mode_is_the_linearised_one(finished: Mapping[str, Path], t
     ("variant", "message"),
     [
         (Variant(), "method 'adamw' gives a point mass, which has no draws. Use mode: mean"),
-        (Variant(mode="mean", prune=0.1), "a point mass has no variance to prune by snr; use by='magnitude'"),
-        (Variant(mode="mean", prune="validation", prune_by="variance"), "no variance to prune by variance"),
-        (Variant(mode="linearised"), "point_mass"),
+        (variant_of(mode="mean", prune=0.1), "a point mass has no variance to prune by snr; use by='magnitude'"),
+        (variant_of(mode="mean", prune="validation", prune_by="variance"), "no variance to prune by variance"),
+        (variant_of(mode="linearised"), "point_mass"),
     ],
 )
 def test_what_a_point_has_not_is_refused(finished: Mapping[str, Path], variant: Variant, message: str) -> None:
@@ -379,15 +382,15 @@ def test_changed_rows_are_refused(ivon: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in Path(settings.test_file or "").read_text().splitlines()]
     changed = dataclasses.replace(settings, test_file=write_rows(tmp_path / "changed.jsonl", rows[:-1]))
     with pytest.raises(ValueError, match="the rows of 'test' are no longer those"):
-        ensure_variants(ivon, [Variant(temperature=2, samples=2)], config=changed)
-    assert not is_complete(ivon, [Variant(temperature=2, samples=2)])
+        ensure_variants(ivon, [variant_of(temperature=2, samples=2)], config=changed)
+    assert not is_complete(ivon, [variant_of(temperature=2, samples=2)])
 
 
 def test_too_few_validation_rows_choose_nothing(model: str, tmp_path: Path) -> None:
     settings = config(tmp_path, model, method="adamw", max_steps=2)  # its validation rows are test rows, too
     run(settings, progress=False)
     with pytest.raises(ValueError, match=r"0 labelled row\(s\) to choose on \(16 others are test rows, too"):
-        ensure_variants(settings.output_dir, [Variant(mode="mean", logit_temperature="validation")])
+        ensure_variants(settings.output_dir, [variant_of(mode="mean", logit_temperature="validation")])
 
 
 def test_completions_are_refused(model: str, tmp_path: Path) -> None:
@@ -396,10 +399,14 @@ def test_completions_are_refused(model: str, tmp_path: Path) -> None:
         tmp_path, model, max_steps=2, train_file=rows, validation_file=rows, test_file=rows, held_out="none"
     )
     run(settings, progress=False)
-    own = [Variant(mode="mean"), Variant(), Variant(samples=4)]
+    own = [variant_of(mode="mean"), Variant(), variant_of(samples=4)]
     ensure_variants(settings.output_dir, own)
     assert is_complete(settings.output_dir, own)
-    for variant in (Variant(temperature=2), Variant(samples=2), Variant(mode="mean", logit_temperature="validation")):
+    for variant in (
+        variant_of(temperature=2),
+        variant_of(samples=2),
+        variant_of(mode="mean", logit_temperature="validation"),
+    ):
         with pytest.raises(ValueError, match="its rows ask for completions, which have no classes"):
             ensure_variants(settings.output_dir, [variant])
     with pytest.raises(ValueError, match="has completions, which no Prediction holds"):
@@ -415,4 +422,4 @@ def test_what_is_no_run_has_no_variants(tmp_path: Path) -> None:
 def test_an_unknown_split_is_an_error(finished: Mapping[str, Path]) -> None:
     found: RunFolder = read_run(finished["adamw"])
     with pytest.raises(ValueError, match="has no predictions for 'train'; it has validation, test"):
-        load_variant(found, Variant(mode="mean"), "train")
+        load_variant(found, variant_of(mode="mean"), "train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,23 @@ from typing import Any
 import pytest
 import torch
 
+from compare.plans import variant_of
 from small_runs import finish_herds
 from tiny_runs import save_encoder
-from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, pruned_fraction, tuned_as
+from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, pruned_fraction, read_tuned
 from varlora.ops import prune, temper
 from varlora.posterior import Posterior
 from varlora.prediction import Prediction
+from varlora.prediction_setup import choose_config
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, tune
 
 UPPER = r".*layer\.1\..*(query|value)"
 METHODS = ("adamw", "ivon", "laplace", "swag", "ensemble")
-PRUNED = Variant(mode="mean", prune=0.5, prune_by="magnitude")
-MORE_DRAWS, WARMER = Variant(samples=6), Variant(temperature=4)
-LINEARISED = Variant(mode="linearised", temperature=4)
-TUNED = Variant(tune=True)
-CHOSEN = Variant(mode="mean", prune="validation", prune_by="magnitude", logit_temperature="validation")
+PRUNED = variant_of(mode="mean", prune=0.5, prune_by="magnitude")
+MORE_DRAWS, WARMER = variant_of(samples=6), variant_of(temperature=4)
+LINEARISED = variant_of(mode="linearised", temperature=4)
+TUNED = variant_of(tune=True)
+CHOSEN = variant_of(mode="mean", prune="validation", prune_by="magnitude", logit_temperature="validation")
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -44,17 +47,17 @@ def cached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def predicted(run: RunFolder, q: Posterior, split: str, variant: Variant) -> Prediction:
     setting = reload_setting(run.config, run.path, run.posterior.meta)
-    found = predict_split(setting, q, split, mode=variant.mode, samples=variant.samples)
+    found = predict_split(setting, q, split, dataclasses.replace(variant.config, prune=0, temperature=1))
     assert isinstance(found, Prediction)
     return found
 
 
 @pytest.mark.parametrize("cached", ["adamw", "ivon", "laplace"], indirect=True)
-def test_a_run_is_tuned_as_varlora_tune_does_it(cached: Path, tmp_path: Path) -> None:
+def test_a_run_is_read_tuned_varlora_tune_does_it(cached: Path, tmp_path: Path) -> None:
     ensure_variants(cached, [TUNED])
     run = read_run(cached)
     tuning = tune(shutil.copytree(cached, tmp_path / "run"), fractions=[])
-    assert tuned_as(run, TUNED) == tuning.tuned
+    assert read_tuned(run, TUNED) == tuning.tuned
     for split in ("validation", "test"):
         kept = load_variant(run, TUNED, split)
         if tuning.tuned is None:
@@ -62,7 +65,7 @@ def test_a_run_is_tuned_as_varlora_tune_does_it(cached: Path, tmp_path: Path) ->
             continue
         setting = reload_setting(run.config, run.path, run.posterior.meta)
         q = read_run(tmp_path / "run").posterior
-        whole = predict_split(setting, q, split, mode=tuning.tuned["mode"])
+        whole = predict_split(setting, q, split, choose_config(q, None, run.config.samples))
         assert isinstance(whole, Prediction)
         assert torch.equal(kept.log_probs, whole.log_probs)
 
@@ -93,5 +96,5 @@ def test_the_cached_models_own_predictions_are_the_whole_models(cached: Path) ->
     run = read_run(cached)
     for mode in ("mean", "samples"):
         if (run.path / "predictions" / f"test.{mode}.parquet").is_file():
-            whole = predicted(run, run.posterior, "test", Variant(mode=mode))
+            whole = predicted(run, run.posterior, "test", variant_of(mode=mode))
             torch.testing.assert_close(whole.log_probs, run.prediction("test", mode).log_probs, rtol=0, atol=1e-5)

@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from compare.plans import plan
+from compare.plans import plan, variant_of
 from small_runs import config, finish_herds, save_model, write_rows
 from varlora.cli import main
 from varlora.compare import variants as making
 from varlora.compare import worker
 from varlora.compare.gather import gather
-from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, seconds, tuned_as
+from varlora.compare.variants import ensure_variants, is_complete, load_variant, read_tuned, seconds
 from varlora.compare.worker import execute_cell
 from varlora.metrics import evaluate
-from varlora.prediction import modes_of
+from varlora.prediction_setup import modes_of
 from varlora.runs import finite, read_run, run
-from varlora.runs.tune import in_words, tuning_of
+from varlora.runs.tune import tuning_of
 
-TUNED = Variant(tune=True)
+TUNED = variant_of(tune=True)
 METHODS = ("ivon", "adamw", "laplace", "ensemble")
 GRID: Mapping[str, Any] = {"temperatures": (0.0, 4.0), "samples": (2,)}
 SAME_GRID = ("--temperatures", "0", "4", "--samples", "2", "--fractions", "0")
@@ -79,10 +79,10 @@ def test_it_is_what_tune_and_then_eval_give(
     assert main(["eval", str(copy), "--no_progress", "--resamples", "0", "--output_file", str(target)]) == 0
     found, measured = read_run(folder), json.loads(target.read_text())
 
-    chosen = tuned_as(found, TUNED)
-    assert chosen == measured["tuned"]
-    assert method != "ivon" or (chosen or {})["temperature"] != 1  # otherwise this test would tell little
-    mode = chosen["mode"] if chosen is not None else modes_of(found.posterior, found.config.samples)[-1]
+    chosen = read_tuned(found, TUNED)
+    assert (None if chosen is None else chosen.to_dict()) == measured["tuned"]
+    assert method != "ivon" or (chosen is not None and chosen.temperature != 1)  # otherwise this test would tell little
+    mode = chosen.mode if chosen is not None else modes_of(found.posterior, found.config.samples)[-1]
     prediction = load_variant(found, TUNED, "test")
     assert prediction.mode == mode
     assert (
@@ -108,9 +108,9 @@ def test_the_run_and_its_other_rows_are_what_they_are_without_it(
 ) -> None:
     monkeypatch.setattr(making, "FRACTIONS", (0.1, 0.9))
     others = [
-        Variant(temperature=4, samples=6),
-        Variant(mode="mean", logit_temperature="validation"),
-        Variant(prune="validation", prune_by="magnitude", samples=2),
+        variant_of(temperature=4, samples=6),
+        variant_of(mode="mean", logit_temperature="validation"),
+        variant_of(prune="validation", prune_by="magnitude", samples=2),
     ]
     copy = Path(shutil.copytree(ivon, tmp_path / "copy"))
     before = contents(ivon)
@@ -148,7 +148,7 @@ def test_what_is_kept_as_trained_is_the_runs_own_predictions(ivon: Path, monkeyp
     monkeypatch.setattr(making, "tuning_of", partial(tuning_of, **GRID, standard_errors=1e6))
     ensure_variants(ivon, [TUNED])
     found = read_run(ivon)
-    assert tuned_as(found, TUNED) is None
+    assert read_tuned(found, TUNED) is None
     assert not list(ivon.rglob("variants/**/*.parquet"))
     assert torch.equal(load_variant(found, TUNED, "test").log_probs, found.prediction("test", "samples").log_probs)
     assert seconds(found, TUNED, "test") == found.facts["seconds"]["predict/test/samples"]
@@ -189,7 +189,7 @@ def test_completions_are_refused(model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("changed", ["rows", "answers"])
 def test_changed_validation_rows_are_refused(finished: Mapping[str, Path], tmp_path: Path, changed: str) -> None:
     folder = Path(shutil.copytree(finished["adamw"], tmp_path / "run"))
-    ensure_variants(folder, [Variant(mode="mean", logit_temperature="validation")])
+    ensure_variants(folder, [variant_of(mode="mean", logit_temperature="validation")])
     settings = read_run(folder).config
     rows = [json.loads(line) for line in Path(settings.validation_file or "").read_text().splitlines()]
     if changed == "answers":
@@ -230,6 +230,6 @@ def test_a_new_row_of_a_trained_cell_is_predicted_and_nothing_is_trained(
     [block] = gather(asked, asked.cells()).blocks
     assert block.comparison is not None
     assert "tuned" in block.comparison.methods
-    chosen = tuned_as(read_run(cell.folder), TUNED)
-    how = "as trained" if chosen is None else in_words(chosen)
+    chosen = read_tuned(read_run(cell.folder), TUNED)
+    how = "as trained" if chosen is None else chosen.describe()
     assert f"tuned, by validation rows: {how} (seed 0)" in block.notes

@@ -16,8 +16,9 @@ from integrations.harness import PAIRS, SAMPLES, Harness, asks, log_likelihood, 
 from varlora.adapters import applied
 from varlora.checkpoint import load_posterior, save_posterior
 from varlora.draws import weight_draws
-from varlora.posterior import Mixture, PointMass
+from varlora.posterior import Mixture, PointMass, PredictionConfig
 from varlora.prediction import Prediction
+from varlora.prediction_setup import choose_config
 from varlora.runs import predict_split
 from varlora.tasks.prompts import LETTERS
 
@@ -44,7 +45,7 @@ def measured(harness: Harness, model: Any, **options: Any) -> tuple[float, Tenso
 
 
 def predicted(setting: Any, q: Any, samples: int) -> Prediction:
-    prediction = predict_split(setting, q, "test", mode="samples" if samples else "mean", samples=samples)
+    prediction = predict_split(setting, q, "test", choose_config(q, samples))
     assert isinstance(prediction, Prediction)
     return prediction
 
@@ -228,7 +229,7 @@ def test_the_global_random_state_is_left_alone(lm: PosteriorLM) -> None:
 
 
 def tuned_posterior(harness: Harness, folder: Path) -> Any:
-    chosen = {"temperature": 0.25, "samples": 4, "mode": "samples", "logit_temperature": 1.7}
+    chosen = PredictionConfig(samples=4, temperature=0.25, logit_temperature=1.7)
     q = load_posterior(harness.run)
     q = dataclasses.replace(q, meta=dataclasses.replace(q.meta, tuned=chosen))  # type: ignore[type-var]
     save_posterior(q, folder)
@@ -238,7 +239,7 @@ def tuned_posterior(harness: Harness, folder: Path) -> Any:
 def test_it_predicts_as_was_tuned(harness: Harness, setting: Any, tmp_path: Path) -> None:
     q = tuned_posterior(harness, tmp_path / "tuned")
     setting = dataclasses.replace(setting, config=dataclasses.replace(setting.config, seed=0))  # of a folder of no run
-    expected = predict_split(setting, q, "test").probs  # type: ignore[union-attr]
+    expected = predict_split(setting, q, "test", choose_config(q)).probs  # type: ignore[union-attr]
 
     _, values, _ = measured(harness, lm := PosteriorLM(str(tmp_path / "tuned")))
 

@@ -13,10 +13,10 @@ import torch
 from small_runs import config, films, save_model, write_rows
 from varlora.checkpoint import load_posterior, save_posterior
 from varlora.integrations.source import read_source
-from varlora.posterior import PointMass, PosteriorMeta
+from varlora.posterior import PointMass, PosteriorMeta, PredictionConfig
+from varlora.prediction_setup import SAMPLES
 from varlora.readout import ClassHead
 from varlora.runs import run
-from varlora.tuned import SAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_posterior_alone_says_its_base_model(finished: Path, tmp_path: Path) -
 
 
 def test_what_was_tuned_can_be_left_aside(finished: Path, tmp_path: Path) -> None:
-    chosen = {"temperature": 0.0, "samples": 0, "mode": "mean", "logit_temperature": 1.5}
+    chosen = PredictionConfig(mode="mean", temperature=0, logit_temperature=1.5)
     folder = str(saved(finished, tmp_path / "q", tuned=chosen))
 
     assert read_source(folder).q.meta.tuned == chosen

@@ -18,7 +18,7 @@ from tiny_runs import save_encoder
 from varlora.adapters import reset_adapter, trained_tensors
 from varlora.methods import AdamW, ensemble
 from varlora.methods.ensemble import Ensemble, member_seed
-from varlora.posterior import Mixture, PointMass, Posterior
+from varlora.posterior import Mixture, PointMass, Posterior, PredictionConfig
 from varlora.prediction import Prediction
 from varlora.runs import Setting, load_setting, predict_split, train
 
@@ -124,19 +124,19 @@ def test_members_differ_in_start_and_end(whole: Any) -> None:
 
 def test_probabilities_are_averaged_not_logits(whole: Any) -> None:
     setting, done, *_ = whole
-    prediction = predict_split(setting, done.posterior, "test", samples=10)
+    prediction = predict_split(setting, done.posterior, "test", PredictionConfig(samples=10))
     assert isinstance(prediction, Prediction)
     assert prediction.num_draws == 3
     assert (prediction.mode, prediction.antithetic) == ("samples", False)
     alone = []
     for component in done.posterior.components:
-        found = predict_split(setting, component, "test", samples=10)
+        found = predict_split(setting, component, "test", PredictionConfig(samples=10))
         assert isinstance(found, Prediction)
         alone.append(found.probs)
     torch.testing.assert_close(prediction.probs, torch.stack(alone).mean(0), atol=1e-12, rtol=0)
     of_logits = prediction.log_probs.mean(1).softmax(-1)
     assert (prediction.probs - of_logits).abs().max() > 1e-4
-    first = predict_split(setting, done.posterior, "test", mode="mean")
+    first = predict_split(setting, done.posterior, "test", PredictionConfig(mode="mean"))
     assert isinstance(first, Prediction)
     assert torch.equal(first.probs, alone[0])
 

@@ -24,7 +24,7 @@ from varlora.linearised import predict_linearised
 from varlora.methods import AdamW, Laplace
 from varlora.methods import laplace as module
 from varlora.methods.laplace import GRID, validation_nll
-from varlora.posterior import DiagonalGaussian, KroneckerGaussian, Posterior, PosteriorMeta
+from varlora.posterior import DiagonalGaussian, KroneckerGaussian, Posterior, PosteriorMeta, PredictionConfig
 from varlora.prediction import Prediction
 from varlora.runs import Setting, load_setting, predict_split, train
 
@@ -103,15 +103,15 @@ def test_it_is_the_curvature_at_adamws_weights_with_the_prior_of_most_evidence(
 
 def test_it_predicts_after_a_round_trip_and_leaves_no_hook(adamw: Finished, tmp_path: Path) -> None:
     setting, q = fitted(tmp_path / "run", adamw, Laplace(**OPTIONS))
-    before = predict_split(setting, q, "test", mode="linearised")
+    before = predict_split(setting, q, "test", PredictionConfig(mode="linearised"))
     save_posterior(q, tmp_path / "saved")
     back = load_posterior(tmp_path / "saved")
-    after = predict_split(setting, back, "test", mode="linearised")
+    after = predict_split(setting, back, "test", PredictionConfig(mode="linearised"))
     assert isinstance(before, Prediction)
     assert isinstance(after, Prediction)
     assert torch.equal(before.log_probs, after.log_probs)
     assert (before.probs.argmax(1) == before.labels).double().mean() > 0.9
-    point = predict_split(setting, q, "test", mode="mean")
+    point = predict_split(setting, q, "test", PredictionConfig(mode="mean"))
     assert isinstance(point, Prediction)
     assert before.probs.max(1).values.mean() < point.probs.max(1).values.mean()  # it is less sure than its mean
     assert not any(m._forward_hooks or "forward" in m.__dict__ for m in setting.model.modules())

@@ -20,7 +20,7 @@ from varlora.completions import predict_completions
 from varlora.methods import AdamW
 from varlora.methods.mc_dropout import McDropout
 from varlora.ops import prune
-from varlora.posterior import DropoutMasks, NotAWeightSampleError
+from varlora.posterior import DropoutMasks, NotAWeightSampleError, PredictionConfig
 from varlora.prediction import Prediction, predict
 from varlora.readout import ClassHead
 from varlora.runs import Setting, load_setting, predict_split, train
@@ -62,14 +62,14 @@ def test_training_is_adamws_and_the_rate_is_the_adapters(
 
 def test_the_trained_model_predicts_by_masks(masks: tuple[Setting, Any]) -> None:
     setting, done = masks
-    found = predict_split(setting, done.posterior, "test", samples=6)
+    found = predict_split(setting, done.posterior, "test", PredictionConfig(samples=6))
     assert isinstance(found, Prediction)
     assert (found.num_draws, found.mode, found.antithetic) == (6, "samples", False)
     assert all(not torch.allclose(found.log_probs[:, s], found.log_probs[:, s - 1]) for s in range(6))
-    again = predict_split(setting, done.posterior, "test", samples=6)
+    again = predict_split(setting, done.posterior, "test", PredictionConfig(samples=6))
     assert isinstance(again, Prediction)
     assert torch.equal(found.log_probs, again.log_probs)
-    alone = predict_split(setting, done.posterior, "test", mode="mean")
+    alone = predict_split(setting, done.posterior, "test", PredictionConfig(mode="mean"))
     assert isinstance(alone, Prediction)
     assert (alone.num_draws, alone.mode) == (1, "mean")
 
@@ -79,7 +79,7 @@ def test_pruned_by_magnitude_it_still_predicts(masks: tuple[Setting, Any]) -> No
     q = prune(done.posterior, 0.5, by="magnitude")
     assert isinstance(q, DropoutMasks)
     assert sum(int((t == 0).sum()) for t in q.point.values()) == sum(t.numel() for t in q.point.values()) // 2
-    assert isinstance(predict_split(setting, q, "test", samples=2), Prediction)
+    assert isinstance(predict_split(setting, q, "test", PredictionConfig(samples=2)), Prediction)
     with pytest.raises(NotAWeightSampleError):
         prune(done.posterior, 0.5)
 

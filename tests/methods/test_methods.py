@@ -35,12 +35,15 @@ from varlora.posterior import (
     KroneckerGaussian,
     LowRankGaussian,
     Mixture,
+    Mode,
     NotAWeightSampleError,
     PointMass,
     PointMassError,
     Posterior,
+    PredictionConfig,
 )
-from varlora.prediction import Mode, Prediction, modes_of, predict
+from varlora.prediction import Prediction, predict
+from varlora.prediction_setup import modes_of
 from varlora.runs import Setting, load_setting, method_of, predict_split, train
 
 KIND: Mapping[str, type] = {
@@ -158,7 +161,8 @@ def equal(first: Posterior, second: Posterior) -> bool:
 
 
 def predicted(setting: Setting, q: Posterior, split: str = "test", mode: Mode = "mean") -> Prediction:
-    prediction = predict_split(setting, q, split, mode=mode, samples=4)
+    samples = None if mode == "mean" else 4
+    prediction = predict_split(setting, q, split, PredictionConfig(mode=mode, samples=samples))
     assert isinstance(prediction, Prediction)
     return prediction
 
@@ -285,7 +289,7 @@ def repeated(prediction: Prediction, times: int) -> Prediction:
 
 def test_temperature_scaling_goes_on_top(result: Result) -> None:
     setting, q = result.setting, result.posterior
-    plain = replace(q, meta=replace(q.meta, logit_temperature=1.0, logit_temperature_by_mode=None))
+    plain = replace(q, meta=replace(q.meta, logit_temperatures={}))
     raw = {mode: predicted(setting, plain, "validation", mode) for mode in modes_of(q)}
     scaled = with_temperatures(plain, {mode: repeated(prediction, 16) for mode, prediction in raw.items()})
     assert equal(scaled, q)
@@ -377,7 +381,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(watched: Watched) -> None:
 def test_a_calibrated_temperature_divides_the_logits(model_folder: str, tmp_path: Path) -> None:
     result = trained(tmp_path, model_folder, "temperature", max_steps=2)
     setting = result.setting
-    q = replace(result.posterior, meta=replace(result.posterior.meta, logit_temperature=2.0))
+    q = replace(result.posterior, meta=replace(result.posterior.meta, logit_temperatures={"mean": 2.0}))
     assert setting.readout is not None
     batches = list(setting.batches(setting.encoded("test")))
     raw = predict(setting.model, q, batches, 0, readout=setting.readout, logit_temperature=1.0).log_probs

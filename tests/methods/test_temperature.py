@@ -26,8 +26,8 @@ def test_each_mode_has_its_temperature_and_the_rows_that_decided_it(caplog: pyte
     with caplog.at_level(logging.INFO):
         q = with_temperatures(Q, {"mean": many, "samples": few}, of="runs/a")
     expected = temperature_fit(many.log_probs, many.labels)
-    assert q.meta.logit_temperature == expected.value > 1.5
-    assert q.meta.logit_temperature_by_mode == {"samples": 1.0}
+    assert q.meta.logit_temperatures == {"mean": expected.value, "samples": 1.0}
+    assert expected.value > 1.5
     assert q.meta.diagnostics is not None
     assert q.meta.diagnostics["steps"] == 3
     found = q.meta.diagnostics["logit_temperature"]

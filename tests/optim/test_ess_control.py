@@ -28,7 +28,7 @@ from varlora.optim.ess_control import (
     steered_ess,
     told_by,
 )
-from varlora.tuned import SAMPLES
+from varlora.prediction_setup import SAMPLES
 
 NAMES = ("slope", "information", "gain", "loss", "mean_slope", "mean_information")
 

@@ -9,7 +9,7 @@ import torch
 
 from varlora.optim.ess_control import HeldOutRecord
 from varlora.posterior.meta import PosteriorMeta
-from varlora.posterior.training import held_out_diagnostics, remaining_temperature, remaining_temperatures
+from varlora.posterior.training import held_out_diagnostics, remaining_temperatures
 
 READOUT = {"kind": "answer_tokens", "token_ids": [4, 5]}
 
@@ -33,24 +33,22 @@ def group(slope: float, readout: Any = READOUT, rows: int = 64) -> dict[str, Any
 def test_what_lies_beyond_two_standard_errors_is_the_temperature_of_samples_and_of_the_mean(
     slope: float, below: bool
 ) -> None:
-    found = remaining_temperature(group(slope), READOUT)
-    assert found is not None
+    found = remaining_temperatures(group(slope), READOUT)
     assert (found["samples"] < 1, found["mean"] < found["samples"]) == (below, below)
     record = HeldOutRecord(**group(slope)["held_out"])
     assert found["samples"] == record.remaining_temperature(64)
     assert found["mean"] == record.remaining_temperature(64, of="mean")
-    meta = PosteriorMeta(**remaining_temperatures(group(slope), READOUT))
+    meta = PosteriorMeta(logit_temperatures=remaining_temperatures(group(slope), READOUT))
     assert {mode: meta.logit_temperature_of(mode) for mode in found} == found
 
 
 def test_a_temperature_of_the_mean_alone_is_not_that_of_samples() -> None:
-    meta = PosteriorMeta(**remaining_temperatures(group(0.25), READOUT))
+    meta = PosteriorMeta(logit_temperatures=remaining_temperatures(group(0.25), READOUT))
     assert meta.logit_temperature_of("samples") == 1.0
     assert meta.logit_temperature_of("mean") > 1.0
 
 
 def test_within_two_standard_errors_there_is_none() -> None:
-    assert remaining_temperature(group(0.1), READOUT) is None
     assert remaining_temperatures(group(0.1), READOUT) == {}
 
 
@@ -72,14 +70,13 @@ def test_why_nothing_steers_is_told() -> None:
 
 @pytest.mark.parametrize("readout", [None, {"kind": "class_head"}, {**READOUT, "token_ids": [4, 6]}])
 def test_rows_that_were_read_otherwise_say_nothing_of_predictions(readout: Any) -> None:
-    assert remaining_temperature(group(-0.5), readout) is None
-    assert remaining_temperature(group(-0.5, readout=readout), READOUT) is None
+    assert remaining_temperatures(group(-0.5), readout) == {}
+    assert remaining_temperatures(group(-0.5, readout=readout), READOUT) == {}
 
 
 def test_the_errors_are_those_of_the_rows_in_the_averages() -> None:
     record = HeldOutRecord(**group(0.0)["held_out"])
     found = held_out_diagnostics(group(0.0, rows=256))
-    assert found is not None
     assert (found["sampling_gain"], found["sampling_gain_error"]) == record.sampling_gain(32)
     assert (found["log_temperature"], found["log_temperature_error"]) == record.log_temperature(32)
     of_mean = (found["mean_log_temperature"], found["mean_log_temperature_error"])

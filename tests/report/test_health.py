@@ -13,7 +13,7 @@ from torch import Tensor
 from varlora.metrics import cross_fitted
 from varlora.metrics.selection import FEWEST_ROWS
 from varlora.optim.ess_control import BOUNDS
-from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, PosteriorMeta
+from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, PosteriorMeta, PredictionConfig
 from varlora.report.health import Paired, ValidationLogProbs, health_of, verdict_of
 from varlora.report.health_text import remarks
 
@@ -344,7 +344,7 @@ def test_kinds_without_a_gaussian() -> None:
 
 
 def test_a_tuned_posterior_is_reported_as_trained() -> None:
-    tuned = {"temperature": 0.0, "samples": 0, "mode": "mean", "logit_temperature": 3.0}
+    tuned = PredictionConfig(mode="mean", temperature=0, logit_temperature=3.0)
     stored = many((0.5, [0.9, 0.7], 0), (0.8, [0.4, 0.6], 1))
     before = health_of(posterior(), samples=2, validation=stored)
     after = health_of(posterior(tuned=tuned, history=({"op": "tune"},)), samples=2, validation=stored)
@@ -354,7 +354,7 @@ def test_a_tuned_posterior_is_reported_as_trained() -> None:
 def test_the_logit_temperature_is_that_of_the_methods_own_predictions() -> None:
     by_mode = {"samples": 2.0, "linearised": 3.0}
     plain, linearised = (
-        health_of(posterior(logit_temperature_by_mode=by_mode, linearised=how), samples=2) for how in (False, True)
+        health_of(posterior(logit_temperatures=by_mode, linearised=how), samples=2) for how in (False, True)
     )
     assert (plain.logit_temperature, linearised.logit_temperature) == (2.0, 3.0)
 

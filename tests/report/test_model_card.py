@@ -73,11 +73,11 @@ def test_results_and_limitations() -> None:
 
 
 def test_a_temperature_is_told_where_it_acts() -> None:
-    text = card(logit_temperature_by_mode={"samples": 1.314})
+    text = card(logit_temperatures={"samples": 1.314})
     assert "| test, averaged over samples (T = 1.31) | 71.4 | 0.744 | 9.0 |" in text.splitlines()
     assert "| test, at the mean | 70.0 | 0.800 | 10.0 |" in text.splitlines()
     assert "The logits are to be divided by 1 at the mean and 1.314 averaged over samples: varlora does it" in text
-    both = card(logit_temperature=2.0)
+    both = card(logit_temperatures={"mean": 2.0})
     assert "averaged over samples (T = 2.00)" in both
     assert "The logits are to be divided by 2: varlora does it, PEFT does not." in both
     assert "to be divided" not in card()
@@ -114,7 +114,7 @@ def test_columns_that_were_not_read_are_told() -> None:
 
 
 def test_a_point_mass_promises_no_uncertainty() -> None:
-    text = card(kind="point_mass", method="temperature", logit_temperature=2.6, diagnostics=None)
+    text = card(kind="point_mass", method="temperature", logit_temperatures={"mean": 2.6}, diagnostics=None)
     assert "no uncertainty" in text
     assert "divided by 2.6" in text
     assert "λ" not in text

@@ -17,7 +17,8 @@ from tiny_runs import save_chat_model
 from tiny_tokenizers import byte_bpe, word_level
 from varlora.generation import Generations, generate
 from varlora.ops import temper
-from varlora.posterior import PointMass
+from varlora.posterior import PointMass, PredictionConfig
+from varlora.prediction_setup import choose_config
 from varlora.runs import (
     CompletionScores,
     RunConfig,
@@ -127,11 +128,11 @@ def test_the_folder_keeps_texts_and_metrics_and_gives_them_again(finished: tuple
     assert f"{100 * result.metrics['test']['samples']['exact_match']:.1f}" in card
 
     again = reload_setting(settings, folder.path, folder.posterior.meta)
-    found = generate_split(again, folder.posterior, "test", mode="samples")
+    found = generate_split(again, folder.posterior, "test", PredictionConfig())
     assert (found.texts, found.seed, found.antithetic) == (stored.texts, settings.seed, True)
     torch.testing.assert_close(found.log_likelihoods, stored.log_likelihoods)
     point = PointMass(mean=folder.posterior.mean, meta=folder.posterior.meta)
-    at_mean = generate_split(again, point, "test", mode="samples", judged=False)
+    at_mean = generate_split(again, point, "test", choose_config(point), judged=False)
     assert (at_mean.texts, at_mean.references) == (result.generations["test"]["mean"].texts, ())
 
 
@@ -142,7 +143,7 @@ def smaller(settings: RunConfig) -> RunConfig:
 def test_texts_do_not_depend_on_batches_nor_draws_on_how_many_follow(finished: tuple[RunConfig, RunResult]) -> None:
     settings, result = finished
     q = temper(result.posterior, 30.0)
-    whole = generate_split(result.setting, q, "test")
+    whole = generate_split(result.setting, q, "test", PredictionConfig())
     assert len(set(zip(*whole.texts, strict=True))) == 3, "the draws must differ for this to show anything"
     rows = encode_prompts(result.setting.task, "test", result.setting.tokenizer, None)
     options: dict[str, Any] = {"tokenizer": result.setting.tokenizer, "max_new_tokens": 8, "seed": settings.seed}
@@ -154,10 +155,10 @@ def test_texts_do_not_depend_on_batches_nor_draws_on_how_many_follow(finished: t
     assert torch.equal(whole.num_tokens, plain.num_tokens)
     assert torch.equal(whole.finished, plain.finished)
     torch.testing.assert_close(whole.log_likelihoods, plain.log_likelihoods, atol=1e-4, rtol=1e-4)
-    fewer = generate_split(result.setting, q, "test", samples=2)
+    fewer = generate_split(result.setting, q, "test", PredictionConfig(samples=2))
     assert fewer.texts == tuple(row[:2] for row in whole.texts)
     reseeded = replace(result.setting, config=replace(settings, seed=1))
-    assert generate_split(reseeded, q, "test").texts != whole.texts
+    assert generate_split(reseeded, q, "test", PredictionConfig()).texts != whole.texts
 
 
 def test_completions_without_a_final_answer_are_not_written(model: str, tmp_path: Path) -> None:

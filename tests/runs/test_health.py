@@ -13,10 +13,10 @@ from small_runs import config, finish_herds, herds, save_model, write_rows
 from varlora.folders import atomic_folder
 from varlora.metrics import cross_fitted
 from varlora.ops import prune
+from varlora.prediction_setup import explain_point
 from varlora.report.health_text import reason_for_the_point, scale_table, sentence, statements
 from varlora.runs import CompletionScores, read_run, run, run_health
 from varlora.runs.folder import write_derived
-from varlora.tuned import why_the_point
 
 KIND = {
     "adamw": "point_mass",
@@ -93,7 +93,7 @@ def test_the_folder_says_what_training_found_without_a_model(
     assert found.learned is not None
     at_mean = read.prediction("validation", "mean")
     assert found.learned.right == int((at_mean.probs.argmax(1) == at_mean.labels).sum())
-    assert why_the_point(read.posterior) == reason_for_the_point(found)
+    assert explain_point(read.posterior) == reason_for_the_point(found)
 
 
 def test_what_steered_lambda_is_in_it(trained: Path) -> None:

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from small_runs import config, save_model, write_rows
 from tiny_runs import save_chat_model, save_encoder, uneven_films
+from varlora.posterior import PredictionConfig
 from varlora.prediction import Prediction
+from varlora.prediction_setup import choose_config
 from varlora.readout import readout_from_dict
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
 
@@ -57,7 +59,7 @@ def test_predictions_are_the_same_to_the_last_bit(finished: RunFolder) -> None:
     setting = reload_setting(finished.config, finished.path, finished.posterior.meta)
 
     for mode, samples in (("mean", 0), ("samples", 4)):
-        again = predict_split(setting, finished.posterior, "test", samples=samples)
+        again = predict_split(setting, finished.posterior, "test", choose_config(finished.posterior, samples))
         stored = finished.prediction("test", mode)
         assert isinstance(again, Prediction)
         assert torch.equal(again.log_probs, stored.log_probs), mode
@@ -114,5 +116,5 @@ def test_chats_are_read_with_the_models_own_template(tmp_path: Path) -> None:
     assert row["completion"].strip() == "positive"
     finished = read_run(settings.output_dir)
     setting = reload_setting(finished.config, finished.path, finished.posterior.meta)
-    again = predict_split(setting, finished.posterior, "validation", samples=4)
+    again = predict_split(setting, finished.posterior, "validation", PredictionConfig(samples=4))
     assert again.metrics() == finished.metrics["validation"]["samples"]  # type: ignore[union-attr]

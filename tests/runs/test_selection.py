@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from varlora.posterior import DiagonalGaussian
+from varlora.posterior import DiagonalGaussian, PredictionConfig
 from varlora.prediction import Prediction
 from varlora.runs import selection
 
@@ -19,8 +19,8 @@ Q = DiagonalGaussian(mean={"w": torch.arange(1.0, 11.0)}, precision={"w": torch.
 def predictions(monkeypatch: pytest.MonkeyPatch, cost: Any, rows: int) -> None:
     """Predictions whose NLL rises by cost(entries pruned) in every row, by a little more in every other one."""
 
-    def predict_split(setting: Any, q: DiagonalGaussian, split: str, *, mode: str, samples: int) -> Prediction:
-        assert (split, mode) == ("validation", "samples")
+    def predict_split(setting: Any, q: DiagonalGaussian, split: str, config: PredictionConfig) -> Prediction:
+        assert (split, config) == ("validation", PredictionConfig(samples=2))
         pruned = int((q.mean["w"] == 0).sum())
         spread = torch.arange(rows) % 2 * 0.01 * pruned
         right = -(0.1 + cost(pruned) + spread).double()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from varlora.metrics import CannotGuaranteeError, evaluate
-from varlora.posterior import PointMass, PosteriorMeta
+from varlora.posterior import PointMass, PosteriorMeta, PredictionConfig
 from varlora.prediction import Prediction
 from varlora.run_config import RunConfig
 from varlora.runs.folder import RunFolder
@@ -90,7 +90,7 @@ def test_what_the_rows_have_decided_before(
     )
     q = PointMass(mean={"w": torch.ones(1)}, meta=PosteriorMeta(diagnostics=meta))
     assert also_used_for(RunFolder(path=Path("o"), config=config, posterior=q, metrics={}, facts={})) == said
-    tuned = PosteriorMeta(tuned={"temperature": 1.0, "samples": 0, "mode": "mean", "logit_temperature": 2.0})
+    tuned = PosteriorMeta(tuned=PredictionConfig(mode="mean", logit_temperature=2.0))
     q = PointMass(mean=q.mean, meta=dataclasses.replace(tuned, diagnostics=meta))
     again = also_used_for(RunFolder(path=Path("o"), config=config, posterior=q, metrics={}, facts={}))
     assert again == (*said, "`varlora tune` chose how to predict")

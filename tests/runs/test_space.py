@@ -23,7 +23,7 @@ def found(q: Posterior, own: int = 10, **options: Any) -> tuple[Space, list[str]
 
 
 def test_a_gaussian_has_all() -> None:
-    space, notes = found(gaussian(logit_temperature=2.0, logit_temperature_by_mode={"samples": 1.5}))
+    space, notes = found(gaussian(logit_temperatures={"mean": 2.0, "samples": 1.5}))
     assert (space.temperatures, space.samples, space.fractions) == ((0.0, 0.5, 1.0, 4.0), (2, 10, 32), (0.1, 0.3))
     assert (space.by, space.mode, space.start, space.draws) == ("snr", "samples", 1.0, 10)
     assert space.logit_temperatures == {"mean": 2.0, "samples": 1.5}

@@ -12,13 +12,15 @@ import torch
 
 from small_runs import films, finish_herds, herds, write_rows
 from tiny_runs import save_chat_model
-from varlora import temper, without_tuning
+from varlora import remove_tuning, temper
 from varlora.folders import atomic_folder
 from varlora.metrics import cross_fitted, likeliest_temperature
 from varlora.metrics.temperature import PRIOR_SD
 from varlora.ops import prune
+from varlora.posterior import PredictionConfig
 from varlora.prediction import Prediction
-from varlora.runs import RunFolder, Tuning, in_words, predict_split, read_run, reload_setting, reset, tune
+from varlora.prediction_setup import choose_config
+from varlora.runs import RunFolder, Tuning, predict_split, read_run, reload_setting, reset, tune
 from varlora.runs.folder import write_derived
 from varlora.runs.tuning import losses
 
@@ -65,7 +67,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def log_probs(folder: RunFolder, **options: Any) -> Prediction:
     setting = reload_setting(folder.config, folder.path, folder.posterior.meta)
-    found = predict_split(setting, options.pop("q", folder.posterior), options.pop("split", "validation"), **options)
+    q = options.pop("q", folder.posterior)
+    config = options.pop("config", None) or choose_config(q, None, folder.config.samples)
+    found = predict_split(setting, q, options.pop("split", "validation"), config)
+    assert not options
     assert isinstance(found, Prediction)
     return found
 
@@ -76,7 +81,7 @@ def test_a_posterior_that_is_too_wide_is_cooled(hot: Path) -> None:
     tuning = tune(hot, samples=[2], fractions=[0.2])
 
     assert tuning.tuned is not None
-    assert tuning.tuned["temperature"] < 1
+    assert tuning.tuned.temperature < 1
     assert (tuning.rows, tuning.left_out, tuning.split) == (48, 0, "validation")
     assert tuning.choice.nll_after < tuning.choice.nll_before
     again = read_run(hot)
@@ -92,32 +97,30 @@ def test_a_posterior_that_is_too_wide_is_cooled(hot: Path) -> None:
     after = contents(hot)
     assert after.keys() - before.keys() == {"tune.json"}
     assert {name for name in before if before[name] != after[name]} == {"posterior.json", "README.md"}
-    assert as_trained.posterior.meta == without_tuning(again.posterior).meta
+    assert as_trained.posterior.meta == remove_tuning(again.posterior).meta
     card = after["README.md"].decode()
     assert card.startswith(before["README.md"].decode())
     assert tuning.sentence in card
     assert "measured before" in card
-    assert in_words(tuning.tuned) in tuning.sentence
+    assert tuning.tuned.describe() in tuning.sentence
 
 
 def test_the_numbers_are_those_of_predictions_made_by_hand(hot: Path) -> None:
     folder = read_run(hot)
     tuning = tune(hot, samples=[2], temperatures=[0.25], fractions=[0.2])
     plain = folder.posterior
-    draws = {candidate.samples for candidate in tuning.choice.candidates if candidate.stage == "draws"}
+    draws = {candidate.config.samples for candidate in tuning.choice.candidates if candidate.stage == "draws"}
     assert draws in (set(), {2, 4})
     for candidate in tuning.choice.candidates:
-        q = prune(plain, candidate.pruned) if candidate.pruned else plain
-        q = temper(q, candidate.temperature)
-        mode = "mean" if candidate.temperature == 0 else "samples"
-        found = log_probs(folder, q=q, mode=mode, samples=candidate.samples)
+        config = candidate.config
+        q = prune(plain, config.prune) if config.prune else plain
+        q = temper(q, config.temperature)
+        found = log_probs(folder, q=q, config=choose_config(q, config.samples or 0))
         if candidate.fitted and candidate.stage != "pruning":
-            assert candidate.logit_temperature == likeliest_temperature(
-                found.log_probs, found.labels, prior_sd=PRIOR_SD
-            )
+            assert config.logit_temperature == likeliest_temperature(found.log_probs, found.labels, prior_sd=PRIOR_SD)
             expected = cross_fitted(found.log_probs, found.labels)[0]
         else:
-            expected = losses(found.log_probs, found.labels, candidate.logit_temperature)
+            expected = losses(found.log_probs, found.labels, config.logit_temperature)
         assert candidate.nll == pytest.approx(float(expected.mean()), rel=1e-9), candidate
 
 
@@ -125,17 +128,16 @@ def test_predictions_are_as_tuned(tuned_run: tuple[Path, Tuning]) -> None:
     folder = read_run(tuned_run[0])
     chosen = folder.posterior.meta.tuned
     assert chosen is not None
-    found = log_probs(folder, split="test", samples=None)
+    found = log_probs(folder, split="test")
     by_hand = log_probs(
         folder,
-        q=temper(without_tuning(folder.posterior), chosen["temperature"]),
+        q=temper(remove_tuning(folder.posterior), chosen.temperature),
         split="test",
-        mode=chosen["mode"],
-        samples=chosen["samples"],
+        config=PredictionConfig(mode=chosen.mode, samples=chosen.samples),
     )
-    expected = torch.log_softmax(by_hand.log_probs / chosen["logit_temperature"], 2)
+    expected = torch.log_softmax(by_hand.log_probs / chosen.logit_temperature, 2)
     assert torch.allclose(found.log_probs, expected, rtol=0, atol=1e-12)
-    assert found.num_draws == max(chosen["samples"], 1)
+    assert found.num_draws == (chosen.samples or 1)
 
 
 def test_what_is_as_good_as_trained_is_kept_and_nothing_is_written(finished: Path) -> None:
@@ -199,7 +201,7 @@ def test_pruning_on_demand(hot: Path) -> None:
     tuning = tune(hot, **only, apply_pruning=True)
     assert tuning.choice.free_fraction == 0.01
     assert tuning.tuned is not None
-    assert tuning.tuned["pruned"] == {"fraction": 0.01, "by": "magnitude"}
+    assert (tuning.tuned.prune, tuning.tuned.prune_by) == (0.01, "magnitude")
     assert "1 % pruned by magnitude" in tuning.sentence
     assert tune(hot, **only).tuned is None
     few = tune(hot, **(only | {"standard_errors": None}), apply_pruning=True)
@@ -220,7 +222,7 @@ def test_every_kind_can_be_tuned(method: str, model: str, tmp_path: Path) -> Non
     tuning = tune(folder, temperatures=[0, 0.5], samples=[2, 5], fractions=[0.1], standard_errors=0.0)
     candidates = tuning.choice.candidates
     assert len(tuning.notes) >= 1
-    taus = {candidate.temperature for candidate in candidates}
+    taus = {candidate.config.temperature for candidate in candidates}
     assert taus == {"laplace": {0.0, 0.5, 1.0}, "mc_dropout": {0.0, 1.0}}.get(method, {1.0})
     assert tuning.by == ("snr" if method == "laplace" else "magnitude")
     assert any(candidate.stage == "pruning" for candidate in candidates)
@@ -228,7 +230,7 @@ def test_every_kind_can_be_tuned(method: str, model: str, tmp_path: Path) -> Non
     assert found.meta.tuned == tuning.tuned
     assert type(found) is type(q)
     if tuning.tuned is not None:
-        log_probs(read_run(folder), split="test", mode=tuning.tuned["mode"], samples=None)
+        log_probs(read_run(folder), split="test")
         reset(folder)
 
 
@@ -242,15 +244,12 @@ def test_a_point_mass_needs_no_model_for_its_logits(
     monkeypatch.setattr("varlora.runs.validation.reload_setting", no_model)
     tuning = tune(folder, fractions=[], standard_errors=1.0)
     assert {candidate.stage for candidate in tuning.choice.candidates} == {"scale"}
-    assert [candidate.mode for candidate in tuning.choice.candidates] == ["mean", "mean"]
+    assert [candidate.config.mode for candidate in tuning.choice.candidates] == ["mean", "mean"]
     assert tuning.tuned is not None
-    assert tuning.tuned == {
-        "temperature": 1.0,
-        "samples": 0,
-        "mode": "mean",
-        "logit_temperature": tuning.choice.chosen.logit_temperature,
-    }
-    assert tuning.choice.chosen.logit_temperature > 1
+    divisor = tuning.tuned.logit_temperature
+    assert tuning.tuned == PredictionConfig(mode="mean", logit_temperature=divisor)
+    assert divisor is not None
+    assert divisor > 1
 
 
 def test_completions_are_tuned_by_their_likelihood(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from small_runs import films, finish_herds, herds, write_rows
+from varlora.posterior import PredictionConfig
 from varlora.prediction import Prediction
 from varlora.runs import predict_split, read_run, reload_setting, tune
 from varlora.runs.tuning import losses
@@ -20,30 +21,34 @@ from varlora.tasks import Task
 
 def rows_of(folder: Path) -> ValidationRows:
     finished = read_run(folder)
-    return ValidationRows(finished, finished.config, finished.posterior, by="snr")
+    return ValidationRows(finished, finished.config, finished.posterior)
 
 
 def no_model(*_: Any, **__: Any) -> None:
     raise AssertionError("the model is loaded")
 
 
+def way(temperature: float, samples: int, prune: float = 0.0) -> PredictionConfig:
+    return PredictionConfig(temperature=temperature, samples=samples, prune=prune, logit_temperature=2.0)
+
+
 def test_predictions_of_training_are_used_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("varlora.runs.validation.reload_setting", no_model)
     rows, stored = rows_of(finished), read_run(finished)
     for temperature, mode in ((0.0, "mean"), (1.0, "samples")):
-        found = rows.log_probs(temperature, 4, 0.0)
+        found = rows.log_probs(way(temperature, 4))
         assert torch.equal(found, stored.prediction("validation", mode).log_probs)
         assert torch.equal(rows.labels, stored.prediction("validation", mode).labels)
-    assert torch.equal(rows.log_probs(1.0, 2, 0.0), stored.prediction("validation", "samples").log_probs[:, :2])
+    assert torch.equal(rows.log_probs(way(1.0, 2)), stored.prediction("validation", "samples").log_probs[:, :2])
     for asked in ((1.0, 6, 0.0), (1.0, 4, 0.1), (0.5, 4, 0.0)):
         with pytest.raises(AssertionError, match="the model is loaded"):
-            rows.log_probs(*asked)
+            rows.log_probs(way(*asked))
 
 
 def test_more_draws_begin_with_the_same_ones(finished: Path) -> None:
     rows = rows_of(finished)
-    four = rows.log_probs(1.0, 4, 0.0)
-    seven = rows.log_probs(1.0, 7, 0.0)
+    four = rows.log_probs(way(1.0, 4))
+    seven = rows.log_probs(way(1.0, 7))
     assert seven.shape[1] == 7
     assert torch.equal(seven[:, :4], four)
 
@@ -57,7 +62,7 @@ def test_stored_predictions_of_other_rows_are_not_used(
     changed = rows.task.rows("validation").remove_columns("label").add_column("label", labels)
     rows.task = rows.task.with_splits({"validation": changed})
     with pytest.raises(AssertionError, match="the model is loaded"):
-        rows.log_probs(1.0, 4, 0.0)
+        rows.log_probs(way(1.0, 4))
     assert "not of the rows that the data hold now" in caplog.text
 
 
@@ -72,16 +77,16 @@ def test_a_temperature_of_training_is_undone_and_kept_as_the_default(model: str,
     assert left != 1
     plain = dataclasses.replace(
         finished.posterior,  # type: ignore[type-var]
-        meta=dataclasses.replace(finished.posterior.meta, logit_temperature=1.0, logit_temperature_by_mode=None),
+        meta=dataclasses.replace(finished.posterior.meta, logit_temperatures={}),
     )
     setting = reload_setting(finished.config, finished.path, finished.posterior.meta)
-    expected = predict_split(setting, plain, "validation", samples=4)
+    expected = predict_split(setting, plain, "validation", PredictionConfig(samples=4))
     assert isinstance(expected, Prediction)
-    assert torch.allclose(rows_of(folder).log_probs(1.0, 4, 0.0), expected.log_probs, rtol=0, atol=1e-9)
+    assert torch.allclose(rows_of(folder).log_probs(way(1.0, 4)), expected.log_probs, rtol=0, atol=1e-9)
     tuning = tune(folder, samples=[4], fractions=[], temperatures=[1], standard_errors=1e6)
     stored = finished.prediction("validation", "samples")
     assert tuning.choice.nll_before == pytest.approx(float(losses(stored.log_probs, stored.labels).mean()), rel=1e-9)
-    assert tuning.choice.chosen.logit_temperature == left
+    assert tuning.choice.chosen.config.logit_temperature == left
 
 
 def test_rows_that_are_test_rows_are_left_out(model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,11 +16,11 @@ from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.folders import atomic_file
 from varlora.generation import Generations
 from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, evaluate_with_intervals
-from varlora.prediction import Prediction, modes_of
+from varlora.prediction import Prediction
+from varlora.prediction_setup import apply_config, configs_by_mode
 from varlora.runs import Setting, finite, generate_split, measure, predict_split
 from varlora.runs.folder import CompletionScores
 from varlora.runs.measure import IN_SCOPE
-from varlora.tuned import as_tuned
 
 
 def execute(arguments: Namespace) -> None:
@@ -29,31 +29,26 @@ def execute(arguments: Namespace) -> None:
         raise ValueError("give --test_file or --split, not both: the file is a split of its own, 'test'.")
     wanted = wanted_of(arguments)
     target = check_new_file(arguments.output_file, overwrite=arguments.overwrite)
-    run, config = read_finished(arguments)
+    run, settings, config = read_finished(arguments)
     task = None
     if arguments.test_file is not None:
-        task = rows_of(arguments.test_file, run, config, split="test", labelled=True)
-    setting = load_finished(run, config, task)
-    q = as_tuned(run.posterior)
+        task = rows_of(arguments.test_file, run, settings, split="test", labelled=True)
+    setting = load_finished(run, settings, task)
+    q, progress = run.posterior, not arguments.no_progress
+    configs = configs_by_mode(q, config)
     splits = arguments.split or [split for split in setting.task.splits if split != "train"]
-    own = modes_of(q, config.samples)[-1]
+    own = list(configs)[-1]
     selected = None
     if wanted is not None:  # first, since it may be refused
-        selected = chosen(wanted, arguments, run, setting, q, mode=own, reported=splits)
+        selected = chosen(wanted, arguments, run, setting, configs[own], reported=splits)
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {
-        split: {
-            mode: predict_split(setting, q, split, mode=mode, progress=not arguments.no_progress)
-            for mode in modes_of(q, config.samples)
-        }
+        split: {mode: predict_split(setting, q, split, how, progress=progress) for mode, how in configs.items()}
         for split in _with_in_scope(setting, splits)
     }
     generations: dict[str, dict[str, Generations]] = {}
     if setting.task.final_answer is not None:
         generations = {
-            split: {
-                mode: generate_split(setting, q, split, mode=mode, progress=not arguments.no_progress)
-                for mode in modes_of(q, config.samples)
-            }
+            split: {mode: generate_split(setting, q, split, how, progress=progress) for mode, how in configs.items()}
             for split in splits
         }
     metrics = {split: modes for split, modes in measure(predictions, generations).items() if split in splits}
@@ -62,7 +57,7 @@ def execute(arguments: Namespace) -> None:
         split: {mode: _intervals(found, arguments.resamples) for mode, found in judged[split].items()}
         for split in splits
     }
-    for table in metrics_tables(metrics, intervals, temperatures_of(q)):
+    for table in metrics_tables(metrics, intervals, temperatures_of(apply_config(q, config))):
         out.print(table)
     rows = ", ".join(f"{split} {len(setting.task.rows(split))}" for split in splits)
     explained = " Below each number: its 95 % bootstrap interval over them." if arguments.resamples else ""
@@ -74,8 +69,8 @@ def execute(arguments: Namespace) -> None:
     if target is not None:
         content: dict[str, Any] = {
             "run": str(run.path),
-            "samples": config.samples,
-            "tuned": run.posterior.meta.tuned,
+            "samples": config.draws(settings.samples),
+            "tuned": None if q.meta.tuned is None else q.meta.tuned.to_dict(),
             "metrics": metrics,
             "intervals": {
                 split: {

@@ -9,17 +9,18 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from varlora.cli.console import out
-from varlora.runs import RunConfig, RunFolder, Setting, fills_blank, in_words, read_run, reload_setting
+from varlora.posterior import PredictionConfig
+from varlora.prediction_setup import choose_config, explain_point, remove_tuning
+from varlora.runs import RunConfig, RunFolder, Setting, fills_blank, read_run, reload_setting
 from varlora.tasks import Task, load_more
 from varlora.tasks.rows import Records
-from varlora.tuned import settled, why_the_point, without_tuning
 
 LOCATION = ("model_name_or_path", "truncation", "per_device_eval_batch_size")
 """Settings of a run that may be others now."""
 
 
-def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFolder, RunConfig]:
-    """The run, tuned or as trained, and its settings with what was tuned and what the command line asks for.
+def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFolder, RunConfig, PredictionConfig]:
+    """The run, tuned or as trained, its settings as they are now, and how it is to be predicted with.
 
     Args:
         arguments: of the command line.
@@ -31,15 +32,15 @@ def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFold
     """
     run = read_run(arguments.run)
     config = changed(run.config, arguments)
-    q = without_tuning(run.posterior) if arguments.untuned else run.posterior
+    q = remove_tuning(run.posterior) if arguments.untuned else run.posterior
     if q.meta.tuned is not None:
-        out.print(f"As `varlora tune` chose: {in_words(q.meta.tuned)} (--untuned: as trained).", highlight=False)
-    _, samples = settled(q, arguments.samples, config.samples)
-    if not judged and arguments.samples is None and why_the_point(q):
-        samples = 0
+        out.print(f"As `varlora tune` chose: {q.meta.tuned.describe()} (--untuned: as trained).", highlight=False)
+    how = choose_config(q, arguments.samples, config.samples)
+    if not judged and arguments.samples is None and explain_point(q):
+        how = how.at("mean")
     if arguments.max_new_tokens is not None:
         config = dataclasses.replace(config, max_new_tokens=arguments.max_new_tokens)
-    return dataclasses.replace(run, posterior=q), dataclasses.replace(config, samples=samples)
+    return dataclasses.replace(run, posterior=q), config, how
 
 
 def changed(config: RunConfig, arguments: Namespace) -> RunConfig:

@@ -20,13 +20,13 @@ from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_
 from varlora.folders import atomic_file
 from varlora.generation import Generations
 from varlora.metrics import mutual_information, predictive_entropy
-from varlora.prediction import Prediction, modes_of
+from varlora.prediction import Prediction
+from varlora.prediction_setup import explain_point
 from varlora.runs import generate_split, predict_split
 from varlora.runs.folder import finite
 from varlora.runs.selective import Calibration, Selection
 from varlora.tasks.files import read_records
 from varlora.tasks.rows import Records
-from varlora.tuned import as_tuned, why_the_point
 
 SPLIT = "input"
 ANSWERS = ("prediction", "confidence", "probabilities", "predictive_entropy", "mutual_information", "answered", "set")
@@ -42,27 +42,26 @@ def execute(arguments: Namespace) -> None:
     assert target is not None
     if target.suffix not in FORMATS:
         raise ValueError(f"--output_file is {target}; its name must end in {' or '.join(FORMATS)}.")
-    run, config = read_finished(arguments, judged=False)
+    run, settings, config = read_finished(arguments, judged=False)
     asked = read_records(arguments.input_file, labelled=False, once=True)
-    task = rows_of(asked, run, config, split=SPLIT, labelled=False)
+    task = rows_of(asked, run, settings, split=SPLIT, labelled=False)
     _check_columns(asked, TEXTS if run.facts["task"]["kind"] == "completion" else ANSWERS)
-    setting = load_finished(run, config, task)
-    q = as_tuned(run.posterior)
-    mode = modes_of(q, config.samples)[-1]
-    selected = chosen(wanted, arguments, run, setting, q, mode=mode) if wanted is not None else None
+    setting = load_finished(run, settings, task)
+    selected = chosen(wanted, arguments, run, setting, config) if wanted is not None else None
+    q, progress = run.posterior, not arguments.no_progress
     prediction: Prediction | Generations
     if setting.readout is None:
-        prediction = generate_split(setting, q, SPLIT, mode=mode, judged=False, progress=not arguments.no_progress)
+        prediction = generate_split(setting, q, SPLIT, config, judged=False, progress=progress)
         records = list(_texts(prediction))
     else:
-        found = predict_split(setting, q, SPLIT, mode=mode, progress=not arguments.no_progress)
+        found = predict_split(setting, q, SPLIT, config, progress=progress)
         assert isinstance(found, Prediction)
         prediction, records = found, list(_answers(found))
         if selected is not None:
             _select(records, selected[0], found)
     with atomic_file(target, overwrite=arguments.overwrite) as file:
         _write([_beside(*both) for both in zip(asked.rows, records, strict=True)], file, target.suffix)
-    draws = f"{prediction.num_draws} draw{'s' * (prediction.num_draws > 1)}"
+    draws = "1 draw" if prediction.num_draws == 1 else f"{prediction.num_draws} draws"
     how = {
         "samples": f"the {'average' if setting.readout is not None else 'majority'} over {draws}",
         "linearised": f"the average over {draws} of the linearised model's logits",
@@ -71,7 +70,7 @@ def execute(arguments: Namespace) -> None:
     out.print(
         f"{rows} {'row' if rows == 1 else 'rows'} answered by {how}; written to [bold]{escape(str(target))}[/bold]."
     )
-    if arguments.samples is None and run.config.samples and (why := why_the_point(run.posterior)):
+    if arguments.samples is None and run.config.samples and (why := explain_point(run.posterior)):
         out.print(f"One pass, since {why} (--samples {run.config.samples}: draws).", highlight=False, soft_wrap=True)
     if selected is not None:
         _say(*selected, records)

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from varlora.cli.console import out
 from varlora.cli.finished import rows_of
-from varlora.posterior import Posterior
-from varlora.prediction import Mode, Prediction
+from varlora.posterior import PredictionConfig
+from varlora.prediction import Prediction
 from varlora.runs import RunFolder, Setting
 from varlora.runs.measure import IN_SCOPE
 from varlora.runs.selective import CALIBRATION, VALIDATION, Calibration, Selection, Wanted, calibrate, select
@@ -61,18 +61,15 @@ def chosen(
     arguments: Namespace,
     run: RunFolder,
     setting: Setting,
-    q: Posterior,
+    config: PredictionConfig,
     *,
-    mode: Mode,
     reported: Sequence[str] = (),
 ) -> tuple[Selection, Calibration]:
     """The thresholds, and the rows that they are from."""
     rows = None
     if (file := arguments.calibration_file) is not None:
         rows = rows_of(file, run, setting.config, split=CALIBRATION, labelled=True)
-    calibration = calibrate(
-        run, setting, q, mode=mode, reported=reported, file=rows, progress=not arguments.no_progress
-    )
+    calibration = calibrate(run, setting, config, reported=reported, file=rows, progress=not arguments.no_progress)
     return select(wanted, calibration.prediction), calibration
 
 

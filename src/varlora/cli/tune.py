@@ -71,13 +71,14 @@ def _table(tuning: Tuning) -> Table:
 
 
 def _cells(candidate: Candidate) -> tuple[str, ...]:
-    drawn = candidate.mode == "samples"
+    config = candidate.config
+    fitted = " fitted" if candidate.fitted else ""
     marks = [word for word, holds in (("so far", candidate.default), ("chosen", candidate.chosen)) if holds]
     return (
-        "mean" if candidate.mode == "mean" else f"{candidate.temperature:g}",
-        str(candidate.samples) if drawn else "",
-        f"{candidate.logit_temperature:.3g}{' fitted' * candidate.fitted}",
-        f"{100 * candidate.pruned:g} %" if candidate.pruned else "",
+        "mean" if config.mode == "mean" else f"{config.temperature:g}",
+        str(config.samples) if config.mode == "samples" else "",
+        f"{config.logit_temperature:.3g}{fitted}",
+        f"{100 * config.prune:g} %" if config.prune else "",
         f"{candidate.nll:.4f}",
         "" if candidate.default else f"{candidate.difference:+.4f} ± {candidate.standard_error:.4f}",
         ", ".join(marks),
@@ -88,14 +89,15 @@ def _free(tuning: Tuning, name: str) -> None:
     """What costs nothing: fewer draws, and a smaller posterior."""
     choice = tuning.choice
     nothing = f"less than {WORTHWHILE:g} nat of NLL ({tuning.rows} rows)"
-    if choice.fewest_samples is not None and choice.fewest_samples < choice.chosen.samples:
+    samples = choice.chosen.config.samples
+    if choice.fewest_samples is not None and samples is not None and choice.fewest_samples < samples:
         out.print(
-            f"{choice.fewest_samples} draws instead of {choice.chosen.samples} cost {nothing}: "
+            f"{choice.fewest_samples} draws instead of {samples} cost {nothing}: "
             f"[cyan]varlora predict {name} --samples {choice.fewest_samples} ...[/cyan]",
             highlight=False,
             soft_wrap=True,
         )
-    if choice.free_fraction is None or "pruned" in (tuning.tuned or {}):
+    if choice.free_fraction is None or (tuning.tuned is not None and tuning.tuned.prune > 0):
         return
     if choice.free_fraction > 0:
         command = f"varlora prune {name} --fraction {choice.free_fraction:g} --by {tuning.by} --output_dir ..."
@@ -106,7 +108,7 @@ def _free(tuning: Tuning, name: str) -> None:
             soft_wrap=True,
         )
     else:
-        smallest = next(candidate.pruned for candidate in choice.candidates if candidate.pruned > 0)
+        smallest = next(tried.config.prune for tried in choice.candidates if tried.config.prune > 0)
         out.print(
             f"Pruning {100 * smallest:g} % by {tuning.by} is not shown to cost {nothing}.",
             highlight=False,

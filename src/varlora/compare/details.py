@@ -15,13 +15,13 @@ from varlora.files import read_json_lines
 from varlora.metrics import evaluate, mean_log_probs, mutual_information
 from varlora.ops import snr
 from varlora.posterior import Mixture
+from varlora.prediction_setup import remove_tuning
 from varlora.report.results import Comparison
 from varlora.report.scales import scales_of
 from varlora.report.study import Cost, Example, Frontier, FrontierPoint, ModuleScale, TrainingCurve
 from varlora.runs import RunConfig, RunFolder, load_task
 from varlora.runs.folder import LOG
 from varlora.runs.measure import IN_SCOPE
-from varlora.tuned import without_tuning
 
 Runs = Mapping[tuple[str, int], RunFolder]
 """By method and seed."""
@@ -80,21 +80,23 @@ def label_of(method: str, curve: Curve) -> str:
     """A curve's name: the method's, and whatever else is not the default.
 
     Example:
-        >>> label_of("ivon", Curve(over="prune", values=(0.1,), variant=Variant(prune_by="random", temperature=2)))
+        >>> variant = Variant.from_dict({"prune_by": "random", "temperature": 2})
+        >>> label_of("ivon", Curve(over="prune", values=(0.1,), variant=variant))
         'ivon, by random, τ = 2'
     """
-    variant, parts = curve.variant, [method]
-    if variant.mode != "samples":
-        parts.append(variant.mode)
-    if curve.over == "prune" or variant.prune != 0:
-        parts.append(f"by {variant.prune_by}" + (" within tensors" if variant.prune_scope == "tensor" else ""))
-    if curve.over != "prune" and variant.prune != 0:
-        parts.append("pruned" if variant.prune == "validation" else f"{100 * float(variant.prune):g} % pruned")
-    if curve.over != "temperature" and variant.temperature != 1:
-        parts.append(f"τ = {variant.temperature:g}")
-    if curve.over != "samples" and variant.samples is not None:
-        parts.append(f"{variant.samples} samples")
-    if variant.logit_temperature != "none":
+    config, chosen, parts = curve.variant.config, curve.variant.chosen, [method]
+    pruned = "prune" in chosen or config.prune != 0
+    if config.mode != "samples":
+        parts.append(config.mode)
+    if curve.over == "prune" or pruned:
+        parts.append(f"by {config.prune_by}" + (" within tensors" if config.prune_scope == "tensor" else ""))
+    if curve.over != "prune" and pruned:
+        parts.append("pruned" if "prune" in chosen else f"{100 * config.prune:g} % pruned")
+    if curve.over != "temperature" and config.temperature != 1:
+        parts.append(f"τ = {config.temperature:g}")
+    if curve.over != "samples" and config.samples is not None:
+        parts.append(f"{config.samples} samples")
+    if "logit_temperature" in chosen or config.logit_temperature is not None:
         parts.append("logit temperature")
     return ", ".join(parts)
 
@@ -103,9 +105,9 @@ def _value(run: RunFolder, curve: Curve, variant: Variant) -> float:
     if curve.over == "prune":
         return pruned_fraction(run, variant)
     if curve.over == "temperature":
-        return variant.temperature
-    assert variant.samples is not None
-    return float(variant.samples)
+        return variant.config.temperature
+    assert variant.config.samples is not None
+    return float(variant.config.samples)
 
 
 def examples_of(comparison: Comparison | None, config: RunConfig | None) -> tuple[list[Example], str]:
@@ -167,7 +169,7 @@ def scales_of_runs(runs: Runs) -> list[ModuleScale]:
     """
     found = []
     for (method, seed), run in runs.items():
-        q = without_tuning(run.posterior)
+        q = remove_tuning(run.posterior)
         groups, _ = scales_of(q)
         if not groups:
             continue

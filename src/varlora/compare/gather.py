@@ -15,20 +15,20 @@ from varlora.compare.details import costs_of, curves_of, examples_of, frontiers_
 from varlora.compare.plan import Plan
 from varlora.compare.variants import (
     Variant,
+    explain_unfit,
     has_all,
     load_variant,
     logit_temperature,
     pruned_fraction,
+    read_tuned,
     seconds,
-    tuned_as,
-    unfit,
 )
 from varlora.prediction import Prediction
 from varlora.report.health_text import skipped_in_words
 from varlora.report.results import Comparison
 from varlora.report.rows import Row
 from varlora.report.study import Block, Study
-from varlora.runs import RunFolder, in_words, read_run
+from varlora.runs import RunFolder, read_run
 from varlora.runs.measure import IN_SCOPE, out_of_scope
 
 Nested = dict[str, dict[str, dict[str, list[float]]]]
@@ -250,7 +250,9 @@ def _sources(plan: Plan, cells: Mapping[Cell, RunFolder | str]) -> tuple[list[Ro
 def _not_predicted(cell: Cell, run: RunFolder, variant: Variant) -> str:
     if cell.error_file.is_file():
         return f"failed: see {cell.error_file.name}"
-    return f"impossible: {why}" if (why := unfit(run, variant)) is not None else "trained, not predicted with yet"
+    return (
+        f"impossible: {why}" if (why := explain_unfit(run, variant)) is not None else "trained, not predicted with yet"
+    )
 
 
 def _left_out(source: RowSource, seeds: Sequence[int]) -> str:
@@ -262,7 +264,7 @@ def _left_out(source: RowSource, seeds: Sequence[int]) -> str:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
 
 
 def _predictions(rows: Sequence[RowSource], seeds: Sequence[int]) -> tuple[list[Row], Nested]:
@@ -310,7 +312,9 @@ def _completions(rows: Sequence[RowSource], seeds: Sequence[int]) -> Nested:
     for source in rows:
         for seed in seeds:
             for split, modes in source.runs[seed].metrics.items():
-                for metric, value in modes.get(source.variant.plain.mode, {}).items() if is_compared(split) else ():
+                for metric, value in (
+                    modes.get(source.variant.canonical.config.mode, {}).items() if is_compared(split) else ()
+                ):
                     if value is not None:
                         values = found.setdefault(split, {}).setdefault(source.label, {})
                         values.setdefault(metric, []).append(value)
@@ -329,24 +333,26 @@ def _notes(runs: Iterable[RunFolder], rows: Sequence[RowSource]) -> list[str]:
             notes.append(f"{run.config.method}, seed {run.config.seed}: {words}")
     for source in rows:
         chosen = source.runs.items()
-        if source.variant.logit_temperature == "validation":
+        if "logit_temperature" in source.variant.chosen:
             values = ", ".join(f"{logit_temperature(run, source.variant):.3g}" for _, run in sorted(chosen))
             notes.append(f"{source.label}: logits divided by {values}, fitted on validation rows")
-        if source.variant.prune == "validation":
+        if "prune" in source.variant.chosen:
             values = ", ".join(f"{100 * pruned_fraction(run, source.variant):g} %" for _, run in sorted(chosen))
-            notes.append(f"{source.label}: {values} pruned by {source.variant.prune_by}, chosen on validation rows")
-        if source.variant.tune:
+            notes.append(
+                f"{source.label}: {values} pruned by {source.variant.config.prune_by}, chosen on validation rows"
+            )
+        if "tune" in source.variant.chosen:
             notes.append(f"{source.label}, by validation rows: {_tuned_words(source)}")
     return list(dict.fromkeys(notes))
 
 
 def _tuned_words(source: RowSource) -> str:
     """What validation rows have chosen, and for which seeds."""
-    seeds: dict[str, list[str]] = {}
+    seeds: dict[str, list[int]] = {}
     for seed, run in sorted(source.runs.items()):
-        tuned = tuned_as(run, source.variant)
-        seeds.setdefault("as trained" if tuned is None else in_words(tuned), []).append(str(seed))
-    return "; ".join(f"{how} (seed{'s' * (len(those) > 1)} {', '.join(those)})" for how, those in seeds.items())
+        tuned = read_tuned(run, source.variant)
+        seeds.setdefault("as trained" if tuned is None else tuned.describe(), []).append(seed)
+    return "; ".join(f"{how} ({_seeds(those)})" for how, those in seeds.items())
 
 
 def _settings(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,10 +48,10 @@ class Curve:
             ValueError: a value does not fit.
 
         Example:
-            >>> [v.temperature for v in Curve(over="temperature", values=(0.5, 2)).variants()]
+            >>> [v.config.temperature for v in Curve(over="temperature", values=(0.5, 2)).variants()]
             [0.5, 2.0]
         """
-        return tuple(replace(self.variant, **{self.over: value}) for value in self.values)
+        return tuple(Variant.from_dict({**self.variant.to_dict(), self.over: value}) for value in self.values)
 
     def to_dict(self) -> dict[str, Any]:
         """As a plan's file has it."""
@@ -85,7 +84,7 @@ class MethodPlan:
         """As a plan's file has it."""
         return {
             "settings": dict(self.settings),
-            "rows": {label: _given(variant) for label, variant in self.rows.items()},
+            "rows": {label: variant.given for label, variant in self.rows.items()},
             "curves": [curve.to_dict() for curve in self.curves],
         }
 
@@ -298,8 +297,3 @@ def _filter(text: str) -> tuple[str, list[str]]:
             f"{'; ' * bool(near)}{near or '.'}"
         )
     return name, [value.strip() for value in values.split(",")]
-
-
-def _given(variant: Variant) -> dict[str, Any]:
-    """The fields that are not the defaults."""
-    return {f.name: value for f in dataclasses.fields(variant) if (value := getattr(variant, f.name)) != f.default}

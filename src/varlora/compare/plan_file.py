@@ -166,7 +166,7 @@ def _curve(given: Any, where: str) -> Curve:
     if over in values:
         raise ValueError(f"{where} has {over} beside `over: {over}`; put its values in `values`.")
     curve = Curve(over=over, values=tuple(steps), variant=Variant.from_dict(values, where=where))
-    if curve.variant.tune:
+    if "tune" in curve.variant.chosen:
         raise ValueError(f"{where} varies {over}, but with tune: true validation rows choose; make it a row, no curve.")
     try:
         curve.variants()

@@ -13,10 +13,10 @@ from varlora.compare.gather import gather
 from varlora.compare.plan import MethodPlan, Plan
 from varlora.compare.variant import Variant
 from varlora.nearest import nearest
-from varlora.prediction import modes_of
+from varlora.posterior import PredictionConfig
+from varlora.prediction_setup import modes_of, remove_tuning
 from varlora.report.study import Study
 from varlora.runs import RunConfig, RunFolder, read_run
-from varlora.tuned import without_tuning
 
 FREE = ("output_dir", "seed", "data_seed")
 """Settings in which the seeds of one method may differ; files and folders may, too, since rows are compared anyway."""
@@ -59,7 +59,7 @@ def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None)
             )
         _check_settings(run.config, [c.config for c in cells.values() if (c.model, c.method) == (made.model, method)])
         cells[key] = made
-        rows.setdefault(method, {}).update({f"{method}, {v.mode}": v for v in made.variants})
+        rows.setdefault(method, {}).update({f"{method}, {v.config.mode}": v for v in made.variants})
     labels = [label for method in rows.values() for label in method]
     first = "adamw, mean" if "adamw, mean" in labels else labels[0]
     if reference is not None and reference not in labels:
@@ -77,7 +77,7 @@ def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None)
 
 
 def _cell(run: RunFolder, model: str) -> Cell:
-    modes = modes_of(without_tuning(run.posterior), run.config.samples)
+    modes = modes_of(remove_tuning(run.posterior), run.config.samples)
     return Cell(
         model=model,
         task=str(run.facts["task"]["name"]),
@@ -87,7 +87,7 @@ def _cell(run: RunFolder, model: str) -> Cell:
         identity=run.config.fingerprint,
         code_version="",
         folder=run.path,
-        variants=tuple(Variant(mode=mode) for mode in modes if mode != "model"),
+        variants=tuple(Variant(config=PredictionConfig(mode=mode)) for mode in modes),
     )
 
 

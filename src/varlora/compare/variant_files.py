@@ -11,7 +11,6 @@ temperature of the logits is fitted when a variant is read. So nothing is kept t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,16 +22,16 @@ from varlora.compare.variant import Variant
 from varlora.draws import number_of_draws
 from varlora.files import read_json
 from varlora.metrics import fit_temperature
-from varlora.ops import prune, temper
-from varlora.posterior import Mixture, PointMass, Posterior
-from varlora.posterior.kinds import linearisable
-from varlora.prediction import Prediction, modes_of
+from varlora.posterior import Mixture, PointMass, PredictionConfig, linearisable
+from varlora.posterior.prediction_config import upgrade_tuned
+from varlora.prediction import Prediction
+from varlora.prediction_setup import apply_config, modes_of, remove_tuning
 from varlora.runs import RunFolder, read_run
 from varlora.runs.selection import FRACTIONS
-from varlora.tuned import without_tuning
 
 FOLDER = "variants"
 FACTS = "variant.json"
+_INSTEAD = "Delete the folder it is in, and run `varlora compare` again."
 ROWS = "validation.json"
 
 
@@ -59,8 +58,10 @@ class _Rows(TypedDict):
     usable: list[int]
 
 
-FORMAT = 1
-"""Kept with a variant; raised when `compare` itself makes other predictions of the same run than before."""
+FORMAT = 2
+"""Kept with a variant; raised when its file or its predictions of the same run become others than before."""
+_READ = (1, FORMAT)
+"""Format 1 has what was tuned as posterior.json had it up to its format 2."""
 SPLIT = "validation"
 """What is chosen, is chosen on this split."""
 
@@ -76,10 +77,13 @@ def load_variant(run: RunFolder, variant: Variant, split: str) -> Prediction:
     Raises:
         ValueError: the variant does not go with the run or has not been predicted with, or there is no such split.
     """
-    if variant.logit_temperature == "none":
-        return _undivided(run, variant, split)
-    divisor = logit_temperature(run, variant)
     prediction = _undivided(run, variant, split)
+    if "logit_temperature" in variant.chosen:
+        divisor = logit_temperature(run, variant)
+    elif variant.config.logit_temperature is not None:
+        divisor = variant.config.logit_temperature / prediction.logit_temperature
+    else:
+        return prediction
     return dataclasses.replace(
         prediction,
         log_probs=torch.log_softmax(prediction.log_probs / divisor, dim=-1),
@@ -93,9 +97,9 @@ def logit_temperature(run: RunFolder, variant: Variant) -> float:
     Raises:
         ValueError: as `load_variant`.
     """
-    if variant.logit_temperature == "none":
+    if "logit_temperature" not in variant.chosen:
         return 1.0
-    undivided = dataclasses.replace(variant, logit_temperature="none")
+    undivided = dataclasses.replace(variant, chosen=variant.chosen - {"logit_temperature"})
     file = _file(run, undivided, SPLIT)
     return _fitted(str(run.path), undivided, file.stat().st_mtime_ns)
 
@@ -106,19 +110,25 @@ def pruned_fraction(run: RunFolder, variant: Variant) -> float:
     Raises:
         ValueError: nothing has been chosen yet.
     """
-    if variant.prune == "validation":
-        return float(facts_of(run, made_as(run, variant))["pruned"])
-    return float(variant.prune)
+    if "prune" in variant.chosen:
+        return float(facts_of(run, stored_as(run, variant))["pruned"])
+    return variant.config.prune
 
 
-def tuned_as(run: RunFolder, variant: Variant) -> Mapping[str, Any] | None:
-    """What validation rows have chosen for a variant with `tune`, as `meta.tuned` has it; None: as training left it.
+def read_tuned(run: RunFolder, variant: Variant) -> PredictionConfig | None:
+    """The way to predict that validation rows have chosen for a variant with "tune"; None: as training left it.
 
     Raises:
-        ValueError: nothing has been chosen yet.
+        ValueError: nothing has been chosen yet, or what is written is no way to predict.
     """
-    found: Mapping[str, Any] | None = facts_of(run, made_as(run, variant))["tuning"]["tuned"]
-    return found
+    stored = stored_as(run, variant)
+    facts = facts_of(run, stored)
+    if (tuned := facts["tuning"]["tuned"]) is None:
+        return None
+    try:
+        return PredictionConfig.from_dict(upgrade_tuned(tuned) if facts["format"] == 1 else tuned)
+    except ValueError as error:
+        raise ValueError(f"{variant_folder(run, stored) / FACTS}: {error} {_INSTEAD}") from error
 
 
 def seconds(run: RunFolder, variant: Variant, split: str) -> float | None:
@@ -127,18 +137,18 @@ def seconds(run: RunFolder, variant: Variant, split: str) -> float | None:
     Raises:
         ValueError: as `load_variant`.
     """
-    variant = _settled(run, variant)
+    variant = _resolve(run, variant)
     if is_own(run, variant):
         if draws_of(run, variant) not in (0, own_draws(run)):
             return None
-        own: float | None = run.facts["seconds"].get(f"predict/{split}/{variant.plain.mode}")
+        own: float | None = run.facts["seconds"].get(f"predict/{split}/{variant.canonical.config.mode}")
         return own
-    facts = facts_of(run, made_as(run, variant))
+    facts = facts_of(run, stored_as(run, variant))
     made: float | None = facts["seconds"].get(split) if facts["draws"] == draws_of(run, variant) else None
     return made
 
 
-def unfit(run: RunFolder, variant: Variant, *, thorough: bool = True) -> str | None:
+def explain_unfit(run: RunFolder, variant: Variant, *, thorough: bool = True) -> str | None:
     """Why a run cannot be predicted with as a variant; None if it can.
 
     Args:
@@ -146,32 +156,34 @@ def unfit(run: RunFolder, variant: Variant, *, thorough: bool = True) -> str | N
         variant: the variant.
         thorough: also prune and temper the posterior, which takes a moment, to see whether it can be.
     """
-    q, plain = without_tuning(run.posterior), variant.plain
+    q, plain = remove_tuning(run.posterior), variant.canonical
+    config = plain.config
     if is_completion(run):
-        own = is_own(run, plain) and draws_of(run, plain) in (0, own_draws(run)) and not chooses(variant)
+        own = is_own(run, plain) and draws_of(run, plain) in (0, own_draws(run)) and not variant.chosen
         return None if own else "its rows ask for completions, which have no classes: only as training predicted them."
-    if plain.mode == "samples" and not plain.tune:
+    if config.mode == "samples" and "tune" not in plain.chosen:
         if isinstance(q, PointMass):
             return f"method {run.config.method!r} gives a point mass, which has no draws. Use mode: mean."
         if draws_of(run, plain) == 0:
             return "the run predicts at its mean (samples: 0). Give the variant's samples."
-        if isinstance(q, Mixture) and (why := _unfit_mixture(run, q, plain)) is not None:
+        if isinstance(q, Mixture) and (why := _explain_unfit_mixture(run, q, config)) is not None:
             return why
-    if chooses(variant) and SPLIT not in run.facts["task"]["rows"]:
+    if variant.chosen and SPLIT not in run.facts["task"]["rows"]:
         return "there are no validation rows to choose on. Train with validation_file or validation_size."
     if not thorough:
         return None
     try:
-        q = derived(run, plain, FRACTIONS[0] if plain.prune == "validation" else float(plain.prune))
-        if plain.mode == "linearised":
+        fraction = FRACTIONS[0] if "prune" in plain.chosen else config.prune
+        q = apply_config(q, dataclasses.replace(config, prune=fraction), seed=run.config.seed)
+        if config.mode == "linearised":
             linearisable(q)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _unfit_mixture(run: RunFolder, q: Mixture, variant: Variant) -> str | None:
-    asked, own = variant.samples, own_draws(run)
+def _explain_unfit_mixture(run: RunFolder, q: Mixture, config: PredictionConfig) -> str | None:
+    asked, own = config.samples, own_draws(run)
     if all(isinstance(component, PointMass) for component in q.components):
         if asked is not None and asked > own:
             return f"its {own} members are all the draws it has. Give samples up to {own}, or leave it out."
@@ -192,30 +204,30 @@ def own_draws(run: RunFolder) -> int:
 
 def draws_of(run: RunFolder, variant: Variant) -> int:
     """How many draws a variant has; 0 where they are not its own to choose."""
-    if variant.plain.mode != "samples" or variant.tune:
+    config = variant.canonical.config
+    if config.mode != "samples" or "tune" in variant.chosen:
         return 0
-    return variant.samples if variant.samples is not None else own_draws(run) if run.config.samples else 0
+    return config.samples if config.samples is not None else own_draws(run) if run.config.samples else 0
 
 
 def is_own(run: RunFolder, variant: Variant) -> bool:
     """Whether a variant is one of the run's own modes, or the first draws of one."""
-    plain = variant.plain
-    if plain.prune != 0 or plain.temperature != 1 or plain.tune:
+    config = variant.canonical.config
+    if variant.chosen & {"prune", "tune"} or config.prune != 0 or config.temperature != 1:
         return False
-    modes = modes_of(without_tuning(run.posterior), run.config.samples)
-    return plain.mode in modes and (plain.mode != "samples" or draws_of(run, plain) <= own_draws(run))
+    modes = modes_of(remove_tuning(run.posterior), run.config.samples)
+    return config.mode in modes and (config.mode != "samples" or draws_of(run, variant) <= own_draws(run))
 
 
-def made_as(run: RunFolder, variant: Variant) -> Variant:
+def stored_as(run: RunFolder, variant: Variant) -> Variant:
     """The variant whose predictions are kept for this one; the run's own number of draws has one name."""
-    made = variant.made_as
-    if made.samples is not None and made.samples == draws_of(run, dataclasses.replace(variant, samples=None)):
-        return dataclasses.replace(made, samples=None)
-    return made
+    stored = variant.stored_as
+    unsaid = dataclasses.replace(stored, config=dataclasses.replace(stored.config, samples=None))
+    return unsaid if stored.config.samples == draws_of(run, unsaid) else stored
 
 
 def variant_folder(run: RunFolder, made: Variant) -> Path:
-    """Where the predictions of a variant that `made_as` gave are kept."""
+    """Where the predictions of a variant that `stored_as` gave are kept."""
     return run.path / FOLDER / made.key
 
 
@@ -224,12 +236,12 @@ def splits_of(run: RunFolder) -> list[str]:
     return [split for split in run.facts["task"]["rows"] if split != "train"]
 
 
-def is_made(run: RunFolder, made: Variant, draws: int) -> bool:
+def is_stored(run: RunFolder, made: Variant, draws: int) -> bool:
     """Whether a variant's predictions are kept, with as many draws."""
     if not (variant_folder(run, made) / FACTS).exists():
         return False
     facts = facts_of(run, made)
-    return bool(facts["format"] == FORMAT and facts["draws"] >= draws)
+    return bool(facts["format"] in _READ and facts["draws"] >= draws)
 
 
 def facts_of(run: RunFolder, made: Variant) -> dict[str, Any]:
@@ -241,24 +253,22 @@ def facts_of(run: RunFolder, made: Variant) -> dict[str, Any]:
     file = variant_folder(run, made) / FACTS
     if not file.exists():
         raise ValueError(
-            f"{run.path} has not been predicted with as {in_words(made)} yet. Run `varlora compare` again."
+            f"{run.path} has not been predicted with as {made.describe()} yet. Run `varlora compare` again."
         )
-    return dict(read_json(file, _Facts, instead="Delete the folder it is in, and run `varlora compare` again."))
+    return dict(read_json(file, _Facts, instead=_INSTEAD))
 
 
 def own_variant(run: RunFolder) -> Variant:
     """The run's own way to predict: the last of its modes, as training left it."""
-    mode = modes_of(without_tuning(run.posterior), run.config.samples)[-1]
-    assert mode != "model"
-    return Variant(mode=mode)
+    return Variant(config=PredictionConfig(mode=modes_of(remove_tuning(run.posterior), run.config.samples)[-1]))
 
 
-def _settled(run: RunFolder, variant: Variant) -> Variant:
+def _resolve(run: RunFolder, variant: Variant) -> Variant:
     """The variant itself, or one of the run's own modes where validation rows chose nothing that changes it."""
-    if variant.tune and tuned_as(run, variant) is None:
+    if "tune" in variant.chosen and read_tuned(run, variant) is None:
         return own_variant(run)
-    if variant.prune == "validation" and pruned_fraction(run, variant) == 0:
-        unpruned = dataclasses.replace(variant, prune=0.0)
+    if "prune" in variant.chosen and pruned_fraction(run, variant) == 0:
+        unpruned = dataclasses.replace(variant, chosen=variant.chosen - {"prune"})
         return unpruned if is_own(run, unpruned) else variant
     return variant
 
@@ -269,19 +279,19 @@ def _file(run: RunFolder, variant: Variant, split: str) -> Path:
     Raises:
         ValueError: they are not there.
     """
-    if (why := unfit(run, variant, thorough=False)) is not None:
-        raise ValueError(f"{run.path} cannot be predicted with as {in_words(variant)}: {why}")
+    if (why := explain_unfit(run, variant, thorough=False)) is not None:
+        raise ValueError(f"{run.path} cannot be predicted with as {variant.describe()}: {why}")
     if is_completion(run):
         raise ValueError(f"{run.path} has completions, which no Prediction holds; see the run's metrics.")
     if split not in splits_of(run):
         raise ValueError(f"{run.path} has no predictions for {split!r}; it has {', '.join(splits_of(run))}.")
-    variant = _settled(run, variant)
+    variant = _resolve(run, variant)
     if is_own(run, variant):
-        return run.prediction_file(split, variant.plain.mode)
-    made = made_as(run, variant)
+        return run.prediction_file(split, variant.canonical.config.mode)
+    made = stored_as(run, variant)
     if facts_of(run, made)["draws"] < draws_of(run, variant):
         raise ValueError(
-            f"{variant_folder(run, made)} has fewer draws than {in_words(variant)}. Run `varlora compare` again."
+            f"{variant_folder(run, made)} has fewer draws than {variant.describe()}. Run `varlora compare` again."
         )
     return variant_folder(run, made) / f"{split}.parquet"
 
@@ -294,19 +304,6 @@ def _undivided(run: RunFolder, variant: Variant, split: str) -> Prediction:
         return prediction
     first = prediction.log_probs[:, :draws].contiguous()
     return dataclasses.replace(prediction, log_probs=first, antithetic=prediction.antithetic and draws > 1)
-
-
-def derived(run: RunFolder, variant: Variant, fraction: float) -> Posterior:
-    """The posterior as training left it, pruned, then tempered."""
-    q = without_tuning(run.posterior)
-    if fraction > 0:
-        q = prune(q, fraction, by=variant.prune_by, scope=variant.prune_scope, seed=run.config.seed)
-    return q if variant.temperature == 1 else temper(q, variant.temperature)
-
-
-def chooses(variant: Variant) -> bool:
-    """Whether validation rows choose something."""
-    return variant.tune or "validation" in (variant.prune, variant.logit_temperature)
 
 
 def usable_rows(folder: Path) -> Tensor:
@@ -326,14 +323,5 @@ def _fitted(folder: str, variant: Variant, stamp: int) -> float:
     run = read_run(folder)
     rows = usable_rows(run.path)
     validation = _undivided(run, variant, SPLIT)
-    whose = f"{folder} predicted with as {in_words(variant)}"
+    whose = f"{folder} predicted with as {variant.describe()}"
     return fit_temperature(validation.log_probs[rows], validation.labels[rows], of=whose)
-
-
-def in_words(variant: Variant) -> str:
-    """A variant's fields that are not the defaults, as a plan writes them."""
-    if variant.tune:
-        return "{tune: true}"
-    defaults = Variant().to_dict()
-    changed = {name: value for name, value in variant.to_dict().items() if value != defaults[name] or name == "mode"}
-    return f"{{{', '.join(f'{name}: {value}' for name, value in changed.items())}}}"

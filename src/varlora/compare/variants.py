@@ -23,27 +23,24 @@ from varlora.compare.variant_files import (
     FORMAT,
     ROWS,
     SPLIT,
-    chooses,
-    derived,
     draws_of,
-    in_words,
-    is_made,
+    explain_unfit,
     is_own,
+    is_stored,
     load_variant,
     logit_temperature,
-    made_as,
     pruned_fraction,
+    read_tuned,
     seconds,
     splits_of,
-    tuned_as,
-    unfit,
+    stored_as,
     usable_rows,
     variant_folder,
 )
 from varlora.folders import atomic_file, atomic_folder, interrupted
 from varlora.metrics import largest_free, mean_log_probs, paired_error
 from varlora.metrics.scoring import log_losses
-from varlora.posterior import Posterior
+from varlora.posterior import PredictionConfig
 from varlora.prediction import Prediction
 from varlora.runs import RunConfig, RunFolder, finite, is_run, load_task, predict_split, read_run, reload_setting
 from varlora.runs.selection import FRACTIONS
@@ -51,19 +48,18 @@ from varlora.runs.setting import Setting
 from varlora.runs.tune import tuning_of
 from varlora.runs.validation import is_of, usable
 from varlora.tasks import Task
-from varlora.tuned import as_tuned, with_tuning
 
 __all__ = [
     "Variant",
     "ensure_variants",
+    "explain_unfit",
     "has_all",
     "is_complete",
     "load_variant",
     "logit_temperature",
     "pruned_fraction",
+    "read_tuned",
     "seconds",
-    "tuned_as",
-    "unfit",
 ]
 
 
@@ -88,16 +84,16 @@ def ensure_variants(
     found = read_run(run)
     settings = config if config is not None else found.config
     for variant in variants:
-        if (why := unfit(found, variant)) is not None:
-            raise ValueError(f"{found.path} cannot be predicted with as {in_words(variant)}: {why}")
-    if any(map(chooses, variants)) and not (found.path / FOLDER / ROWS).is_file():
+        if (why := explain_unfit(found, variant)) is not None:
+            raise ValueError(f"{found.path} cannot be predicted with as {variant.describe()}: {why}")
+    if any(variant.chosen for variant in variants) and not (found.path / FOLDER / ROWS).is_file():
         _note_rows(found, settings)
     wanted: dict[Variant, int] = {}
     for variant in variants:
         if not is_own(found, variant):
-            made = made_as(found, variant)
+            made = stored_as(found, variant)
             wanted[made] = max(wanted.get(made, 0), draws_of(found, variant))
-    missing = {made: draws for made, draws in wanted.items() if not is_made(found, made, draws)}
+    missing = {made: draws for made, draws in wanted.items() if not is_stored(found, made, draws)}
     if missing:
         setting = reload_setting(settings, found.path, found.posterior.meta)
         for made, draws in missing.items():
@@ -116,16 +112,16 @@ def is_complete(run: str | Path, variants: Sequence[Variant]) -> bool:
 
 def has_all(found: RunFolder, variants: Sequence[Variant]) -> bool:
     """`is_complete` of a run that has been read."""
-    if any(unfit(found, variant, thorough=False) is not None for variant in variants):
+    if any(explain_unfit(found, variant, thorough=False) is not None for variant in variants):
         return False
-    if any(map(chooses, variants)) and not (found.path / FOLDER / ROWS).is_file():
+    if any(variant.chosen for variant in variants) and not (found.path / FOLDER / ROWS).is_file():
         return False
-    return all(is_own(found, v) or is_made(found, made_as(found, v), draws_of(found, v)) for v in variants)
+    return all(is_own(found, v) or is_stored(found, stored_as(found, v), draws_of(found, v)) for v in variants)
 
 
 def _make(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progress: bool) -> None:
     """Predicts with one variant, and puts its folder in place."""
-    if made.tune:
+    if "tune" in made.chosen:
         chosen, predicted = _tuned(run, setting, progress=progress)
     else:
         chosen, predicted = _derived(run, setting, made, draws, progress=progress)
@@ -149,19 +145,16 @@ Chosen = tuple[dict[str, Any], Callable[[str], Prediction] | None]
 
 def _derived(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progress: bool) -> Chosen:
     """The posterior pruned, by what validation rows choose if they are to, and tempered."""
+    config = dataclasses.replace(made.config, samples=draws or None)
 
     def predicted(fraction: float, split: str) -> Prediction:
-        q = derived(run, made, fraction)
-        return _predicted(run, setting, q, split, mode=made.mode, samples=draws, progress=progress)
+        return _predicted(run, setting, dataclasses.replace(config, prune=fraction), split, progress=progress)
 
-    facts: dict[str, Any] = {}
-    fraction = 0.0 if made.prune == "validation" else float(made.prune)
-    if made.prune == "validation":
-        fraction, facts["tried"] = _choose_fraction(run, lambda amount: predicted(amount, SPLIT))
-    facts["pruned"] = fraction
-    unpruned = made.prune == "validation" and fraction == 0
-    own = unpruned and is_own(run, dataclasses.replace(made, prune=0.0))
-    return facts, None if own else lambda split: predicted(fraction, split)
+    if "prune" not in made.chosen:
+        return {"pruned": config.prune}, lambda split: predicted(config.prune, split)
+    fraction, tried = _choose_fraction(run, lambda amount: predicted(amount, SPLIT))
+    own = fraction == 0 and is_own(run, Variant(config=made.config))
+    return {"tried": tried, "pruned": fraction}, None if own else lambda split: predicted(fraction, split)
 
 
 def _tuned(run: RunFolder, setting: Setting, *, progress: bool) -> Chosen:
@@ -174,14 +167,12 @@ def _tuned(run: RunFolder, setting: Setting, *, progress: bool) -> Chosen:
     facts = {"tuning": tuning.to_dict()}
     if (tuned := tuning.tuned) is None:
         return facts, None
-    q = as_tuned(with_tuning(run.posterior, tuned))
-    how = {"mode": tuned["mode"], "samples": tuned["samples"], "progress": progress}
-    return facts, lambda split: _predicted(run, setting, q, split, **how)
+    return facts, lambda split: _predicted(run, setting, tuned, split, progress=progress)
 
 
-def _predicted(run: RunFolder, setting: Setting, q: Posterior, split: str, **how: Any) -> Prediction:
+def _predicted(run: RunFolder, setting: Setting, config: PredictionConfig, split: str, *, progress: bool) -> Prediction:
     """Predictions of the rows that the run's own are of."""
-    found = predict_split(setting, q, split, **how)
+    found = predict_split(setting, run.posterior, split, config, progress=progress)
     assert isinstance(found, Prediction)
     _check_rows(run, split, found)
     return found

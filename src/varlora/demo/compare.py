@@ -22,6 +22,7 @@ from varlora.demo.data import model_folder, write_task
 from varlora.folders import check_target
 from varlora.methods import with_temperatures
 from varlora.ops import prune
+from varlora.posterior import PredictionConfig
 from varlora.prediction import Prediction
 from varlora.report import Comparison, PosteriorFacts, Row, RunNotes, write_page
 from varlora.runs import RunConfig, RunResult, predict_split, run
@@ -138,14 +139,14 @@ def _add_adamw(rows: list[Row], result: RunResult, seed: int) -> float:
     assert isinstance(validation, Prediction)
     scaled = with_temperatures(result.posterior, {"mean": validation}, of=f"AdamW, seed {seed}")
     start = time.perf_counter()
-    prediction = predict_split(result.setting, scaled, "test", mode="mean")
+    prediction = predict_split(result.setting, scaled, "test", PredictionConfig(mode="mean"))
     seconds = time.perf_counter() - start
     trained = result.seconds["train"]
     rows += [
         _row("AdamW", seed, result.predictions["test"]["mean"], trained, result.seconds["predict/test/mean"]),
         _row("AdamW + temperature", seed, prediction, trained, seconds),
     ]
-    return scaled.meta.logit_temperature
+    return scaled.meta.logit_temperature_of("mean")
 
 
 def _add_ivon(rows: list[Row], result: RunResult, seed: int, folder: Path) -> float:
@@ -155,7 +156,7 @@ def _add_ivon(rows: list[Row], result: RunResult, seed: int, folder: Path) -> fl
     pruned = prune(q, fraction)
     save_posterior(pruned, folder)
     start = time.perf_counter()
-    prediction = predict_split(result.setting, pruned, "test", samples=SAMPLES)
+    prediction = predict_split(result.setting, pruned, "test", PredictionConfig(samples=SAMPLES))
     seconds = time.perf_counter() - start
     trained = result.seconds["train"]
     test = result.predictions["test"]

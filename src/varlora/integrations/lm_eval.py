@@ -23,8 +23,7 @@ from varlora.integrations.averages import average_choices, average_completions
 from varlora.integrations.source import read_source
 from varlora.modes import evaluation_mode
 from varlora.nearest import nearest
-from varlora.posterior import PointMass
-from varlora.tuned import settled
+from varlora.prediction_setup import apply_config, choose_config
 
 try:
     from lm_eval.api.model import CacheHook
@@ -104,10 +103,11 @@ class PosteriorLM(HFLM):  # type: ignore[misc]
         _check_values(samples=samples, seed=seed, antithetic=antithetic, untuned=untuned, average=average)
         source = read_source(str(posterior), pretrained, untuned=untuned)
         self.average = average
-        self.q, self.samples = settled(source.q, samples, source.samples)
+        config = choose_config(source.q, samples, source.samples)
+        self.q, self.samples = apply_config(source.q, config), config.draws(source.samples)
         self.seed = source.seed if seed is None else seed
         self.antithetic = antithetic
-        self.sampled = self.samples > 0 and not isinstance(self.q, PointMass)
+        self.sampled = self.samples > 0
         self.logit_temperature = self._temperature(logit_temperature)
         self.source = source
         if self.sampled and self.q.meta.linearised:

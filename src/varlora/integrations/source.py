@@ -11,9 +11,9 @@ from typing import Any
 
 from varlora.checkpoint import CheckpointError, load_posterior
 from varlora.posterior import Posterior
+from varlora.prediction_setup import SAMPLES, remove_tuning
 from varlora.readout import ClassHead
 from varlora.runs import is_run, read_run
-from varlora.tuned import SAMPLES, without_tuning
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def read_source(posterior: str, pretrained: str | None = None, *, untuned: bool 
         logger.warning("%s was trained on %s; it is used with %s.", folder, recorded["base"], base)
     return Source(
         folder=folder,
-        q=without_tuning(q) if untuned else q,
+        q=remove_tuning(q) if untuned else q,
         base=base,
         revision="main" if moved else recorded["revision"] or "main",
         dtype=recorded["dtype"],

@@ -19,7 +19,7 @@ from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job
 from varlora.methods.options import TemperatureOptions
 from varlora.metrics import temperature_fit
-from varlora.posterior import Posterior
+from varlora.posterior import Mode, Posterior
 from varlora.prediction import Prediction, predict
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Temperature(TemperatureOptions, AdamW):
         return dataclasses.replace(fit, posterior=scaled)
 
 
-def with_temperatures(q: Posterior, validation: Mapping[str, Prediction], *, of: str = "") -> Posterior:
+def with_temperatures(q: Posterior, validation: Mapping[Mode, Prediction], *, of: str = "") -> Posterior:
     """The posterior with a logit temperature for each mode of prediction, and in its diagnostics what decided it.
 
     Args:
@@ -73,7 +73,7 @@ def with_temperatures(q: Posterior, validation: Mapping[str, Prediction], *, of:
         >>> logits = torch.tensor([[[2.0, 0.0]]] * 400, dtype=torch.float64)
         >>> prediction = Prediction(log_probs=logits.log_softmax(-1), labels=torch.tensor([0, 0, 0, 1] * 100))
         >>> q = with_temperatures(PointMass(mean={"w": torch.ones(1)}), {"mean": prediction})
-        >>> round(q.meta.logit_temperature, 3), q.meta.diagnostics["logit_temperature"]["mean"]["rows"]
+        >>> round(q.meta.logit_temperature_of("mean"), 3), q.meta.diagnostics["logit_temperature"]["mean"]["rows"]
         (1.735, 400)
     """
     fits = {}
@@ -87,12 +87,9 @@ def with_temperatures(q: Posterior, validation: Mapping[str, Prediction], *, of:
         whose = f"{of}, mode {mode}" if of else f"mode {mode}"
         fits[mode] = temperature_fit(prediction.log_probs[known], prediction.labels[known], of=whose)
         logger.info("%s: %s", whose, fits[mode].sentence)
-    temperatures = {mode: fit.value for mode, fit in fits.items()}
+    temperatures: dict[str, float] = {mode: fit.value for mode, fit in fits.items()}
     found = {"logit_temperature": {mode: fit.to_dict() for mode, fit in fits.items()}}
     meta = dataclasses.replace(
-        q.meta,
-        logit_temperature=temperatures.pop("mean", q.meta.logit_temperature),
-        logit_temperature_by_mode={**(q.meta.logit_temperature_by_mode or {}), **temperatures} or None,
-        diagnostics={**(q.meta.diagnostics or {}), **found},
+        q.meta.with_logit_temperatures(temperatures), diagnostics={**(q.meta.diagnostics or {}), **found}
     )
     return dataclasses.replace(q, meta=meta)  # type: ignore[type-var]

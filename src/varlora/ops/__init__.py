@@ -6,14 +6,12 @@ gaussians    diagonal Gaussians in closed form: a prior, KL(q ‖ p), and the pr
 """
 
 from varlora.ops.gaussians import common_prior, isotropic_prior, kl, merge
-from varlora.ops.pruning import Criterion, Scope, prune, snr
+from varlora.ops.pruning import prune, snr
 from varlora.ops.tempering import temper
 from varlora.posterior import PointMassError
 
 __all__ = [
-    "Criterion",
     "PointMassError",
-    "Scope",
     "common_prior",
     "isotropic_prior",
     "kl",

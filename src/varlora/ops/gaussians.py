@@ -273,15 +273,15 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
             raise ValueError(f"only posteriors of one {name} can be merged, not of {' and '.join(values)}.")
     if not all(same_scaling(metas[0].adapter_config, meta.adapter_config) for meta in metas):
         raise ValueError("the adapters differ in rank, alpha or another scaling, so their weights do not compare.")
-    if any(meta.logit_temperature != metas[0].logit_temperature for meta in metas):
+    if len({meta.logit_temperature_of("mean") for meta in metas}) > 1:
         raise ValueError("the posteriors have different logit temperatures; merge them before fitting it.")
-    by_mode = metas[0].logit_temperature_by_mode
-    if any(meta.logit_temperature_by_mode != by_mode for meta in metas):
+    temperatures = metas[0].logit_temperatures
+    if any(meta.logit_temperatures != temperatures for meta in metas):
         logger.warning(
             "the posteriors were left with different logit temperatures by their trainings; the merged one has none. "
             "Fit one on validation rows."
         )
-        by_mode = None
+        temperatures = {"mean": metas[0].logit_temperature_of("mean")}
     sources = [
         {"method": m.method, "num_examples": m.num_examples, "ess": m.ess, "history": list(m.history)} for m in metas
     ]
@@ -290,7 +290,7 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
     sizes = [m.ess for m in metas if m.ess is not None]
     return dataclasses.replace(
         metas[0],
-        logit_temperature_by_mode=by_mode,
+        logit_temperatures=temperatures,
         method=metas[0].method if len({m.method for m in metas}) == 1 else "merge",
         num_examples=sum(counts) if len(counts) == len(metas) else None,
         ess=sum(sizes) if len(sizes) == len(metas) else None,

@@ -9,17 +9,15 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from varlora.posterior import DropoutMasks, Mixture, PointMass, PointMassError, Posterior
+from varlora.posterior import Criterion, DropoutMasks, Mixture, PointMass, PointMassError, Posterior, Scope
 
 logger = logging.getLogger(__name__)
 
-Criterion = Literal["snr", "variance", "magnitude", "random"]
-Scope = Literal["global", "tensor"]
 P = TypeVar("P", bound=Posterior)
 
 

@@ -64,7 +64,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 PREDICTED_DRAWS = 10
-"""Draws that predictions average, in opposite pairs (`varlora.tuned.SAMPLES`)."""
+"""Draws that predictions average, in opposite pairs (`varlora.prediction_setup.SAMPLES`)."""
 FALSE_ALARMS = 0.05
 """Share of trainings in which chance may move λ by more than a factor of two, at most: what is measured, and tested."""
 ERRORS = 2.0

@@ -22,6 +22,7 @@ from varlora.posterior.low_rank import LowRankGaussian
 from varlora.posterior.meta import PosteriorMeta
 from varlora.posterior.mixture import Mixture
 from varlora.posterior.point_mass import PointMass
+from varlora.posterior.prediction_config import Criterion, Mode, PredictionConfig, Scope
 from varlora.posterior.training import GaussianOptimizer, hessian_moved, model_meta, point_mass_of, posterior_of
 
 KINDS: Mapping[str, Any] = {
@@ -31,6 +32,7 @@ KINDS: Mapping[str, Any] = {
 
 __all__ = [
     "KINDS",
+    "Criterion",
     "DiagonalGaussian",
     "DropoutMasks",
     "GaussianOptimizer",
@@ -38,12 +40,15 @@ __all__ = [
     "LinearisableGaussian",
     "LowRankGaussian",
     "Mixture",
+    "Mode",
     "NotAWeightSampleError",
     "NotLinearisableError",
     "PointMass",
     "PointMassError",
     "Posterior",
     "PosteriorMeta",
+    "PredictionConfig",
+    "Scope",
     "hessian_moved",
     "linearisable",
     "model_meta",

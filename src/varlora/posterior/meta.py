@@ -6,18 +6,15 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from typing_extensions import Self
+
+from varlora.nearest import nearest
+from varlora.posterior.prediction_config import Mode, PredictionConfig
 
 logger = logging.getLogger(__name__)
-
-_TUNED: Mapping[str, tuple[type, ...]] = {
-    "temperature": (int, float),
-    "samples": (int,),
-    "mode": (str,),
-    "logit_temperature": (int, float),
-}
-"""What `tuned` says, besides "pruned"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +34,10 @@ class PosteriorMeta:
         readout: how an answer is read from the model's output (`varlora.readout`).
         linearised: whether it is a posterior over the model linearised at the mean (Laplace), so that predictions of
             mode "linearised" are its own.
-        logit_temperature: divides the logits of predictions at the point; not the posterior's temperature τ.
-        logit_temperature_by_mode: the same for other modes of prediction ("samples", "linearised").
-        tuned: what `varlora tune` chose to predict with: "temperature" (τ), "samples", "mode", "logit_temperature" (of
-            that mode, in the place of the one above) and perhaps "pruned" ("fraction", "by"). None: as trained.
+        logit_temperatures: T by mode of prediction ("mean", "samples", "linearised"), which divides the logits; not the
+            posterior's temperature τ. Fitted on validation rows, or left by those that steered λ.
+        tuned: how `varlora tune` chose to predict with it; its T stands in the place of the mode's above. None: as
+            trained.
         history: the operations done since training, oldest first.
         diagnostics: measurements taken at the end of training.
 
@@ -58,37 +55,63 @@ class PosteriorMeta:
     adapter_config: Mapping[str, Any] | None = None
     readout: Mapping[str, Any] | None = None
     linearised: bool = False
-    logit_temperature: float = 1.0
-    logit_temperature_by_mode: Mapping[str, float] | None = None
-    tuned: Mapping[str, Any] | None = None
+    logit_temperatures: Mapping[str, float] = field(default_factory=dict)
+    tuned: PredictionConfig | None = None
     history: tuple[Mapping[str, Any], ...] = ()
     diagnostics: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, _plain(getattr(self, f.name), f"meta.{f.name}"))
+            if f.name != "tuned":
+                object.__setattr__(self, f.name, _plain(getattr(self, f.name), f"meta.{f.name}"))
         object.__setattr__(self, "history", tuple(self.history))
         for name, value in (
             ("num_examples", self.num_examples),
             ("ess", self.ess),
-            ("logit_temperature", self.logit_temperature),
-            *((f"logit_temperature_by_mode[{m!r}]", t) for m, t in (self.logit_temperature_by_mode or {}).items()),
+            *((f"logit_temperatures[{mode!r}]", value) for mode, value in self.logit_temperatures.items()),
         ):
             kinds = int if name == "num_examples" else (int, float)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value > 0):
                 raise ValueError(f"meta.{name} must be positive, not {value!r}.")
-        if self.tuned is not None:
-            _check_tuned(self.tuned)
+        if unknown := [mode for mode in self.logit_temperatures if mode not in get_args(Mode)]:
+            raise ValueError(f"meta.logit_temperatures has {unknown[0]!r}; {nearest(unknown[0], get_args(Mode))}")
+        if self.tuned is not None and not isinstance(self.tuned, PredictionConfig):
+            raise ValueError(f"meta.tuned is {self.tuned!r}; it must be a PredictionConfig.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave; fields that are left out are the defaults.
+
+        Raises:
+            ValueError: a value does not fit.
+            TypeError: a field is unknown.
+        """
+        tuned = values.get("tuned")
+        if tuned is not None:
+            try:
+                tuned = PredictionConfig.from_dict(tuned)
+            except ValueError as error:
+                raise ValueError(f"meta.tuned: {error}") from error
+        return cls(**{**values, "tuned": tuned})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: every field."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**values, "tuned": None if self.tuned is None else self.tuned.to_dict()}
 
     def logit_temperature_of(self, mode: str) -> float:
-        """What divides the logits of predictions of a mode.
+        """T, which divides the logits of predictions of a mode: its own, else that of the point, else 1.
 
         Example:
-            >>> meta = PosteriorMeta(logit_temperature=2.0, logit_temperature_by_mode={"samples": 1.5})
-            >>> meta.logit_temperature_of("samples"), meta.logit_temperature_of("mean")
+            >>> meta = PosteriorMeta(logit_temperatures={"mean": 2.0, "samples": 1.5})
+            >>> meta.logit_temperature_of("samples"), meta.logit_temperature_of("linearised")
             (1.5, 2.0)
         """
-        return (self.logit_temperature_by_mode or {}).get(mode, self.logit_temperature)
+        return self.logit_temperatures.get(mode, self.logit_temperatures.get("mean", 1.0))
+
+    def with_logit_temperatures(self, temperatures: Mapping[str, float]) -> Self:
+        """The same with T of some modes of prediction in the place of theirs."""
+        return dataclasses.replace(self, logit_temperatures={**self.logit_temperatures, **temperatures})
 
     def after(self, operation: Mapping[str, Any]) -> PosteriorMeta:
         """The same with one more operation in its history, and no longer tuned: that held for what it was before."""
@@ -98,25 +121,6 @@ class PosteriorMeta:
                 operation.get("op", "an operation"),
             )
         return dataclasses.replace(self, tuned=None, history=(*self.history, operation))
-
-
-def _check_tuned(tuned: Mapping[str, Any]) -> None:
-    """Refuses what `varlora.tuned` could not apply."""
-    kinds_fit = all(
-        isinstance(tuned.get(name), kinds) and not isinstance(tuned[name], bool) for name, kinds in _TUNED.items()
-    )
-    pruned = tuned.get("pruned", {"fraction": 0.0, "by": "snr"})
-    if (
-        not kinds_fit
-        or tuned.keys() - {*_TUNED, "pruned"}
-        or not (tuned["temperature"] >= 0 and tuned["samples"] >= 0 and tuned["logit_temperature"] > 0)
-        or not isinstance(pruned, Mapping)
-        or pruned.keys() != {"fraction", "by"}
-    ):
-        raise ValueError(
-            f"meta.tuned is {dict(tuned)!r}; it must give {', '.join(_TUNED)} and may give 'pruned' (fraction, by). "
-            "Write it with `varlora tune`."
-        )
 
 
 def _plain(value: Any, where: str) -> Any:

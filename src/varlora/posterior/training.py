@@ -120,7 +120,7 @@ def posterior_of(
             ess=ess[0] if len(ess) == 1 else None,
             prior_precision=prior or None,
             readout=readout,
-            **remaining_temperatures(optimizer.param_groups[0], readout),
+            logit_temperatures=remaining_temperatures(optimizer.param_groups[0], readout),
             diagnostics=diagnostics,
         ),
     )
@@ -272,8 +272,8 @@ def held_out_diagnostics(group: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def remaining_temperature(group: Mapping[str, Any], readout: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """The logit temperatures that the rows which steered λ ask for; None if all are 1, or if they were read otherwise.
+def remaining_temperatures(group: Mapping[str, Any], readout: Mapping[str, Any] | None) -> dict[str, float]:
+    """The logit temperatures that the rows which steered λ ask for; empty if all are 1, or if they were read otherwise.
 
     Args:
         group: the optimizer's first parameter group.
@@ -283,29 +283,16 @@ def remaining_temperature(group: Mapping[str, Any], readout: Mapping[str, Any] |
         T of averages of ten draws ("samples") and of predictions at the mean ("mean").
 
     Example:
-        >>> remaining_temperature({}, readout=None) is None
-        True
-    """
-    if readout is None or "held_out" not in group:
-        return None
-    if json.dumps(group.get("held_out_readout"), sort_keys=True) != json.dumps(readout, sort_keys=True):
-        return None
-    record, rows = HeldOutRecord.from_dict(group["held_out"]), int(group["held_out_rows"])
-    found = {"samples": record.remaining_temperature(rows), "mean": record.remaining_temperature(rows, of="mean")}
-    return found if set(found.values()) != {1.0} else None
-
-
-def remaining_temperatures(group: Mapping[str, Any], readout: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`remaining_temperature` as the fields of `PosteriorMeta` that hold it.
-
-    Example:
         >>> remaining_temperatures({}, readout=None)
         {}
     """
-    found = remaining_temperature(group, readout)
-    if found is None:
+    if readout is None or "held_out" not in group:
         return {}
-    return {"logit_temperature": found["mean"], "logit_temperature_by_mode": {"samples": found["samples"]}}
+    if json.dumps(group.get("held_out_readout"), sort_keys=True) != json.dumps(readout, sort_keys=True):
+        return {}
+    record, rows = HeldOutRecord.from_dict(group["held_out"]), int(group["held_out_rows"])
+    found = {"samples": record.remaining_temperature(rows), "mean": record.remaining_temperature(rows, of="mean")}
+    return found if set(found.values()) != {1.0} else {}
 
 
 def hessian_moved(hessians: Mapping[str, tuple[Tensor, float]]) -> dict[str, Any]:

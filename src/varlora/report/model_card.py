@@ -251,8 +251,8 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
 
 def _temperature(meta: Mapping[str, Any], mode: str) -> float:
     """What divides the logits of predictions of a mode, as `PosteriorMeta.logit_temperature_of` has it."""
-    of_point = float(meta.get("logit_temperature") or 1.0)
-    return float((meta.get("logit_temperature_by_mode") or {}).get(mode, of_point))
+    temperatures = meta.get("logit_temperatures") or {}
+    return float(temperatures.get(mode, temperatures.get("mean", 1.0)))
 
 
 def _divided(kind: str, meta: Mapping[str, Any]) -> str:

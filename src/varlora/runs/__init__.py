@@ -8,7 +8,7 @@ from varlora.runs.health import run_health
 from varlora.runs.measure import measure
 from varlora.runs.run import AlreadyFinishedError, RunResult, Trained, evaluate, method_of, predict_split, run, train
 from varlora.runs.setting import Setting, load_setting, reload_setting
-from varlora.runs.tune import Tuning, in_words, reset, tune
+from varlora.runs.tune import Tuning, reset, tune
 
 __all__ = [
     "AlreadyFinishedError",
@@ -23,7 +23,6 @@ __all__ = [
     "fills_blank",
     "finite",
     "generate_split",
-    "in_words",
     "is_run",
     "load_setting",
     "load_task",

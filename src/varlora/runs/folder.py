@@ -18,7 +18,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -35,7 +35,8 @@ from varlora.generation import Generations
 from varlora.metrics import CompletionRows, evaluate_rows
 from varlora.parquet_files import read_table, rectangle
 from varlora.posterior import Posterior
-from varlora.prediction import Prediction, modes_of
+from varlora.prediction import Prediction
+from varlora.prediction_setup import modes_of
 from varlora.report import Health
 from varlora.report.model_card import model_card
 from varlora.run_config import RunConfig
@@ -196,11 +197,10 @@ def write_run(
         for mode, found in texts.items():
             found.save(folder / GENERATIONS / f"{split}.{mode}.parquet")
     (folder / LOG).write_text("".join(json.dumps(finite(entry)) + "\n" for entry in log), encoding="utf-8")
-    meta = {f.name: getattr(posterior.meta, f.name) for f in fields(posterior.meta)}
     card = model_card(
         name=Path(config.output_dir).name,
         kind=posterior.kind,
-        meta=meta,
+        meta=posterior.meta.to_dict(),
         metrics=metrics,
         task=facts["task"],  # type: ignore[arg-type]
         versions=versions(),
@@ -351,7 +351,7 @@ def write_derived(folder: Path, posterior: Posterior, *, sources: Sequence[Path]
     card = model_card(
         name=name,
         kind=posterior.kind,
-        meta={f.name: getattr(posterior.meta, f.name) for f in fields(posterior.meta)},
+        meta=posterior.meta.to_dict(),
         metrics={},
         task=facts.get("task"),
         versions=versions(),

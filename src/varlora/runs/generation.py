@@ -7,12 +7,11 @@ from dataclasses import replace
 import datasets
 
 from varlora.generation import Generations, generate
-from varlora.posterior import Posterior
-from varlora.prediction import Mode
+from varlora.posterior import Posterior, PredictionConfig
+from varlora.prediction_setup import apply_config
 from varlora.runs.batching import by_length
 from varlora.runs.setting import Setting
 from varlora.tasks import context_length, encode_prompts
-from varlora.tuned import settled
 
 
 def check_generation(setting: Setting) -> None:
@@ -33,9 +32,8 @@ def generate_split(
     setting: Setting,
     q: Posterior,
     split: str,
+    config: PredictionConfig,
     *,
-    mode: Mode = "samples",
-    samples: int | None = None,
     judged: bool = True,
     progress: bool = False,
 ) -> Generations:
@@ -43,26 +41,22 @@ def generate_split(
 
     Args:
         setting: the model and the rows.
-        q: the posterior.
+        q: the posterior as training left it; what was tuned is left aside.
         split: name of the split.
-        mode: "mean" (the posterior's point) or "samples".
-        samples: number of draws; None: what `varlora tune` chose, or the run's.
+        config: how to predict; its number of draws is the run's where it has none.
         judged: whether the rows have right answers.
         progress: show a progress bar.
 
     Raises:
         ValueError: a prompt or a right answer does not fit (see `check_generation`).
     """
-    if samples is None:
-        samples = settled(q, None, setting.config.samples)[1]
-    if mode == "mean":
-        samples = 0
+    q = apply_config(q, config, seed=setting.config.seed)
     batches, back, ids = by_length(setting, _prompts(setting, split))
     found = generate(
         setting.model,
         q,
         batches,
-        samples,
+        config.draws(setting.config.samples),
         tokenizer=setting.tokenizer,
         max_new_tokens=setting.config.max_new_tokens,
         final_answer=setting.task.final_answer or "text",

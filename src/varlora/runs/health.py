@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from varlora.posterior import Mixture, PointMass, Posterior
-from varlora.prediction import Prediction, modes_of
+from varlora.prediction import Prediction
+from varlora.prediction_setup import modes_of
 from varlora.report.course import course_of
 from varlora.report.health import Health, ValidationLogProbs, health_of
 from varlora.report.health_text import reason_for_the_point
@@ -68,8 +69,8 @@ def with_verdict(q: Posterior, health: Health) -> Posterior:
         health: its health.
 
     Returns:
-        The same with `meta.diagnostics["sampling"]` (`varlora.tuned.why_the_point`). A posterior that has no other way
-        to predict (a point mass) or whose way is its method (the members of an ensemble) has none.
+        The same with `meta.diagnostics["sampling"]` (`varlora.prediction_setup.explain_point`). A posterior that has no
+        other way to predict (a point mass) or whose way is its method (the members of an ensemble) has none.
     """
     if isinstance(q, (PointMass, Mixture)):
         return q

@@ -25,8 +25,9 @@ from varlora.generation import Generations
 from varlora.linearised import predict_linearised
 from varlora.methods import METHODS, Job, Method, with_temperatures
 from varlora.metrics import check_metrics
-from varlora.posterior import Posterior
-from varlora.prediction import Mode, Prediction, modes_of, predict
+from varlora.posterior import Posterior, PredictionConfig
+from varlora.prediction import Prediction, predict
+from varlora.prediction_setup import apply_config, choose_config, configs_by_mode
 from varlora.report import Health
 from varlora.run_config import RunConfig
 from varlora.runs.arguments import training_arguments
@@ -45,7 +46,6 @@ from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.health import SPLIT, run_health, with_verdict
 from varlora.runs.measure import measure
 from varlora.runs.setting import Setting, load_setting
-from varlora.tuned import settled
 
 logger = logging.getLogger(__name__)
 
@@ -210,21 +210,21 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
     q = trained.posterior
     seconds = {"train": trained.seconds}
     splits = [split for split in setting.task.splits if split != "train"]
-    modes = modes_of(q, samples=setting.config.samples)
+    configs = configs_by_mode(q, choose_config(q, setting.config.samples))
     if setting.config.temperature_scaling:
-        unscaled: dict[str, Prediction] = {mode: _unscaled(setting, q, mode) for mode in modes}
+        unscaled = {mode: _predict_unscaled(setting, q, config) for mode, config in configs.items()}
         q = with_temperatures(q, unscaled, of=setting.config.output_dir)
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {}
     generations: dict[str, dict[str, Generations]] = {}
     for split in splits:
         predictions[split] = {}
-        for mode in modes:
+        for mode, config in configs.items():
             start = time.perf_counter()
-            predictions[split][mode] = predict_split(setting, q, split, mode=mode, progress=progress)
+            predictions[split][mode] = predict_split(setting, q, split, config, progress=progress)
             seconds[f"predict/{split}/{mode}"] = time.perf_counter() - start
             if setting.task.final_answer is not None:
                 start = time.perf_counter()
-                texts = generate_split(setting, q, split, mode=mode, progress=progress)
+                texts = generate_split(setting, q, split, config, progress=progress)
                 generations.setdefault(split, {})[mode] = texts
                 seconds[f"generate/{split}/{mode}"] = time.perf_counter() - start
     health = run_health(q, predictions.get(SPLIT, {}), setting.config.samples, trained.log)
@@ -244,9 +244,8 @@ def predict_split(
     setting: Setting,
     q: Posterior,
     split: str,
+    config: PredictionConfig,
     *,
-    mode: Mode = "samples",
-    samples: int | None = None,
     progress: bool = False,
 ) -> Prediction | CompletionScores:
     """Predictions for one split, in the order of its rows; the draws' seed is the run's.
@@ -255,32 +254,27 @@ def predict_split(
 
     Args:
         setting: the model and the rows.
-        q: the posterior.
+        q: the posterior as training left it; what was tuned is left aside.
         split: name of the split.
-        mode: "mean" (the posterior's point), "samples" or "linearised".
-        samples: number of draws; None: what `varlora tune` chose, or the run's.
+        config: how to predict; its number of draws is the run's where it has none.
         progress: show a progress bar.
     """
-    if samples is None:
-        samples = settled(q, None, setting.config.samples)[1]
-    if mode == "mean":
-        samples = 0
     seed = setting.config.seed
+    q, samples = apply_config(q, config, seed=seed), config.draws(setting.config.samples)
     batches, back, ids = by_length(setting, setting.encoded(split))
     if setting.readout is None:
         scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
         return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
-    if mode == "linearised":
+    if config.mode == "linearised":
         found = predict_linearised(setting.model, q, batches, readout=setting.readout, seed=seed, progress=progress)
     else:
         found = predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
     return replace(found, log_probs=found.log_probs[back], labels=found.labels[back], ids=ids)
 
 
-def _unscaled(setting: Setting, q: Posterior, mode: Mode) -> Prediction:
+def _predict_unscaled(setting: Setting, q: Posterior, config: PredictionConfig) -> Prediction:
     """Predictions for the validation rows, divided by no temperature."""
-    plain = replace(q.meta, logit_temperature=1.0, logit_temperature_by_mode=None)
-    prediction = predict_split(setting, replace(q, meta=plain), "validation", mode=mode)  # type: ignore[type-var]
+    prediction = predict_split(setting, q, "validation", replace(config, logit_temperature=1.0))
     assert isinstance(prediction, Prediction)
     return prediction
 

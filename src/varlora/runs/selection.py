@@ -10,7 +10,8 @@ from torch import Tensor
 from varlora.metrics import largest_free, mean_log_probs
 from varlora.ops import prune
 from varlora.posterior import Posterior
-from varlora.prediction import Prediction, modes_of
+from varlora.prediction import Prediction
+from varlora.prediction_setup import choose_config
 from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting
 
@@ -47,7 +48,7 @@ def largest_free_fraction(
 
 def _losses(setting: Setting, q: Posterior, samples: int) -> Tensor:
     """Negative log-likelihood of every labelled validation row, (N,)."""
-    prediction = predict_split(setting, q, "validation", mode=modes_of(q, samples)[-1], samples=samples)
+    prediction = predict_split(setting, q, "validation", choose_config(q, samples))
     assert isinstance(prediction, Prediction)
     known = prediction.labels >= 0
     averaged, labels = mean_log_probs(prediction.log_probs)[known], prediction.labels[known]

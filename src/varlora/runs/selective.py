@@ -34,8 +34,8 @@ from varlora.metrics import (
 from varlora.metrics.conformal import SetScore
 from varlora.metrics.selective import Sureness
 from varlora.metrics.selective_accuracy import DELTA
-from varlora.posterior import Posterior
-from varlora.prediction import Mode, Prediction
+from varlora.posterior import PredictionConfig
+from varlora.prediction import Prediction
 from varlora.run_config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import RunFolder
@@ -164,9 +164,8 @@ def select(wanted: Wanted, calibration: Prediction) -> Selection:
 def calibrate(
     run: RunFolder,
     setting: Setting,
-    q: Posterior,
+    config: PredictionConfig,
     *,
-    mode: Mode,
     reported: Sequence[str] = (),
     file: Task | None = None,
     progress: bool = False,
@@ -176,8 +175,7 @@ def calibrate(
     Args:
         run: the run, with what was tuned left in or taken out.
         setting: its parts, loaded for the rows that will be answered.
-        q: the posterior to predict with.
-        mode: how it is predicted.
+        config: how they will be predicted.
         reported: the setting's splits that are reported. Rows whose prompts are among theirs are not chosen on.
         file: other labelled rows in place of the validation rows, as the split "calibration".
         progress: show progress bars.
@@ -192,7 +190,7 @@ def calibrate(
         )
     if file is not None:
         at = dataclasses.replace(setting, task=file)
-        found = _predicted(at, q, CALIBRATION, mode, progress)
+        found = _predicted(at, run, CALIBRATION, config, progress)
         return _usable(found, file.rows(CALIBRATION)["prompt"], setting.task, reported, str(file.source), ())
     splits = [split for split in reported if split != VALIDATION]
     if reported and not splits:
@@ -206,7 +204,7 @@ def calibrate(
             "reported. Give labelled rows that are neither (--calibration_file), or train with validation_file or "
             "validation_size."
         )
-    stored = _stored(run, setting.config, q, mode)
+    stored = _stored(run, setting.config, config)
     used = also_used_for(run)
     if stored is not None and not splits:
         return _usable(stored, (), setting.task, (), VALIDATION, used)
@@ -215,7 +213,7 @@ def calibrate(
     if stored is None or not _same_rows(stored, rows):
         if stored is not None:
             logger.warning("the stored validation predictions are not of the rows that the data hold now: made anew")
-        stored = _predicted(dataclasses.replace(setting, task=task), q, VALIDATION, mode, progress)
+        stored = _predicted(dataclasses.replace(setting, task=task), run, VALIDATION, config, progress)
     return _usable(stored, rows["prompt"], setting.task, splits, VALIDATION, used)
 
 
@@ -237,13 +235,15 @@ def also_used_for(run: RunFolder) -> tuple[str, ...]:
     return tuple(words for words, holds in decided.items() if holds)
 
 
-def _stored(run: RunFolder, config: RunConfig, q: Posterior, mode: Mode) -> Prediction | None:
+def _stored(run: RunFolder, settings: RunConfig, config: PredictionConfig) -> Prediction | None:
     """What training has left of the validation rows, if it was made as it would be now."""
+    q, mode = run.posterior, config.mode
     file = run.path / "predictions" / f"{VALIDATION}.{mode}.parquet"
-    if run.posterior.meta.tuned is not None or not file.is_file():
+    if q.meta.tuned is not None or not file.is_file():
         return None
     stored = run.prediction(VALIDATION, mode)
-    drawn = mode != "samples" or (stored.num_draws == number_of_draws(q, config.samples) and stored.seed == config.seed)
+    draws = number_of_draws(q, config.draws(settings.samples))
+    drawn = mode != "samples" or (stored.num_draws == draws and stored.seed == settings.seed)
     return stored if drawn and stored.logit_temperature == q.meta.logit_temperature_of(mode) else None
 
 
@@ -252,8 +252,8 @@ def _same_rows(stored: Prediction, rows: Any) -> bool:
     return stored.ids == tuple(map(str, rows["id"])) and labels == list(rows["label"])
 
 
-def _predicted(setting: Setting, q: Posterior, split: str, mode: Mode, progress: bool) -> Prediction:
-    found = predict_split(setting, q, split, mode=mode, samples=setting.config.samples, progress=progress)
+def _predicted(setting: Setting, run: RunFolder, split: str, config: PredictionConfig, progress: bool) -> Prediction:
+    found = predict_split(setting, run.posterior, split, config, progress=progress)
     assert isinstance(found, Prediction)
     return found
 

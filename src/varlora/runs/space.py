@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from varlora.ops import Criterion
-from varlora.posterior import DropoutMasks, Mixture, PointMass, Posterior
-from varlora.prediction import Mode, modes_of
-from varlora.tuned import SAMPLES
+from varlora.posterior import Criterion, DropoutMasks, Mixture, Mode, PointMass, Posterior, PredictionConfig
+from varlora.prediction_setup import SAMPLES, modes_of
 
 TEMPERATURES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 DRAWS = (2, 4, 8, 16, 32)
@@ -49,6 +47,14 @@ class Space:
     logit_temperatures: Mapping[str, float]
     standard_errors: float | None = None
     apply_pruning: bool = False
+
+    def config(self, temperature: float) -> PredictionConfig:
+        """The way to predict at a value of τ, with the T that training left: where the search begins."""
+        if temperature == 0 or self.mode == "mean":
+            mean = self.logit_temperatures.get("mean", 1.0)
+            return PredictionConfig(mode="mean", temperature=temperature, logit_temperature=mean)
+        own = self.logit_temperatures.get(self.mode, 1.0)
+        return PredictionConfig(mode=self.mode, samples=self.draws, temperature=temperature, logit_temperature=own)
 
     def __post_init__(self) -> None:
         if self.standard_errors is not None and not 0 <= self.standard_errors < math.inf:

@@ -2,7 +2,7 @@
 
 The rows' predictions come from the run folder where training has left them (τ = 1, and the mean), and are made once
 each otherwise. Rows that are test rows, too, are left out. What was chosen is kept beside the posterior, whose tensors
-stay (`varlora.tuned`), so that it can be chosen again, or taken back. tune.json keeps all that was tried.
+stay (`varlora.prediction_setup`), so that it can be chosen again, or taken back. tune.json keeps all that was tried.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,15 +20,14 @@ from varlora.files import LARGEST_JSON, read_text
 from varlora.folders import atomic_file
 from varlora.manifest import MANIFEST, read_manifest, write_tuned
 from varlora.metrics import WORTHWHILE
-from varlora.ops import Criterion
-from varlora.posterior import Posterior
+from varlora.posterior import Criterion, Posterior, PredictionConfig
+from varlora.prediction_setup import remove_tuning
 from varlora.run_config import RunConfig
 from varlora.runs.folder import RunFolder, finite, read_run
 from varlora.runs.setting import Setting
-from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES, Space, space_of
+from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES, space_of
 from varlora.runs.tuning import LOGIT_TEMPERATURES, Choice, choose
 from varlora.runs.validation import ValidationRows
-from varlora.tuned import without_tuning
 
 TABLE = "tune.json"
 CARD = "README.md"
@@ -45,7 +44,7 @@ class Tuning:
         left_out: how many labelled rows of the split were left out because they are test rows, too.
         by: what pruning was tried by.
         choice: all that was tried, and what was chosen.
-        tuned: what posterior.json says now (`meta.tuned`); None if everything is kept as trained.
+        tuned: how to predict, as posterior.json says now (`meta.tuned`); None if everything is kept as trained.
         notes: what could not be tuned, and why.
     """
 
@@ -54,7 +53,7 @@ class Tuning:
     left_out: int
     by: Criterion
     choice: Choice
-    tuned: Mapping[str, Any] | None
+    tuned: PredictionConfig | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -70,7 +69,7 @@ class Tuning:
             f"validation NLL {choice.nll_before:.4g} to {choice.nll_after:.4g} "
             f"({choice.difference:+.4f} ± {choice.standard_error:.4f} over {self.rows} rows)"
         )
-        return f"Chosen: {in_words(self.tuned)}; {gain}."
+        return f"Chosen: {self.tuned.describe()}; {gain}."
 
     def to_dict(self) -> dict[str, Any]:
         """All that was tried, and what was chosen."""
@@ -79,32 +78,11 @@ class Tuning:
             "rows": self.rows,
             "left_out": self.left_out,
             "by": self.by,
-            "tuned": self.tuned,
+            "tuned": None if self.tuned is None else self.tuned.to_dict(),
             "sentence": self.sentence,
             "notes": self.notes,
             **{n: value for n, value in dataclasses.asdict(self.choice).items() if n not in ("chosen", "kept")},
         }
-
-
-def in_words(tuned: Mapping[str, Any]) -> str:
-    """What `meta.tuned` says.
-
-    Example:
-        >>> in_words({"temperature": 0.5, "samples": 16, "mode": "samples", "logit_temperature": 1.25})
-        'τ = 0.5, 16 draws, logits divided by 1.25'
-    """
-    words = []
-    if tuned["temperature"] == 0 or tuned["mode"] == "mean":
-        words.append("the mean")
-    else:
-        words.append(f"τ = {tuned['temperature']:g}")
-        if tuned["mode"] == "samples":
-            words.append(f"{tuned['samples']} draw{'s' * (tuned['samples'] != 1)}")
-    if tuned["logit_temperature"] != 1:
-        words.append(f"logits divided by {tuned['logit_temperature']:.4g}")
-    if "pruned" in tuned:
-        words.append(f"{100 * tuned['pruned']['fraction']:g} % pruned by {tuned['pruned']['by']}")
-    return ", ".join(words)
 
 
 def tune(
@@ -161,7 +139,7 @@ def tune(
         config=config,
         progress=progress,
     )
-    _write(run, without_tuning(run.posterior), tuning)
+    _write(run, remove_tuning(run.posterior), tuning)
     return tuning
 
 
@@ -197,7 +175,7 @@ def tuning_of(
     elif config is None:
         config = run.config
     _check_split(run, split)
-    q = without_tuning(run.posterior)
+    q = remove_tuning(run.posterior)
     space, notes = space_of(q, config.samples, temperatures=temperatures, samples=samples, fractions=fractions, by=by)
     completions = run.facts["task"]["kind"] == "completion"
     if completions and logit_temperature:
@@ -208,7 +186,7 @@ def tuning_of(
         standard_errors=standard_errors,
         apply_pruning=apply_pruning,
     )
-    validation = ValidationRows(run, config, q, by=space.by, split=split, setting=setting, progress=progress)
+    validation = ValidationRows(run, config, q, split=split, setting=setting, progress=progress)
     choice = choose(validation.log_probs, validation.labels, space)
     fits = sum(candidate.stage == "scale" and candidate.fitted for candidate in choice.candidates)
     if space.fit_logits and fits < len(space.temperatures):
@@ -223,7 +201,7 @@ def tuning_of(
         left_out=validation.left_out,
         by=space.by,
         choice=choice,
-        tuned=None if choice.kept else _tuned(choice, space),
+        tuned=None if choice.kept else choice.chosen.config,
         notes=tuple(notes),
     )
 
@@ -237,7 +215,7 @@ def reset(folder: str | Path) -> None:
     run = read_run(folder)
     if run.posterior.meta.tuned is None:
         raise ValueError(f"{run.path} is not tuned; there is nothing to take back.")
-    write_tuned(run.path, None, without_tuning(run.posterior).meta.history)
+    write_tuned(run.path, None, remove_tuning(run.posterior).meta.history)
     _annotate(run.path, None)
     (run.path / TABLE).unlink(missing_ok=True)
 
@@ -254,19 +232,6 @@ def _check_split(run: RunFolder, split: str) -> None:
             f"{run.path} has no validation rows, and nothing is tuned on rows that are reported. Train with "
             "validation_file or validation_size (rows cut from the training set), or predict as trained: τ = 1."
         )
-
-
-def _tuned(choice: Choice, space: Space) -> dict[str, Any]:
-    chosen = choice.chosen
-    tuned: dict[str, Any] = {
-        "temperature": chosen.temperature,
-        "samples": chosen.samples,
-        "mode": chosen.mode,
-        "logit_temperature": chosen.logit_temperature,
-    }
-    if chosen.pruned > 0:
-        tuned["pruned"] = {"fraction": chosen.pruned, "by": space.by}
-    return tuned
 
 
 def _write(run: RunFolder, q: Posterior, tuning: Tuning) -> None:

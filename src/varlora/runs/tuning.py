@@ -30,29 +30,25 @@ from varlora.metrics import (
 )
 from varlora.metrics.scoring import log_losses
 from varlora.metrics.temperature import PRIOR_SD
-from varlora.prediction import Mode
+from varlora.posterior import PredictionConfig
 from varlora.runs.space import Space
 
 LOGIT_TEMPERATURES = (0.25, 50.0)
 """A smaller T makes every draw a vote: few validation rows tell what a row costs that no draw votes for. A larger one
 leaves nothing of the prediction."""
 
-Predict = Callable[[float, int, float], Tensor]
-"""Log-probabilities (N, S, C), divided by no T, for τ, S and a pruned fraction."""
+Predict = Callable[[PredictionConfig], Tensor]
+"""Log-probabilities (N, S, C) of the validation rows, predicted in one way but divided by no T."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One way to predict, and how it did on the validation rows.
+    """One way to predict that was tried, and how it did on the validation rows.
 
     Attributes:
         stage: "scale", "draws" or "pruning".
-        temperature: τ; 0 is the mean.
-        samples: S; 0 where nothing is drawn.
-        mode: of the prediction.
-        logit_temperature: T.
-        fitted: whether T was fitted on these rows, and its NLL therefore cross-fitted.
-        pruned: the fraction that is pruned.
+        config: the way to predict.
+        fitted: whether its T was fitted on these rows, and its NLL therefore cross-fitted.
         nll: mean over the rows, in nats.
         difference: mean paired difference of the NLL from that of the stage's beginning.
         standard_error: of that difference.
@@ -61,12 +57,8 @@ class Candidate:
     """
 
     stage: str
-    temperature: float
-    samples: int
-    mode: Mode
-    logit_temperature: float
+    config: PredictionConfig
     fitted: bool = False
-    pruned: float = 0.0
     nll: float = math.nan
     difference: float = math.nan
     standard_error: float = math.nan
@@ -117,8 +109,8 @@ def choose(predict: Predict, labels: Tensor, space: Space) -> Choice:
         >>> draws = torch.stack([right, 1 - right], dim=2).log()             # two draws say (right, wrong)
         >>> space = Space(temperatures=(1.0,), samples=(1, 2), fractions=(), by="snr", fit_logits=False,
         ...               mode="samples", start=1.0, draws=1, logit_temperatures={})
-        >>> found = choose(lambda tau, samples, fraction: draws[:, :samples], torch.zeros(40, dtype=torch.int64), space)
-        >>> found.chosen.samples, found.kept, found.fewest_samples
+        >>> choice = choose(lambda config: draws[:, :config.samples], torch.zeros(40, dtype=torch.int64), space)
+        >>> choice.chosen.config.samples, choice.kept, choice.fewest_samples
         (1, True, 1)
     """
     scale = _scale(predict, labels, space)
@@ -126,14 +118,14 @@ def choose(predict: Predict, labels: Tensor, space: Space) -> Choice:
     chosen, after = scale.end
     candidates = scale.candidates
     fewest = free = None
-    if chosen.mode == "samples" and len(space.samples) > 1:
+    if chosen.config.mode == "samples" and len(space.samples) > 1:
         draws = _draws(predict, labels, space, chosen)
         chosen, after = draws.end
         candidates += draws.candidates
         fewest = draws.fewest(space.standard_errors)
     if space.fractions:
         pruning = _pruning(predict, labels, space, chosen)
-        free = pruning.end[0].pruned
+        free = pruning.end[0].config.prune
         candidates += pruning.candidates
         if space.apply_pruning and free > 0:
             # The difference is taken at one T, so that of the fitted T, cross-fitted, is added to it.
@@ -143,7 +135,7 @@ def choose(predict: Predict, labels: Tensor, space: Space) -> Choice:
     return Choice(
         candidates=candidates,
         chosen=chosen,
-        kept=_settings(chosen) == _settings(start),
+        kept=chosen.config == start.config,
         nll_before=float(before.mean()),
         nll_after=float(after.mean()),
         difference=difference,
@@ -178,9 +170,9 @@ class _Stage:
     def fewest(self, standard_errors: float | None) -> int:
         chosen, reference = self.end
         return min(
-            c.samples
+            _samples(c)
             for c, row in zip(self.candidates, self.losses, strict=True)
-            if c.samples == chosen.samples or is_free(row, reference, standard_errors=standard_errors)
+            if _samples(c) == _samples(chosen) or is_free(row, reference, standard_errors=standard_errors)
         )
 
 
@@ -189,16 +181,9 @@ def _scale(predict: Predict, labels: Tensor, space: Space) -> _Stage:
     tried: list[tuple[Candidate, Tensor]] = []
     simplicity = []
     for temperature in space.temperatures:
-        mode = "mean" if temperature == 0 else space.mode
-        log_probs = predict(temperature, space.draws, 0.0)
-        plain = Candidate(
-            stage="scale",
-            temperature=temperature,
-            samples=0 if mode == "mean" else space.draws,
-            mode=mode,
-            logit_temperature=space.logit_temperatures.get(mode, 1.0),
-        )
-        ways = [(plain, losses(log_probs, labels, plain.logit_temperature))]
+        plain = Candidate(stage="scale", config=space.config(temperature))
+        log_probs = predict(plain.config)
+        ways = [(plain, losses(log_probs, labels, _divisor(plain)))]
         if space.fit_logits and (fitted := _fitted(plain, log_probs, labels)) is not None:
             ways.append(fitted)
         for candidate, found in ways:
@@ -206,7 +191,7 @@ def _scale(predict: Predict, labels: Tensor, space: Space) -> _Stage:
             distance = abs(math.log2(temperature)) if temperature > 0 else math.inf
             tried.append((candidate, found))
             simplicity.append((moved + candidate.fitted, moved, distance))
-    default = next(i for i, (c, _) in enumerate(tried) if c.temperature == space.start and not c.fitted)
+    default = next(i for i, (c, _) in enumerate(tried) if c.config.temperature == space.start and not c.fitted)
     return _decided(tried, simplicity, default, space.standard_errors)
 
 
@@ -216,18 +201,18 @@ def _draws(predict: Predict, labels: Tensor, space: Space, before: Candidate) ->
     The average over more draws of one distribution is no worse in expectation (Jensen), so that a lower NLL of fewer
     draws is luck, of the draws or of the rows.
     """
-    log_probs = predict(before.temperature, max(space.samples), before.pruned)
+    log_probs = predict(replace(before.config, samples=max(space.samples)))
     tried: list[tuple[Candidate, Tensor]] = []
     for samples in space.samples:
         some = log_probs[:, :samples]
-        plain = replace(before, stage="draws", samples=samples, fitted=False)
+        plain = replace(before, stage="draws", config=replace(before.config, samples=samples), fitted=False)
         if not before.fitted:
-            tried.append((plain, losses(some, labels, plain.logit_temperature)))
+            tried.append((plain, losses(some, labels, _divisor(plain))))
         elif (fitted := _fitted(plain, some, labels)) is not None:
             tried.append(fitted)
-    default = next(i for i, (c, _) in enumerate(tried) if c.samples == before.samples)
+    default = next(i for i, (c, _) in enumerate(tried) if _samples(c) == _samples(before))
     more = [row for c, row in tried[default:]]
-    simplicity = [c.samples for c, _ in tried[default:]]
+    simplicity = [_samples(c) for c, _ in tried[default:]]
     chosen = one_standard_error(torch.stack(more), simplicity=simplicity, standard_errors=space.standard_errors)
     return _marked(tried, default, default + chosen)
 
@@ -235,18 +220,19 @@ def _draws(predict: Predict, labels: Tensor, space: Space, before: Candidate) ->
 def _pruning(predict: Predict, labels: Tensor, space: Space, before: Candidate) -> _Stage:
     """The largest fraction that costs nothing, all at the T of before."""
 
-    def of(fraction: float) -> Tensor:
-        return losses(predict(before.temperature, before.samples, fraction), labels, before.logit_temperature)
+    def of(config: PredictionConfig) -> tuple[Candidate, Tensor]:
+        candidate = replace(before, stage="pruning", config=config)
+        return candidate, losses(predict(config), labels, _divisor(before))
 
-    tried = [(replace(before, stage="pruning"), of(0.0))]
+    tried = [of(before.config)]
 
     def costs() -> Any:
         for fraction in space.fractions:
-            tried.append((replace(before, stage="pruning", pruned=fraction), of(fraction)))
+            tried.append(of(replace(before.config, prune=fraction, prune_by=space.by)))
             yield fraction, tried[-1][1]
 
     free = largest_free(costs(), tried[0][1], standard_errors=space.standard_errors)
-    return _marked(tried, 0, next(i for i, (c, _) in enumerate(tried) if c.pruned == free))
+    return _marked(tried, 0, next(i for i, (c, _) in enumerate(tried) if c.config.prune == free))
 
 
 def _fitted(plain: Candidate, log_probs: Tensor, labels: Tensor) -> tuple[Candidate, Tensor] | None:
@@ -254,7 +240,8 @@ def _fitted(plain: Candidate, log_probs: Tensor, labels: Tensor) -> tuple[Candid
     best = likeliest_temperature(log_probs, labels, prior_sd=PRIOR_SD, warn=False)
     if not LOGIT_TEMPERATURES[0] <= best <= LOGIT_TEMPERATURES[1]:
         return None
-    return replace(plain, logit_temperature=best, fitted=True), cross_fitted(log_probs, labels)[0]
+    config = replace(plain.config, logit_temperature=best)
+    return replace(plain, config=config, fitted=True), cross_fitted(log_probs, labels)[0]
 
 
 def _decided(
@@ -283,5 +270,9 @@ def _marked(tried: list[tuple[Candidate, Tensor]], default: int, chosen: int) ->
     return _Stage(candidates=tuple(candidates), losses=torch.stack([found for _, found in tried]))
 
 
-def _settings(candidate: Candidate) -> tuple[Any, ...]:
-    return candidate.temperature, candidate.samples, candidate.logit_temperature, candidate.pruned
+def _divisor(candidate: Candidate) -> float:
+    return candidate.config.logit_temperature or 1.0
+
+
+def _samples(candidate: Candidate) -> int:
+    return candidate.config.samples or 0

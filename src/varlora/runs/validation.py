@@ -16,9 +16,8 @@ from transformers import AutoTokenizer
 
 from varlora.draws import number_of_draws
 from varlora.metrics.selection import FEWEST_ROWS
-from varlora.ops import Criterion, prune, temper
-from varlora.posterior import Posterior
-from varlora.prediction import Mode, Prediction, modes_of
+from varlora.posterior import Posterior, PredictionConfig
+from varlora.prediction import Prediction
 from varlora.run_config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import CompletionScores, RunFolder
@@ -36,7 +35,6 @@ class ValidationRows:
         run: the run.
         config: its settings, as they are now.
         q: its posterior as trained.
-        by: what to prune by.
         split: the rows' split.
         setting: the model and the rows, where they are loaded already; None loads them, the model if it is needed.
         progress: show progress bars.
@@ -51,15 +49,11 @@ class ValidationRows:
         config: RunConfig,
         q: Posterior,
         *,
-        by: Criterion,
         split: str = "validation",
         setting: Setting | None = None,
         progress: bool = False,
     ) -> None:
-        self.run, self.config, self.by, self.split, self.progress = run, config, by, split, progress
-        plain = replace(q.meta, logit_temperature=1.0, logit_temperature_by_mode=None)
-        self.q: Posterior = replace(q, meta=plain)  # type: ignore[type-var]
-        self.own_mode = modes_of(q)[-1]
+        self.run, self.config, self.q, self.split, self.progress = run, config, q, split, progress
         chat = run.facts["task"]["kind"] == "completion"
         if setting is not None:
             self.task = setting.task
@@ -68,52 +62,50 @@ class ValidationRows:
         self.kept, self.left_out = usable(self.task, split)
         rows = self.task.rows(split)
         self.labels = torch.tensor([0] * len(rows) if chat else rows["label"][:])[self.kept]
-        self._made: dict[tuple[float, float], Tensor] = {}
+        self._made: dict[PredictionConfig, Tensor] = {}
         self._setting = setting
 
-    def log_probs(self, temperature: float, samples: int, fraction: float) -> Tensor:
-        """Log-probabilities of the rows under a variant of the posterior, divided by no T.
+    def log_probs(self, config: PredictionConfig) -> Tensor:
+        """Log-probabilities of the rows, predicted in one way but divided by no T.
 
         Args:
-            temperature: τ; 0 is the mean.
-            samples: S.
-            fraction: what is pruned.
+            config: the way; its number of draws is the run's where it has none.
 
         Returns:
             (N, S, C); S is another where the posterior has another number of draws. Of completions C is 1.
         """
-        mode: Mode = "mean" if temperature == 0 else self.own_mode
-        key = (temperature, fraction)
+        key = config.stored_as
+        samples = config.draws(self.config.samples)
         draws = number_of_draws(self.q, samples)
-        if key not in self._made or (mode == "samples" and self._made[key].shape[1] < draws):
-            found = self._stored(mode, draws) if fraction == 0 and temperature in (0.0, 1.0) else None
-            self._made[key] = (found if found is not None else self._predicted(mode, *key, samples))[self.kept]
-        return self._made[key][:, :draws] if mode == "samples" else self._made[key]
+        if key not in self._made or (key.mode == "samples" and self._made[key].shape[1] < draws):
+            found = self._stored(key, draws)
+            self._made[key] = (found if found is not None else self._predicted(config))[self.kept]
+        return self._made[key][:, :draws] if key.mode == "samples" else self._made[key]
 
-    def _stored(self, mode: Mode, draws: int) -> Tensor | None:
-        """What training has left, if it is of these rows and has as many draws."""
-        file = f"{self.split}.{mode}"
-        if self.task.kind == "completion" or not (self.run.path / "predictions" / f"{file}.parquet").is_file():
+    def _stored(self, key: PredictionConfig, draws: int) -> Tensor | None:
+        """What training has left, if it was predicted in this way, is of these rows and has as many draws."""
+        file = f"{self.split}.{key.mode}"
+        if key != PredictionConfig(mode=key.mode) or self.task.kind == "completion":
             return None
-        stored = self.run.prediction(self.split, mode)
+        if not (self.run.path / "predictions" / f"{file}.parquet").is_file():
+            return None
+        stored = self.run.prediction(self.split, key.mode)
         if not is_of(stored, self.task, self.split):
             logger.warning("the stored predictions %s are not of the rows that the data hold now: made anew", file)
             return None
-        if mode == "samples" and (stored.num_draws < draws or stored.seed != self.config.seed):
+        if key.mode == "samples" and (stored.num_draws < draws or stored.seed != self.config.seed):
             return None
-        logger.info("%s rows %s: as training has left them", self.split, _variant(mode, 1, 0))
+        logger.info("%s rows at %s: as training has left them", self.split, key.describe())
         if stored.logit_temperature == 1:
             return stored.log_probs
         return torch.log_softmax(stored.log_probs * stored.logit_temperature, dim=-1)
 
-    def _predicted(self, mode: Mode, temperature: float, fraction: float, samples: int) -> Tensor:
+    def _predicted(self, config: PredictionConfig) -> Tensor:
         if self._setting is None:
             self._setting = reload_setting(self.config, self.run.path, self.run.posterior.meta, self.task)
-        q = self.q if fraction == 0 else prune(self.q, fraction, by=self.by)
-        if temperature not in (0, 1):
-            q = temper(q, temperature)
-        logger.info("%s rows %s", self.split, _variant(mode, temperature, fraction))
-        found = predict_split(self._setting, q, self.split, mode=mode, samples=samples, progress=self.progress)
+        logger.info("%s rows at %s", self.split, config.stored_as.describe())
+        undivided = replace(config, logit_temperature=1.0)
+        found = predict_split(self._setting, self.q, self.split, undivided, progress=self.progress)
         if isinstance(found, CompletionScores):
             return found.log_likelihoods[..., None]  # of one "class", the completion that was given
         return found.log_probs
@@ -130,11 +122,6 @@ def is_of(stored: Prediction, task: Task, split: str) -> bool:
     rows = task.rows(split)
     labels = [max(label, OUT_OF_SCOPE) for label in stored.labels.tolist()]
     return stored.ids == tuple(map(str, rows["id"])) and labels == rows["label"][:]
-
-
-def _variant(mode: Mode, temperature: float, fraction: float) -> str:
-    how = "at the mean" if mode == "mean" else f"at τ = {temperature:g}"
-    return how + (f", {100 * fraction:g} % pruned" if fraction else "")
 
 
 def unreported(answered: Tensor, prompts: Sequence[str], task: Task, splits: Sequence[str]) -> tuple[Tensor, int]:

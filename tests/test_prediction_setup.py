@@ -10,11 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from varlora import as_tuned, isotropic_prior, merge, predict, predict_linearised, prune, temper, without_tuning
+from varlora import apply_tuning, isotropic_prior, merge, predict, predict_linearised, prune, remove_tuning, temper
 from varlora.completions import predict_completions
-from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, Posterior, PosteriorMeta
+from varlora.posterior import (
+    DiagonalGaussian,
+    DropoutMasks,
+    Mixture,
+    PointMass,
+    Posterior,
+    PosteriorMeta,
+    PredictionConfig,
+)
+from varlora.prediction_setup import apply_config, choose_config, choose_default_config, explain_point
 from varlora.readout import ClassHead
-from varlora.tuned import by_default, settled, why_the_point
 
 HEAD = ClassHead(classes=("a", "b"))
 
@@ -40,8 +48,8 @@ TEXT = {
 }
 
 
-def tuned(**changes: Any) -> dict[str, Any]:
-    return {"temperature": 1.0, "samples": 6, "mode": "samples", "logit_temperature": 1.0, **changes}
+def tuned(**changes: Any) -> PredictionConfig:
+    return PredictionConfig(**{"samples": 6, "logit_temperature": 1.0, **changes})
 
 
 def gaussian(**meta: Any) -> DiagonalGaussian:
@@ -53,8 +61,8 @@ def gaussian(**meta: Any) -> DiagonalGaussian:
 
 
 def test_everything_that_was_tuned_is_used() -> None:
-    chosen = tuned(temperature=0.25, logit_temperature=2.0, pruned={"fraction": 0.5, "by": "snr"})
-    q = gaussian(tuned=chosen, logit_temperature=3.0, history=({"op": "tune"},))
+    chosen = tuned(temperature=0.25, logit_temperature=2.0, prune=0.5)
+    q = gaussian(tuned=chosen, logit_temperatures={"mean": 3.0}, history=({"op": "tune"},))
     by_hand = temper(prune(gaussian(), 0.5), 0.25)
 
     found = predict(Classifier(), q, [BATCH], readout=HEAD, seed=5)
@@ -71,29 +79,32 @@ def test_everything_that_was_tuned_is_used() -> None:
     assert at_mean.logit_temperature == 3.0  # that of the mean is training's
     assert torch.equal(
         at_mean.log_probs,
-        predict(Classifier(), prune(gaussian(logit_temperature=3.0), 0.5), [BATCH], 0, readout=HEAD).log_probs,
+        predict(
+            Classifier(), prune(gaussian(logit_temperatures={"mean": 3.0}), 0.5), [BATCH], 0, readout=HEAD
+        ).log_probs,
     )
 
 
 def test_nothing_is_applied_twice() -> None:
     q = gaussian(tuned=tuned(temperature=4.0, logit_temperature=2.0))
-    once = as_tuned(q)
-    assert as_tuned(once) is once
+    once = apply_tuning(q)
+    assert apply_tuning(once) is once
     assert torch.equal(
         predict(Classifier(), once, [BATCH], 6, readout=HEAD).log_probs,
         predict(Classifier(), q, [BATCH], readout=HEAD).log_probs,
     )
 
 
-def test_without_tuning_is_as_trained() -> None:
+def test_without_tuning_it_is_as_trained() -> None:
     q = gaussian(tuned=tuned(temperature=4.0), history=({"op": "prune"}, {"op": "tune"}))
-    left = without_tuning(q)
+    left = remove_tuning(q)
     assert left.meta == PosteriorMeta(history=({"op": "prune"},))
     assert torch.equal(
         predict(Classifier(), left, [BATCH], 10, readout=HEAD).log_probs,
         predict(Classifier(), gaussian(), [BATCH], 10, readout=HEAD).log_probs,
     )
-    assert settled(left, None) == (left, 10)
+    assert choose_config(left).samples == 10
+    assert apply_config(left, choose_config(left)) is left
 
 
 def judged(helps: bool, **meta: Any) -> DiagonalGaussian:
@@ -112,19 +123,19 @@ def judged(helps: bool, **meta: Any) -> DiagonalGaussian:
         (DropoutMasks(mean=gaussian().mean, rate=0.5), 0, "no labelled validation rows have said"),
         (gaussian(diagnostics={"sampling": "junk"}), 0, "no labelled validation rows have said"),
         (judged(False, tuned=tuned()), 6, ""),
-        (PointMass(mean=gaussian().mean), 10, ""),
+        (PointMass(mean=gaussian().mean), 0, ""),
         (Mixture(components=(gaussian(), gaussian())), 10, ""),
     ],
 )
 def test_by_default_it_draws_only_where_draws_were_shown_to_help(
     q: Posterior, draws: int, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert by_default(q, None)[1] == draws
-    assert why in why_the_point(q)
-    assert bool(why) == bool(why_the_point(q))
+    assert choose_default_config(q).draws(10) == draws
+    assert why in explain_point(q)
+    assert bool(why) == bool(explain_point(q))
     assert caplog.text.count("predicting with the point") == bool(why)
-    assert by_default(q, 3)[1] == 3
-    assert settled(q, None)[1] == (draws or 10)  # what judges them draws
+    assert choose_default_config(q, 3).samples == (None if isinstance(q, PointMass) else 3)
+    assert choose_config(q).samples == (None if isinstance(q, PointMass) else draws or 10)  # what judges them draws
 
 
 def test_a_prediction_and_completions_go_by_it() -> None:
@@ -135,16 +146,16 @@ def test_a_prediction_and_completions_go_by_it() -> None:
 
 
 def test_a_tuned_mean_has_no_draws() -> None:
-    q = gaussian(tuned=tuned(temperature=0.0, samples=0, mode="mean", logit_temperature=2.0))
+    q = gaussian(tuned=tuned(temperature=0.0, samples=None, mode="mean", logit_temperature=2.0))
     found = predict(Classifier(), q, [BATCH], readout=HEAD)
     expected = predict(Classifier(), gaussian(), [BATCH], 0, readout=HEAD, logit_temperature=2.0)
     assert torch.equal(found.log_probs, expected.log_probs)
     assert found.mode == "mean"
-    assert isinstance(as_tuned(q), PointMass)
-    for draws in (lambda: predict(Classifier(), q, [BATCH], 4, readout=HEAD), lambda: settled(q, 1)):
-        with pytest.raises(ValueError, match=r"chose this posterior's mean .*without_tuning"):
+    assert isinstance(apply_tuning(q), PointMass)
+    for draws in (lambda: predict(Classifier(), q, [BATCH], 4, readout=HEAD), lambda: choose_config(q, 1)):
+        with pytest.raises(ValueError, match=r"chose this posterior's mean .*remove_tuning"):
             draws()
-    with pytest.raises(ValueError, match=r"chose this posterior's mean .*without_tuning"):
+    with pytest.raises(ValueError, match=r"chose this posterior's mean .*remove_tuning"):
         predict_linearised(Classifier(), q, [BATCH], readout=HEAD)
 
 
@@ -174,12 +185,12 @@ def test_completions() -> None:
 def test_kinds_without_a_variance(q: Posterior) -> None:
     def with_tuned(**changes: Any) -> Posterior:
         meta = PosteriorMeta(tuned=tuned(logit_temperature=2.0, **changes))
-        return as_tuned(dataclasses.replace(q, meta=meta))  # type: ignore[type-var]
+        return apply_tuning(dataclasses.replace(q, meta=meta))  # type: ignore[type-var]
 
     same = with_tuned()
     assert type(same) is type(q)
     assert same.meta.logit_temperature_of("samples") == 2.0
-    assert isinstance(with_tuned(temperature=0.0, samples=0, mode="mean"), PointMass)
+    assert isinstance(with_tuned(temperature=0.0, samples=None, mode="mean"), PointMass)
 
 
 def test_what_is_made_of_a_tuned_posterior_is_not_tuned(caplog: pytest.LogCaptureFixture) -> None:
@@ -193,5 +204,5 @@ def test_what_is_made_of_a_tuned_posterior_is_not_tuned(caplog: pytest.LogCaptur
     assert merged.meta.tuned is None
     assert "left out of the merged posterior" in caplog.text
     caplog.clear()
-    as_tuned(q)
+    apply_tuning(q)
     assert not caplog.text  # what applies it takes nothing away
