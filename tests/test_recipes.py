@@ -70,7 +70,7 @@ def test_the_workshops_lambda_and_h0_are_those_of_the_paper() -> None:
         "boolq": (1e7, 3e-4),
     }
     adamw = next(cell.config for cell in plan.cells() if cell.method == "adamw")
-    assert (adamw.learning_rate, adamw.weight_decay, adamw.max_steps) == (5e-5, 0.0, 10_000)
+    assert (adamw.method_options, adamw.max_steps) == ({"learning_rate": 5e-5, "weight_decay": 0.0}, 10_000)
     assert (adamw.lora_r, adamw.lora_alpha, adamw.lora_dropout, adamw.max_length) == (8, 16, 0.1, 320)
     assert plan.seeds == (21, 42, 87)
 

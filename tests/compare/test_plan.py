@@ -31,7 +31,7 @@ def test_models_times_methods_times_tasks_times_seeds(tmp_path: Path) -> None:
         assert cell.config.output_dir == str(cell.folder)
         assert cell.folder.parent == tmp_path / "out" / "llama" / cell.task
         assert cell.folder.name == f"{cell.method}-seed-{cell.seed}-{cell.key}"
-        assert cell.code_version == code_version()
+        assert cell.code_version == code_version(cell.config.method)
         assert (cell.config.seed, cell.config.method) == (cell.seed, cell.method)
     assert cells[0].config.model_name_or_path == str(model_folder())
     assert cells[0].config.lora_target_modules == "q_proj,v_proj"
