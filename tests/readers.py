@@ -20,7 +20,7 @@ from compare.plans import SMALL_PLAN, variant_of
 from models import lora, tiny_llama
 from varlora import NoiseController
 from varlora.adapters import adapter_config, trained_tensors
-from varlora.checkpoint import MANIFEST, load_posterior, posterior_from_checkpoint, write_posterior_files
+from varlora.checkpoint import MANIFEST, load_posterior, write_posterior_files
 from varlora.compare.cell import make_cell
 from varlora.compare.cells_file import read_cells, write_cells
 from varlora.compare.details import curves_of
@@ -45,6 +45,7 @@ from varlora.run_config import RunConfig
 from varlora.runs import CompletionScores, read_run, write_run
 from varlora.tasks import Task, load_jsonl
 from varlora.tasks.jsonl import read_label_names
+from varlora.trainer_checkpoint import posterior_from_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

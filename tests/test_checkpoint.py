@@ -25,7 +25,6 @@ from varlora.adapters import base_model_of, trained_tensors
 from varlora.checkpoint import (
     CheckpointError,
     load_posterior,
-    posterior_from_checkpoint,
     save_posterior,
     write_posterior_files,
 )
@@ -34,6 +33,7 @@ from varlora.noise import NoiseController
 from varlora.ops import prune, temper
 from varlora.optim import IVON
 from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta, point_mass_of, posterior_of
+from varlora.trainer_checkpoint import posterior_from_checkpoint
 
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "posterior.json", "posterior.safetensors"}
 

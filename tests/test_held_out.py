@@ -26,7 +26,7 @@ from varlora.held_out import (
     number_withheld,
     withheld_rows,
 )
-from varlora.optim.ess_control import HeldOutRecord
+from varlora.optim.held_out_record import HeldOutRecord
 
 CLASSES = 3
 

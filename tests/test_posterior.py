@@ -14,12 +14,12 @@ from models import lora, tiny_llama, token_ids
 from varlora.adapters import trained_tensors
 from varlora.noise import NoiseController
 from varlora.optim import IVON
+from varlora.optim.diagnostics import hessian_moved
 from varlora.posterior import (
     DiagonalGaussian,
     PointMass,
     Posterior,
     PosteriorMeta,
-    hessian_moved,
     point_mass_of,
     posterior_of,
 )

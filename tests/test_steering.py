@@ -17,8 +17,11 @@ from steered_tasks import Classifier, Rows, VariationalTrainer, arguments, group
 from varlora import IVON, IVONConfig, VariationalCallback, load_posterior, posterior_of, save_posterior
 from varlora.held_out import HeldOut
 from varlora.noise import NoiseController
-from varlora.optim.ess_control import BOUNDS, HeldOutRecord
-from varlora.steering import Steering, plan_of, record_of, validation_rows, withheld_of
+from varlora.optim.ess_control import BOUNDS
+from varlora.optim.held_out_record import HeldOutRecord
+from varlora.optim.training_record import training_record
+from varlora.steered_rows import validation_rows, withheld_of
+from varlora.steering import Steering, plan_of
 
 LONG = {"num_train_epochs": 40, "per_device_train_batch_size": 64}  # 200 steps, which pay for eleven measurements
 NOISY = {**LONG, "learning_rate": 1e-2}  # long enough to learn wrong labels by heart
@@ -146,7 +149,7 @@ def test_what_is_not_steered_stays_and_withholds_nothing(tmp_path: Path, options
     group = group_of(trainer)
     assert group["ess"] == options.get("ess", 32_000.0)
     assert "held_out" not in group
-    assert record_of(ivon_of(trainer)) is None
+    assert "held_out" not in training_record(ivon_of(trainer))
     assert isinstance(trainer.model, Classifier)
     assert sorted(trainer.model.trained_on) == list(range(320))
     assert not trainer.model.predicted
@@ -170,9 +173,9 @@ def test_parts_of_epochs_and_numbers_of_steps(tmp_path: Path, options: Any, epoc
     withheld = set(withheld_of(range(320), 1, seed=3).rows)  # type: ignore[union-attr]
     found = [bool(withheld & set(rows)) for rows in watched.rows]
     assert found == [epoch >= withheld_epochs for epoch in range(epochs)]
-    record = record_of(ivon_of(trainer))
+    record = training_record(ivon_of(trainer)).get("held_out")
     assert (record is not None) == (withheld_epochs > 0), "where a tenth pays for too few rows, none are withheld"
-    assert record is None or record.measurements > 0
+    assert record is None or HeldOutRecord.from_dict(record).measurements > 0
 
 
 def test_accumulated_steps_are_measured_between_steps_only(tmp_path: Path) -> None:
@@ -265,7 +268,7 @@ def test_lambda_is_logged_and_the_rows_words_are_kept(
     assert json.loads(json.dumps(found)) == found
     assert (found["source"], found["rows"], found["ess_start"]) == ("validation", 200, 32_000.0)
     assert q.meta.ess == group_of(trainer)["ess"] != found["ess_start"]
-    record = record_of(ivon_of(trainer))
+    record = HeldOutRecord.from_dict(training_record(ivon_of(trainer))["held_out"])
     assert record is not None
     assert found["measurements"] == record.measurements == 11
     of_mean = record.log_temperature(200, of="mean")

@@ -14,7 +14,7 @@ from varlora.lazy import lazily
 if TYPE_CHECKING:
     from varlora import metrics
     from varlora.adapters import applied, load_into
-    from varlora.checkpoint import load_posterior, posterior_from_checkpoint, save_posterior
+    from varlora.checkpoint import load_posterior, save_posterior
     from varlora.checkpoint_files import last_whole_checkpoint
     from varlora.generation import Generations, generate
     from varlora.ivon_config import IVONConfig
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from varlora.prediction_setup import apply_tuning, remove_tuning
     from varlora.readout import AnswerTokens, ClassHead
     from varlora.tasks import answer_tokens
+    from varlora.trainer_checkpoint import posterior_from_checkpoint
     from varlora.training import VariationalTrainer, VariationalTrainerMixin
     from varlora.variational_callback import VariationalCallback
 
@@ -88,7 +89,7 @@ __all__ = [
 
 _MODULES = {
     "adapters": ("applied", "load_into"),
-    "checkpoint": ("load_posterior", "posterior_from_checkpoint", "save_posterior"),
+    "checkpoint": ("load_posterior", "save_posterior"),
     "checkpoint_files": ("last_whole_checkpoint",),
     "linearised": ("predict_linearised",),
     "generation": ("Generations", "generate"),
@@ -111,6 +112,7 @@ _MODULES = {
     "prediction_setup": ("apply_tuning", "remove_tuning"),
     "readout": ("AnswerTokens", "ClassHead"),
     "tasks": ("answer_tokens",),
+    "trainer_checkpoint": ("posterior_from_checkpoint",),
     "training": ("VariationalTrainer", "VariationalTrainerMixin"),
     "variational_callback": ("VariationalCallback",),
 }

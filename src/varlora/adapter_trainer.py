@@ -113,9 +113,9 @@ class AdapterTrainer(WholeCheckpoints, QuietEvaluation, Trainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The loss, and with a readout the answers' logits."""
         if self.readout is None:
-            found: tuple[Tensor | None, Tensor | None, Tensor | None]
-            found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-            return found
+            result: tuple[Tensor | None, Tensor | None, Tensor | None]
+            result = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return result
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)

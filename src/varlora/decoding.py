@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from varlora.adapters.tensors import unwrapped_model
+from varlora.adapters import unwrapped_model
 from varlora.tasks import context_length
 
 

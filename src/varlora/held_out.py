@@ -26,7 +26,8 @@ from torch.utils.data import Sampler
 
 from varlora.modes import evaluation_mode
 from varlora.noise import NoiseController
-from varlora.optim.ess_control import HeldOutRecord, moments, told_by
+from varlora.optim.held_out_record import HeldOutRecord
+from varlora.optim.held_out_rows import moments, told_by
 
 SHARE_WITHHELD = 0.1
 MOST_ROWS = 256

@@ -21,7 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from varlora.optim.options import ADAM_ONLY, Auto, Prior, Update, check_options
+from varlora.optim.options import ADAM_ONLY, Auto, Update, check_options
+from varlora.optim.priors import PriorName
 
 Recipe = Literal["auto", "cong2024", "cong2025"]
 HeldOutSource = Literal["auto", "validation", "train", "none"]
@@ -111,7 +112,7 @@ class IVONConfig:
     weight_decay: float | None = None
     clip_radius: float | None = None
     rescale_lr: bool | None = None
-    prior: Prior | None = None
+    prior: PriorName | None = None
     prior_width: float | Auto | None = None
     update: Update | None = None
     adam_beta2: float | None = None

@@ -87,10 +87,10 @@ class WholeCheckpoints:
     def _checked(self, given: str | bool) -> Path:
         arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
         if isinstance(given, bool):
-            found = last_whole_checkpoint(str(arguments.output_dir))
-            if found is None:
+            newest = last_whole_checkpoint(str(arguments.output_dir))
+            if newest is None:
                 raise ValueError(f"there is no checkpoint in {arguments.output_dir}; leave resume_from_checkpoint out.")
-            checkpoint = found
+            checkpoint = newest
         else:
             checkpoint = Path(given)
             if not checkpoint.is_dir():

@@ -13,7 +13,8 @@ from typing import Any
 from varlora.adapters import saved_in
 from varlora.checkpoint import write_posterior_beside
 from varlora.manifest import BESIDE, MANIFEST, PLAIN_MEAN
-from varlora.optim.auto import is_open
+from varlora.optim.gaussian_optimizer import AutoOptimizer
+from varlora.optim.training_record import training_record
 from varlora.optim.wrapped import unwrapped
 from varlora.posterior import posterior_of
 
@@ -33,13 +34,14 @@ class SavesPosterior:
         if not (trainer.args.should_save or trainer.is_fsdp_enabled):
             return
         folder = Path(output_dir if output_dir is not None else trainer.args.output_dir)
-        if trainer.optimizer is None or any(is_open(group) for group in unwrapped(trainer.optimizer).param_groups):
+        optimizer = unwrapped(trainer.optimizer)
+        if optimizer is None or (isinstance(optimizer, AutoOptimizer) and optimizer.is_open()):
             logger.warning("%s holds no posterior: there is none before the first training", folder)
             return
-        counted = "counted" in unwrapped(trainer.optimizer).param_groups[0]
+        counted = "counted" in training_record(optimizer)
         q = posterior_of(
             trainer.model,
-            trainer.optimizer,
+            optimizer,
             num_examples=None if counted else _length(trainer.train_dataset),
             readout=trainer.answer_readout(),
         )

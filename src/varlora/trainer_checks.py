@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from varlora.ivon_config import IVONConfig
-from varlora.optim.ivon import MOST_SKIPPED, mostly_skipped
+from varlora.optim.skipped import MOST_SKIPPED, mostly_skipped
 
 logger = logging.getLogger(__name__)
 
@@ -26,19 +26,20 @@ IGNORED = -100
 
 _ADAMW = ("adamw_torch", "adamw_torch_fused")
 """The trainer's own default, of one version or another: nobody has asked for it."""
-_OF_ADAM: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
-    "adam_beta1": ("betas=(β1, ...)", lambda group: group["betas"][0]),
-    "adam_beta2": ("adam_beta2", lambda group: group["adam_beta2"]),
-    "adam_epsilon": ("adam_eps", lambda group: group["adam_eps"]),
+_OF_ADAM: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], float | None]]] = {
+    "adam_beta1": ("betas=(β1, ...)", lambda group: group["betas"][0] if "betas" in group else None),
+    "adam_beta2": ("adam_beta2", lambda group: group.get("adam_beta2")),
+    "adam_epsilon": ("adam_eps", lambda group: group.get("adam_eps")),
 }
 
 
-def check_arguments(args: TrainingArguments, group: Mapping[str, Any]) -> None:
+def check_arguments(args: TrainingArguments, group: Mapping[str, Any], *, optimizer: str = "IVON") -> None:
     """Refuses training arguments that choose or set another optimizer.
 
     Args:
         args: the trainer's.
-        group: IVON's options: `IVONConfig.optimizer_kwargs()`, or a parameter group.
+        group: the optimizer's options: `IVONConfig.optimizer_kwargs()`, or a parameter group.
+        optimizer: its name.
 
     Raises:
         ValueError: an argument would have no effect, or IVON cannot follow what it asks for.
@@ -53,20 +54,20 @@ def check_arguments(args: TrainingArguments, group: Mapping[str, Any]) -> None:
     optim = str(getattr(args.optim, "value", args.optim))
     if optim not in (*_ADAMW, str(getattr(fields["optim"].default, "value", fields["optim"].default))):
         raise ValueError(
-            f"TrainingArguments(optim={optim!r}) has no effect: the optimizer is IVON. Leave it out, or train with "
-            "that optimizer in a trainer without varlora."
+            f"TrainingArguments(optim={optim!r}) has no effect: the optimizer is {optimizer}. Leave it out, or train "
+            "with that optimizer in a trainer without varlora."
         )
     for name in ("optim_args", "optim_target_modules"):
         if value := getattr(args, name, None):
             raise ValueError(
-                f"TrainingArguments({name}={value!r}) has no effect: it is of other optimizers than IVON, whose "
-                "options are IVONConfig's. Leave it out."
+                f"TrainingArguments({name}={value!r}) has no effect: it is of other optimizers than {optimizer}. Set "
+                "options where that is made (IVON's are IVONConfig's), and leave it out."
             )
     for name, (option, own) in _OF_ADAM.items():
         value = getattr(args, name)
-        if value not in (fields[name].default, own(group)):
+        if own(group) is not None and value not in (fields[name].default, own(group)):
             raise ValueError(
-                f"TrainingArguments({name}={value}) has no effect: IVON has its own, {own(group)}. Set "
+                f"TrainingArguments({name}={value}) has no effect: {optimizer} has its own, {own(group)}. Set "
                 f"IVONConfig({option}) and leave the former out."
             )
     if args.n_gpu > 1:
@@ -127,13 +128,13 @@ def check_own_optimizer(trainer: Any) -> None:
         ValueError: there is one.
     """
     given = [
-        f"{name} ({type(found).__name__})"
-        for name, found in (
+        f"{name} ({type(thing).__name__})"
+        for name, thing in (
             ("optimizers[0]", trainer.optimizer),
             ("optimizers[1]", trainer.lr_scheduler),
             ("optimizer_cls_and_kwargs", getattr(trainer, "optimizer_cls_and_kwargs", None)),
         )
-        if found is not None
+        if thing is not None
     ]
     if given:
         raise ValueError(
@@ -218,8 +219,8 @@ def check_skipped(steps: int, taken: int) -> None:
 def _labels(batch: Any, names: list[str] | None) -> Tensor | None:
     if not isinstance(batch, Mapping):
         return None
-    found = [batch[name] for name in names or ["labels"] if isinstance(batch.get(name), Tensor)]
-    return found[0] if len(found) == 1 and found[0].ndim and not found[0].is_floating_point() else None
+    labels = [batch[name] for name in names or ["labels"] if isinstance(batch.get(name), Tensor)]
+    return labels[0] if len(labels) == 1 and labels[0].ndim and not labels[0].is_floating_point() else None
 
 
 @contextmanager

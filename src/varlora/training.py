@@ -28,7 +28,7 @@ from varlora.ivon_config import IVONConfig
 from varlora.optim import IVON
 from varlora.resuming import WholeCheckpoints
 from varlora.saves import SavesPosterior
-from varlora.steering import EpochOfSampler, HeldOutRows
+from varlora.steered_rows import EpochOfSampler, HeldOutRows
 from varlora.trainer_checks import check_arguments, check_bases, check_options_given, check_own_optimizer
 from varlora.variational_callback import VariationalCallback
 

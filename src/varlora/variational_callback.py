@@ -1,4 +1,4 @@
-"""Noise, λ and the prior's width in any trainer whose optimizer is IVON: a callback."""
+"""Noise, λ and the prior's width in any trainer whose optimizer holds a Gaussian posterior: a callback."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from varlora.adapters import base_fingerprint, base_model_of, check_base, fixed_
 from varlora.examples import count_examples
 from varlora.held_out import HeldOut
 from varlora.noise import NoiseController
-from varlora.optim import IVON
-from varlora.optim.auto import is_open, set_prior_width, settle
+from varlora.optim import GaussianOptimizer
+from varlora.optim.gaussian_optimizer import AutoOptimizer, missing_members
+from varlora.optim.training_record import training_record
 from varlora.optim.wrapped import restore_from, unwrapped
 from varlora.steering import Steering, leave_unsteered
 from varlora.trainer_checks import check_arguments, check_labels, check_skipped
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 class VariationalCallback(TrainerCallback):
     """Attaches a `NoiseController` for the span of training; for a trainer whose optimizer is IVON.
 
+    Another `varlora.optim.GaussianOptimizer` does as well; what follows is of those that leave options open, as IVON.
     It sets `ess` and `hess_init` where they were left open ("auto" or None), raises a `prior_width` of "auto" from step
     to step, refuses settings that would spoil the posterior unnoticed, and after `load_best_model_at_end` brings the
     optimizer's Hessian back to the best checkpoint too.
@@ -86,34 +88,36 @@ class VariationalCallback(TrainerCallback):
         assert optimizer is not None
         if self.noise is not None:  # a former train() that was interrupted
             self.noise.detach()
-        ivon = _unwrapped_ivon(optimizer)
-        check_arguments(args, ivon.param_groups[0])
-        _check_weight_decay(ivon, args)
+        gaussian = _gaussian(optimizer)
+        check_arguments(args, gaussian.param_groups[0], optimizer=type(gaussian).__name__)
+        _check_weight_decay(gaussian, args)
         check_labels(train_dataloader, args.label_names)
-        counted = {"examples": self.num_examples} if self.num_examples is not None else None
-        for group in ivon.param_groups:
-            group.pop("held_out_why", None)  # of the training that a checkpoint is of
-            if is_open(group):
-                if counted is None:
-                    counted = count_examples(train_dataloader, packing=bool(getattr(args, "packing", False)))
-                settle(group, counted["examples"])
-                group["counted"] = counted
-                logger.info("%d examples: ess = %.4g, h0 = %.4g", counted["examples"], group["ess"], group["hess_init"])
-        set_prior_width(ivon, _share(state))
+        record = training_record(gaussian)
+        record.pop("held_out_why", None)  # of the training that a checkpoint is of
+        if isinstance(gaussian, AutoOptimizer):
+            if gaussian.is_open():
+                counted = (
+                    {"examples": self.num_examples}
+                    if self.num_examples is not None
+                    else count_examples(train_dataloader, packing=bool(getattr(args, "packing", False)))
+                )
+                gaussian.settle(counted["examples"])
+                record["counted"] = counted
+            gaussian.set_prior_width(_share(state))
         held = [*trained_tensors(model), *fixed_tensors(model)]
         if state.global_step > 0:  # resumed
-            check_base(model, held, ivon.param_groups[0].get("base_fingerprint"), base_model_of(model)[0])
-        ivon.param_groups[0]["base_fingerprint"] = base_fingerprint(model, held)
+            check_base(model, held, record.get("base_fingerprint"), base_model_of(model)[0])
+        record["base_fingerprint"] = base_fingerprint(model, held)
         self.noise = NoiseController(model, optimizer, seed=self.seed if self.seed is not None else args.seed)
-        self._taken_before = max(0, _taken(ivon) - state.global_step)
+        self._taken_before = max(0, _taken(gaussian) - state.global_step)
         self.steering = None
-        if any(group.get("auto_ess") is not None for group in ivon.param_groups):
+        if isinstance(gaussian, AutoOptimizer) and gaussian.is_steered():
             if isinstance(self.held_out, HeldOut):
                 self.held_out.check(model)
             held_out = self.held_out() if callable(self.held_out) else self.held_out
-            if held_out is None and "held_out_why" not in ivon.param_groups[0]:
+            if held_out is None and "held_out_why" not in record:
                 leave_unsteered(
-                    ivon,
+                    gaussian,
                     "none were given (VariationalCallback(held_out=...); VariationalTrainer and "
                     "VariationalTrainerMixin find them by themselves)",
                 )
@@ -149,7 +153,8 @@ class VariationalCallback(TrainerCallback):
     ) -> None:
         """Raises the movement prior's width; steers λ by the held-out rows."""
         assert self.noise is not None
-        set_prior_width(self.noise.optimizer, _share(state))
+        if isinstance(self.noise.optimizer, AutoOptimizer):
+            self.noise.optimizer.set_prior_width(_share(state))
         if self.steering is not None:
             assert model is not None
             self.steering.after_step(model, state)
@@ -164,7 +169,10 @@ class VariationalCallback(TrainerCallback):
     ) -> None:
         """Logs λ where it is steered."""
         if self.steering is not None and logs is not None and "loss" in logs:
-            state.log_history[-1]["ess"] = logs["ess"] = self.steering.noise.optimizer.param_groups[0]["ess"]
+            optimizer = self.steering.noise.optimizer
+            ess = optimizer.ess_of(next(p for group in optimizer.param_groups for p in group["params"]))
+            assert ess is not None  # it is steered
+            state.log_history[-1]["ess"] = logs["ess"] = ess
 
     def on_train_end(
         self,
@@ -177,39 +185,40 @@ class VariationalCallback(TrainerCallback):
         assert self.noise is not None
         if self.steering is not None:
             self.steering.finish()
-        ivon = self.noise.optimizer
+        optimizer = self.noise.optimizer
         self.noise.detach()
         self.noise = None
-        check_skipped(state.global_step, _taken(ivon) - self._taken_before)
+        check_skipped(state.global_step, _taken(optimizer) - self._taken_before)
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            restore_from(ivon, state.best_model_checkpoint)
+            restore_from(optimizer, state.best_model_checkpoint)
 
 
-def _unwrapped_ivon(optimizer: torch.optim.Optimizer) -> IVON:
-    ivon = unwrapped(optimizer)
-    if not isinstance(ivon, IVON):
+def _gaussian(optimizer: torch.optim.Optimizer) -> GaussianOptimizer:
+    inner: GaussianOptimizer = unwrapped(optimizer)
+    if missing := missing_members(inner):
         raise TypeError(
-            f"VariationalCallback needs a trainer whose optimizer is IVON, but it is {type(ivon).__name__}. Pass "
-            "optimizer_cls_and_kwargs=(IVON, IVONConfig(lr=args.learning_rate).optimizer_kwargs()), or use "
-            "VariationalTrainerMixin."
+            f"VariationalCallback needs a trainer whose optimizer is IVON, but it is {type(inner).__name__}, which has "
+            f"no {', '.join(missing)} (varlora.optim.GaussianOptimizer). Pass optimizer_cls_and_kwargs=(IVON, "
+            "IVONConfig(lr=args.learning_rate).optimizer_kwargs()), or use VariationalTrainerMixin."
         )
-    return ivon
+    return inner
 
 
-def _check_weight_decay(ivon: IVON, args: TrainingArguments) -> None:
+def _check_weight_decay(optimizer: GaussianOptimizer, args: TrainingArguments) -> None:
     """Trainer writes its own `weight_decay` (0.0 unless set) into every group, over the optimizer's."""
-    wanted = ivon.defaults["weight_decay"]
-    for group in ivon.param_groups:
-        if group["params"] and group["weight_decay"] != wanted:
+    defaults = optimizer.defaults
+    for group in optimizer.param_groups:
+        if group["params"] and "weight_decay" in defaults and group["weight_decay"] != defaults["weight_decay"]:
             raise ValueError(
-                f"the prior's weight_decay={wanted} given to IVON was overwritten with {group['weight_decay']} by "
-                f"TrainingArguments(weight_decay={args.weight_decay}). Set both to the same number and leave no "
-                "trained parameter in the trainer's no-decay group, or use VariationalTrainerMixin, which keeps IVON's."
+                f"the prior's weight_decay={defaults['weight_decay']} given to {type(optimizer).__name__} was "
+                f"overwritten with {group['weight_decay']} by TrainingArguments(weight_decay={args.weight_decay}). Set "
+                "both to the same number and leave no trained parameter in the trainer's no-decay group, or use "
+                "VariationalTrainerMixin, which keeps IVON's."
             )
 
 
-def _taken(ivon: IVON) -> int:
-    return ivon.step_index - ivon.skipped_steps
+def _taken(optimizer: GaussianOptimizer) -> int:
+    return optimizer.step_index - optimizer.skipped_steps
 
 
 def _share(state: TrainerState) -> float:

@@ -11,10 +11,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from varlora.methods.blob import LARGEST_PRECISION, Blob, flipout
-from varlora.noise import CounterNoise
+from varlora.noise import CounterNoise, Draw
 from varlora.optim.mean_field import MeanFieldAdamW
 from varlora.posterior import PointMass
-from varlora.random_factors import Draw, Factor, RandomFactors
+from varlora.random_factors import Factor, RandomFactors
 
 RANK, INPUTS, DRAWS = 3, 5, 4000
 

@@ -14,8 +14,9 @@ from ranks import RANKS, on_ranks
 from varlora.methods.blob import Blob
 from varlora.methods.mean_field import MeanField
 from varlora.methods.scalabl import Scalabl
+from varlora.noise import Draw
 from varlora.optim.mean_field import MeanFieldAdamW
-from varlora.random_factors import Draw, RandomFactors
+from varlora.random_factors import RandomFactors
 
 STEPS = 3
 METHODS: dict[str, MeanField] = {"blob": Blob(initial_std_bound=0.5), "scalabl": Scalabl(initial_std_bound=0.5)}
@@ -54,9 +55,9 @@ def train_on_rank(rank: int, method: str) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         loss(wrapped, step, rank).backward()
         optimizer.step()
-    assert factors._draw is not None
+    assert factors.draw is not None
     first = factors.factors[0]
-    return flat(model), factors._draw.normal(first.key, first.sqrt_std)
+    return flat(model), factors.draw.normal(first.key, first.sqrt_std)
 
 
 def in_one_process(method: str) -> Tensor:
@@ -64,7 +65,7 @@ def in_one_process(method: str) -> Tensor:
     for step in range(STEPS):
         optimizer.zero_grad()
         for rank in range(RANKS):
-            factors._draw, factors._used = Draw(factors.source, step, 0, rank), False
+            factors.draw, factors._used = Draw(factors.source, step, 0, rank), False
             (loss(model, step, rank) / RANKS).backward()
         optimizer.step()
     return flat(model)

@@ -8,9 +8,9 @@ from torch import nn
 
 from models import lora, tiny_llama, token_ids
 from varlora.methods.scalabl import Scalabl, along_rows, directions, orthogonalise
-from varlora.noise import CounterNoise
+from varlora.noise import CounterNoise, Draw
 from varlora.posterior import PointMass
-from varlora.random_factors import Draw, Factor
+from varlora.random_factors import Factor
 
 KEY, OTHER = "m.lora_A.weight", "m.lora_B.weight"
 

@@ -9,8 +9,9 @@ from torch import nn
 from models import lora, tiny_llama
 from noisy_nets import OPTIONS
 from varlora import IVON, NoiseController
+from varlora.adapters import unwrapped_model
 from varlora.noise import ReplayedNoise
-from varlora.noise.places import Site, scopes_of, unwrapped_model
+from varlora.noise.places import Site, refuse_data_parallel, scopes_of
 
 
 def test_trained_embeddings_and_their_lora_are_covered():
@@ -112,4 +113,4 @@ def test_names_do_not_depend_on_compilation():
     assert unwrapped_model(torch.compile(model, backend="eager")) is model
     assert unwrapped_model(model) is model
     with pytest.raises(ValueError, match="one process per device"):
-        unwrapped_model(nn.DataParallel(model))
+        refuse_data_parallel(nn.DataParallel(model))

@@ -14,20 +14,9 @@ from false_alarms import World, plan_of, rates
 from torch import Tensor, nn
 
 from varlora.metrics import likeliest_temperature
-from varlora.optim.ess_control import (
-    BOUNDS,
-    ERRORS,
-    FALSE_ALARMS,
-    LARGEST_MOVE,
-    PREDICTED_DRAWS,
-    PRIOR_INFORMATION,
-    RETURN,
-    HeldOutRecord,
-    calibration_slope,
-    moments,
-    steered_ess,
-    told_by,
-)
+from varlora.optim.ess_control import BOUNDS, FALSE_ALARMS, RETURN, steered_ess
+from varlora.optim.held_out_record import ERRORS, LARGEST_MOVE, PRIOR_INFORMATION, HeldOutRecord
+from varlora.optim.held_out_rows import PREDICTED_DRAWS, calibration_slope, moments, told_by
 from varlora.prediction_setup import SAMPLES
 
 NAMES = ("slope", "information", "gain", "loss", "mean_slope", "mean_information")

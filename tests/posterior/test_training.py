@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from varlora.optim.ess_control import HeldOutRecord
+from varlora.optim.held_out_record import HeldOutRecord
 from varlora.posterior.meta import PosteriorMeta
-from varlora.posterior.training import held_out_diagnostics, remaining_temperatures
+from varlora.posterior.record import held_out_diagnostics, remaining_temperatures
 
 READOUT = {"kind": "answer_tokens", "token_ids": [4, 5]}
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import Trainer
 
 from small_runs import StopAfter, Stopped, config, films, save_model, write_rows
-from varlora.checkpoint import posterior_from_checkpoint
 from varlora.methods import Ivon
 from varlora.methods.method import Job
 from varlora.posterior import DiagonalGaussian, Posterior
@@ -33,6 +32,7 @@ from varlora.runs import (
 )
 from varlora.runs import run as run_function
 from varlora.runs.checkpoints import checkpoints_of
+from varlora.trainer_checkpoint import posterior_from_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from varlora.adapters.tensors import (
     same_scaling,
     saved_in,
     trained_tensors,
+    unwrapped_model,
 )
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "same_scaling",
     "saved_in",
     "trained_tensors",
+    "unwrapped_model",
 ]

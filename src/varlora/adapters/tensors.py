@@ -372,10 +372,19 @@ def active_adapter(model: PeftModel) -> str:
 
 
 def unwrapped_model(model: nn.Module) -> nn.Module:
-    if isinstance(model, PeftModel) and "_orig_mod" not in model.__dict__:
-        return model  # accelerate would go through all of its modules for this answer
-    inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
-    return inner
+    """The model inside data-parallel and torch.compile wrappers, in whatever order; its names do not depend on them.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> unwrapped_model(torch.compile(model)) is model
+        True
+    """
+    while not isinstance(model, PeftModel) or "_orig_mod" in model.__dict__:  # or accelerate would look at every module
+        inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
+        if inner is model:
+            break
+        model = inner
+    return model
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from varlora.checkpoint import MANIFEST, load_posterior, posterior_from_checkpoint
+from varlora.checkpoint import MANIFEST, load_posterior
 from varlora.cli.console import out
 from varlora.folders import atomic_folder, check_target
 from varlora.posterior import Posterior
 from varlora.runs import is_run, write_derived
+from varlora.trainer_checkpoint import posterior_from_checkpoint
 
 
 def read_posterior(folder: str) -> Posterior:

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from varlora.methods.mean_field import MeanField
 from varlora.methods.options import BlobOptions
+from varlora.noise import Draw
 from varlora.posterior import DiagonalGaussian, PointMass
-from varlora.random_factors import Draw, Factor, RandomFactors
+from varlora.random_factors import Factor, RandomFactors
 
 LARGEST_PRECISION = 1e30
 """Of an entry with a standard deviation below 1e-15; float32 ends at 3e38."""

@@ -16,6 +16,7 @@ from varlora.adapter_trainer import AdapterTrainer
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import MeanFieldOptions
 from varlora.optim.mean_field import MeanFieldAdamW, kl_cycle
+from varlora.optim.wrapped import unwrapped
 from varlora.posterior import PointMass, Posterior, point_mass_of
 from varlora.random_factors import RandomFactors, release
 
@@ -84,8 +85,8 @@ class MeanField(MeanFieldOptions, ABC):
             std = trainer.factors.std()
         finally:
             release(job.model)
-        optimizer = trainer.factors.optimizer
-        assert optimizer is not None
+        optimizer = unwrapped(trainer.optimizer)
+        assert isinstance(optimizer, MeanFieldAdamW)
         point = point_mass_of(job.model, **record(job, self.name))
         meta = replace(
             point.meta,

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 
 from varlora.curvature.kinds import Fisher, Structure
 from varlora.ivon_config import RECIPES, HeldOutSource, IVONConfig, Recipe
-from varlora.optim.options import Auto, Prior, Update
+from varlora.optim.options import Auto, Update
+from varlora.optim.priors import PriorName
 from varlora.option_fields import check_options, option
 
 PriorChoice = Literal["marglik", "validation"]
@@ -87,7 +88,7 @@ class IvonOptions(MethodOptions):
         None, "delta of the prior N(0, 1/(lambda delta)); not of the movement prior.", at_least=0
     )
     clip_radius: float | None = option(None, "Bound on the preconditioned step, with the Newton update.", above=0)
-    prior: Prior | None = option(
+    prior: PriorName | None = option(
         None, "One fixed prior around zero, or one learned per tensor, around zero or around where it began."
     )
     prior_width: float | Auto | None = option(

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from varlora.methods.mean_field import MeanField
 from varlora.methods.options import ScalablOptions
+from varlora.noise import Draw
 from varlora.posterior import LowRankGaussian, PointMass
-from varlora.random_factors import Draw, Factor, RandomFactors
+from varlora.random_factors import Factor, RandomFactors
 
 SHORTEST_ROW = 1e-12
 """Length by which shorter rows of A are divided: what is 0 has no direction, and no noise."""

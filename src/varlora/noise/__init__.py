@@ -1,9 +1,10 @@
 """Sampled weights in the forward pass, noise · gradient in the backward pass.
 
-source ──► controller ◄── sampled ◄── places
+source ──► draw_cycle ──► controller ◄── sampled ◄── places
 """
 
 from varlora.noise.controller import NoiseController, NoiseWarning
+from varlora.noise.draw_cycle import Draw, DrawCycle
 from varlora.noise.source import CounterNoise, NoiseSource, ReplayedNoise
 
-__all__ = ["CounterNoise", "NoiseController", "NoiseSource", "NoiseWarning", "ReplayedNoise"]
+__all__ = ["CounterNoise", "Draw", "DrawCycle", "NoiseController", "NoiseSource", "NoiseWarning", "ReplayedNoise"]

@@ -6,16 +6,13 @@ noise · gradient to a running sum when the backward pass reaches it. So saving,
 an interrupt can never see perturbed weights, and gradient accumulation, clipping, checkpointing, mixed
 precision and data parallelism need no special cases:
 
-- One draw belongs to one forward-and-backward pass: new noise is drawn at the first training forward after a
-  backward pass has used the last one. Recomputation in a backward pass sees the same noise.
+- One draw belongs to one forward-and-backward pass, and is keyed by what it is for (`noise.draw_cycle`).
 - Losses are already scaled by their share of the step (by 1/k under accumulation over k micro-batches), so
   the products are summed, exactly as the gradients are.
 - Every rank multiplies its own gradient by its own noise; only the products are averaged, over the ranks that average
-  the gradients.
+  the gradients (`noise.ranks`).
 - A weight that is also read outside its module's forward has gradient without noise there, and a curvature that the
   products miss: the step refuses (`noise.arrivals`).
-- Noise is a function of (seed, step, draw, rank, name), never of a global generator's state, so a resumed run
-  draws what the uninterrupted run would have drawn.
 
 Norm clipping acts on the gradient, hence on the mean's step; the products estimate the Hessian of the loss
 itself and are left unclipped.
@@ -35,11 +32,13 @@ from torch import Tensor, nn
 
 from varlora.adapters import check_trainable
 from varlora.noise.arrivals import Arrivals
-from varlora.noise.places import Place, Site, scopes_of, unwrapped_model
-from varlora.noise.ranks import Groups, gradient_groups, reduce_, size_of
+from varlora.noise.draw_cycle import Draw, DrawCycle
+from varlora.noise.places import Place, Site, refuse_data_parallel, scopes_of
+from varlora.noise.ranks import Groups, averaged, gradient_groups, reduce_
 from varlora.noise.sampled import Sample, SampledForward, uncompiled
-from varlora.noise.source import CounterNoise, NoiseSource
-from varlora.optim import IVON
+from varlora.noise.source import NoiseSource
+from varlora.optim.gaussian_optimizer import GaussianOptimizer, missing_members
+from varlora.optim.sharded import sharded_like, whole
 from varlora.optim.wrapped import unwrapped
 
 
@@ -47,8 +46,8 @@ class NoiseWarning(UserWarning):
     """The noise will be drawn, but not quite as asked."""
 
 
-class NoiseController:
-    """Draws weights from IVON's posterior in every training forward, and collects noise · gradient for it.
+class NoiseController(DrawCycle):
+    """Draws weights from an optimizer's posterior in every training forward, and collects noise · gradient for it.
 
     Create it after the model and the optimizer are in their final form (prepared by accelerate, wrapped for
     data parallelism or not), then call forward, backward and `optimizer.step()` as usual. In evaluation mode,
@@ -60,7 +59,7 @@ class NoiseController:
 
     Args:
         model: the model; its top-level forward in training mode starts a draw.
-        optimizer: IVON, or accelerate's wrapper around it.
+        optimizer: IVON, or another `varlora.optim.GaussianOptimizer`, or accelerate's wrapper around it.
         source: the noise; None means `CounterNoise(seed)`.
         seed: the seed of the default source.
         rank: the data-parallel rank; None asks torch.distributed.
@@ -69,7 +68,7 @@ class NoiseController:
             DistributedDataParallel or FSDP2 averages goes by their own group or mesh.
 
     Raises:
-        TypeError: the optimizer is not IVON.
+        TypeError: the optimizer holds no Gaussian posterior.
         ValueError: the model owns none of the optimizer's parameters, or some it does not own; nothing of it trains, or
             a saved adapter would not bring it back (`varlora.adapters.check_trainable`).
 
@@ -100,24 +99,22 @@ class NoiseController:
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         self.scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)
-        optimizer = unwrapped(optimizer)
-        if not isinstance(optimizer, IVON):
-            raise TypeError(f"NoiseController needs varlora's IVON, got {type(optimizer).__name__}.")
-        self.optimizer = optimizer
-        self.source = source if source is not None else CounterNoise(seed)
-        self.rank = rank if rank is not None else (dist.get_rank() if dist.is_initialized() else 0)
-        self.model = unwrapped_model(model)
+        inner: GaussianOptimizer = unwrapped(optimizer)
+        if missing := missing_members(inner):
+            raise TypeError(
+                f"NoiseController needs varlora's IVON, or another varlora.optim.GaussianOptimizer; got "
+                f"{type(inner).__name__}, which has no {', '.join(missing)}."
+            )
+        refuse_data_parallel(model)
+        super().__init__(model, source=source, seed=seed, rank=rank, optimizer=inner)
+        self.optimizer = inner
         check_trainable(self.model)
 
-        self._draw_index = 0
-        self._consumed = True  # whether a backward pass has used the present noise
-        self._active = False  # whether forwards (and their recomputation) see sampled weights
-        self._before_inference: bool | None = None
         self._evaluated = False  # whether forwards in evaluation mode see the draw of `evaluation_draw`
         self._sites = self._find_sites()
         self._held = {site.parameter for site in self._sites.values()}
         scopes = scopes_of(self.model, self._sites)
-        for former in [optimizer.noise, *(getattr(scope.forward, "controller", None) for scope in scopes)]:
+        for former in [inner.noise, *(getattr(scope.forward, "controller", None) for scope in scopes)]:
             if isinstance(former, NoiseController):  # left behind by a training that was interrupted
                 former.detach()
         for site in self._sites.values():
@@ -134,24 +131,19 @@ class NoiseController:
             wrapped = SampledForward(self, scope, places)
             scope.forward = wrapped
             self._wrapped.append(wrapped)
-        self._hooks = [
-            self.model.register_forward_pre_hook(uncompiled(self._before_forward)),
-            self.model.register_forward_hook(uncompiled(self._after_forward), always_call=True),
-        ]
-        optimizer.noise = self
+        self.attach()
+        inner.noise = self
 
     def detach(self) -> None:
         """Removes every hook and forgets pending products; the model and the optimizer are as before."""
-        for hook in self._hooks:
-            hook.remove()
+        super().detach()
         for wrapped in self._wrapped:
             wrapped.remove()
-        self._hooks, self._wrapped = [], []
-        self._active = False
+        self._wrapped = []
         self.clear()
         for site in self._sites.values():
-            for found in site.arrivals:
-                found.remove()
+            for arrivals in site.arrivals:
+                arrivals.remove()
             site.arrivals = []
         if self.optimizer.noise is self:
             self.optimizer.noise = None
@@ -187,21 +179,22 @@ class NoiseController:
         if self._evaluated:
             raise RuntimeError("evaluation_draw() within evaluation_draw(); leave the first block before the second.")
         pending = any(site.product is not None and site.parameter.grad is not None for site in self._sites.values())
-        if not self._consumed or pending:
+        if self.waiting or pending:
             raise RuntimeError(
                 "evaluation_draw() between a training forward and optimizer.step(); call it after step()."
             )
-        self.clear()  # without gradients, products belong to a step that was abandoned (see `_draw`)
+        self.clear()  # without gradients, products belong to a step that was abandoned (see `goes_on`)
         try:
-            self._set_noise("evaluation/", index, rank=0, sign=sign)
+            self._set_noise(Draw(self.source, self.step, index, rank=0), kind="evaluation/", sign=sign)
             self._evaluated = True
             yield
         finally:
-            self._evaluated = self._active = False
+            self._evaluated = False
+            self.rest()
             for site in self._sites.values():
                 site.noise = None
 
-    # For the optimizer (`optim.ivon.NoiseStatistics`) -------------------------------------------------------
+    # For the optimizer (`optim.gaussian_optimizer.NoiseStatistics`) ------------------------------------------
 
     def collect(self) -> dict[Tensor, Tensor]:
         """The mean of noise · gradient over draws and ranks, per parameter that took part.
@@ -209,8 +202,12 @@ class NoiseController:
         Raises:
             RuntimeError: no draw took part in a backward pass, or a gradient bypassed its noise.
         """
-        averaged = [found for groups, sites in self._ranks.items() for found in self._averaged(groups, sites)]
-        if not any(product is not None for _, product, _ in averaged):
+        collected = [
+            (site, *of_ranks)
+            for groups, sites in self._ranks.items()
+            for site, of_ranks in zip(sites, averaged(sites, self.optimizer, groups, self.device), strict=True)
+        ]
+        if not any(product is not None for _, product, _ in collected):
             raise RuntimeError(
                 "IVON.step() found no draw to learn from: no backward pass has gone through the sampled weights "
                 "since the last step. Call model.train(), run the forward pass through the very model given to "
@@ -219,12 +216,12 @@ class NoiseController:
         scale = 1.0 / self.scaler.get_scale() if self.scaler is not None else 1.0
         result: dict[Tensor, Tensor] = {}
         bypassed = []
-        for site, product, without_noise in averaged:
+        for site, product, without_noise in collected:
             p = site.parameter
             if without_noise or (product is None and p.grad is not None and bool((p.grad != 0).any())):
                 bypassed.append(site.name)
             elif product is not None and p.grad is not None:
-                result[p] = _sharded_like(p, product * scale)
+                result[p] = sharded_like(p, product * scale)
         strangers = [
             p
             for group in self.optimizer.param_groups
@@ -260,56 +257,53 @@ class NoiseController:
             site.clear()
 
     def after_step(self) -> None:
-        """Ends the step: the next training forward starts the next step's first draw."""
+        """Ends the step; the next training forward is in another, and starts its first draw.
+
+        Raises:
+            RuntimeError: the optimizer has not counted the step, by which the next noise would be the same again.
+        """
         self.clear()
-        self._draw_index, self._consumed, self._active = 0, True, False
+        if self.draw is not None and self.draw.step == self.step:
+            raise RuntimeError(
+                f"{type(self.optimizer).__name__}.step() ended without counting: its step_index, which keys the noise, "
+                "must grow by one before it calls after_step()."
+            )
 
     # Forward and backward -----------------------------------------------------------------------------------
 
     @property
     def sampling(self) -> bool:
         """Whether a module reads sampled weights: in training mode, recomputed in a backward pass, or as asked."""
-        if self._evaluated:
-            return not self.model.training
-        return self._active and (self.model.training or torch._C._current_graph_task_id() != -1)
+        return not self.model.training if self._evaluated else super().sampling
 
+    @uncompiled
     def _before_forward(self, module: nn.Module, args: Any) -> None:
-        if module is not self.model:  # a copy of it
-            return
-        if self._evaluated and (self.model.training or torch.is_grad_enabled()):
+        if module is self.model and self._evaluated and (self.model.training or torch.is_grad_enabled()):
             raise RuntimeError(
                 "a forward within evaluation_draw() in training mode, or with gradients; call model.eval() and use "
                 "torch.no_grad() around it."
             )
-        if not (self.model.training and torch.is_grad_enabled()):
-            self._before_inference, self._active = self._active, False
-            return
-        if self._consumed:
-            self._draw()
-        self._active, self._before_inference = True, None
+        super()._before_forward(module, args)
 
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is self.model and self._before_inference is not None:
-            self._active, self._before_inference = self._before_inference, None
+    def goes_on(self) -> bool:
+        """Whether there are gradients of this step.
 
-    @torch.no_grad()
-    def _draw(self) -> None:
-        if all(site.parameter.grad is None for site in self._sites.values()):
-            # Nothing is pending: products that are left belong to a step that was abandoned (a GradScaler
-            # that found an overflow, an exception in a loop that went on).
+        Without any, products that are left belong to a step that was abandoned (a GradScaler that found an overflow, an
+        exception in a loop that went on).
+        """
+        return any(site.parameter.grad is not None for site in self._sites.values())
+
+    def begin(self, draw: Draw) -> None:
+        """Sets the noise."""
+        if draw.index == 0:
             self.clear()
-            self._draw_index = 0
-        self._set_noise("", self._draw_index, rank=self.rank)
-        self._draw_index += 1
-        self._consumed = False
+        self._set_noise(draw)
 
     @torch.no_grad()
-    def _set_noise(self, kind: str, draw: int, *, rank: int, sign: float = 1.0) -> None:
-        step = self.optimizer.step_index
+    def _set_noise(self, draw: Draw, kind: str = "", sign: float = 1.0) -> None:
         for site in self._sites.values():
-            scale = _full(self.optimizer.noise_scale(site.parameter))
-            noise = self.source.draw(f"{kind}{site.name}", scale, step=step, draw=draw, rank=rank)
-            site.noise = noise * scale * sign
+            scale = whole(self.optimizer.noise_scale(site.parameter))
+            site.noise = draw.normal(f"{kind}{site.name}", scale) * scale * sign
 
     @uncompiled
     def shadow(self, places: Sequence[Place]) -> None:
@@ -324,12 +318,16 @@ class NoiseController:
             place.holder.__dict__[place.attribute] = sample
 
     def _master(self, site: Site) -> Tensor:
-        return _full(self.optimizer.mean(site.parameter))
+        return whole(self.optimizer.mean(site.parameter))
 
     def _record(self, site: Site, arrivals: Arrivals, gradient: Tensor, product: Tensor) -> None:
         arrivals.hand_on(gradient)
         site.product = product if site.product is None else site.product.add_(product)
-        self._consumed = True
+        self.mark_used()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoiseController:
+        """A copy of the model is not under control; see `SampledForward`."""
+        return self
 
     # Finding the parameters ---------------------------------------------------------------------------------
 
@@ -357,50 +355,7 @@ class NoiseController:
             group["param_names"] = [names.get(p, "") for p in group["params"]]
         return {name: Site(name, p) for p, name in sorted(names.items(), key=lambda item: item[1]) if p in held}
 
-    # Ranks --------------------------------------------------------------------------------------------------
-
     @property
     def device(self) -> torch.device:
         """Where the trained parameters are (the first of them)."""
         return next(iter(self._sites.values())).parameter.device
-
-    def _averaged(self, groups: Groups, sites: Sequence[Site]) -> list[tuple[Site, Tensor | None, bool]]:
-        """Per site: the product over ranks, None where it took part on none; whether gradient came without noise."""
-        seen = torch.tensor([[site.product is not None for site in sites], [False] * len(sites)], device=self.device)
-        for i, site in enumerate(sites):
-            if (flag := site.bypassed) is not None:
-                seen[1, i] = flag
-        if not groups:
-            products = [site.product for site in sites]
-        else:
-            seen = reduce_(seen.to(torch.int32), groups, dist.ReduceOp.MAX).bool()
-            parts = [
-                site.product
-                if site.product is not None
-                else torch.zeros_like(_full(self.optimizer.mean(site.parameter)))
-                for site in sites
-            ]
-            flat = reduce_(torch.cat([part.flatten().to(self.device) for part in parts]), groups) / size_of(groups)
-            cut = torch.split(flat, [part.numel() for part in parts])
-            products = [a.view_as(part).to(part.device) for a, part in zip(cut, parts, strict=True)]
-        used, bypassed = seen.tolist()
-        return [
-            (site, product if took_part else None, without_noise)
-            for site, product, took_part, without_noise in zip(sites, products, used, bypassed, strict=True)
-        ]
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, or the tensor itself."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _sharded_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Cuts this rank's part out of a tensor that is whole and equal on all ranks, if `parameter` is sharded."""
-    from torch.distributed.tensor import DTensor, Replicate
-
-    if not isinstance(parameter, DTensor):
-        return tensor
-    mesh = parameter.device_mesh
-    whole = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return whole.redistribute(placements=parameter.placements)

@@ -24,9 +24,9 @@ class Site:
 
     def arrivals_at(self, parameter: Tensor) -> Arrivals:
         """Those at the tensor that is read: the parameter itself, or what FSDP2 gathers it into."""
-        for found in self.arrivals:
-            if found.of(parameter):
-                return found
+        for arrivals in self.arrivals:
+            if arrivals.of(parameter):
+                return arrivals
         for former in self.arrivals[1:]:
             former.remove()
         self.arrivals = [*self.arrivals[:1], Arrivals(parameter)]
@@ -35,14 +35,14 @@ class Site:
     @property
     def bypassed(self) -> Tensor | None:
         """Whether gradient has arrived that did not come through a sample; None where nothing speaks for it."""
-        flags = [found.bypassed for found in self.arrivals if found.bypassed is not None]
+        flags = [arrivals.bypassed for arrivals in self.arrivals if arrivals.bypassed is not None]
         return torch.stack(flags).any() if flags else None
 
     def clear(self) -> None:
         """Forgets the products, and how gradient has arrived."""
         self.product = None
-        for found in self.arrivals:
-            found.forget()
+        for arrivals in self.arrivals:
+            arrivals.forget()
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,17 @@ class Place:
     attribute: str
 
 
-def unwrapped_model(model: nn.Module) -> nn.Module:
-    """The model inside data-parallel and torch.compile wrappers, whose names do not depend on them."""
-    while True:
-        compiled = getattr(model, "_orig_mod", None)
-        if isinstance(model, nn.DataParallel):
-            raise ValueError(
-                "torch.nn.DataParallel copies the model in every forward pass, so noise cannot be collected from "
-                "it. Start one process per device instead (torchrun or accelerate launch), or make one device visible."
-            )
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(compiled, nn.Module):
-            model = compiled
-        else:
-            return model
+def refuse_data_parallel(model: nn.Module) -> None:
+    """Refuses a model that one process copies over its devices.
+
+    Raises:
+        ValueError: it is, or holds, torch.nn.DataParallel.
+    """
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+        raise ValueError(
+            "torch.nn.DataParallel copies the model in every forward pass, so noise cannot be collected from it. Start "
+            "one process per device instead (torchrun or accelerate launch), or make one device visible."
+        )
 
 
 def scopes_of(model: nn.Module, sites: Mapping[str, Site]) -> dict[nn.Module, list[Place]]:

@@ -8,8 +8,10 @@ from varlora.lazy import lazily
 
 if TYPE_CHECKING:
     from varlora.optim.auto import set_prior_width
+    from varlora.optim.gaussian_optimizer import GaussianOptimizer
     from varlora.optim.ivon import IVON
 
-__all__ = ["IVON", "set_prior_width"]
+__all__ = ["IVON", "GaussianOptimizer", "set_prior_width"]
 
-__getattr__ = lazily("varlora.optim", {"IVON": "varlora.optim.ivon", "set_prior_width": "varlora.optim.auto"})
+_HOMES = {"IVON": "ivon", "GaussianOptimizer": "gaussian_optimizer", "set_prior_width": "auto"}
+__getattr__ = lazily("varlora.optim", {name: f"varlora.optim.{home}" for name, home in _HOMES.items()})

@@ -14,11 +14,44 @@ Source: Cong et al. 2025, arXiv 2506.14280.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
+
+from varlora.optim.prior import Group, Prior, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PRIOR_DAMPING = 0.1
 PRIOR_STD_MIN = 0.02
+
+
+class AdaptivePrior(Prior):
+    """N(0, s²), s² learned; see the module. The state holds 1/s² as "prior_precision".
+
+    Example:
+        >>> AdaptivePrior().delta({"prior_precision": 50.0}, {"ess": 100.0})
+        0.5
+    """
+
+    name = "adaptive"
+
+    def initial_state(self, like: Tensor, group: Group) -> dict[str, Tensor]:
+        """1/s², by the weight decay where there is one."""
+        import torch
+
+        given = torch.tensor(group["ess"] * group["weight_decay"], dtype=like.dtype, device=like.device)
+        return {"prior_precision": given if group["weight_decay"] else initial_prior_precision(like)}
+
+    def renew_before_move_(self, state: State, mean: Tensor, group: Group) -> None:
+        """A tenth of the way to the closed form; where h is learned, a falling δ must leave h + δ positive."""
+        precision, hessian = state["prior_precision"], state["hessian"]
+        precision.copy_(renewed_prior_precision(precision, mean, hessian, group["ess"]))
+        if group["betas"][1] < 1:
+            hessian.copy_(hessian.maximum(-0.5 * self.delta(state, group)))
+
+    def delta(self, state: State, group: Group) -> Any:
+        """δ = 1/(λ s²)."""
+        return state["prior_precision"] / group["ess"]
 
 
 def adaptive_prior(mean: Tensor, hessian: Tensor, ess: float, delta: Tensor | float) -> Tensor:
@@ -88,7 +121,7 @@ def followed(precision: Tensor, target: Tensor) -> Tensor:
         >>> round(followed(torch.tensor(1.0), torch.tensor(1e10)).item(), 3)
         10.0
     """
-    return torch.exp(torch.lerp(precision.log(), target.log(), PRIOR_DAMPING))
+    return precision.log().lerp(target.log(), PRIOR_DAMPING).exp()
 
 
 def average(tensor: Tensor) -> Tensor:

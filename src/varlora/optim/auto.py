@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from varlora.optim.movement_prior import growing_width
 from varlora.optim.wrapped import unwrapped
 
 ESS_PER_EXAMPLE = 100.0
@@ -103,11 +102,7 @@ def set_prior_width(optimizer: Any, share: float) -> None:
         >>> optimizer.param_groups[0]["prior_width"]
         2.0
     """
-    if not share >= 0:
-        raise ValueError(f"share is {share!r}: give the share of the steps that has been taken, from 0 to 1.")
-    for group in unwrapped(optimizer).param_groups:
-        if group["prior"] == "movement" and (group["prior_width"] == "auto" or group.get("auto_width")):
-            group["prior_width"], group["auto_width"] = growing_width(share), True
+    unwrapped(optimizer).set_prior_width(share)
 
 
 def settle(group: dict[str, Any], num_examples: int) -> None:

@@ -10,7 +10,7 @@ m + noise by `varlora.noise.NoiseController`, which also collects noise · gradi
     m ← m − lr · clip((g / (1 − β1ᵗ) + δ m) / (h + δ), ±ξ)
 
 With `update="adam"` the last line is AdamW's instead (`optim.adam_update`, variational Adam). With `prior="adaptive"`
-or "movement" every tensor has its own δ (`optim.prior`), and δ m is dropped from the step.
+or "movement" every tensor has its own δ (`optim.priors`), and δ m is dropped from the step.
 
 Source: Shen et al. 2024, arXiv 2402.17641; Cong et al. 2025, arXiv 2506.14280.
 """
@@ -19,43 +19,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from varlora.optim.adam_update import adam_update_
-from varlora.optim.options import Auto, Prior, Update, check_options, check_saved, check_settled, warn_of_another_prior
-from varlora.optim.prior import prior_delta, prior_state, renew_prior_
+from varlora.optim.ivon_state import IVONState
+from varlora.optim.options import Auto, Update, check_options
+from varlora.optim.priors import PriorName, prior_of
+from varlora.optim.skipped import MOST_SKIPPED, STEPS_BEFORE_REFUSAL, all_finite, mostly_skipped
 
 logger = logging.getLogger(__name__)
 
-MOST_SKIPPED = 0.5
-"""Share of skipped steps beyond which a training is an error."""
-STEPS_BEFORE_REFUSAL = 20
-"""Before so many steps nothing is said of their share within a training."""
 
-
-class NoiseStatistics(Protocol):
-    """What IVON needs from whoever draws the noise (`varlora.noise.NoiseController`)."""
-
-    def collect(self) -> Mapping[Tensor, Tensor]:
-        """Returns mean(noise · gradient) of every parameter whose noise took part in a backward pass."""
-
-    def all_agree(self, flag: Tensor) -> bool:
-        """Whether `flag` is true on every rank."""
-
-    def clear(self) -> None:
-        """Forgets the products collected so far."""
-
-    def after_step(self) -> None:
-        """Called once at the end of every step, taken or skipped."""
-
-
-class IVON(torch.optim.Optimizer):
+class IVON(IVONState):
     """Variational online Newton with Price's Hessian estimate (arXiv 2402.17641).
 
     A `NoiseController` must be attached to the model and this optimizer before training; `step` refuses to
@@ -115,10 +95,6 @@ class IVON(torch.optim.Optimizer):
     Source: arXiv 2402.17641, Algorithm 1; LoRA recipe arXiv 2411.04421; adaptive prior arXiv 2506.14280.
     """
 
-    noise: NoiseStatistics | None = None
-    _group_index: Mapping[Tensor, int] = MappingProxyType({})
-    _half: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16)
-
     def __init__(
         self,
         params: ParamsT,
@@ -130,7 +106,7 @@ class IVON(torch.optim.Optimizer):
         clip_radius: float = math.inf,
         rescale_lr: bool = False,
         debias: bool = True,
-        prior: Prior = "fixed",
+        prior: PriorName = "fixed",
         prior_width: float | Auto = "auto",
         update: Update = "newton",
         adam_beta2: float = 0.999,
@@ -172,55 +148,6 @@ class IVON(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    # What the posterior is, per parameter ------------------------------------------------------------------
-
-    def mean(self, p: Tensor) -> Tensor:
-        """The posterior mean of `p`, in float32 or float64: its master copy if `p` is in half precision."""
-        if p.dtype not in self._half:
-            return p.detach()
-        master: Tensor = self._state(p)["mean"]
-        if not torch.equal(master.to(p.dtype), p.detach()):
-            master.copy_(p.detach())  # the weights were loaded anew since the last step
-        return master
-
-    def precision(self, p: Tensor) -> Tensor:
-        """The posterior precision λ (h + δ) of `p`, elementwise.
-
-        Raises:
-            ValueError: `ess`, `hess_init` or `prior_width` was left open and nobody has set it.
-        """
-        group = self.group_of(p)
-        state = self._state(p)
-        return group["ess"] * (state["hessian"] + prior_delta(state, group))  # type: ignore[no-any-return]
-
-    def noise_scale(self, p: Tensor) -> Tensor:
-        """The posterior standard deviation 1 / sqrt(λ (h + δ)) of `p`, elementwise."""
-        return self.precision(p).rsqrt()
-
-    def prior_precision(self, p: Tensor) -> float:
-        """The prior's precision λ δ for `p`."""
-        group = self.group_of(p)
-        state = self._state(p)
-        return float(group["ess"] * prior_delta(state, group))
-
-    def group_of(self, p: Tensor) -> dict[str, Any]:
-        """The parameter group that holds `p`; KeyError if none does."""
-        if p not in self._group_index:
-            self._group_index = {q: i for i, group in enumerate(self.param_groups) for q in group["params"]}
-        if p not in self._group_index:
-            raise KeyError(f"this optimizer does not hold the given parameter of shape {tuple(p.shape)}")
-        return self.param_groups[self._group_index[p]]
-
-    @property
-    def step_index(self) -> int:
-        """How many times `step` was called, skipped steps included; the noise of a step is keyed by it."""
-        return int(self.param_groups[0]["step_index"])
-
-    @property
-    def skipped_steps(self) -> int:
-        """How many steps were skipped because a gradient or a noise · gradient product was not finite."""
-        return int(self.param_groups[0]["skipped_steps"])
-
     # Training ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -251,7 +178,7 @@ class IVON(torch.optim.Optimizer):
                 "step as usual."
             )
         products = self.noise.collect()
-        if self.noise.all_agree(_all_finite([*products.values(), *(_gradient(p) for p in products)])):
+        if self.noise.all_agree(all_finite([*products.values(), *(_gradient(p) for p in products)])):
             for group in self.param_groups:
                 for p in group["params"]:
                     if p in products:
@@ -278,53 +205,27 @@ class IVON(torch.optim.Optimizer):
         if self.noise is not None:
             self.noise.clear()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores a state; statistics stay in float32 even where the parameters are in half precision.
-
-        Raises:
-            ValueError: the state is another optimizer's.
-        """
-        for i, group in enumerate(state_dict["param_groups"]):
-            entries = [state_dict["state"].get(index) or {} for index in group["params"]]
-            check_saved(i, group, entries)
-            if i < len(self.param_groups):
-                warn_of_another_prior(group, self.param_groups[i])
-        super().load_state_dict(state_dict)
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        held = [p for group in self.param_groups for p in group["params"]]
-        for saved_id, p in zip(saved_ids, held, strict=True):
-            if p.dtype in self._half and saved_id in state_dict["state"]:
-                # torch has just rounded these to the parameter's dtype.
-                for key, value in state_dict["state"][saved_id].items():
-                    if key != "step":
-                        self.state[p][key] = value.to(p.device, torch.float32, copy=True)
-                if self.state[p]:  # saved when the parameter was in full precision
-                    self.state[p].setdefault("mean", p.detach().float())
-
     # Inside -----------------------------------------------------------------------------------------------
 
     def _update(self, p: Tensor, group: dict[str, Any], product: Tensor) -> None:
-        state, mean = self._state(p), self.mean(p)
+        state, mean, prior = self._state(p), self.mean(p), prior_of(group)
         beta1, beta2 = group["betas"]
         momentum, hessian = state["momentum"], state["hessian"]
 
-        if group["prior"] == "movement" and state["step"] == 0:  # weights may have been loaded since the state was made
-            state["start"].copy_(mean)
+        if state["step"] == 0:
+            prior.begin_(state, mean)
         state["step"] += 1
         gradient = _gradient(p).to(momentum.dtype)
-        if group["update"] == "adam" and group["prior"] == "fixed" and group["weight_decay"]:
-            gradient = gradient.add(mean, alpha=group["weight_decay"])
+        if group["update"] == "adam" and prior.pulls and group["weight_decay"]:
+            gradient = gradient.add(mean, alpha=prior.delta(state, group))
         momentum.lerp_(gradient, 1 - beta1)
 
         if beta2 < 1:
-            curvature = hessian + prior_delta(state, group)
+            curvature = hessian + prior.delta(state, group)
             excess = product.mul(group["ess"]).mul_(curvature).sub_(hessian)  # f − h
             hessian.add_(excess, alpha=1 - beta2)
             hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
-        if group["prior"] == "adaptive":
-            renew_prior_(state, mean, group)
-            if beta2 < 1:  # a falling δ must leave h + δ positive
-                hessian.copy_(torch.maximum(hessian, -0.5 * prior_delta(state, group)))
+        prior.renew_before_move_(state, mean, group)
         if group["update"] == "adam":
             adam_update_(
                 mean,
@@ -339,15 +240,15 @@ class IVON(torch.optim.Optimizer):
             )
         else:
             self._newton_update(mean, state, group)
-        if group["prior"] == "movement":  # of the movement that the next draw will see
-            renew_prior_(state, mean, group)
+        prior.renew_after_move_(state, mean, group)
         if mean.dtype != p.dtype:
             p.copy_(mean)
 
     def _newton_update(self, mean: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        delta = prior_delta(state, group)
+        prior = prior_of(group)
+        delta = prior.delta(state, group)
         direction = state["momentum"] / (1 - group["betas"][0] ** state["step"].item() if group["debias"] else 1.0)
-        if group["prior"] == "fixed":
+        if prior.pulls:
             direction.add_(mean, alpha=delta)
         direction.div_(state["hessian"] + delta).clamp_(-group["clip_radius"], group["clip_radius"])
         lr = group["lr"]
@@ -355,49 +256,11 @@ class IVON(torch.optim.Optimizer):
             lr = lr * (group["hess_init"] + group["weight_decay"])
         mean.add_(direction, alpha=-lr)
 
-    def _state(self, p: Tensor) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[p]
-        if not state:
-            group = self.group_of(p)
-            check_settled(group)
-            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-            like = p.detach().to(dtype)
-            state["step"] = torch.tensor(0.0)
-            state["momentum"] = torch.zeros_like(like)
-            state["hessian"] = torch.full_like(like, group["hess_init"])
-            if group["update"] == "adam":
-                state["second_moment"] = torch.zeros_like(like)
-            if p.dtype in self._half:
-                state["mean"] = like.clone()
-            state.update(prior_state(like, group))
-        return state
-
     def _count(self, key: str) -> None:
         for group in self.param_groups:
             group[key] = group.get(key, 0) + 1
 
 
-def mostly_skipped(skipped: int, steps: int) -> str:
-    """What to say of a training that left out more than half of its steps."""
-    return (
-        f"{skipped} of {steps} steps skipped for numbers that are not finite. That is more than half, and the rest is "
-        "no training. Look for the loss that is not finite (rows without a label, a learning rate that is too large, "
-        "float16), and train again."
-    )
-
-
 def _gradient(p: Tensor) -> Tensor:
     assert p.grad is not None
     return p.grad
-
-
-def _all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    flags = [torch.isfinite(_local(t)).all() for t in tensors]
-    if not flags:
-        return torch.tensor(True)
-    return torch.stack([flag.to(flags[0].device) for flag in flags]).all()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, or the tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -25,13 +25,107 @@ Cong et al. 2025, arXiv 2506.14280; tempering prior and likelihood alike, Wenzel
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from varlora.optim.adaptive_prior import average, followed
+from varlora.optim.numbers import number_of
+from varlora.optim.prior import Group, Prior, Require, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FINAL_WIDTH = 4.0
 """w where training ends, of `prior_width="auto"`."""
 PRIOR_STD_MIN = 1e-4
+
+
+class MovementPrior(Prior):
+    """N(m0, (λ_0/λ) s²), as wide as the tensor has moved; see the module.
+
+    The state holds 1/s² as "prior_precision", m0 as "start", and λ_0, the λ that there was when the state was made, as
+    "ess_start".
+
+    Example:
+        >>> MovementPrior().delta({"prior_precision": 50.0, "ess_start": 1000.0}, {"ess": 100.0})
+        0.05
+    """
+
+    name = "movement"
+    compared = ("prior", "prior_width")
+
+    def check(self, group: Group, require: Require) -> None:
+        """A width in its range, the Adam update, and nothing that would set or learn the variance otherwise."""
+        open_width = isinstance(group["prior_width"], str) and group["prior_width"] == "auto"
+        width = "a positive finite number, or 'auto'"
+        require("prior_width", open_width or 0 < number_of(group["prior_width"]) < math.inf, width)
+        require(
+            "update",
+            group["update"] == "adam",
+            "'adam' with prior='movement' (Newton's step is divided by h + δ, and that prior's δ holds still whatever "
+            "has not moved yet), or the prior 'adaptive' or 'fixed'",
+        )
+        require(
+            "weight_decay",
+            number_of(group["weight_decay"]) == 0,
+            "0 with prior='movement', which makes δ from the training; with prior='fixed' it is δ",
+        )
+        require(
+            "betas",
+            number_of(group["betas"][1]) == 1,
+            "(β1, 1) with prior='movement': Price's estimate of h divides by the noise, of which there is next to none "
+            "at first. To learn h, take prior='adaptive' or 'fixed'",
+        )
+
+    def check_saved(self, index: int, entries: Sequence[State]) -> None:
+        """Refuses states without a start."""
+        if any(entry and "start" not in entry for entry in entries):
+            raise ValueError(
+                f"this state's param group {index} has prior='movement' and no 'start' by parameter: it was written "
+                "under another prior. Resume with that prior, or start afresh."
+            )
+
+    def left_open(self) -> Mapping[str, tuple[str, str]]:
+        """The width."""
+        return {"prior_width": ("width of the movement prior", ", or call set_prior_width")}
+
+    def initial_state(self, like: Tensor, group: Group) -> dict[str, Tensor]:
+        """Where training begins, the width of no movement, and λ_0."""
+        import torch
+
+        return {
+            "start": like.clone(),
+            "prior_precision": movement_prior_precision(like, like, group["prior_width"]),
+            "ess_start": torch.tensor(float(group["ess"]), dtype=like.dtype, device=like.device),
+        }
+
+    def begin_(self, state: State, mean: Tensor) -> None:
+        """Training begins where the weights are now."""
+        state["start"].copy_(mean)
+
+    def renew_after_move_(self, state: State, mean: Tensor, group: Group) -> None:
+        """A tenth of the way to the width of the movement so far."""
+        precision = state["prior_precision"]
+        precision.copy_(followed_prior_precision(precision, mean, state["start"], group["prior_width"]))
+
+    def delta(self, state: State, group: Group) -> Any:
+        """δ = 1/(λ_0 s²)."""
+        return state["prior_precision"] / state["ess_start"]
+
+    def mean(self, state: State) -> Tensor | None:
+        """Where training began."""
+        start: Tensor | None = state.get("start")
+        return start
+
+    def width(self, group: Group) -> float | None:
+        """w, of the present step."""
+        return float(group["prior_width"])
+
+    def set_width(self, group: dict[str, Any], share: float) -> None:
+        """w grows, unless it was given as a number."""
+        if group["prior_width"] == "auto" or group.get("auto_width"):
+            group["prior_width"], group["auto_width"] = growing_width(share), True
 
 
 def growing_width(share: float) -> float:

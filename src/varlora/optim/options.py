@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from varlora.optim.numbers import number_of
+from varlora.optim.priors import PRIORS, prior_of
 
 logger = logging.getLogger(__name__)
 
-Prior = Literal["fixed", "adaptive", "movement"]
 Update = Literal["newton", "adam"]
 Auto = Literal["auto"]
 
@@ -38,7 +40,7 @@ def check_options(group: Mapping[str, Any], whose: str = "IVON") -> None:
             raise ValueError(f"{whose} got {name}={group[name]!r}; it must be {allowed}.")
 
     def number(name: str) -> float:
-        return _number(group[name])
+        return number_of(group[name])
 
     open_ess = group["ess"] is None or (isinstance(group["ess"], str) and group["ess"] == "auto")
     open_hess_init = isinstance(group["hess_init"], str) and group["hess_init"] == "auto"
@@ -47,13 +49,7 @@ def check_options(group: Mapping[str, Any], whose: str = "IVON") -> None:
     require("hess_init", open_hess_init or 0 < number("hess_init") < math.inf, "a positive finite number, or 'auto'")
     require("weight_decay", 0 <= number("weight_decay") < math.inf, "a finite number, at least 0")
     require("clip_radius", number("clip_radius") > 0, "positive (math.inf for none)")
-    require("prior", group["prior"] in get_args(Prior), "'fixed', 'adaptive' or 'movement'")
-    open_width = isinstance(group["prior_width"], str) and group["prior_width"] == "auto"
-    if group["prior"] == "movement":
-        width = "a positive finite number, or 'auto'"
-        require("prior_width", open_width or 0 < number("prior_width") < math.inf, width)
-    else:
-        require("prior_width", open_width, f"left at 'auto' with prior={group['prior']!r}: only 'movement' has a width")
+    require("prior", group["prior"] in tuple(PRIORS), "'fixed', 'adaptive' or 'movement'")
     require("update", group["update"] in ("newton", "adam"), "'newton' or 'adam'")
     for name in ("rescale_lr", "debias"):
         require(name, isinstance(group[name], bool), "True or False")
@@ -63,27 +59,10 @@ def check_options(group: Mapping[str, Any], whose: str = "IVON") -> None:
     pair = isinstance(betas, (tuple, list)) and len(betas) == 2
     require(
         "betas",
-        pair and 0 <= _number(betas[0]) < 1 and 0 <= _number(betas[1]) <= 1,
+        pair and 0 <= number_of(betas[0]) < 1 and 0 <= number_of(betas[1]) <= 1,
         "two numbers, the first in [0, 1), the second in [0, 1] (1 keeps h at h0)",
     )
-    if group["prior"] == "movement":
-        require(
-            "update",
-            group["update"] == "adam",
-            "'adam' with prior='movement' (Newton's step is divided by h + δ, and that prior's δ holds still whatever "
-            "has not moved yet), or the prior 'adaptive' or 'fixed'",
-        )
-        require(
-            "weight_decay",
-            number("weight_decay") == 0,
-            "0 with prior='movement', which makes δ from the training; with prior='fixed' it is δ",
-        )
-        require(
-            "betas",
-            _number(betas[1]) == 1,
-            "(β1, 1) with prior='movement': Price's estimate of h divides by the noise, of which there is next to none "
-            "at first. To learn h, take prior='adaptive' or 'fixed'",
-        )
+    prior_of(group).check(group, require)
     update, other = (NEWTON_ONLY, "newton") if group["update"] == "adam" else (ADAM_ONLY, "adam")
     for name, default in update.items():
         if group[name] != default:
@@ -109,9 +88,7 @@ def check_settled(group: Mapping[str, Any]) -> None:
         "ess": ("effective sample size", " from the size of the training set"),
         "hess_init": ("initial Hessian", " from the size of the training set"),
     }
-    if group["prior"] == "movement":
-        openings["prior_width"] = ("width of the movement prior", ", or call set_prior_width")
-    for name, (meaning, rest) in openings.items():
+    for name, (meaning, rest) in {**openings, **prior_of(group).left_open()}.items():
         if group[name] is None or isinstance(group[name], str):
             raise ValueError(
                 f"{name} is {group[name]!r}: the {meaning} was never set. Pass IVON(..., {name}=...) a number, or "
@@ -141,11 +118,12 @@ def check_saved(index: int, saved: Mapping[str, Any], entries: Sequence[Mapping[
             f"{', '.join(missing)}. Resume with the optimizer, and the version of varlora, that wrote the checkpoint, "
             "or start afresh."
         )
-    if saved.get("prior") == "movement" and any(entry and "start" not in entry for entry in entries):
+    if saved.get("prior") not in tuple(PRIORS):
         raise ValueError(
-            f"this state's param group {index} has prior='movement' and no 'start' by parameter: it was written under "
-            "another prior. Resume with that prior, or start afresh."
+            f"this state's param group {index} has prior={saved.get('prior')!r}, and this version of varlora knows "
+            f"{', '.join(PRIORS)}. Resume with the version that wrote the checkpoint."
         )
+    prior_of(saved).check_saved(index, entries)
 
 
 def warn_of_another_prior(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -155,7 +133,7 @@ def warn_of_another_prior(saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
         >>> group = {"prior": "movement", "prior_width": 3.0}
         >>> warn_of_another_prior(saved=group, own=group)
     """
-    names = ("prior", "prior_width") if saved.get("prior") == own["prior"] == "movement" else ("prior",)
+    names = prior_of(own).compared if saved["prior"] == own["prior"] else ("prior",)
     for name in names:
         of_state, of_this = (
             "auto" if name == "prior_width" and group.get("auto_width") else group.get(name) for group in (saved, own)
@@ -167,11 +145,3 @@ def warn_of_another_prior(saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
                 of_state,
                 of_this,
             )
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, (int, float)):
-        return math.nan if isinstance(value, bool) else float(value)
-    from torch import Tensor  # plain numbers are checked without waiting for it
-
-    return float(value) if isinstance(value, Tensor) and value.numel() == 1 else math.nan

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from varlora.optim.gaussian_optimizer import GaussianOptimizer
+
 Kind = TypeVar("Kind")
 
 
@@ -45,7 +47,7 @@ def unwrapped_as(optimizer: Any, kind: type[Kind], method: str) -> Kind:
     return inner
 
 
-def restore_from(optimizer: torch.optim.Optimizer, checkpoint: str | Path) -> None:
+def restore_from(optimizer: torch.optim.Optimizer | GaussianOptimizer, checkpoint: str | Path) -> None:
     """Loads the optimizer's state from a `checkpoint-N` folder, as after training has gone back to its best weights.
 
     Raises:

@@ -23,7 +23,7 @@ from varlora.posterior.meta import PosteriorMeta
 from varlora.posterior.mixture import Mixture
 from varlora.posterior.point_mass import PointMass
 from varlora.posterior.prediction_config import Criterion, Mode, PredictionConfig, Scope
-from varlora.posterior.training import GaussianOptimizer, hessian_moved, model_meta, point_mass_of, posterior_of
+from varlora.posterior.training import model_meta, point_mass_of, posterior_of
 
 KINDS: Mapping[str, Any] = {
     kind.kind: kind for kind in (PointMass, DiagonalGaussian, KroneckerGaussian, LowRankGaussian, Mixture, DropoutMasks)
@@ -35,7 +35,6 @@ __all__ = [
     "Criterion",
     "DiagonalGaussian",
     "DropoutMasks",
-    "GaussianOptimizer",
     "KroneckerGaussian",
     "LinearisableGaussian",
     "LowRankGaussian",
@@ -49,7 +48,6 @@ __all__ = [
     "PosteriorMeta",
     "PredictionConfig",
     "Scope",
-    "hessian_moved",
     "linearisable",
     "model_meta",
     "point_mass_of",

@@ -35,7 +35,8 @@ from torch import Tensor
 from varlora.metrics import clopper_pearson, cross_fitted, fit_temperature, mean_log_probs, mutual_information
 from varlora.metrics.scoring import log_losses
 from varlora.metrics.selection import FEWEST_ROWS, WORTHWHILE, paired_error, standard_errors_for
-from varlora.optim.ess_control import BOUNDS, ERRORS
+from varlora.optim.ess_control import BOUNDS
+from varlora.optim.held_out_record import ERRORS
 from varlora.posterior import DropoutMasks, PointMass, Posterior
 from varlora.report.course import Course
 from varlora.report.scales import ScaleGroup, scales_of
