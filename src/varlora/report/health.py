@@ -42,7 +42,7 @@ from varlora.report.course import Course
 from varlora.report.scales import ScaleGroup, scales_of
 from varlora.words import counted
 
-Verdict = Literal["helps", "no gain", "hurts"]
+SamplingVerdict = Literal["helps", "no gain", "hurts"]
 Source = Literal["validation", "train"]
 
 
@@ -85,7 +85,7 @@ class Paired:
     standard_error: float
 
 
-def verdict_of(gain: Paired, rows: int) -> Verdict:
+def verdict_of(gain: Paired, rows: int) -> SamplingVerdict:
     """What a difference of NLLs, sampled minus mean, says of S passes in place of one; on the boundary, no gain.
 
     Args:
@@ -245,7 +245,7 @@ class Health:
     skipped_steps: int = 0
 
     @property
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> SamplingVerdict | None:
         """What the rows say of sampling; None where they say nothing."""
         return None if self.sampling is None else verdict_of(self.sampling, self.sampling_rows)
 

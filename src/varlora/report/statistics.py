@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from varlora.metrics import metric_named, shown_metrics
-from varlora.report.results import Comparison, Difference
+from varlora.report.estimates import Difference
+from varlora.report.results import Comparison
 from varlora.report.seeds import OverSeeds, over_seeds
 from varlora.report.study import Block, Frontier, Study
 from varlora.report.vocabulary import Verdict

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from varlora.metrics import metric_named, shown_metrics
+from varlora.report.estimates import plain
 from varlora.report.figures import BINS, DASHES, FEW, SERIES, mean_risk, pooled_bins, thinned
 from varlora.report.reading import reading
-from varlora.report.results import Comparison, plain
+from varlora.report.results import Comparison
 from varlora.report.scales import GROUPS
 from varlora.report.statistics import frontier_means
 from varlora.report.study import Block, Example, Frontier, ModuleScale, Study, TrainingCurve

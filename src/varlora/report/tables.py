@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from varlora.metrics import Metric, metric_named
+from varlora.report.estimates import Difference, Estimate, Summary
 from varlora.report.latex import escape_latex
 from varlora.report.markdown import escape_markdown
-from varlora.report.results import Comparison, Difference, Estimate, Summary
+from varlora.report.results import Comparison
 from varlora.report.terminal import Fitted
 from varlora.report.vocabulary import Verdict
 
