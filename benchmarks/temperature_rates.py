@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from varlora.metrics import likeliest_temperature, temperature_fit
+from varlora.metrics import fit_temperature, likeliest_temperature
 from varlora.metrics.temperature import PRIOR_SD
 
 TRUE = (1.0, 0.7, 1.5, 2.0, 3.0)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for _ in range(options.runs):
                 logits = drawn(rows, generator)
                 labels = torch.multinomial((logits / true).softmax(1), 1, generator=generator)[:, 0]
-                fit = temperature_fit(logits, labels, warn=False)
+                fit = fit_temperature(logits, labels, warn=False)
                 shrunk = likeliest_temperature(logits, labels, prior_sd=PRIOR_SD, warn=False)
                 changed += not fit.kept
                 gains.append((before - cost(fit.likeliest), before - cost(shrunk), before - cost(fit.value)))

@@ -28,7 +28,14 @@ from varlora.compare.variants import (
     pruned_fraction,
     seconds,
 )
-from varlora.metrics import WORTHWHILE, fit_temperature, mean_log_probs, paired_error, standard_errors_for
+from varlora.metrics import (
+    WORTHWHILE,
+    TemperatureFit,
+    fit_temperature,
+    mean_log_probs,
+    paired_error,
+    standard_errors_for,
+)
 from varlora.metrics.scoring import log_losses
 from varlora.ops import prune, temper
 from varlora.prediction import Prediction
@@ -190,7 +197,7 @@ def test_the_logit_temperature_is_that_of_the_variants_own_validation_rows(ivon:
     ensure_variants(ivon, [scaled])
     found = read_run(ivon)
     validation, test = load_variant(found, plain, "validation"), load_variant(found, plain, "test")
-    t = fit_temperature(validation.log_probs, validation.labels)
+    t = fit_temperature(validation.log_probs, validation.labels).value
     assert logit_temperature(found, scaled) == t != 1
     divided = load_variant(found, scaled, "test")
     assert torch.equal(divided.log_probs, (test.log_probs / t).log_softmax(-1))
@@ -267,13 +274,18 @@ def test_nothing_is_chosen_on_rows_of_the_test_split(model: str, tmp_path: Path)
     ensure_variants(settings.output_dir, [variant])
     found = read_run(settings.output_dir)
     validation = found.prediction("validation", "mean")
-    clean = fit_temperature(validation.log_probs[:40], validation.labels[:40])
-    assert logit_temperature(found, variant) == clean != fit_temperature(validation.log_probs, validation.labels)
+    clean = fit_temperature(validation.log_probs[:40], validation.labels[:40]).value
+    assert logit_temperature(found, variant) == clean != fit_temperature(validation.log_probs, validation.labels).value
 
 
 def test_a_warning_of_a_temperature_names_the_run_and_the_variant(ivon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[str] = []
-    monkeypatch.setattr(variant_files, "fit_temperature", lambda *_, of: named.append(of) or 1.0)
+
+    def named_fit(*rows: Tensor, of: str) -> TemperatureFit:
+        named.append(of)
+        return TemperatureFit(value=1.0, likeliest=1.0, rows=len(rows[0]), distance=0.0, needed=1.0)
+
+    monkeypatch.setattr(variant_files, "fit_temperature", named_fit)
     variant = variant_of(mode="mean", logit_temperature="validation")
     ensure_variants(ivon, [variant])
     assert logit_temperature(read_run(ivon), variant) == 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from varlora.methods import with_temperatures
-from varlora.metrics import temperature_fit
+from varlora.metrics import fit_temperature
 from varlora.posterior import PointMass
 from varlora.posterior.meta import PosteriorMeta
 from varlora.prediction import Prediction
@@ -25,13 +26,13 @@ def test_each_mode_has_its_temperature_and_the_rows_that_decided_it(caplog: pyte
     many, few = prediction(150, 50), prediction(6, 0)
     with caplog.at_level(logging.INFO):
         q = with_temperatures(Q, {"mean": many, "samples": few}, of="runs/a")
-    expected = temperature_fit(many.log_probs, many.labels)
+    expected = fit_temperature(many.log_probs, many.labels)
     assert q.meta.logit_temperatures == {"mean": expected.value, "samples": 1.0}
     assert expected.value > 1.5
     assert q.meta.diagnostics is not None
     assert q.meta.diagnostics["steps"] == 3
     found = q.meta.diagnostics["logit_temperature"]
-    assert found["mean"] == expected.to_dict()
+    assert found["mean"] == asdict(expected)
     assert (found["samples"]["rows"], found["samples"]["likeliest"], found["samples"]["value"]) == (6, 0.01, 1.0)
     assert caplog.messages == [
         f"runs/a, mode mean: {expected.sentence}",

@@ -324,4 +324,4 @@ def _fitted(folder: str, variant: Variant, stamp: int) -> float:
     rows = usable_rows(run.path)
     validation = _undivided(run, variant, SPLIT)
     whose = f"{folder} predicted with as {variant.describe()}"
-    return fit_temperature(validation.log_probs[rows], validation.labels[rows], of=whose)
+    return fit_temperature(validation.log_probs[rows], validation.labels[rows], of=whose).value

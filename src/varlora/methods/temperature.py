@@ -18,7 +18,7 @@ from transformers import Trainer
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job
 from varlora.methods.options import TemperatureOptions
-from varlora.metrics import temperature_fit
+from varlora.metrics import fit_temperature
 from varlora.posterior import Mode, Posterior
 from varlora.prediction import Prediction, predict
 
@@ -85,10 +85,10 @@ def with_temperatures(q: Posterior, validation: Mapping[Mode, Prediction], *, of
             )
         known = prediction.labels >= 0
         whose = f"{of}, mode {mode}" if of else f"mode {mode}"
-        fits[mode] = temperature_fit(prediction.log_probs[known], prediction.labels[known], of=whose)
+        fits[mode] = fit_temperature(prediction.log_probs[known], prediction.labels[known], of=whose)
         logger.info("%s: %s", whose, fits[mode].sentence)
     temperatures: dict[str, float] = {mode: fit.value for mode, fit in fits.items()}
-    found = {"logit_temperature": {mode: fit.to_dict() for mode, fit in fits.items()}}
+    found = {"logit_temperature": {mode: dataclasses.asdict(fit) for mode, fit in fits.items()}}
     meta = dataclasses.replace(
         q.meta.with_logit_temperatures(temperatures), diagnostics={**(q.meta.diagnostics or {}), **found}
     )

@@ -56,7 +56,6 @@ from varlora.metrics.temperature import (
     cross_fitted,
     fit_temperature,
     likeliest_temperature,
-    temperature_fit,
 )
 from varlora.metrics.uncertainty import (
     entropy,
@@ -132,7 +131,6 @@ __all__ = [
     "shown_metrics",
     "standard_errors_for",
     "sureness",
-    "temperature_fit",
     "threshold_for_accuracy",
     "threshold_for_coverage",
     "threshold_for_sets",

@@ -83,19 +83,9 @@ class TemperatureFit:
             why = f"kept: {why}, {self.needed:.1f} are asked for; the likeliest is {self.likeliest:.3g}"
         return f"T = {self.value:.4g} from {counted(self.rows, 'row')} ({why})"
 
-    def to_dict(self) -> dict[str, float | int]:
-        """The attributes, for a file."""
-        return {
-            "value": self.value,
-            "likeliest": self.likeliest,
-            "rows": self.rows,
-            "distance": self.distance,
-            "needed": self.needed,
-        }
 
-
-def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True, of: str = "") -> float:
-    """T for predictions: 1 unless the rows say more than noise does, and then shrunk towards 1.
+def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True, of: str = "") -> TemperatureFit:
+    """T for predictions, and what decided it: 1 unless the rows say more than noise does, and then shrunk towards 1.
 
     Args:
         logits: (N, C) or, for S draws, (N, S, C), up to a constant per row and draw (log-probabilities will do); -inf
@@ -109,25 +99,9 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True, of: st
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0]]).repeat(400, 1)
-        >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1] * 100)), 3)      # the likeliest is 1.820
+        >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1] * 100)).value, 3)   # the likeliest is 1.820
         1.735
-        >>> fit_temperature(logits[:6], torch.tensor([0] * 6))                       # the likeliest is 0
-        1.0
-    """
-    return temperature_fit(logits, labels, warn=warn, of=of).value
-
-
-def temperature_fit(logits: Tensor, labels: Tensor, *, warn: bool = True, of: str = "") -> TemperatureFit:
-    """`fit_temperature`, with what decided it.
-
-    Args:
-        logits, labels, warn, of: as of `fit_temperature`.
-
-    Raises:
-        ValueError: as `likeliest_temperature`.
-
-    Example:
-        >>> fit = temperature_fit(torch.tensor([[2.0, 0.0]] * 6), torch.tensor([0, 0, 0, 0, 1, 1]))
+        >>> fit = fit_temperature(logits[:6], torch.tensor([0, 0, 0, 0, 1, 1]))
         >>> fit.rows, round(fit.distance, 2), round(fit.likeliest, 2), fit.value
         (6, 1.62, 2.89, 1.0)
     """

@@ -388,7 +388,7 @@ def _of_stored(validation: ValidationLogProbs | None) -> tuple[dict[str, Any] | 
         at_mean, _ = cross_fitted(mean, labels)
         averaged, of_each = cross_fitted(sampled, labels)
         measured["temperatures"] = tuple(
-            fit_temperature(log_probs, labels, warn=False) for log_probs in (mean, sampled)
+            fit_temperature(log_probs, labels, warn=False).value for log_probs in (mean, sampled)
         )
     measured["sampling"] = _paired(averaged, at_mean)
     mean_alike, single = (_divided(log_probs, of_each) for log_probs in (mean, sampled))
