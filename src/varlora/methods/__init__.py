@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from varlora.methods.swag import Swag
     from varlora.methods.temperature import Temperature, with_temperatures
     from varlora.methods.tfb import Tfb
-    from varlora.metrics.temperature import cross_fitted, fit_temperature
 
 __all__ = [
     "METHODS",
@@ -56,8 +55,6 @@ __all__ = [
     "Temperature",
     "Tfb",
     "checked_options",
-    "cross_fitted",
-    "fit_temperature",
     "methods_with",
     "option",
     "options_of",
@@ -72,5 +69,4 @@ _HOMES: Mapping[str, str] = {
     **dict.fromkeys(("Fit", "Job", "Method", "record"), "method"),
     "with_temperatures": "temperature",
 }
-_FITS = dict.fromkeys(("cross_fitted", "fit_temperature"), "varlora.metrics.temperature")
-__getattr__ = lazily("varlora.methods", {name: f"varlora.methods.{home}" for name, home in _HOMES.items()} | _FITS)
+__getattr__ = lazily("varlora.methods", {name: f"varlora.methods.{home}" for name, home in _HOMES.items()})
