@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from varlora.curvature.kinds import Fisher, Structure
 from varlora.ivon_config import RECIPES, HeldOutSource, IVONConfig, Recipe
 from varlora.optim.options import Auto, Update
-from varlora.optim.priors import PriorName
+from varlora.optim.priors import PriorName, prior_of
 from varlora.option_fields import check_options, option
 
 PriorChoice = Literal["marglik", "validation"]
@@ -126,11 +126,11 @@ class IvonOptions(MethodOptions):
         ).resolved(learning_rate=AdamWOptions.learning_rate)
 
     def costs(self) -> Costs:
-        """A draw is a pass; a movement prior keeps where A began (B begins at 0)."""
+        """A draw is a pass; where training began is stored for A alone (B begins at 0)."""
         config = self.config
-        movement = config.prior == "movement"
-        states = 2.0 + (config.update == "adam") + movement
-        return Costs(passes=self.draws, states=states, adapters=2.5 if movement else 2.0, predict="S")
+        starts = prior_of({"prior": config.prior}).states
+        states = 2.0 + (config.update == "adam") + starts
+        return Costs(passes=self.draws, states=states, adapters=2.0 + starts / 2, predict="S")
 
 
 @dataclass(frozen=True, kw_only=True)

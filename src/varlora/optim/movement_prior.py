@@ -54,6 +54,7 @@ class MovementPrior(Prior):
 
     name = "movement"
     compared = ("prior", "prior_width")
+    states = 1.0
 
     def check(self, group: Group, require: Require) -> None:
         """A width in its range, the Adam update, and nothing that would set or learn the variance otherwise."""

@@ -32,6 +32,8 @@ class Prior:
     """Whether δ m is part of the mean's step."""
     compared: ClassVar[tuple[str, ...]] = ("prior",)
     """Options in which an optimizer should be like the state that it takes over."""
+    states: ClassVar[float] = 0.0
+    """Copies of the tensor that its state holds."""
 
     def check(self, group: Group, require: Require) -> None:
         """Refuses options that are out of range, or without effect, under this prior."""
