@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,23 @@ def test_what_is_kept_counts_if_it_has_the_draws(tmp_path: Path) -> None:
     assert seconds(run, variant, "test") == 3.0
     assert seconds(run, drawing(variant, 4), "test") is None
     assert seconds(run, variant, "ood") is None
+
+
+def test_a_t_of_the_plans_own_stands_in_the_place_of_the_runs(tmp_path: Path) -> None:
+    run, variant = run_of(GAUSSIAN, path=tmp_path), variant_of(samples=4, logit_temperature=3)
+    (tmp_path / "predictions").mkdir()
+    divided = replace(prediction(10), logit_temperature=2.0)
+    divided.save(tmp_path / "predictions" / "test.samples.parquet")
+    assert is_own(run, variant)
+    assert variant.stored_as == Variant()
+    found = load_variant(run, variant, "test")
+    assert torch.equal(found.log_probs, (divided.log_probs[:, :4] / 1.5).log_softmax(-1))
+    assert (found.logit_temperature, variant.describe()) == (3.0, "{mode: samples, samples: 4, logit_temperature: 3.0}")
+    completions = run_of(GAUSSIAN, kind="completion")
+    assert explain_unfit(completions, Variant()) is None
+    assert "completions, which have no classes" in (
+        explain_unfit(completions, replace(Variant(), config=variant.config)) or ""
+    )
 
 
 def test_a_chosen_fraction_is_read_and_nothing_pruned_is_the_runs_own(tmp_path: Path) -> None:

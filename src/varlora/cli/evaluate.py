@@ -54,7 +54,7 @@ def execute(arguments: Namespace) -> None:
     metrics = {split: modes for split, modes in measure(predictions, generations).items() if split in splits}
     judged: Mapping[str, Mapping[str, Prediction | CompletionScores | Generations]] = {**predictions, **generations}
     intervals = {
-        split: {mode: _intervals(found, arguments.resamples) for mode, found in judged[split].items()}
+        split: {mode: _intervals(prediction, arguments.resamples) for mode, prediction in judged[split].items()}
         for split in splits
     }
     for table in metrics_tables(metrics, intervals, temperatures_of(apply_config(q, config))):
@@ -74,8 +74,8 @@ def execute(arguments: Namespace) -> None:
             "metrics": metrics,
             "intervals": {
                 split: {
-                    mode: {name: [interval.low, interval.high] for name, interval in found.items()}
-                    for mode, found in modes.items()
+                    mode: {name: [interval.low, interval.high] for name, interval in by_metric.items()}
+                    for mode, by_metric in modes.items()
                 }
                 for split, modes in intervals.items()
             },

@@ -54,11 +54,11 @@ def execute(arguments: Namespace) -> None:
         prediction = generate_split(setting, q, SPLIT, config, judged=False, progress=progress)
         records = list(_texts(prediction))
     else:
-        found = predict_split(setting, q, SPLIT, config, progress=progress)
-        assert isinstance(found, Prediction)
-        prediction, records = found, list(_answers(found))
+        answered = predict_split(setting, q, SPLIT, config, progress=progress)
+        assert isinstance(answered, Prediction)
+        prediction, records = answered, list(_answers(answered))
         if selected is not None:
-            _select(records, selected[0], found)
+            _select(records, selected[0], answered)
     with atomic_file(target, overwrite=arguments.overwrite) as file:
         _write([_beside(*both) for both in zip(asked.rows, records, strict=True)], file, target.suffix)
     draws = "1 draw" if prediction.num_draws == 1 else f"{prediction.num_draws} draws"
@@ -137,22 +137,22 @@ def _select(records: list[dict[str, Any]], selection: Selection, prediction: Pre
             ]
 
 
-def _texts(found: Generations) -> Iterator[dict[str, Any]]:
+def _texts(generations: Generations) -> Iterator[dict[str, Any]]:
     """One record per prompt; the text is that of the first draw which gives the answer."""
-    shares, likelihood = found.agreement, found.log_likelihood_per_token
-    for n, (name, prediction) in enumerate(zip(found.ids, found.majority, strict=True)):
-        answers = found.answers[n]
+    shares, likelihood = generations.agreement, generations.log_likelihood_per_token
+    for n, (name, prediction) in enumerate(zip(generations.ids, generations.majority, strict=True)):
+        answers = generations.answers[n]
         draw = answers.index(prediction)
         answer: dict[str, Any] = {"id": name, "prediction": prediction}
-        if found.num_draws > 1:
+        if generations.num_draws > 1:
             votes = Counter(one for one in answers if one is not None)
             answer["agreement"] = float(shares[n])
             answer["answers"] = [
-                {"answer": one, "share": count / found.num_draws} for one, count in votes.most_common()
+                {"answer": one, "share": count / generations.num_draws} for one, count in votes.most_common()
             ]
-        answer["text"] = found.texts[n][draw]
+        answer["text"] = generations.texts[n][draw]
         answer["log_likelihood_per_token"] = float(likelihood[n])
-        answer["finished"] = bool(found.finished[n, draw])
+        answer["finished"] = bool(generations.finished[n, draw])
         yield answer
 
 

@@ -159,8 +159,10 @@ def explain_unfit(run: RunFolder, variant: Variant, *, thorough: bool = True) ->
     q, plain = remove_tuning(run.posterior), variant.canonical
     config = plain.config
     if is_completion(run):
-        own = is_own(run, plain) and draws_of(run, plain) in (0, own_draws(run)) and not variant.chosen
-        return None if own else "its rows ask for completions, which have no classes: only as training predicted them."
+        divided = variant.chosen or config.logit_temperature is not None
+        if not divided and is_own(run, plain) and draws_of(run, plain) in (0, own_draws(run)):
+            return None
+        return "its rows ask for completions, which have no classes: only as training predicted them."
     if config.mode == "samples" and "tune" not in plain.chosen:
         if isinstance(q, PointMass):
             return f"method {run.config.method!r} gives a point mass, which has no draws. Use mode: mean."

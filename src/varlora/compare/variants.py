@@ -81,23 +81,23 @@ def ensure_variants(
         ValueError: it is no run, a variant does not go with its posterior or its task, there are too few validation
             rows to choose on, or the data are no longer the run's.
     """
-    found = read_run(run)
-    settings = config if config is not None else found.config
+    folder = read_run(run)
+    settings = config if config is not None else folder.config
     for variant in variants:
-        if (why := explain_unfit(found, variant)) is not None:
-            raise ValueError(f"{found.path} cannot be predicted with as {variant.describe()}: {why}")
-    if any(variant.chosen for variant in variants) and not (found.path / FOLDER / ROWS).is_file():
-        _note_rows(found, settings)
+        if (why := explain_unfit(folder, variant)) is not None:
+            raise ValueError(f"{folder.path} cannot be predicted with as {variant.describe()}: {why}")
+    if any(variant.chosen for variant in variants) and not (folder.path / FOLDER / ROWS).is_file():
+        _note_rows(folder, settings)
     wanted: dict[Variant, int] = {}
     for variant in variants:
-        if not is_own(found, variant):
-            made = stored_as(found, variant)
-            wanted[made] = max(wanted.get(made, 0), draws_of(found, variant))
-    missing = {made: draws for made, draws in wanted.items() if not is_stored(found, made, draws)}
+        if not is_own(folder, variant):
+            made = stored_as(folder, variant)
+            wanted[made] = max(wanted.get(made, 0), draws_of(folder, variant))
+    missing = {made: draws for made, draws in wanted.items() if not is_stored(folder, made, draws)}
     if missing:
-        setting = reload_setting(settings, found.path, found.posterior.meta)
+        setting = reload_setting(settings, folder.path, folder.posterior.meta)
         for made, draws in missing.items():
-            _make(found, setting, made, draws, progress=progress)
+            _make(folder, setting, made, draws, progress=progress)
 
 
 def is_complete(run: str | Path, variants: Sequence[Variant]) -> bool:
@@ -110,13 +110,13 @@ def is_complete(run: str | Path, variants: Sequence[Variant]) -> bool:
     return is_run(run) and has_all(read_run(run), variants)
 
 
-def has_all(found: RunFolder, variants: Sequence[Variant]) -> bool:
+def has_all(run: RunFolder, variants: Sequence[Variant]) -> bool:
     """`is_complete` of a run that has been read."""
-    if any(explain_unfit(found, variant, thorough=False) is not None for variant in variants):
+    if any(explain_unfit(run, variant, thorough=False) is not None for variant in variants):
         return False
-    if any(variant.chosen for variant in variants) and not (found.path / FOLDER / ROWS).is_file():
+    if any(variant.chosen for variant in variants) and not (run.path / FOLDER / ROWS).is_file():
         return False
-    return all(is_own(found, v) or is_stored(found, stored_as(found, v), draws_of(found, v)) for v in variants)
+    return all(is_own(run, v) or is_stored(run, stored_as(run, v), draws_of(run, v)) for v in variants)
 
 
 def _make(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progress: bool) -> None:
@@ -172,16 +172,16 @@ def _tuned(run: RunFolder, setting: Setting, *, progress: bool) -> Chosen:
 
 def _predicted(run: RunFolder, setting: Setting, config: PredictionConfig, split: str, *, progress: bool) -> Prediction:
     """Predictions of the rows that the run's own are of."""
-    found = predict_split(setting, run.posterior, split, config, progress=progress)
-    assert isinstance(found, Prediction)
-    _check_rows(run, split, found)
-    return found
+    prediction = predict_split(setting, run.posterior, split, config, progress=progress)
+    assert isinstance(prediction, Prediction)
+    _check_rows(run, split, prediction)
+    return prediction
 
 
-def _check_rows(run: RunFolder, split: str, found: Prediction) -> None:
+def _check_rows(run: RunFolder, split: str, prediction: Prediction) -> None:
     """Refuses rows that are not those of the run's own predictions."""
     there = run.prediction(split, "mean")
-    if there.ids != found.ids or not torch.equal(there.labels, found.labels):
+    if there.ids != prediction.ids or not torch.equal(there.labels, prediction.labels):
         raise ValueError(
             f"the rows of {split!r} are no longer those that {run.path} was measured on, so its variants cannot be "
             "compared with it. Put the former rows back, or run it again."
@@ -209,16 +209,16 @@ def _choose_fraction(run: RunFolder, predict: Callable[[float], Prediction]) -> 
     rows = usable_rows(run.path)
 
     def losses(fraction: float) -> Tensor:
-        found = predict(fraction)
-        return log_losses(mean_log_probs(found.log_probs[rows]), found.labels[rows])
+        prediction = predict(fraction)
+        return log_losses(mean_log_probs(prediction.log_probs[rows]), prediction.labels[rows])
 
     reference, tried = losses(0.0), []
 
     def costs() -> Iterator[tuple[float, Tensor]]:
         for fraction in FRACTIONS:
-            found = losses(fraction)
-            difference, error = paired_error(found, reference)
+            pruned = losses(fraction)
+            difference, error = paired_error(pruned, reference)
             tried.append({"fraction": fraction, "difference": difference, "standard_error": error})
-            yield fraction, found
+            yield fraction, pruned
 
     return largest_free(costs(), reference), tried

@@ -88,8 +88,8 @@ def with_temperatures(q: Posterior, validation: Mapping[Mode, Prediction], *, of
         fits[mode] = fit_temperature(prediction.log_probs[known], prediction.labels[known], of=whose)
         logger.info("%s: %s", whose, fits[mode].sentence)
     temperatures: dict[str, float] = {mode: fit.value for mode, fit in fits.items()}
-    found = {"logit_temperature": {mode: dataclasses.asdict(fit) for mode, fit in fits.items()}}
+    decided = {"logit_temperature": {mode: dataclasses.asdict(fit) for mode, fit in fits.items()}}
     meta = dataclasses.replace(
-        q.meta.with_logit_temperatures(temperatures), diagnostics={**(q.meta.diagnostics or {}), **found}
+        q.meta.with_logit_temperatures(temperatures), diagnostics={**(q.meta.diagnostics or {}), **decided}
     )
     return dataclasses.replace(q, meta=meta)  # type: ignore[type-var]

@@ -52,7 +52,7 @@ def generate_split(
     """
     q = apply_config(q, config, seed=setting.config.seed)
     batches, back, ids = by_length(setting, _prompts(setting, split))
-    found = generate(
+    generations = generate(
         setting.model,
         q,
         batches,
@@ -64,11 +64,11 @@ def generate_split(
         progress=progress,
     )
     return replace(
-        found,
-        texts=tuple(found.texts[row] for row in back.tolist()),
-        num_tokens=found.num_tokens[back],
-        log_likelihoods=found.log_likelihoods[back],
-        finished=found.finished[back],
+        generations,
+        texts=tuple(generations.texts[row] for row in back.tolist()),
+        num_tokens=generations.num_tokens[back],
+        log_likelihoods=generations.log_likelihoods[back],
+        finished=generations.finished[back],
         ids=ids,
         references=_references(setting, split) if judged else (),
     )

@@ -266,10 +266,12 @@ def predict_split(
         scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
         return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
     if config.mode == "linearised":
-        found = predict_linearised(setting.model, q, batches, readout=setting.readout, seed=seed, progress=progress)
+        prediction = predict_linearised(
+            setting.model, q, batches, readout=setting.readout, seed=seed, progress=progress
+        )
     else:
-        found = predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
-    return replace(found, log_probs=found.log_probs[back], labels=found.labels[back], ids=ids)
+        prediction = predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
+    return replace(prediction, log_probs=prediction.log_probs[back], labels=prediction.labels[back], ids=ids)
 
 
 def _predict_unscaled(setting: Setting, q: Posterior, config: PredictionConfig) -> Prediction:

@@ -119,13 +119,13 @@ class Selection:
         labelled = bool(known.any())
         rows = known if labelled else torch.ones_like(known)
         labels = prediction.labels[rows] if labelled else None
-        found = {}
+        metrics = {}
         if (answered := self.answered(prediction)) is not None:
             correct = confidence_and_correct(prediction.probs[rows], labels)[1] if labels is not None else None
-            found["answered"] = answered_metrics(answered[rows], correct)
+            metrics["answered"] = answered_metrics(answered[rows], correct)
         if (sets := self.sets_of(prediction)) is not None:
-            found["sets"] = set_metrics(sets[rows], labels)
-        return found
+            metrics["sets"] = set_metrics(sets[rows], labels)
+        return metrics
 
 
 def select(wanted: Wanted, calibration: Prediction) -> Selection:
@@ -190,8 +190,8 @@ def calibrate(
         )
     if file is not None:
         at = dataclasses.replace(setting, task=file)
-        found = _predicted(at, run, CALIBRATION, config, progress)
-        return _usable(found, file.rows(CALIBRATION)["prompt"], setting.task, reported, str(file.source), ())
+        prediction = _predicted(at, run, CALIBRATION, config, progress)
+        return _usable(prediction, file.rows(CALIBRATION)["prompt"], setting.task, reported, str(file.source), ())
     splits = [split for split in reported if split != VALIDATION]
     if reported and not splits:
         raise ValueError(
@@ -253,13 +253,13 @@ def _same_rows(stored: Prediction, rows: Any) -> bool:
 
 
 def _predicted(setting: Setting, run: RunFolder, split: str, config: PredictionConfig, progress: bool) -> Prediction:
-    found = predict_split(setting, run.posterior, split, config, progress=progress)
-    assert isinstance(found, Prediction)
-    return found
+    prediction = predict_split(setting, run.posterior, split, config, progress=progress)
+    assert isinstance(prediction, Prediction)
+    return prediction
 
 
 def _usable(
-    found: Prediction,
+    prediction: Prediction,
     prompts: Sequence[str],
     task: Task,
     reported: Sequence[str],
@@ -267,7 +267,7 @@ def _usable(
     used: tuple[str, ...],
 ) -> Calibration:
     """The labelled rows that are not reported."""
-    kept, left_out = unreported(found.labels >= 0, prompts, task, reported)
+    kept, left_out = unreported(prediction.labels >= 0, prompts, task, reported)
     if not bool(kept.any()):
         too = f"; {left_out} others are reported, too" if left_out else ""
         raise ValueError(
@@ -277,9 +277,9 @@ def _usable(
     if left_out:
         logger.warning("%d rows of %s are reported, too, and no threshold is chosen on them", left_out, source)
     rows = dataclasses.replace(
-        found,
-        log_probs=found.log_probs[kept],
-        labels=found.labels[kept],
-        ids=tuple(name for name, keep in zip(found.ids, kept.tolist(), strict=True) if keep),
+        prediction,
+        log_probs=prediction.log_probs[kept],
+        labels=prediction.labels[kept],
+        ids=tuple(name for name, keep in zip(prediction.ids, kept.tolist(), strict=True) if keep),
     )
     return Calibration(prediction=rows, source=source, left_out=left_out, also_used_for=used)

@@ -186,10 +186,10 @@ def _scale(predict: Predict, labels: Tensor, space: Space) -> _Stage:
         ways = [(plain, losses(log_probs, labels, _divisor(plain)))]
         if space.fit_logits and (fitted := _fitted(plain, log_probs, labels)) is not None:
             ways.append(fitted)
-        for candidate, found in ways:
+        for candidate, row in ways:
             moved = temperature != space.start
             distance = abs(math.log2(temperature)) if temperature > 0 else math.inf
-            tried.append((candidate, found))
+            tried.append((candidate, row))
             simplicity.append((moved + candidate.fitted, moved, distance))
     default = next(i for i, (c, _) in enumerate(tried) if c.config.temperature == space.start and not c.fitted)
     return _decided(tried, simplicity, default, space.standard_errors)
@@ -247,7 +247,7 @@ def _fitted(plain: Candidate, log_probs: Tensor, labels: Tensor) -> tuple[Candid
 def _decided(
     tried: list[tuple[Candidate, Tensor]], simplicity: list[Any], default: int, standard_errors: float | None
 ) -> _Stage:
-    rows = torch.stack([found for _, found in tried])
+    rows = torch.stack([row for _, row in tried])
     chosen = one_standard_error(rows, simplicity=simplicity, default=default, standard_errors=standard_errors)
     return _marked(tried, default, chosen)
 
@@ -255,19 +255,19 @@ def _decided(
 def _marked(tried: list[tuple[Candidate, Tensor]], default: int, chosen: int) -> _Stage:
     reference = tried[default][1]
     candidates = []
-    for i, (candidate, found) in enumerate(tried):
-        difference, error = paired_error(found, reference)
+    for i, (candidate, row) in enumerate(tried):
+        difference, error = paired_error(row, reference)
         candidates.append(
             replace(
                 candidate,
-                nll=float(found.mean()),
+                nll=float(row.mean()),
                 difference=difference,
                 standard_error=error,
                 default=i == default,
                 chosen=i == chosen,
             )
         )
-    return _Stage(candidates=tuple(candidates), losses=torch.stack([found for _, found in tried]))
+    return _Stage(candidates=tuple(candidates), losses=torch.stack([row for _, row in tried]))
 
 
 def _divisor(candidate: Candidate) -> float:

@@ -78,8 +78,8 @@ class ValidationRows:
         samples = config.draws(self.config.samples)
         draws = number_of_draws(self.q, samples)
         if key not in self._made or (key.mode == "samples" and self._made[key].shape[1] < draws):
-            found = self._stored(key, draws)
-            self._made[key] = (found if found is not None else self._predicted(config))[self.kept]
+            stored = self._stored(key, draws)
+            self._made[key] = (stored if stored is not None else self._predicted(config))[self.kept]
         return self._made[key][:, :draws] if key.mode == "samples" else self._made[key]
 
     def _stored(self, key: PredictionConfig, draws: int) -> Tensor | None:
@@ -105,10 +105,10 @@ class ValidationRows:
             self._setting = reload_setting(self.config, self.run.path, self.run.posterior.meta, self.task)
         logger.info("%s rows at %s", self.split, config.stored_as.describe())
         undivided = replace(config, logit_temperature=1.0)
-        found = predict_split(self._setting, self.q, self.split, undivided, progress=self.progress)
-        if isinstance(found, CompletionScores):
-            return found.log_likelihoods[..., None]  # of one "class", the completion that was given
-        return found.log_probs
+        prediction = predict_split(self._setting, self.q, self.split, undivided, progress=self.progress)
+        if isinstance(prediction, CompletionScores):
+            return prediction.log_likelihoods[..., None]  # of one "class", the completion that was given
+        return prediction.log_probs
 
 
 def is_of(stored: Prediction, task: Task, split: str) -> bool:
