@@ -27,7 +27,7 @@ $(VENV)/dev: $(VENV)/package
 setup: $(VENV)/dev  ## Set up .venv with everything for development
 
 demo: $(VENV)/package  ## Train and compare on the embedded task; writes demo/report.html (a few minutes)
-	$(OFFLINE) $(BIN)/varlora demo --output_dir demo --overwrite
+	$(OFFLINE) $(BIN)/varlora demo --output_dir demo
 
 test: $(VENV)/dev  ## The tests (minutes)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -110,7 +110,7 @@ def test_help_lists_and_typos_wait_for_no_library() -> None:
         "import sys, varlora.cli\n"
         f"for words in {lines}:\n"
         "    varlora.cli.main(words)\n"
-        "    heavy = {'torch', 'transformers', 'datasets', 'peft', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'transformers', 'datasets', 'peft', 'pyarrow'} & set(sys.modules)\n"
         "    assert not heavy, (words, heavy)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -128,18 +128,3 @@ def test_module_and_exit_code_of_the_process() -> None:
     done = subprocess.run([sys.executable, "-m", "varlora", "trian"], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (2, "")
-
-
-def test_the_demo_gets_its_options(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from varlora.demo import compare
-
-    given: dict[str, object] = {}
-
-    def stop(**options: object) -> None:
-        given.update(options)
-        raise ValueError("enough")
-
-    monkeypatch.setattr(compare, "run_demo", stop)
-
-    assert call("demo", "--output_dir", tmp_path, "--seeds", 4, 5, "--no_progress").code == 1
-    assert given == {"output_dir": tmp_path, "seeds": [4, 5], "overwrite": False, "progress": False}

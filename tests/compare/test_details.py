@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compare.plans import variant_of
-from varlora.compare.details import costs_of, curves_of, label_of, scales_of_runs
+from varlora.compare.details import costs_of, curves_of, health_of_runs, label_of, scales_of_runs
 from varlora.compare.plan import Curve
 from varlora.posterior import (
     DiagonalGaussian,
@@ -41,6 +41,16 @@ def write_log(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
     folder.mkdir()
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return folder
+
+
+def test_a_point_mass_has_a_health_only_if_there_is_something_to_say() -> None:
+    q = gaussian([3.0, -4.0, 1.0], [1.0, 2.0, 2.0])
+    skipped = PointMass(mean=POINT.mean, meta=PosteriorMeta(diagnostics={"steps": 5, "skipped_steps": 2}))
+    posteriors = {"adamw": POINT, "ivon": q, "broken": skipped}
+    runs = {(name, 3): run_of(posterior, Path(name), task={"kind": "choice"}) for name, posterior in posteriors.items()}
+    told = health_of_runs(runs)
+    assert [(one.label, one.seed, one.run) for one in told] == [("ivon", 3, "ivon"), ("broken", 3, "broken")]
+    assert told[0].health == runs["ivon", 3].health()
 
 
 def test_scales_by_hand() -> None:

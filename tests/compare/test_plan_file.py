@@ -121,6 +121,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_other_seeds_in_place_of_the_files(tmp_path: Path) -> None:
+    file = written(tmp_path, {"small": {"seeds": [7]}})
+    assert [read_plan(file, small=small, seeds=[2, 3]).seeds for small in (False, True)] == [(2, 3), (2, 3)]
+    with pytest.raises(ValueError, match=r"seeds is \[2, 2\]; a seed is there twice"):
+        read_plan(file, seeds=[2, 2])
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_with_what_is_allowed(tmp_path: Path, mistake: str) -> None:
     changes, said = MISTAKES[mistake]

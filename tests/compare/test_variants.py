@@ -19,6 +19,7 @@ from compare.plans import drawing, variant_of
 from small_runs import config, finish_herds, herds, save_model, write_rows
 from varlora.compare import variant_files
 from varlora.compare import variants as making
+from varlora.compare.variant_files import FRACTIONS
 from varlora.compare.variants import (
     Variant,
     ensure_variants,
@@ -41,7 +42,6 @@ from varlora.ops import prune, temper
 from varlora.prediction import Prediction
 from varlora.prediction_setup import choose_config
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
-from varlora.runs.selection import FRACTIONS
 from varlora.runs.tune import tune
 
 OUTSIDE = [

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from varlora.metrics import evaluate
-from varlora.report import Comparison, Row
+from varlora.report import Comparison, Health, Row
+from varlora.report.health import Agreement, Paired
+from varlora.report.scales import ScaleGroup, TensorScale
 from varlora.report.study import (
     Block,
     Cost,
@@ -14,6 +16,7 @@ from varlora.report.study import (
     Frontier,
     FrontierPoint,
     ModuleScale,
+    RunHealth,
     Study,
     TrainingCurve,
 )
@@ -70,6 +73,7 @@ def made_up_study(comparison: Comparison, *, hostile: bool = False) -> Study:
         code_versions=("0123abcd", "4567ef01"),
         mixed_code=True,
         command="varlora compare plan.yaml",
+        note=f"Two tasks. {words}",
     )
 
 
@@ -108,6 +112,10 @@ def _block(task: str, comparison: Comparison, words: str) -> Block:
             for module in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
             for side in "AB"
         ),
+        health=(
+            RunHealth(label="ivon", seed=21, run="runs/ivon-21", health=_health(0.01)),
+            RunHealth(label="ivon", seed=42, run=words, health=_health(-0.1)),
+        ),
         curves=tuple(
             TrainingCurve(
                 label=label,
@@ -137,6 +145,23 @@ def _block(task: str, comparison: Comparison, words: str) -> Block:
             for seed in (21, 42)
         ),
         classes=CLASSES,
+    )
+
+
+def _health(difference: float) -> Health:
+    tensor = TensorScale(key="base_model.model.model.layers.0.q.lora_A", noise=0.0183, weights=0.0712, entries=8)
+    return Health(
+        kind="diagonal_gaussian",
+        method="ivon",
+        draws=10,
+        sampling=Paired(difference=difference, standard_error=0.02),
+        one_draw=Paired(difference=0.07, standard_error=0.01),
+        sampling_rows=150,
+        validation_rows=150,
+        agreement=Agreement(rows=150, single=0.97, all_draws=0.9, mutual_information=0.02),
+        num_examples=300,
+        ess=1e6,
+        groups=(ScaleGroup(name="LoRA A", tensors=(tensor,)),),
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from report.made_up import CLASSES, HOSTILE, made_up_study
 from varlora.report import Comparison
+from varlora.report.health_text import remarks, sentence, statements
 from varlora.report.study import Study
 from varlora.report.study_data import study_data
 from varlora.report.study_page import render_study, write_study
@@ -66,7 +67,9 @@ def test_every_colour_is_defined_for_light_and_dark(html: str) -> None:
     used = set(re.findall(r"var\((--[\w-]+)\)", html))
     light, dark = (set(re.findall(r"(--[\w-]+):", part)) for part in html.split("prefers-color-scheme: dark")[:2])
     assert used <= light
-    assert {f"--series-{i}" for i in range(embedded(html)["series"])} <= light
+    colours = re.search(r"const COLOURS = (\d+);", html)
+    assert colours is not None
+    assert {f"--series-{i}" for i in range(int(colours[1]))} <= light
     assert light <= dark
 
 
@@ -288,6 +291,33 @@ def test_every_tensor_of_a_posterior_has_a_field(opened: Opened, study: Study) -
     panel.locator("svg.chart").focus()
     opened.page.keyboard.press("ArrowRight")
     assert panel.locator(".readout").inner_text() == "q_proj A, layer 0: σ (root mean square) 0.01; 512 entries."
+
+
+@pytest.mark.browser
+def test_the_health_of_each_training_is_told(opened: Opened, study: Study) -> None:
+    panel = opened.open("Posterior")
+    assert opened.page.locator("#training option").all_inner_texts() == ["ivon, seed 21", "ivon, seed 42"]
+    first, second = study.blocks[0].health
+    text = " ".join(panel.inner_text().split())
+    told = [sentence(first.health), remarks(first.health, first.run)[0].replace("`", "")]
+    for words in (*told, *(f"{term} {value} {meaning}." for term, value, meaning in statements(first.health))):
+        assert words in text
+    assert panel.locator("code").all_inner_texts() == ["varlora tune runs/ivon-21"]
+    opened.page.select_option("#training", "ivon, seed 42")
+    assert sentence(second.health) in panel.inner_text()
+    assert panel.locator("rect.heat").count() == 0  # the study has no tensors of it
+
+
+@pytest.mark.browser
+def test_how_sure_each_is_stands_below_the_results(opened: Opened, study: Study) -> None:
+    comparison = study.blocks[0].comparison
+    assert comparison is not None
+    shown = opened.open("Results").locator("svg.chart text:not([class])").all_text_contents()
+    for method, words in zip(comparison.methods, shown, strict=True):
+        confidences = [row.examples.confidence for row in comparison.runs(method, "test")]
+        sure = sum(float(confidence.mean()) for confidence in confidences) / len(confidences)
+        right = comparison.summary("test")[method].metrics["accuracy"].mean
+        assert words == f"{method}: right {100 * right:.1f}\u00a0%, sure {100 * sure:.1f}\u00a0%"
 
 
 @pytest.mark.browser

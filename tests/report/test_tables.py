@@ -5,7 +5,7 @@ import torch
 from rich.console import Console
 
 from varlora.metrics import HEADLINE, METRICS
-from varlora.report import Comparison, Row, differences_table, results_table, times_table
+from varlora.report import Comparison, Row, differences_table, results_table
 
 
 def row(method: str, seed: int, right: list[float]) -> Row:
@@ -85,11 +85,6 @@ def test_numbers_keep_their_exact_values(comparison: Comparison) -> None:
     estimate = summary.metrics["accuracy"]
     values = [part.value for line in cells[0].lines for part in line if not isinstance(part, str)]
     assert values == [estimate.mean, estimate.se, estimate.low, estimate.high]
-
-
-def test_times(comparison: Comparison) -> None:
-    assert times_table(comparison).rows[0][1][0].texts == ("132",)
-    assert times_table(small()).to_markdown().splitlines()[2] == "| AdamW | – | – |"
 
 
 def test_differences_that_round_to_nothing_have_no_sign() -> None:

@@ -15,7 +15,7 @@ from varlora.nearest import nearest
 from varlora.stopping import Stopped, sigterm_raises
 
 COMMANDS: Mapping[str, str] = {
-    "demo": "train and compare three methods on an embedded task; a few minutes on a laptop",
+    "demo": "train with AdamW and IVON on an embedded task, and compare; a few minutes on a laptop",
     "train": "fine-tune a model with LoRA and keep the posterior",
     "compare": "run models × methods × tasks × seeds from one file, and report",
     "eval": "measure a run, with intervals, on its own splits or on another file",

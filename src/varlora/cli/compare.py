@@ -50,6 +50,7 @@ def execute(arguments: Namespace) -> None:
         small=arguments.small,
         output_dir=arguments.output_dir,
         data=arguments.data,
+        seeds=arguments.seeds,
         code_versions=arguments.code_version,
     )
     cells = plan.cells(arguments.only)

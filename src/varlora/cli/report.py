@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from varlora.cli.console import out
+from varlora.cli.demo import FORMER
 from varlora.cli.finished import check_new_file
 from varlora.cli.options.report import PAGE
 
@@ -20,7 +21,7 @@ PLAN = "plan.yaml"
 
 def execute(arguments: Namespace) -> None:
     """Reads, and shows or writes."""
-    from varlora.report.study_tables import check_splits  # --help need not wait for matplotlib
+    from varlora.report.study_tables import check_splits  # --help need not wait for torch
     from varlora.report.study_text import print_study, study_latex, study_markdown
 
     page = arguments.format == "html"
@@ -77,6 +78,11 @@ def _study(arguments: Namespace) -> Study:
     folders = [Path(folder) for folder in arguments.folders]
     plans = [folder for folder in folders if _is_comparison(folder)]
     if not plans:
+        if (folders[0] / FORMER).is_file():
+            raise ValueError(
+                f"{folders[0]} holds the demo of an earlier version of varlora. Its page is {folders[0]}/report.html; "
+                f"`varlora report {folders[0]}/runs/*` compares its runs."
+            )
         if len(folders) == 1 and not is_run(folders[0]):
             raise ValueError(
                 f"{folders[0]} has no {PLAN} and is no run folder. Give the output folder of `varlora compare`, or "

@@ -16,9 +16,10 @@ from varlora.metrics import evaluate, mean_log_probs, mutual_information
 from varlora.ops import snr
 from varlora.posterior import Mixture
 from varlora.prediction_setup import remove_tuning
+from varlora.report.health_text import remarks
 from varlora.report.results import Comparison
 from varlora.report.scales import scales_of
-from varlora.report.study import Cost, Example, Frontier, FrontierPoint, ModuleScale, TrainingCurve
+from varlora.report.study import Cost, Example, Frontier, FrontierPoint, ModuleScale, RunHealth, TrainingCurve
 from varlora.runs import RunConfig, RunFolder, load_task
 from varlora.runs.folder import LOG
 from varlora.runs.measure import IN_SCOPE
@@ -160,6 +161,15 @@ def examples_of(comparison: Comparison | None, config: RunConfig | None) -> tupl
         for i, (name, label) in enumerate(zip(first.ids, first.labels.tolist(), strict=True))
     ]
     return examples, f"examples: the rows of seed {first.seed}; each seed has its own" if own else ""
+
+
+def health_of_runs(runs: Runs) -> list[RunHealth]:
+    """How each posterior does, from its folder alone; a point mass only where there is something to be said of it."""
+    health = [
+        RunHealth(label=method, seed=seed, run=str(run.path), health=run.health())
+        for (method, seed), run in runs.items()
+    ]
+    return [one for one in health if one.health.kind != "point_mass" or remarks(one.health)]
 
 
 def scales_of_runs(runs: Runs) -> list[ModuleScale]:

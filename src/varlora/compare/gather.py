@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from varlora.compare.cell import Cell
-from varlora.compare.details import costs_of, curves_of, examples_of, frontiers_of, scales_of_runs
+from varlora.compare.details import costs_of, curves_of, examples_of, frontiers_of, health_of_runs, scales_of_runs
 from varlora.compare.plan import Plan
 from varlora.compare.variants import (
     Variant,
@@ -70,6 +70,7 @@ def gather(plan: Plan, cells: Sequence[Cell]) -> Study:
                 blocks.append(_block(plan, model, task, runs))
     return Study(
         name=plan.name,
+        note=plan.note,
         reference=plan.reference,
         blocks=blocks,
         settings=_settings(plan),
@@ -177,6 +178,7 @@ def _block(plan: Plan, model: str, task: str, cells: Mapping[Cell, RunFolder | s
             notes=_notes(runs.values(), []),
             completions=_completions(rows, seeds),
             curves=curves_of(runs),
+            health=health_of_runs(runs),
             scales=scales_of_runs(runs),
             costs=costs_of(runs, {}),
         )
@@ -214,6 +216,7 @@ def _block(plan: Plan, model: str, task: str, cells: Mapping[Cell, RunFolder | s
         detection=detection,
         frontiers=frontiers,
         examples=examples,
+        health=health_of_runs(runs),
         scales=scales_of_runs(runs),
         curves=curves_of(runs),
         costs=costs_of(runs, took),

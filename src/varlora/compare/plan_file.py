@@ -31,6 +31,7 @@ def read_plan(
     small: bool = False,
     output_dir: str | Path | None = None,
     data: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
     code_versions: Sequence[str] = (),
 ) -> Plan:
     """Reads a plan.
@@ -40,6 +41,7 @@ def read_plan(
         small: merge the file's section `small` over the rest.
         output_dir: in place of the file's; runs/NAME where neither says, of the small plan with "-small" behind it.
         data: folder that holds the named tasks' folders, in place of the file's.
+        seeds: in place of the file's.
         code_versions: other versions of the code whose cells are taken too.
 
     Raises:
@@ -65,19 +67,26 @@ def read_plan(
             if "output_dir" not in whole["small"]:
                 default = default.with_name(f"{default.name}-small")
             name = plan.name if "name" in whole["small"] else f"{plan.name}-small"
-            return _placed(dataclasses.replace(plan, name=name), output_dir or default, data, code_versions)
+            return _placed(dataclasses.replace(plan, name=name), output_dir or default, data, seeds, code_versions)
     elif small:
         raise ValueError(f"{where} has no section `small`, which --small asks for. See docs/compare.md.")
     plan = _plan(values, where, names)
-    return _placed(plan, output_dir or plan.output_dir, data, code_versions)
+    return _placed(plan, output_dir or plan.output_dir, data, seeds, code_versions)
 
 
-def _placed(plan: Plan, output_dir: str | Path, data: str | Path | None, code_versions: Sequence[str]) -> Plan:
+def _placed(
+    plan: Plan,
+    output_dir: str | Path,
+    data: str | Path | None,
+    seeds: Sequence[int] | None,
+    code_versions: Sequence[str],
+) -> Plan:
     check_can_be_folder(output_dir)
     return dataclasses.replace(
         plan,
         output_dir=Path(output_dir),
         data=Path(data) if data is not None else plan.data,
+        seeds=plan.seeds if seeds is None else _seeds(list(seeds), "seeds"),
         code_versions=tuple(dict.fromkeys([*plan.code_versions, *code_versions])),
     )
 

@@ -27,8 +27,9 @@ from varlora.posterior.prediction_config import upgrade_tuned
 from varlora.prediction import Prediction
 from varlora.prediction_setup import apply_config, modes_of, remove_tuning
 from varlora.runs import RunFolder, read_run
-from varlora.runs.selection import FRACTIONS
 
+FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""What `prune: validation` tries, until one may cost more."""
 FOLDER = "variants"
 FACTS = "variant.json"
 _INSTEAD = "Delete the folder it is in, and run `varlora compare` again."

@@ -21,6 +21,7 @@ from varlora.compare.variant_files import (
     FACTS,
     FOLDER,
     FORMAT,
+    FRACTIONS,
     ROWS,
     SPLIT,
     draws_of,
@@ -43,7 +44,6 @@ from varlora.metrics.scoring import log_losses
 from varlora.posterior import PredictionConfig
 from varlora.prediction import Prediction
 from varlora.runs import RunConfig, RunFolder, finite, is_run, load_task, predict_split, read_run, reload_setting
-from varlora.runs.selection import FRACTIONS
 from varlora.runs.setting import Setting
 from varlora.runs.tune import tuning_of
 from varlora.runs.validation import is_of, usable

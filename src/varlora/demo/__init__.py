@@ -3,5 +3,6 @@
 world      who likes what: facts and questions as text
 tokenizer  one token a word
 pretrain   makes the weights in `model/`
-data       the fine-tuning task as JSONL, and where the model is
+data       the fine-tuning task as JSONL, and where the model and the plan are
+plan.yaml  what `varlora demo` compares on it
 """

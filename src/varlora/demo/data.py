@@ -1,4 +1,4 @@
-"""Where the shipped model is, and the fine-tuning task as files."""
+"""Where the shipped model and the demo's plan are, and the fine-tuning task as files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ def model_folder() -> Path:
         ['What', 'will']
     """
     return Path(__file__).parent / "model"
+
+
+def plan_file() -> Path:
+    """The plan of `varlora demo`, as `varlora.compare.read_plan` reads it.
+
+    Example:
+        >>> from varlora.compare import read_plan
+        >>> read_plan(plan_file()).labels[:2]
+        ('AdamW', 'AdamW + temperature')
+    """
+    return Path(__file__).parent / "plan.yaml"
 
 
 def write_task(

@@ -3,20 +3,17 @@
 from varlora.report.estimates import Difference, Estimate, Summary
 from varlora.report.health import Health, ValidationLogProbs, health_of
 from varlora.report.model_card import model_card
-from varlora.report.page import PosteriorFacts, RunNotes, render_page, write_page
 from varlora.report.reading import reading
 from varlora.report.results import Comparison
 from varlora.report.rows import Row
-from varlora.report.tables import Table, differences_table, results_table, times_table
+from varlora.report.tables import Table, differences_table, results_table
 
 __all__ = [
     "Comparison",
     "Difference",
     "Estimate",
     "Health",
-    "PosteriorFacts",
     "Row",
-    "RunNotes",
     "Summary",
     "Table",
     "ValidationLogProbs",
@@ -24,8 +21,5 @@ __all__ = [
     "health_of",
     "model_card",
     "reading",
-    "render_page",
     "results_table",
-    "times_table",
-    "write_page",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from varlora.report.health import Health
 from varlora.report.results import Comparison
 
 
@@ -87,6 +88,23 @@ class ModuleScale:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunHealth:
+    """How the posterior of one training does.
+
+    Attributes:
+        label: the training's name.
+        seed: its seed.
+        run: its folder, for commands.
+        health: what was found.
+    """
+
+    label: str
+    seed: int
+    run: str
+    health: Health
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingCurve:
     """A training's log.
 
@@ -136,7 +154,7 @@ class Block:
         notes: what was done with the data, in words.
         detection: out-of-scope splits: split → label → metric → value of each seed.
         completions: of a task without classes: split → label → metric → value of each seed.
-        frontiers, examples, scales, curves, costs: see their classes.
+        frontiers, examples, health, scales, curves, costs: see their classes.
         classes: names of the answers.
     """
 
@@ -149,6 +167,7 @@ class Block:
     completions: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]] = field(default_factory=dict)
     frontiers: Sequence[Frontier] = ()
     examples: Sequence[Example] = ()
+    health: Sequence[RunHealth] = ()
     scales: Sequence[ModuleScale] = ()
     curves: Sequence[TrainingCurve] = ()
     costs: Sequence[Cost] = ()
@@ -163,6 +182,7 @@ class Study:
         name: of the plan.
         reference: label of the method that the others are compared with.
         blocks: in the plan's order.
+        note: what it is about, in a few sentences.
         settings: the plan's settings, plain, by group, for the page.
         versions: of the libraries.
         code_versions: of the code that made the runs; each method has its own.
@@ -173,6 +193,7 @@ class Study:
     name: str
     reference: str
     blocks: Sequence[Block]
+    note: str = ""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     code_versions: Sequence[str] = ()

@@ -8,12 +8,13 @@ from typing import Any
 
 from varlora.metrics import metric_named, shown_metrics
 from varlora.report.estimates import plain
-from varlora.report.figures import BINS, DASHES, FEW, SERIES, mean_risk, pooled_bins, thinned
+from varlora.report.figures import BINS, FEW, mean_risk, pooled_bins, thinned
+from varlora.report.health_text import remarks, scale_table, sentence, statements
 from varlora.report.reading import reading
 from varlora.report.results import Comparison
 from varlora.report.scales import GROUPS
 from varlora.report.statistics import frontier_means
-from varlora.report.study import Block, Example, Frontier, ModuleScale, Study, TrainingCurve
+from varlora.report.study import Block, Example, Frontier, ModuleScale, RunHealth, Study, TrainingCurve
 from varlora.report.study_tables import (
     OVER,
     completions_table,
@@ -54,6 +55,7 @@ def study_data(study: Study) -> dict[str, Any]:
     data: dict[str, Any] = plain(
         {
             "name": study.name,
+            "note": study.note,
             "reference": study.reference,
             "command": study.command,
             "versions": study.versions,
@@ -74,10 +76,6 @@ def study_data(study: Study) -> dict[str, Any]:
                 for name, how in ((name, metric_named(name)) for name in shown_metrics())
             },
             "marks": MARKS,
-            "dashes": [
-                "" if isinstance(dash, str) else " ".join(f"{1.7 * part:g}" for part in dash[1]) for dash in DASHES
-            ],
-            "series": len(SERIES),
             "bins": BINS,
             "few": FEW,
             "cap": EXAMPLES,
@@ -176,6 +174,7 @@ def _block(block: Block) -> dict[str, Any]:
             for example in most_telling(block.examples, block.classes)
         ],
         "examples_of": len(block.examples),
+        "health": [_health(run) for run in block.health],
         "scales": _scales(block.scales),
         "curves": [_curve(curve) for curve in block.curves],
         "costs": _table(costs_table(block.costs)) if block.costs else None,
@@ -248,6 +247,19 @@ def _curve(curve: TrainingCurve) -> dict[str, Any]:
         kept = points[::-1][::every][::-1]
         values[name] = {"steps": [step for step, _ in kept], "values": [value for _, value in kept]}
     return {"label": curve.label, "seed": curve.seed, "values": values}
+
+
+def _health(run: RunHealth) -> dict[str, Any]:
+    """What a run's health says, in the words that the terminal has."""
+    scales = scale_table(run.health)
+    return {
+        "label": run.label,
+        "seed": run.seed,
+        "sentence": sentence(run.health),
+        "remarks": remarks(run.health, run.run),
+        "statements": statements(run.health),
+        "scales": None if scales is None else _table(scales),
+    }
 
 
 def _scales(scales: Sequence[ModuleScale]) -> dict[str, Any]:

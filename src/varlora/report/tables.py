@@ -203,15 +203,6 @@ def differences_table(comparison: Comparison, *, split: str = "test", metrics: S
     return Table(caption=caption, headings=headings, rows=rows)
 
 
-def times_table(comparison: Comparison, *, split: str = "test") -> Table:
-    """What each method cost: seconds of training and of prediction, the means over seeds."""
-    rows = tuple(
-        (name, (_seconds_cell(summary.train_seconds), _seconds_cell(summary.predict_seconds)))
-        for name, summary in comparison.summary(split).items()
-    )
-    return Table(caption="Mean over seeds.", headings=("Method", "Train s", "Predict s"), rows=rows)
-
-
 def _best(comparison: Comparison, split: str, metric: str) -> frozenset[str]:
     """The methods whose mean, as shown, no other's beats."""
     how = metric_named(metric)
@@ -258,10 +249,6 @@ def interval_line(show: Callable[[float], str], low: float, high: float) -> Line
 def _times_cell(summary: Summary) -> Cell:
     times = {"train": summary.train_seconds, "predict": summary.predict_seconds}
     return Cell(lines=tuple((_seconds(time), f" {what}") for what, time in times.items() if time is not None))
-
-
-def _seconds_cell(seconds: float | None) -> Cell:
-    return Cell() if seconds is None else Cell(lines=((_seconds(seconds),),))
 
 
 def _seconds(seconds: float) -> Number:

@@ -36,6 +36,7 @@ def parser() -> CommandParser:
     made.option(
         "data", "Folder that holds the named tasks' folders of JSONL files; the hub otherwise.", metavar="FOLDER"
     )
+    made.option("seeds", "In place of the plan's: one training of everything each.", type=int, nargs="+", metavar="N")
     made.option(
         "only",
         "Run these cells only: model=, task=, method= or seed= with names, comma-separated.",

@@ -15,13 +15,14 @@ def parser() -> CommandParser:
     made = CommandParser(
         "demo",
         about=(
-            "Train a small Llama, which is in the package, on a generated task of multiple choice with AdamW, AdamW "
-            "with temperature scaling, and IVON. Prints what came out, and writes the posterior and a report in HTML."
+            "Train a small Llama, which is in the package, on a generated task of multiple choice with AdamW and IVON, "
+            "and compare five ways to predict with them: `varlora compare` on a plan in the package. The same command "
+            "goes on where it was interrupted. Prints the tables, and writes them and a page with figures."
         ),
         examples=EXAMPLES,
     )
     made.option("output_dir", "Folder for the results.", default="demo", metavar="FOLDER")
     made.option("seeds", "Seeds to train with.", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    made.flag("overwrite", "Replace that folder.")
+    made.flag("overwrite", "Delete that folder first, and begin anew.")
     made.flag("no_progress", "Show no progress bars.")
     return made

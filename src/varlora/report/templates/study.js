@@ -1,6 +1,6 @@
 // The page: what is chosen, and what each part shows of it.
 const study = JSON.parse(document.getElementById("study").textContent);
-const state = { block: 0, split: null, tab: null, hidden: new Set(), metric: "accuracy", against: "ece_15", over: 0, method: null, kind: "errors", text: "", map: 0, quantity: "snr", log: null };
+const state = { block: 0, split: null, tab: null, hidden: new Set(), metric: "accuracy", against: "ece_15", over: 0, method: null, kind: "errors", text: "", training: null, quantity: "snr", log: null };
 const tableWith = (table, kind, differences) => tableOf(table, { kind, marks: study.marks, differences });
 const block = () => study.blocks[state.block];
 const split = () => block()?.splits[state.split];
@@ -14,7 +14,7 @@ function widthFor(most = 720) {
 // Methods come first, then whatever else has a name, so that a method has one look everywhere.
 function lookIn(names) {
   const all = [...new Set([...block().methods, ...names])];
-  return (name) => look(all.indexOf(name), study.series, study.dashes);
+  return (name) => look(all.indexOf(name));
 }
 
 function set(changes) {
@@ -60,7 +60,9 @@ function panelResults() {
   if (s) {
     made.push(paragraph(s.reading, "lead"));
     made.push(tableWith(s.results, "results", s.differences));
-    if (s.differences) made.push(paragraph(`The last lines of a cell: ${s.differences.caption} ${Object.entries(study.marks).map(([word, mark]) => `${mark} ${word}`).join(", ")}.`, "note"));
+    if (s.differences) made.push(el("details", {}, el("summary", {}, `How to read the differences from ${b.reference}, the last lines of a cell`), paragraph(`${s.differences.caption} ${Object.entries(study.marks).map(([word, mark]) => `${mark} ${word}`).join(", ")}.`, "note")));
+    made.push(el("h2", {}, "How sure each is"), paragraph("Filled: the share of right answers. Hollow: the confidence that is stated, on average; to the right of the share, the method is surer than it should be. “Calibration” has it by confidence."));
+    made.push(sureness(s.bins, b.methods, lookIn([]), widthFor()));
   } else if (!b.completions.length) {
     made.push(paragraph("There is nothing to compare yet."));
   }
@@ -169,18 +171,41 @@ const QUANTITIES = {
 };
 
 function panelPosterior() {
-  const maps = (block()?.scales.maps ?? []).map(({ label, seed, std, weights, snr }) => ({
-    label, seed, tensors: block().scales.tensors.map((t, i) => ({ ...t, std: std[i], weights: weights[i], snr: snr[i] })).filter((t) => t.std !== null),
+  const b = block();
+  const maps = (b?.scales.maps ?? []).map(({ label, seed, std, weights, snr }) => ({
+    label, seed, tensors: b.scales.tensors.map((t, i) => ({ ...t, std: std[i], weights: weights[i], snr: snr[i] })).filter((t) => t.std !== null),
   }));
-  if (!maps.length) return null;
-  const map = maps[state.map] ?? maps[0];
+  const trainings = new Map([...maps, ...(b?.health ?? [])].map(({ label, seed }) => [`${label}, seed ${seed}`, { label, seed }]));
+  if (!trainings.size) return null;
+  const name = trainings.has(state.training) ? state.training : [...trainings.keys()][0];
+  const ofIt = (all) => all.find(({ label, seed }) => label === trainings.get(name).label && seed === trainings.get(name).seed);
+  const [health, map] = [ofIt(b.health), ofIt(maps)];
+  return [
+    el("div", { class: "controls" }, choice("Training", [...trainings.keys()].map((n) => [n, n]), name, (value) => set({ training: value }), "training")),
+    ...(health ? healthOf(health) : []),
+    ...(map ? tensorsOf(map) : []),
+  ];
+}
+
+function healthOf(health) {
+  return [
+    el("h2", {}, "Health of the posterior"),
+    el("p", { class: "lead" }, ...prose(health.sentence)),
+    ...health.remarks.map((words) => el("p", {}, ...prose(words))),
+    ...(health.statements.length ? [el("dl", { class: "health" }, ...health.statements.flatMap(([term, value, meaning]) => [
+      el("dt", {}, term), el("dd", {}, el("strong", {}, value), ` ${meaning}.`),
+    ]))] : []),
+    ...(health.scales ? [tableWith(health.scales, "small")] : []),
+  ];
+}
+
+function tensorsOf(map) {
   const exact = (value) => ({ text: value === null ? "∞" : short(value), value });
   const cells = (t) => [[`${t.layer ?? "–"}`], [exact(t.std)], [exact(t.weights)], [exact(t.snr)], [t.entries.toLocaleString("en")]].map((parts) => ({ lines: [parts], strong: false, verdict: "", verdict_line: 0, metric: "" }));
   const table = { caption: "Every tensor of this posterior.", headings: ["Tensor", "Layer", "σ", "Weights", "SNR", "Entries"], rows: map.tensors.map((t) => ({ name: t.key, cells: cells(t) })) };
   return [
-    el("div", { class: "controls" },
-      choice("Training", maps.map((m, i) => [i, `${m.label}, seed ${m.seed}`]), maps.indexOf(map), (value) => set({ map: Number(value) }), "map"),
-      choice("Show", Object.entries(QUANTITIES).map(([key, q]) => [key, q.name]), state.quantity, (value) => set({ quantity: value }), "quantity")),
+    el("h2", {}, "Its tensors"),
+    choice("Show", Object.entries(QUANTITIES).map(([key, q]) => [key, q.name]), state.quantity, (value) => set({ quantity: value }), "quantity"),
     paragraph("Each field is one tensor: its module (A and B are the two factors of LoRA) and its layer."),
     heatMap(map.tensors, QUANTITIES[state.quantity], widthFor(860)),
     el("details", {}, el("summary", {}, `Numbers of ${map.tensors.length} tensors`), tableWith(table, "small tensors")),
@@ -240,7 +265,7 @@ function draw() {
   const parts = Object.entries(PANELS).filter(([name]) => b || name === "about").map(([name, [title, make]]) => [name, title, make()]).filter(([, , content]) => content);
   if (!parts.some(([name]) => name === state.tab)) state.tab = parts[0][0];
   document.getElementById("controls").replaceChildren(...(b ? [
-    choice("Task and model", study.blocks.map((other, i) => [i, nameOf(other)]), state.block, (value) => set({ block: Number(value), over: 0, map: 0, hidden: new Set() }), "block"),
+    ...(study.blocks.length > 1 ? [choice("Task and model", study.blocks.map((other, i) => [i, nameOf(other)]), state.block, (value) => set({ block: Number(value), over: 0, training: null, hidden: new Set() }), "block")] : []),
     ...(splits.length > 1 ? [choice("Split", splits.map((s) => [s, `${s}, ${b.splits[s].examples} rows`]), state.split, (value) => set({ split: value }), "split")] : []),
   ] : []));
   document.getElementById("tabs").replaceChildren(...parts.map(([name, title]) => el("button", {
@@ -267,6 +292,8 @@ function start() {
   ];
   const methods = new Set(study.blocks.flatMap((b) => b.methods));
   const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
+  document.getElementById("note").textContent = study.note;
+  document.getElementById("note").hidden = !study.note;
   document.getElementById("about").textContent = `${count(methods.size, "method")} on ${count(new Set(study.blocks.map((b) => b.task)).size, "task")} with ${count(new Set(study.blocks.map((b) => b.model)).size, "model")}; differences are from ${study.reference}.`;
   const warning = document.getElementById("warning");
   warning.textContent = warnings.join(" ");

@@ -4,12 +4,16 @@ const SHAPES = [
   "M0 5L4.8-3.6H-4.8Z", "M-5-1.6H-1.6V-5H1.6V-1.6H5V1.6H1.6V5H-1.6V1.6H-5Z", "M-5-3H5V3H-5Z", "M-3-5H3V5H-3Z",
 ];
 
-function look(index, series, dashes) {
-  const place = index % series;
+const DASHES = ["", "8.5 3.4", "2.55 2.55", "10.2 3.4 2.55 3.4", "15.3 5.1", "5.1 2.55 1.7 2.55 1.7 2.55", "3.4 5.1", "13.6 3.4 3.4 3.4 3.4 3.4"];
+const COLOURS = 8; // --series-0 to --series-7
+
+// Of more names than there are colours, the colours come again with other dashes and marks.
+function look(index) {
+  const [place, again] = [index % COLOURS, Math.floor(index / COLOURS)];
   return {
     colour: `var(--series-${place})`,
-    dash: dashes[(place + Math.floor(index / series)) % dashes.length],
-    shape: SHAPES[(place + Math.floor(index / series)) % SHAPES.length],
+    dash: DASHES[(place + again) % DASHES.length],
+    shape: SHAPES[(place + again) % SHAPES.length],
   };
 }
 

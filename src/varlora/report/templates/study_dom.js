@@ -100,6 +100,11 @@ function paragraph(text, kind = null) {
   return el("p", { class: kind }, text);
 }
 
+// Text with `code` in it.
+function prose(text) {
+  return text.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part));
+}
+
 function listOfSettings(settings) {
   return el("dl", { class: "settings" },
     ...Object.entries(settings).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));

@@ -42,6 +42,31 @@ function reliability(name, bins, { width, few, tallest }) {
   return figure(name, svg, targets);
 }
 
+// Of each method the share of right answers (filled) and the mean confidence that it states (hollow).
+function sureness(bins, methods, lookOf, width) {
+  const facts = methods.map((method) => {
+    const filled = bins[method].filter((bin) => bin.count);
+    const mean = (part) => filled.reduce((sum, bin) => sum + part(bin), 0) / filled.reduce((sum, bin) => sum + bin.count, 0);
+    return { method, right: mean((bin) => bin.right), sure: mean((bin) => bin.count * bin.confidence) };
+  });
+  const ends = facts.flatMap((fact) => [fact.right, fact.sure]);
+  const [low, high] = [Math.floor(20 * Math.min(...ends) - 0.4) / 20, Math.min(1, Math.ceil(20 * Math.max(...ends) + 0.4) / 20)];
+  const words = ({ method, right, sure }) => `${method}: right ${percent(right, 1)}, sure ${percent(sure, 1)}`;
+  const tall = 40;
+  const { svg, X } = axes({
+    width, height: tall * facts.length + 48, left: 18, top: 0, label: `How right, and how sure: ${facts.map(words).join("; ")}`,
+    x: { low: Math.max(0, low), high, ticks: steps(Math.max(0, low), high, width < 500 ? 4 : 8), show: (v) => percent(v), name: "of the answers" }, y: { low: 0, high: 1, ticks: [] },
+  });
+  facts.forEach((fact, i) => {
+    const y = tall * i + 28;
+    const { colour } = lookOf(fact.method);
+    svg.append(el("text", { x: 0, y: y - 12 }, words(fact)));
+    svg.append(el("line", { x1: X(fact.right), x2: X(fact.sure), y1: y, y2: y, style: `stroke:${colour}`, "stroke-width": 3 }));
+    for (const [value, hollow] of [[fact.sure, true], [fact.right, false]]) svg.append(marker(X(value), y, { colour, shape: SHAPES[0] }, hollow));
+  });
+  return el("figure", {}, svg);
+}
+
 function riskCoverage(risks, methods, lookOf, width) {
   const top = Math.max(0.02, ...methods.flatMap((method) => risks[method].risk)) * 1.05;
   const { svg, X, Y } = axes({
