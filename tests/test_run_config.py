@@ -169,6 +169,20 @@ def test_checkpoints_of_the_version_before_are_gone_on_with(
     assert RunConfig(**where, method=method, method_options=options).fingerprint == fingerprint
 
 
+def test_layers_are_a_setting_like_others() -> None:
+    given = RunConfig(**LEAST, lora_layers="top:8", cache_frozen_layers=True, frozen_layers_memory=1)
+    others = [RunConfig(**LEAST, cache_frozen_layers=True, lora_layers=layers) for layers in ("top:8", "top:7", None)]
+    assert len({config.fingerprint for config in (given, *others)}) == 4
+    assert RunConfig.from_dict(given.to_dict()) == given
+    for layers in ("8", "top:0", "top:", "top: 8", "top:-1", "bottom:8", "top:08"):
+        with pytest.raises(ValueError, match=rf"lora_layers is '{layers}'; it must be top:1, top:2, \.\.\."):
+            RunConfig(**LEAST, lora_layers=layers)
+    with pytest.raises(ValueError, match="which has no effect without cache_frozen_layers"):
+        RunConfig(**LEAST, frozen_layers_memory=1)
+    with pytest.raises(ValueError, match="frozen_layers_memory is 0"):
+        RunConfig(**LEAST, cache_frozen_layers=True, frozen_layers_memory=0)
+
+
 def test_a_file_with_every_methods_options_is_read() -> None:
     file = Path(__file__).parent / "data" / "config_with_every_methods_options.yaml"  # written by the version before
     config = RunConfig.from_dict(load_yaml(file))

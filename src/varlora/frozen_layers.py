@@ -1,26 +1,38 @@
-"""The frozen lower layers of an encoder, computed once per row.
+"""The frozen lower layers of a model, computed once per row.
 
-Where only upper layers of an encoder are adapted, what enters the first of them never changes: it is computed at a
-row's first visit, in evaluation mode (no dropout below), and looked up ever after. It is the same model: names, weights
-and files stay as they are, and predictions agree up to the rounding of a batch's padding. Training agrees with that of
-the whole model if its frozen part is in evaluation mode too.
+Where only upper layers are adapted, what enters the first of them never changes: it is computed at a row's first visit,
+in evaluation mode (no dropout below), and looked up ever after, for every step, draw and split. It is the same model:
+names, weights and files stay as they are. Where a row is first seen in the batch that it is used in, the numbers are
+those of the whole model bit for bit; in a batch of other rows or with other padding they agree as far as the whole
+model's own do from batch to batch, which is up to rounding. Training agrees with that of the whole model if its frozen
+part is in evaluation mode too.
 
-Memory: 4 bytes × tokens of all rows × hidden size, in the memory of the device, until the block ends; 800 rows of 20
-tokens at width 384 take 25 MB.
+Rows are kept without their padding and in the data type in which they are computed, that of the frozen weights:
+2 or 4 bytes × tokens of all rows × hidden size; 800 rows of 20 tokens at width 384 take 25 MB in float32. What is more
+than a bound is kept in memory-mapped files until the block ends (`varlora.row_states`).
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from varlora.modes import evaluation_mode
+from varlora.row_states import RowStates
+from varlora.trunks import Trunk, call_of, trunk_of
+
+logger = logging.getLogger(__name__)
+
+MEMORY_GIB = 2.0
+"""Of states in memory, unless said otherwise."""
 
 
 class _Reached(Exception):
@@ -33,55 +45,67 @@ class _Reached(Exception):
 class _Cache:
     """What enters the first trained layer, by row."""
 
-    def __init__(self, encoder: nn.Module, first_trained: nn.Module) -> None:
-        self.encoder = encoder
+    def __init__(self, trunk: Trunk, first_trained: nn.Module, states: RowStates) -> None:
+        self.trunk = trunk
         self.first_trained = first_trained
-        self.parameters = list(inspect.signature(encoder.forward).parameters)
-        self.states: dict[tuple[bool, bytes], Tensor] = {}
+        self.states = states
         self.batch: Tensor | None = None
         self.computing = False
+        self.whole = False
 
-    def before_encoder(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    @property
+    def is_off(self) -> bool:
+        """Whether the lower layers are to compute."""
+        return self.computing or self.whole
+
+    def before_trunk(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Computes the rows that are new, and lays the batch ready."""
-        if self.computing or module is not self.encoder:
-            return
-        given = dict(zip(self.parameters, args, strict=False)) | dict(kwargs)
-        inputs = _checked_inputs(given, module)
-        ids = inputs["input_ids"]
-        mask = inputs.get("attention_mask", torch.ones_like(ids)).bool()
-        if not mask[:, 0].all() or (mask[:, 1:] > mask[:, :-1]).any():
-            raise ValueError(
-                "cache_frozen_layers needs rows that are padded on the right, and these are not. Set the tokenizer's "
-                "padding_side to 'right', or leave the option out."
-            )
-        keys = _keys(inputs, mask)
+        if self.computing or module is not self.trunk.module:
+            return None
+        given = call_of(module, args, kwargs)
+        self.whole = self.trunk.is_whole(given)
+        if self.whole:
+            return None
+        rows = self.trunk.rows(given)
+        own = rows.own
+        half = torch.is_autocast_enabled(own.device.type)
+        keys: list[Hashable] = [(half, tokens) for tokens in rows.tokens]
         new = [i for i, key in enumerate(keys) if key not in self.states]
         if new:
-            hidden = self._lower({name: value[new] for name, value in inputs.items()})
+            hidden = self._lower({name: value[new] for name, value in rows.inputs.items()})
             for row, i in enumerate(new):
-                self.states[keys[i]] = hidden[row][mask[i]].clone()
+                if keys[i] not in self.states:  # else the batch holds it twice
+                    self.states[keys[i]] = hidden[row][own[i]].clone()
         first = self.states[keys[0]]
-        self.batch = first.new_zeros(*ids.shape, first.shape[-1])
+        self.batch = torch.zeros(*own.shape, first.shape[-1], dtype=first.dtype, device=own.device)
         for i, key in enumerate(keys):
-            self.batch[i, mask[i]] = self.states[key]
+            self.batch[i, own[i]] = self.states[key].to(own.device)
+        return args, {**kwargs, **{name: value for name, value in self.trunk.fixed.items() if given.get(name) is None}}
+
+    def after_trunk(self, module: nn.Module, *_: Any) -> None:
+        """Ends a call of the whole model."""
+        if not self.computing and module is self.trunk.module:
+            self.whole = False
 
     @torch.no_grad()
     def _lower(self, inputs: Mapping[str, Tensor]) -> Tensor:
         self.computing = True
         hook = self.first_trained.register_forward_pre_hook(_stop)
         try:
-            with evaluation_mode(self.encoder):
-                self.encoder(**inputs)
+            with evaluation_mode(self.trunk.module):
+                self.trunk.module(**inputs, **self.trunk.fixed)
         except _Reached as reached:
             return reached.hidden
         finally:
             hook.remove()
             self.computing = False
-        raise AssertionError("the encoder's forward did not reach its first trained layer")
+        raise AssertionError("the model's forward did not reach its first trained layer")
 
     def before_first_trained(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Gives the first trained layer the batch, in place of what came from below."""
-        if self.computing or module is not self.first_trained:
+        if self.is_off or module is not self.first_trained:
             return None
         assert self.batch is not None
         if getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled():
@@ -104,7 +128,7 @@ class _InPlaceOf:
         self.rest: tuple[Any, ...] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.cache.computing:
+        if self.cache.is_off:
             output = self.forward(*args, **kwargs)
             hidden, self.rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
             self.width = hidden.shape[-1]
@@ -126,50 +150,30 @@ class _InPlaceOf:
         return functools.partial(type(copied).forward, copied)
 
 
-def _checked_inputs(given: Mapping[str, Any], encoder: nn.Module) -> dict[str, Tensor]:
-    """The tensors that an encoder is called with, one entry for each token; it is asked for nothing that is cached."""
-    inputs = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-    shapes = {tuple(value.shape) for value in inputs.values()}
-    if "input_ids" not in inputs or len(shapes) > 1:
-        found = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sorted(inputs.items())) or "no tensor"
-        raise ValueError(
-            "cache_frozen_layers looks rows up by input_ids, with an entry for each token in every other input, but "
-            f"the encoder is called with {found}. Leave the option out."
-        )
-    config = getattr(encoder, "config", None)
-    for name in ("output_hidden_states", "output_attentions"):
-        asked = given.get(name)
-        if asked or (asked is None and getattr(config, name, False)):
-            raise ValueError(f"frozen layers that are cached have no {name.removeprefix('output_')}; leave {name} out.")
-    return inputs
-
-
-def _keys(inputs: Mapping[str, Tensor], mask: Tensor) -> list[tuple[bool, bytes]]:
-    """What each row's states depend on: its own tokens, and whether they are computed in half precision."""
-    autocast = torch.is_autocast_enabled(mask.device.type)
-    parts = [inputs[name].cpu() for name in sorted(inputs) if name != "attention_mask"]
-    rows = torch.stack(parts, -1)
-    return [(autocast, row[own].numpy().tobytes()) for row, own in zip(rows, mask.cpu(), strict=True)]
-
-
 def _stop(module: nn.Module, args: tuple[Any, ...]) -> None:
     raise _Reached(args[0])
 
 
 @contextmanager
-def cached_frozen_layers(model: nn.Module) -> Iterator[int]:
-    """Within the block the model's lower layers, up to the first that trains, are computed once per row.
+def cached_frozen_layers(model: nn.Module, *, memory: float = MEMORY_GIB, folder: Path | None = None) -> Iterator[int]:
+    """Within the block the model's lower layers, up to the first that is adapted, are computed once per row.
+
+    A call that asks a decoder for its keys and values (`generate`) is computed by the whole model. In a block of its
+    own model it goes on with that one's states.
 
     Args:
-        model: an encoder with its adapter: BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, MPNet, DeBERTa-v2 and -v3,
-            DistilBERT, and whatever else has `embeddings` beside `encoder.layer` or `transformer.layer`. Its batches
-            are padded on the right.
+        model: an encoder with its adapter (BERT, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, MPNet, DeBERTa-v2 and -v3,
+            DistilBERT, and whatever else has `embeddings` beside `encoder.layer` or `transformer.layer`), its batches
+            padded on the right; or a decoder of one of the families of `varlora.trunks.DECODERS`, its batches padded
+            on either side.
+        memory: GiB of states to hold in memory, on the model's device; the others are in files.
+        folder: where the files go; None: the system's temporary folder.
 
     Yields:
         How many layers are cached.
 
     Raises:
-        ValueError: it is no such encoder, its embeddings train, or its first layer does.
+        ValueError: it is no such model, its embeddings are adapted or train, or its first layer is or does.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -181,27 +185,27 @@ def cached_frozen_layers(model: nn.Module) -> Iterator[int]:
         ...     layers
         2
     """
-    found = next(((m, layers) for m in model.modules() if (layers := _layers_of(m)) is not None), None)
-    if found is None:
-        raise ValueError(
-            "cache_frozen_layers needs an encoder with 'embeddings' and 'encoder.layer' (BERT, RoBERTa, ELECTRA, ...) "
-            f"and this model, {_name_of(model)}, is none. Leave the option out."
-        )
-    encoder, layers = found
-    trained = [_trains(layer) for layer in layers]
-    first = trained.index(True) if any(trained) else len(layers)
-    embeddings: Any = encoder.embeddings
-    if _trains(embeddings) or first in (0, len(layers)):
+    trunk = trunk_of(model)
+    adapted = [_is_adapted(layer) for layer in trunk.layers]
+    first = adapted.index(True) if any(adapted) else len(adapted)
+    if _is_adapted(trunk.embeddings) or first in (0, len(adapted)):
         raise ValueError(
             "cache_frozen_layers needs frozen layers below the first that is adapted, but the embeddings or the lowest "
-            "layer train, or no layer does. Adapt upper layers only (lora_target_modules), or leave the option out."
+            "layer train, or no layer does. Adapt upper layers only (lora_layers, lora_target_modules), or leave the "
+            "option out."
         )
-    cache = _Cache(encoder, layers[first])
-    below = [_InPlaceOf(cache, module) for module in (embeddings, *layers[:first])]
+    if isinstance(trunk.embeddings.__dict__.get("forward"), _InPlaceOf):
+        yield first
+        return
+    states = RowStates(memory=int(memory * 2**30), folder=folder)
+    cache = _Cache(trunk, trunk.layers[first], states)
+    below = [_InPlaceOf(cache, module) for module in (trunk.embeddings, *trunk.layers[:first])]
     hooks = [
-        encoder.register_forward_pre_hook(cache.before_encoder, with_kwargs=True),
-        layers[first].register_forward_pre_hook(cache.before_first_trained),
+        trunk.module.register_forward_pre_hook(cache.before_trunk, with_kwargs=True),
+        trunk.module.register_forward_hook(cache.after_trunk, always_call=True),
+        trunk.layers[first].register_forward_pre_hook(cache.before_first_trained),
     ]
+    logger.info("the lower %d of %d layers are frozen and computed once for each row", first, len(adapted))
     try:
         for replacement in below:
             replacement.module.forward = replacement
@@ -211,20 +215,11 @@ def cached_frozen_layers(model: nn.Module) -> Iterator[int]:
             hook.remove()
         for replacement in below:
             replacement.remove()
+        states.close()
 
 
-def _layers_of(module: nn.Module) -> list[nn.Module] | None:
-    if isinstance(getattr(module, "embeddings", None), nn.Module):
-        for inner in (getattr(module, "encoder", None), getattr(module, "transformer", None)):
-            if isinstance(layers := getattr(inner, "layer", None), nn.ModuleList):
-                return list(layers)
-    return None
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters())
-
-
-def _name_of(model: nn.Module) -> str:
-    inner: Any = model
-    return type(inner.get_base_model() if hasattr(inner, "get_base_model") else inner).__name__
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether a module trains, or has an adapter: one that is read back changes from draw to draw without training."""
+    return any(p.requires_grad for p in module.parameters()) or any(
+        isinstance(inner, BaseTunerLayer) for inner in module.modules()
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -39,6 +40,7 @@ NEEDS: Mapping[str, str] = {
     "dataset_columns": "dataset_name",
     "dataset_splits": "dataset_name",
     "eval_steps": "early_stopping",
+    "frozen_layers_memory": "cache_frozen_layers",
 }
 """Options that have no effect without another, or without one of two."""
 
@@ -125,6 +127,9 @@ class RunConfig:
         "Adapted modules, comma-separated, or 'all-linear', or a regular expression; PEFT's choice for the model "
         "otherwise."
     )
+    lora_layers: str | None = _adapter(
+        "Adapt them in the uppermost layers only, e.g. 'top:8'; in place of a regular expression."
+    )
 
     method: str = _method("How the adapter is trained (see `varlora methods`).", "ivon")
     method_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -140,7 +145,11 @@ class RunConfig:
     max_grad_norm: float = _training("Norm to which gradients are clipped; 0 does not clip.", 1.0, at_least=0)
     gradient_checkpointing: bool = _training("Recompute activations to save memory.", False)
     cache_frozen_layers: bool = _training(
-        "Encoders adapted in upper layers only: compute the frozen lower layers once per row, without dropout.", False
+        "Models adapted in upper layers only: compute the frozen lower layers once per row, without dropout.", False
+    )
+    frozen_layers_memory: float | None = _training(
+        "GiB of the frozen layers' states to keep in memory, 2 unless given; what is more is kept in mapped files.",
+        above=0,
     )
     bf16: bool = _training("Compute in bfloat16 (autocast).", False)
     early_stopping: bool = _training("Keep the checkpoint with the lowest validation loss.", False)
@@ -185,6 +194,10 @@ class RunConfig:
         if taken := sorted(set(SETTINGS) & types_of(options_of(self.method)).keys()):
             raise ValueError(f"method {self.method!r} has the option {taken[0]}, which every run has; rename it there.")
         object.__setattr__(self, "method_options", checked_options(self.method, self.method_options))
+        layers = self.lora_layers
+        require(
+            "lora_layers", layers is None or re.fullmatch("top:[1-9][0-9]*", layers) is not None, "top:1, top:2, ..."
+        )
         size = self.validation_size
         whole = size >= 1 and size == int(size)
         require("validation_size", 0 < size < 1 or whole, "a fraction below 1, or a number of rows")
@@ -228,13 +241,17 @@ class RunConfig:
     def fingerprint(self) -> str:
         """A hash of every setting but `output_dir`: equal for runs that must give equal results.
 
-        Options of varlora's other methods count as not given, as in the folders of earlier versions.
+        Options of varlora's other methods count as not given, as in the folders of earlier versions; those that came
+        later count where they are given.
         """
         options = {name: None for kind in OWN_OPTIONS.values() for name in types_of(kind)}
-        settings = {name: value for name, value in {**options, **self.to_dict()}.items() if name != "output_dir"}
+        without = ["output_dir", *(name for name in LATER if getattr(self, name) is None)]
+        settings = {name: value for name, value in {**options, **self.to_dict()}.items() if name not in without}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+LATER = ("lora_layers", "frozen_layers_memory")
+"""Settings that versions lacked whose fingerprints are still known."""
 SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name != "method_options")
 """What every run has, whatever its method."""
 

@@ -13,7 +13,7 @@ from small_runs import config as settings
 from small_runs import films, save_model, write_rows
 from tiny_runs import save_encoder
 from varlora.readout import AnswerTokens, ClassHead
-from varlora.runs import RunConfig, load_setting
+from varlora.runs import RunConfig, Setting, load_setting
 
 Make = Callable[..., RunConfig]
 
@@ -75,6 +75,34 @@ def test_named_modules_are_adapted(config: Make) -> None:
     assert adapted == {"up_proj", "o_proj"}
 
 
+def adapted_modules(setting: Setting) -> set[str]:
+    """Names of the modules with an adapter, without what is around the base model."""
+    names = [name for name, _ in setting.model.named_parameters() if "lora_A" in name]
+    return {name.split(".lora_A")[0].removeprefix("base_model.model.") for name in names}
+
+
+@pytest.mark.parametrize("targets", ["q_proj,up_proj", "all-linear", None])
+def test_the_uppermost_layers_are_adapted(targets: str | None, config: Make) -> None:
+    everywhere = adapted_modules(load_setting(config(lora_target_modules=targets)))
+    upper = adapted_modules(load_setting(config(lora_target_modules=targets, lora_layers="top:1")))
+
+    assert upper == {name for name in everywhere if ".layers.1." in name}
+    assert upper < everywhere
+    assert adapted_modules(load_setting(config(lora_target_modules=targets, lora_layers="top:2"))) == everywhere
+
+
+def test_the_uppermost_layers_of_an_encoder_are_adapted(tmp_path: Path, config: Make) -> None:
+    setting = load_setting(config(model=save_encoder(tmp_path / "bert"), lora_layers="top:1"))
+
+    assert adapted_modules(setting) == {
+        f"bert.encoder.layer.1.{name}"
+        for name in (
+            *("attention.self.query", "attention.self.key", "attention.self.value"),
+            *("attention.output.dense", "intermediate.dense", "output.dense"),
+        )
+    }
+
+
 def test_rows_are_as_long_as_the_context_allows(config: Make) -> None:
     long = [{"text": "fine " * 200, "label": "positive"}, *films(20)]
 
@@ -98,6 +126,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "task 'mmlu' has no training rows, only chemistry, physics, computer_science, mathematics. Train on another",
     ),
     "unknown modules": ({"lora_target_modules": "query"}, "query"),
+    "more layers than there are": ({"lora_layers": "top:3"}, "'top:3', and the model has 2 layers: top:1 to top:2."),
+    "layers said twice": (
+        {"lora_layers": "top:1", "lora_target_modules": r".*layers\.1\..*q_proj"},
+        "and lora_target_modules a regular expression, '.*layers\\\\.1\\\\..*q_proj', which says itself which layers",
+    ),
+    "modules outside the layers": (
+        {"lora_layers": "top:1", "lora_target_modules": "q_proj,lm_head"},
+        "lora_target_modules names 'lm_head', which the layers of lora_layers lack",
+    ),
     "same first token": (
         {"rows": [{"text": "a film", "label": f"fine {i % 2}"} for i in range(20)]},
         "the answers ' fine 0' and ' fine 1' both start with the token",

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from varlora.completions import predict_completions
+from varlora.draws import number_of_draws
 from varlora.folders import atomic_folder, check_target
-from varlora.frozen_layers import cached_frozen_layers
+from varlora.frozen_layers import MEMORY_GIB, cached_frozen_layers
 from varlora.generation import Generations
 from varlora.linearised import predict_linearised
 from varlora.methods import METHODS, Job, Method, with_temperatures
@@ -122,7 +123,7 @@ def run(
     if processes.is_main_process and not resume:
         remove_checkpoints(checkpoints)
     processes.wait_for_everyone()
-    with cached_frozen_layers(setting.model) if config.cache_frozen_layers else nullcontext():
+    with frozen_layers_once(setting, folder=checkpoints):
         trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
         result = evaluate(setting, method, trained, progress=progress)
     if processes.is_main_process:  # every process has the same result; one writes it
@@ -205,6 +206,20 @@ def train(
     return Trained(posterior=fit.posterior, seconds=time.perf_counter() - start, log=fit.log)
 
 
+def frozen_layers_once(setting: Setting, *, folder: Path | None = None) -> AbstractContextManager[int | None]:
+    """Within the block the frozen lower layers are computed once per row, where the settings say so.
+
+    Args:
+        setting: the model and the settings.
+        folder: where states go that are more than may be in memory; None: the system's temporary folder.
+    """
+    config = setting.config
+    if not config.cache_frozen_layers:
+        return nullcontext()
+    memory = config.frozen_layers_memory
+    return cached_frozen_layers(setting.model, memory=MEMORY_GIB if memory is None else memory, folder=folder)
+
+
 def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bool = True) -> RunResult:
     """Fits the temperatures where that is wanted, predicts and measures every split but train, and judges the draws."""
     q = trained.posterior
@@ -262,15 +277,16 @@ def predict_split(
     seed = setting.config.seed
     q, samples = apply_config(q, config, seed=seed), config.draws(setting.config.samples)
     batches, back, ids = by_length(setting, setting.encoded(split))
-    if setting.readout is None:
-        scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
-        return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
-    if config.mode == "linearised":
-        prediction = predict_linearised(
-            setting.model, q, batches, readout=setting.readout, seed=seed, progress=progress
-        )
-    else:
-        prediction = predict(setting.model, q, batches, samples, readout=setting.readout, seed=seed, progress=progress)
+    repeated = config.mode == "samples" and number_of_draws(q, samples) > 1
+    with frozen_layers_once(setting) if repeated else nullcontext():
+        if setting.readout is None:
+            scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
+            return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
+        how: dict[str, Any] = {"readout": setting.readout, "seed": seed, "progress": progress}
+        if config.mode == "linearised":
+            prediction = predict_linearised(setting.model, q, batches, **how)
+        else:
+            prediction = predict(setting.model, q, batches, samples, **how)
     return replace(prediction, log_probs=prediction.log_probs[back], labels=prediction.labels[back], ids=ids)
 
 

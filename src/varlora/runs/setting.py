@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -26,11 +25,11 @@ from transformers.utils import logging as progress_bars
 
 from varlora.files import read_json
 from varlora.manifest import ADAPTER_CONFIG
-from varlora.nearest import nearest
 from varlora.posterior import PosteriorMeta
 from varlora.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
 from varlora.run_config import RunConfig
 from varlora.runs.data import load_task
+from varlora.runs.lora import lora_config
 from varlora.runs.quantization import quantization_config
 from varlora.tasks import Collator, Task, answer_tokens, context_length, encode
 from varlora.tasks.encode import Family
@@ -104,16 +103,7 @@ def load_setting(config: RunConfig) -> Setting:
     torch.manual_seed(config.seed)
     readout = _readout(task, tokenizer, family)
     base, new_modules = _base_model(config, family, task.answers)
-    targets = target_modules_of(config.lora_target_modules)
-    _check_targets(base, targets)
-    adapter = LoraConfig(
-        task_type=TaskType.CAUSAL_LM if family == "causal" else TaskType.SEQ_CLS,
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        modules_to_save=new_modules or None,
-    )
+    adapter = lora_config(config, base, family, new_modules)
     try:
         model = get_peft_model(base, adapter)
     except ValueError as error:
@@ -171,26 +161,6 @@ def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: T
         readout=readout,
         collate=collate,
     )
-
-
-def target_modules_of(given: str | None) -> str | list[str] | None:
-    """Names, comma-separated; or "all-linear"; or a regular expression over full names, as PEFT takes them."""
-    if given is None or given == "all-linear" or not re.fullmatch(r"[\w., ]+", given):
-        return given
-    return [name.strip() for name in given.split(",")]
-
-
-def _check_targets(model: nn.Module, targets: str | list[str] | None) -> None:
-    """PEFT is content when one of the names is found; the others would be left out unnoticed."""
-    if not isinstance(targets, list):
-        return
-    modules = [
-        name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
-    ]
-    for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in modules):
-            known = {name.rsplit(".", 1)[-1]: None for name in modules}
-            raise ValueError(f"lora_target_modules names {target!r}, which the model lacks; {nearest(target, known)}")
 
 
 def _tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:

@@ -1,0 +1,85 @@
+"""What frozen layers that are computed once per row save: processor seconds of a step, and of an evaluation by draws.
+
+    python benchmarks/frozen_layers.py MODEL --task sst2 --task_dir data/sst2 --lora_layers top:8
+
+Trains IVON on one thread for --epochs epochs of --rows rows, then predicts as many test rows with ten draws: with the
+whole model, and with cached layers. A step is of the last epoch, whose rows are all known; the first epoch is the whole
+model's. Processor seconds, since a machine that does other things, too, makes the clock say little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from varlora.posterior import PredictionConfig
+from varlora.runs import RunConfig, load_setting, method_of, predict_split, train
+from varlora.runs.run import frozen_layers_once
+
+
+class Clock(TrainerCallback):
+    """Processor time at the end of every step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
+        """Notes the time."""
+        self.times.append(time.process_time())
+
+
+def measured(config: RunConfig, folder: Path) -> tuple[float, float, float]:
+    """Seconds of a step of the first and of the last epoch, and of the prediction."""
+    setting, clock = load_setting(config), Clock()
+    with frozen_layers_once(setting, folder=folder):
+        start = time.process_time()
+        trained = train(setting, method_of(config), checkpoints=folder, progress=False, callbacks=[clock])
+        per_epoch = len(clock.times) // int(config.num_train_epochs)
+        first = (clock.times[per_epoch - 1] - start) / per_epoch
+        last = (clock.times[-1] - clock.times[-1 - per_epoch]) / per_epoch
+        start = time.process_time()
+        predict_split(setting, trained.posterior, "test", PredictionConfig(samples=10))
+        return first, last, time.process_time() - start
+
+
+def main() -> None:
+    """Prints one line for each way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--task_dir")
+    parser.add_argument("--lora_layers", default="top:8")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for cached in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            config = RunConfig(
+                model_name_or_path=args.model,
+                task=args.task,
+                task_dir=args.task_dir,
+                max_train_samples=args.rows,
+                max_validation_samples=8,
+                max_test_samples=args.rows,
+                num_train_epochs=args.epochs,
+                lora_target_modules="q_proj,v_proj",
+                lora_layers=args.lora_layers,
+                method_options={"learning_rate": 1.5e-3, "held_out": "none"},
+                cache_frozen_layers=cached,
+                output_dir=str(Path(folder) / "run"),
+            )
+            first, last, prediction = measured(config, Path(folder) / "run.checkpoints")
+        how = "frozen layers once" if cached else "whole model"
+        print(
+            f"{how}: {first:.2f} s a step of the first epoch, {last:.2f} s of the last, {prediction:.1f} s to predict"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Where a model's layers are run, and by what its rows are known there: encoders and decoders.
+
+A row's states depend on its own tokens alone, whatever is padded around it. A decoder's positions are relative (rotary
+embeddings) and count up, so that they need not be looked at; an encoder's other inputs (segments, positions) count.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+DECODERS: Mapping[str, str] = {
+    "gemma": "Gemma",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 (text)",
+    "llama": "Llama",
+    "ministral": "Ministral",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+}
+"""Names of the families of decoders, by model type. What they share: token embeddings, rotary positions, and layers
+that hand one tensor of hidden states on; attention by causal and sliding-window masks, which the model itself makes for
+every layer."""
+BY_LENGTH = ("dynamic", "longrope")
+"""Rotary embeddings whose frequencies change with the longest row of a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A batch that a trunk is called with.
+
+    Attributes:
+        inputs: tensors (B, T) to compute the lower layers from.
+        own: (B, T) bool, where each row's own tokens are.
+        tokens: what each row's states depend on.
+    """
+
+    inputs: dict[str, Tensor]
+    own: Tensor
+    tokens: list[bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layers:
+    """A module that runs a model's layers.
+
+    Attributes:
+        module: embeds tokens and passes them through each layer.
+        embeddings: its own, or those of the tokens.
+        layers: from the lowest.
+    """
+
+    module: nn.Module
+    embeddings: nn.Module
+    layers: Sequence[nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(_Layers):
+    """A trunk with `embeddings` beside `encoder.layer` or `transformer.layer`, of rows padded on the right."""
+
+    fixed: ClassVar[Mapping[str, Any]] = {}
+
+    def rows(self, given: Mapping[str, Any]) -> Rows:
+        """The rows that the module is called with.
+
+        Args:
+            given: what it is called with, by name.
+
+        Raises:
+            ValueError: rows cannot be known by these inputs.
+        """
+        inputs = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        if "input_ids" not in inputs or len({tuple(value.shape) for value in inputs.values()}) > 1:
+            raise ValueError(
+                "cache_frozen_layers looks rows up by input_ids, with an entry for each token in every other input, "
+                f"but the encoder is called with {_in_words(inputs)}. Leave the option out."
+            )
+        _refuse_outputs(given, self.module)
+        own = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+        if not own[:, 0].all() or (own[:, 1:] > own[:, :-1]).any():
+            raise ValueError(
+                "cache_frozen_layers needs an encoder's rows padded on the right, and these are not. Set the "
+                "tokenizer's padding_side to 'right', or leave the option out."
+            )
+        return Rows(inputs=inputs, own=own, tokens=_tokens(inputs, own))
+
+    def is_whole(self, given: Mapping[str, Any]) -> bool:
+        """Whether a call wants something of every layer, so that none may be left out."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder(_Layers):
+    """A trunk with `embed_tokens` and `layers` of one of the `DECODERS`, of rows padded on either side."""
+
+    fixed: ClassVar[Mapping[str, Any]] = {"use_cache": False}
+
+    def rows(self, given: Mapping[str, Any]) -> Rows:
+        """The rows that the module is called with.
+
+        Args:
+            given: what it is called with, by name.
+
+        Raises:
+            ValueError: rows cannot be known by these inputs.
+        """
+        inputs = {name: value for name, value in given.items() if isinstance(value, Tensor) and value.ndim}
+        ids = inputs.get("input_ids")
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        known = {"input_ids", "attention_mask", "position_ids"}
+        if ids is None or ids.ndim != 2 or not shapes.keys() <= known or isinstance(given.get("attention_mask"), dict):
+            raise ValueError(
+                "cache_frozen_layers looks a decoder's rows up by input_ids (B, T), with attention_mask and "
+                f"position_ids beside them, but it is called with {_in_words(inputs)}. Leave the option out."
+            )
+        _refuse_outputs(given, self.module)
+        own = inputs.get("attention_mask", torch.ones_like(ids))
+        if own.shape != ids.shape:
+            raise ValueError(
+                f"cache_frozen_layers needs an attention_mask with an entry for each token, {tuple(ids.shape)}, but it "
+                f"is {tuple(own.shape)}. Leave the option out."
+            )
+        own = own.bool()
+        index = torch.arange(ids.shape[1], device=ids.device)
+        first = own.int().argmax(1, keepdim=True)
+        if not bool(
+            (own == ((index >= first) & (index < first + own.sum(1, keepdim=True)))).all() and own.any(1).all()
+        ):
+            raise ValueError(
+                "cache_frozen_layers needs rows of at least one token, padded on the left or on the right and not in "
+                "between, and these are not. Leave the option out."
+            )
+        if "position_ids" in inputs:
+            positions = inputs["position_ids"] = inputs["position_ids"].expand_as(ids)
+            if bool(((positions - positions.gather(1, first) != index - first) & own).any()):
+                raise ValueError(
+                    "cache_frozen_layers needs positions that count up by one in each row, as of rows that are not "
+                    "packed, and these do not. Leave the option out."
+                )
+        return Rows(inputs=inputs, own=own, tokens=_tokens({"input_ids": ids}, own))
+
+    def is_whole(self, given: Mapping[str, Any]) -> bool:
+        """Whether a call wants something of every layer: their keys and values, to write on from (generation)."""
+        return given.get("past_key_values") is not None or bool(given.get("use_cache"))
+
+
+Trunk = Encoder | Decoder
+
+
+def trunk_of(model: nn.Module) -> Trunk:
+    """The trunk of a model, with or without an adapter.
+
+    Raises:
+        ValueError: it has none that is known here.
+    """
+    outer: Any = model
+    base: Any = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+    kind = getattr(getattr(base, "config", None), "model_type", None)
+    for module in base.modules():
+        children = dict(module.named_children())
+        layers = children.get("layers")
+        if kind in DECODERS and "embed_tokens" in children and isinstance(layers, nn.ModuleList):
+            _check_rotary(module)
+            return Decoder(module=module, embeddings=children["embed_tokens"], layers=list(layers))
+        for inner in (children.get("encoder"), children.get("transformer")):
+            if "embeddings" in children and isinstance(layers := getattr(inner, "layer", None), nn.ModuleList):
+                return Encoder(module=module, embeddings=children["embeddings"], layers=list(layers))
+    raise ValueError(
+        "cache_frozen_layers needs an encoder with 'embeddings' and 'encoder.layer' (BERT, RoBERTa, ELECTRA, ...) or a "
+        f"decoder of the families {', '.join(DECODERS.values())}, and this model, {type(base).__name__}, is neither. "
+        "Leave the option out."
+    )
+
+
+def call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a module's forward is called with, by name."""
+    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | dict(kwargs)
+
+
+def _check_rotary(module: nn.Module) -> None:
+    rotary: Any = getattr(module.config, "rope_parameters", None) or {}
+    kinds = [rotary, *rotary.values()]
+    for kind in kinds:
+        if isinstance(kind, Mapping) and (name := kind.get("rope_type")) in BY_LENGTH:
+            raise ValueError(
+                f"cache_frozen_layers needs rotary positions that are the same in every batch; those of this model "
+                f"({name!r}) change with its longest row. Leave the option out."
+            )
+
+
+def _refuse_outputs(given: Mapping[str, Any], module: nn.Module) -> None:
+    config = getattr(module, "config", None)
+    for name in ("output_hidden_states", "output_attentions"):
+        asked = given.get(name)
+        if asked or (asked is None and getattr(config, name, False)):
+            raise ValueError(f"frozen layers that are cached have no {name.removeprefix('output_')}; leave {name} out.")
+
+
+def _in_words(inputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in sorted(inputs.items())) or "no tensor"
+
+
+def _tokens(inputs: Mapping[str, Tensor], own: Tensor) -> list[bytes]:
+    """Each row's own entries of all inputs but the mask."""
+    parts = [inputs[name].cpu() for name in sorted(inputs) if name != "attention_mask"]
+    return [row[real].numpy().tobytes() for row, real in zip(torch.stack(parts, -1), own.cpu(), strict=True)]
