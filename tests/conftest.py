@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import accelerate.utils.memory
 import datasets.arrow_dataset
+import jinja2
 import pytest
 import torch
 from datasets.fingerprint import generate_random_fingerprint
@@ -22,6 +24,8 @@ from models import lora, tiny_bert_classifier, tiny_llama, tiny_qwen3
 torch.set_num_threads(1)
 # A data set is pickled at its birth, to know it in a cache that nothing here uses: a tenth of a small training.
 datasets.arrow_dataset.generate_fingerprint = lambda dataset: generate_random_fingerprint()
+# PEFT's model card is written with every checkpoint, and its template compiled every time.
+jinja2.Template = functools.cache(jinja2.Template)
 
 
 def pytest_collection_finish() -> None:

@@ -64,6 +64,11 @@ class Registry(Mapping[str, T], Generic[T]):
         """Names that packages bring and nobody has looked up."""
         return tuple(name for name in self._entries() if name not in self._added)
 
+    def module_of(self, name: str) -> str | None:
+        """The module that a package brings a thing from; None of varlora's own, and of what a program registered."""
+        entry = None if name in self._own else self._entries().get(name)
+        return entry.module if entry is not None else None
+
     def __getitem__(self, name: str) -> T:
         if name in self._own:
             return self._own[name]

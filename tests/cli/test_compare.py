@@ -211,7 +211,7 @@ def test_other_versions_cells_are_offered_and_taken_when_named(
     call: Call, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("varlora.compare.plan", "varlora.compare.code_version"):
-        monkeypatch.setattr(f"{module}.code_version", lambda method: "0123456789")
+        monkeypatch.setattr(f"{module}.code_version", lambda method, task: "0123456789")
     file = written(tmp_path)
     made_by = [cell.code_version for cell in read_cells(undisturbed)]
     done = call("compare", file, "--output_dir", undisturbed, "--dry_run")

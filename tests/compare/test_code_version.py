@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,18 +122,30 @@ def test_imports_are_all_of_the_kind_that_is_followed() -> None:
         assert not re.search(r"^ *from \.|import \*", file.read_text(encoding="utf-8"), re.MULTILINE), file
 
 
-def test_a_method_of_another_package_counts_with_its_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "__init__.py").write_text("")
-    (tmp_path / "foreign" / "sizes.py").write_text("SIZE = 1\n")
-    (tmp_path / "foreign" / "method.py").write_text("from foreign.sizes import SIZE\n\n\nclass Lion:\n    pass\n")
+def test_methods_and_tasks_of_other_packages_count_with_what_they_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "sizes.py").write_text("SIZE = 1\n")
+    (folder / "method.py").write_text("from foreign.sizes import SIZE\n\n\nclass Lion:\n    pass\n")
+    (folder / "task.py").write_text("PROMPT = 'Which?'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    from foreign.method import Lion  # type: ignore[import-not-found]
-
-    monkeypatch.setattr(module, "METHODS", {"lion": Lion})
+    kind = importlib.import_module("foreign.method").Lion
+    monkeypatch.setattr(module, "METHODS", {"lion": kind})
+    monkeypatch.setattr(module, "TASKS", SimpleNamespace(module_of={"den": "foreign.task", "sst2": None}.get))
     monkeypatch.setattr(module, "ENTRIES", ())
-    before = code_version.__wrapped__("lion")
-    (tmp_path / "foreign" / "sizes.py").write_text("SIZE = 2\n")
-    assert code_version.__wrapped__("lion") != before
+    versions = code_version.__wrapped__
+    alone, before = versions("lion", "sst2"), versions("lion", "den")
+    assert alone != before
+    (folder / "task.py").write_text("PROMPT = 'Which one?'\n")
+    assert versions("lion", "den") != before
+    assert versions("lion", "sst2") == alone
+    (folder / "sizes.py").write_text("SIZE = 2\n")
+    assert versions("lion", "sst2") != alone
+    kind.__module__ = "builtins"  # as if defined in a notebook
+    with pytest.raises(ValueError, match="the source of builtins is in no file"):
+        versions("lion")
     for name in [name for name in sys.modules if name.partition(".")[0] == "foreign"]:
         monkeypatch.delitem(sys.modules, name)

@@ -124,6 +124,7 @@ def test_local_jobs_are_stopped_when_they_are_left_early(
     asked: Plan, executed: list[Cell], in_process: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancelled: list[str] = []
+    monkeypatch.setattr(executors, "SECONDS_TO_END", 0.1)
     monkeypatch.setattr(submitit.DebugJob, "done", lambda job: False)
     monkeypatch.setattr(submitit.DebugJob, "cancel", lambda job: cancelled.append(job.job_id))
     with pytest.raises(KeyboardInterrupt):

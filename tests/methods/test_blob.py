@@ -132,7 +132,7 @@ def test_plain_bayes_finds_the_posterior_of_linear_regression() -> None:
         kl_lr=0.01,
     )
     factors.follow(optimizer)
-    steps = 1500
+    steps = 900
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: max(0.0, 1 - t / steps) ** 2)
     for _ in range(steps):
         optimizer.zero_grad()

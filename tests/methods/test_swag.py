@@ -33,16 +33,17 @@ class SnapshotSGD(Snapshots, torch.optim.SGD):
 def test_the_covariance_of_sgd_on_a_quadratic_is_the_stationary_one() -> None:
     """For gradients H w + s ξ, w ← w − η (H w + s ξ) has covariance η² s² (I − (I − η H)²)⁻¹ once it has settled.
 
-    Along an eigenvector with curvature a this is η² s² / (1 − (1 − η a)²).
+    Along an eigenvector with curvature a this is η² s² / (1 − (1 − η a)²). An entry of the parameters is one of 20
+    independent descents.
     """
-    rate, noise, apart, count = 0.3, 0.7, 8, 3000
+    rate, noise, apart, count, descents = 0.3, 0.7, 8, 3000, 20
     hessian = torch.tensor([[2.0, 0.8], [0.8, 1.5]], dtype=torch.float64)
-    first, second = (torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
+    first, second = (torch.nn.Parameter(torch.zeros(descents, dtype=torch.float64)) for _ in range(2))
     optimizer = SnapshotSGD([first, second], lr=rate)
-    draws = torch.randn(count * apart, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(count // descents * apart, 2, descents, generator=generator, dtype=torch.float64)
     for step, xi in enumerate(noise * draws, start=1):
-        gradient = hessian @ torch.cat([first.detach(), second.detach()]) + xi
-        first.grad, second.grad = gradient[:1], gradient[1:]
+        first.grad, second.grad = hessian @ torch.stack([first.detach(), second.detach()]) + xi
         optimizer.step()
         if step % apart == 0:
             optimizer.take_snapshot()
@@ -57,13 +58,13 @@ def test_the_covariance_of_sgd_on_a_quadratic_is_the_stationary_one() -> None:
 
     # Standard error of a sample covariance, snapshots being all but independent: their correlation is .73⁸ = .08.
     error = ((torch.outer(expected.diagonal(), expected.diagonal()) + expected.square()) * 1.1 / count).sqrt()
-    deviations = torch.cat([q.deviations["w1"], q.deviations["w2"]], dim=1).double()
-    low_rank = 2 * deviations.T @ deviations
-    diagonal = 2 * torch.cat([q.diagonal["w1"], q.diagonal["w2"]]).double()
+    deviations = torch.stack([q.deviations["w1"], q.deviations["w2"]]).double()
+    low_rank = 2 * torch.einsum("isd, jsd -> ij", deviations, deviations) / descents
+    diagonal = 2 * torch.stack([q.diagonal["w1"], q.diagonal["w2"]]).double().mean(1)
     assert ((low_rank - expected).abs() < 4 * error).all()
     assert ((diagonal - expected.diagonal()).abs() < 4 * error.diagonal()).all()
     assert expected[0, 1].abs() > 10 * error[0, 1]  # so the sign and size of the covariance were tested, too
-    assert (torch.cat([q.mean["w1"], q.mean["w2"]]).abs() < 4 * (expected.diagonal() / count).sqrt()).all()
+    assert (torch.stack([q.mean["w1"], q.mean["w2"]]).mean(1).abs() < 4 * (expected.diagonal() / count).sqrt()).all()
 
 
 def test_the_moments_are_those_of_the_formulas() -> None:

@@ -109,7 +109,7 @@ def test_draws_have_the_dense_covariance(ranks: tuple[int | None, int | None]) -
     q = gaussian(ranks)
     sigma = covariance(q, "w")
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([q.sample(generator)["w"].flatten() for _ in range(8_000)])
+    draws = torch.vmap(lambda _: q.sample(generator)["w"].flatten(), randomness="different")(torch.zeros(8_000))
     centred = draws - q.mean["w"].flatten()
     error = centred.mT @ centred / len(draws) - sigma
     spread = (torch.outer(sigma.diagonal(), sigma.diagonal()) + sigma**2).sqrt() / len(draws) ** 0.5

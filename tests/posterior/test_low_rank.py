@@ -63,7 +63,7 @@ def test_it_is_a_posterior_with_the_marginal_variances_of_its_covariance(shared:
 def test_draws_have_the_dense_covariance_between_tensors_too(shared: bool) -> None:
     q, n = gaussian(shared=shared, dtype=torch.float64), 20_000
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([flat(q.sample(generator)) for _ in range(n)])
+    draws = torch.vmap(lambda _: flat(q.sample(generator)), randomness="different")(torch.zeros(n))
     expected = dense(q)
     # The standard error of a sample covariance of Gaussians: sqrt((S_ii S_jj + S_ij²) / n).
     error = ((torch.outer(expected.diagonal(), expected.diagonal()) + expected.square()) / n).sqrt()

@@ -257,7 +257,8 @@ def _show_versions(cells: Sequence[Cell], left: Sequence[Cell]) -> None:
     """Which cells are, or could be, those of another version of the code."""
     from varlora.compare.code_version import code_version
 
-    taken = Counter(cell.code_version for cell in cells if cell.code_version != code_version(cell.config.method))
+    own = {cell.folder: code_version(cell.config.method, cell.config.task) for cell in cells}
+    taken = Counter(cell.code_version for cell in cells if cell.code_version != own[cell.folder])
     for other, count in taken.items():
         logger.warning("%d cells were made by version %s of the code, not by this one", count, other)
     offered = Counter(other for cell in left if not cell.trained for other in cell.others())

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
+import importlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 from varlora.methods import METHODS
+from varlora.tasks import TASKS
 
 PACKAGE = Path(__file__).parent.parent
 ENTRIES = ("varlora.runs.run", "varlora.compare.variants")
@@ -27,20 +28,26 @@ LENGTH = 10
 
 
 @cache
-def code_version(method: str) -> str:
+def code_version(method: str, task: str | None = None) -> str:
     """The hash of the code behind the cells of a method, ten hexadecimal digits.
 
     Args:
-        method: its name. That of another package counts with what its module imports from that package.
+        method: its name.
+        task: the name of the task. A method and a task of another package count with what their modules import of it.
+
+    Raises:
+        ValueError: the method was registered by a program that has no file.
 
     Example:
         >>> len(code_version("ivon")), code_version("ivon") == code_version("adamw")
         (10, False)
     """
-    module = METHODS[method].__module__
-    if _is_in(module, "varlora"):
-        return _own_sources().hash_of(*ENTRIES, module)
-    return Sources({"varlora": PACKAGE, **_package_of(module)}).hash_of(*ENTRIES, module)
+    modules = [METHODS[method].__module__, *filter(None, [TASKS.module_of(task) if task is not None else None])]
+    foreign = [module for module in modules if not _is_in(module, "varlora")]
+    if not foreign:
+        return _own_sources().hash_of(*ENTRIES, *modules)
+    packages = {name: place for module in foreign for name, place in _package_of(module).items()}
+    return Sources({"varlora": PACKAGE, **packages}).hash_of(*ENTRIES, *modules)
 
 
 @cache
@@ -149,8 +156,12 @@ def _is_in(module: str, *packages: str) -> bool:
 def _package_of(module: str) -> dict[str, Path]:
     """A module's package, by its name: its folder, or the file of a module that is in none."""
     top = module.partition(".")[0]
-    spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"the source of {module} is not to be found, so that its cells could not be told apart.")
-    file = Path(spec.origin)
-    return {top: file.parent if file.name == "__init__.py" else file}
+    package = importlib.import_module(top)
+    folders = list(getattr(package, "__path__", []))
+    place = folders[0] if folders else getattr(package, "__file__", None)
+    if place is None:
+        raise ValueError(
+            f"the source of {module} is in no file, so that its cells could not be told apart. Put the method into a "
+            "file, or into a package that brings it by an entry point."
+        )
+    return {top: Path(place)}

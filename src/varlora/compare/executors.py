@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ JOBS = "jobs"
 FOREVER = 60 * 24 * 365
 """Minutes."""
 TIMES_REQUEUED = 1000
+SECONDS_TO_END = 10.0
+"""That jobs which are stopped have before they are left to themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,9 @@ def local_jobs(job: Job, count: int) -> Iterator[Running]:
         for one in submitted:
             if not one.done():
                 one.cancel()
+        deadline = time.monotonic() + SECONDS_TO_END
+        while any(not one.done() for one in submitted) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def submit_to_slurm(job: Job, count: int, options: Mapping[str, Any]) -> str:

@@ -197,7 +197,7 @@ class Plan:
                 method=method,
                 config=config,
                 output_dir=self.output_dir,
-                code_version=code_version(config.method),
+                code_version=code_version(config.method, config.task),
                 variants=self.methods[method].variants(),
                 generated=generated,
             )

@@ -89,7 +89,7 @@ def execute_cell(cell: Cell, *, progress: bool = False) -> None:
         ValueError: the cell does not fit, or it was planned with another version of the code.
     """
     if not cell.trained:
-        version = code_version(cell.config.method)
+        version = code_version(cell.config.method, cell.config.task)
         if cell.code_version != version:
             raise ValueError(
                 f"varlora's source is version {version} now, and this comparison began with {cell.code_version}; its "

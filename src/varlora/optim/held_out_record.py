@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class HeldOutRecord:
             "slope_mean_slope": slope * mean_slope,
             "loss": loss,
         }
-        means = {"weight": 1.0, **{name: value.mean().item() for name, value in new.items()}}
+        means = {"weight": 1.0, **dict(zip(new, torch.stack([*new.values()]).mean(1).tolist(), strict=True))}
         if not all(map(math.isfinite, means.values())):  # a model that has diverged says nothing about λ
             return self.without_rows()
         averaged = {name: DECAY * getattr(self, name) + (1 - DECAY) * value for name, value in means.items()}
