@@ -70,8 +70,8 @@ def settings_for(folder: Path, model: str, **options: Any) -> RunConfig:
         "lora_dropout": 0.0,
         "ess": 1e4,
         "hess_init": 0.05,
-        "learning_rate": 0.01,
-        "max_steps": 250,
+        "learning_rate": 0.02,
+        "max_steps": 150,
         **options,
     }
     return config(folder, model, **{name: value for name, value in given.items() if value != "unset"})
@@ -211,7 +211,9 @@ def test_a_chats_answer_is_compared_without_its_special_tokens(tmp_path: Path) -
     ] * 4
     file = write_rows(tmp_path / "chat.jsonl", rows)
     files = {"train_file": file, "validation_file": None, "validation_size": 1, "test_file": file}
-    settings = settings_for(tmp_path / "run", save_chat_model(tmp_path / "model"), **files, final_answer="text")
+    learned = {"learning_rate": 0.03, "max_steps": 40}
+    model = save_chat_model(tmp_path / "model")
+    settings = settings_for(tmp_path / "run", model, **files, **learned, final_answer="text")
     result = run(settings, progress=False)
     found = result.generations["test"]["mean"]
     assert found.references == ("dog", "hen") * 4
