@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varlora.held_out import BEGUN_AFTER, PAIRS, RETURNED_AFTER, HeldOut, Plan, withheld_rows
-from varlora.optim.ess_control import steered_ess
-from varlora.optim.held_out_record import HeldOutRecord
-from varlora.optim.held_out_rows import PREDICTED_DRAWS, moments, told_by
+from varlora.ivon.ess_control import steered_ess
+from varlora.ivon.held_out import BEGUN_AFTER, PAIRS, RETURNED_AFTER, HeldOut, Plan, withheld_rows
+from varlora.ivon.held_out_rows import PREDICTED_DRAWS, moments, told_by
+from varlora.posterior.held_out_record import HeldOutRecord
 
 MANY = 32
 """Pairs of draws whose average is the truth."""

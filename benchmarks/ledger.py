@@ -18,11 +18,11 @@ from typing import Any
 from varlora.compare import read_plan
 from varlora.compare.cells_file import read_cells
 from varlora.compare.gather import gather
+from varlora.io.nearest import nearest
+from varlora.io.yaml_files import parse_yaml
 from varlora.metrics import HEADLINE, metric_named
-from varlora.nearest import nearest
 from varlora.report.seeds import OverSeeds, over_seeds
 from varlora.report.study import Block, Study
-from varlora.yaml_files import parse_yaml
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"

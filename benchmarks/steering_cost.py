@@ -1,7 +1,8 @@
 """What share of a short training's time goes into asking the rows that steer λ.
 
 A small random Llama with LoRA on all linear layers, rows of 32 random tokens with labels, steps of 8 rows, 256 held-out
-rows; by evaluation batch. The budget counts rows (`varlora.held_out`); this looks at the clock. Median of the repeats.
+rows; by evaluation batch. The budget counts rows (`varlora.ivon.held_out`); this looks at the clock. Median of the
+repeats.
 
     python benchmarks/steering_cost.py                  # a table in Markdown
 """

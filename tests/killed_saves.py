@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from varlora import folders
-from varlora.checkpoint import CheckpointError, load_posterior, save_posterior
+from varlora.io import folders
 from varlora.posterior import DiagonalGaussian
+from varlora.posterior.folder import CheckpointError, load_posterior, save_posterior
 
 
 def posterior(value: float) -> DiagonalGaussian:

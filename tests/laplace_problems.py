@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varlora.readout import ClassHead
+from varlora.readout.readout import ClassHead
 
 CASES: Mapping[str, Mapping[str, Any]] = {
     case["kind"]: case

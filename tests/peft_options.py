@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from models import INITIAL_STD, tiny_bert_classifier, tiny_llama, tiny_qwen3, token_ids
 from varlora.adapters import applied, check_base, trained_tensors
-from varlora.checkpoint import load_posterior, save_posterior
-from varlora.noise import NoiseController
-from varlora.optim import IVON
+from varlora.ivon import IVON
+from varlora.ivon.noise import NoiseController
 from varlora.posterior import posterior_of
+from varlora.posterior.folder import load_posterior, save_posterior
 
 
 def tiny_moe() -> Qwen3MoeForCausalLM:

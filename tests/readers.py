@@ -20,15 +20,13 @@ from compare.plans import SMALL_PLAN, variant_of
 from models import lora, tiny_llama
 from varlora import NoiseController
 from varlora.adapters import adapter_config, trained_tensors
-from varlora.checkpoint import MANIFEST, load_posterior, write_posterior_files
 from varlora.compare.cell import make_cell
 from varlora.compare.cells_file import read_cells, write_cells
 from varlora.compare.details import curves_of
 from varlora.compare.plan_file import read_plan
 from varlora.compare.variant_files import FOLDER, facts_of, stored_as, usable_rows, variant_folder
-from varlora.generation import Generations
-from varlora.manifest import sha256, to_json
-from varlora.optim import IVON
+from varlora.ivon import IVON
+from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
 from varlora.posterior import (
     DiagonalGaussian,
     DropoutMasks,
@@ -39,13 +37,15 @@ from varlora.posterior import (
     Posterior,
     PosteriorMeta,
 )
+from varlora.posterior.folder import MANIFEST, load_posterior, write_posterior_files
 from varlora.posterior.kronecker import KroneckerFactors
-from varlora.prediction import Prediction
-from varlora.run_config import RunConfig
+from varlora.posterior.manifest import sha256, to_json
+from varlora.predict.generation import Generations
+from varlora.predict.prediction import Prediction
 from varlora.runs import CompletionScores, read_run, write_run
+from varlora.runs.config import RunConfig
 from varlora.tasks import Task, load_jsonl
 from varlora.tasks.jsonl import read_label_names
-from varlora.trainer_checkpoint import posterior_from_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ranks import RANKS, on_ranks
 from varlora import IVON, NoiseController, posterior_of
-from varlora.noise import CounterNoise, ReplayedNoise
+from varlora.ivon.noise import CounterNoise, ReplayedNoise
 
 OPTIONS = {"lr": 0.1, "ess": 200.0, "hess_init": 0.1, "betas": (0.9, 0.9), "weight_decay": 0.01}
 ADAM = {

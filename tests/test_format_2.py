@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from compare.plans import variant_of
-from varlora.checkpoint import CheckpointError, load_posterior, save_posterior
 from varlora.compare.variants import is_complete, load_variant, logit_temperature, pruned_fraction, read_tuned
-from varlora.manifest import MANIFEST, read_manifest, sha256, to_json, write_tuned
-from varlora.ops import prune, temper
 from varlora.posterior import DiagonalGaussian, PosteriorMeta, PredictionConfig
-from varlora.prediction_setup import apply_tuning, remove_tuning
+from varlora.posterior.folder import CheckpointError, load_posterior, save_posterior
+from varlora.posterior.manifest import MANIFEST, read_manifest, sha256, to_json, write_tuned
+from varlora.posterior.ops import prune, temper
+from varlora.predict.prediction_setup import apply_tuning, remove_tuning
 from varlora.runs import read_run, reset
 
 FORMER = Path(__file__).parent / "data" / "format_2"

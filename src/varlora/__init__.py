@@ -9,19 +9,17 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from varlora.lazy import lazily
+from varlora.registry.lazy import lazily
 
 if TYPE_CHECKING:
     from varlora import metrics
     from varlora.adapters import applied, load_into
-    from varlora.checkpoint import load_posterior, save_posterior
-    from varlora.checkpoint_files import last_whole_checkpoint
-    from varlora.generation import Generations, generate
-    from varlora.ivon_config import IVONConfig
-    from varlora.linearised import predict_linearised
-    from varlora.noise import NoiseController
-    from varlora.ops import common_prior, isotropic_prior, kl, merge, prune, snr, temper
-    from varlora.optim import IVON, set_prior_width
+    from varlora.ivon import IVON, set_prior_width
+    from varlora.ivon.config import IVONConfig
+    from varlora.ivon.noise import NoiseController
+    from varlora.ivon.trainer import VariationalTrainer, VariationalTrainerMixin
+    from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
+    from varlora.ivon.variational_callback import VariationalCallback
     from varlora.posterior import (
         DiagonalGaussian,
         DropoutMasks,
@@ -33,13 +31,15 @@ if TYPE_CHECKING:
         point_mass_of,
         posterior_of,
     )
-    from varlora.prediction import Prediction, predict
-    from varlora.prediction_setup import apply_tuning, remove_tuning
-    from varlora.readout import AnswerTokens, ClassHead
+    from varlora.posterior.folder import load_posterior, save_posterior
+    from varlora.posterior.ops import common_prior, isotropic_prior, kl, merge, prune, snr, temper
+    from varlora.predict.generation import Generations, generate
+    from varlora.predict.linearised import predict_linearised
+    from varlora.predict.prediction import Prediction, predict
+    from varlora.predict.prediction_setup import apply_tuning, remove_tuning
+    from varlora.readout.readout import AnswerTokens, ClassHead
     from varlora.tasks import answer_tokens
-    from varlora.trainer_checkpoint import posterior_from_checkpoint
-    from varlora.training import VariationalTrainer, VariationalTrainerMixin
-    from varlora.variational_callback import VariationalCallback
+    from varlora.training.checkpoint_files import last_whole_checkpoint
 
     __version__: str
 
@@ -89,14 +89,14 @@ __all__ = [
 
 _MODULES = {
     "adapters": ("applied", "load_into"),
-    "checkpoint": ("load_posterior", "save_posterior"),
-    "checkpoint_files": ("last_whole_checkpoint",),
-    "linearised": ("predict_linearised",),
-    "generation": ("Generations", "generate"),
-    "ivon_config": ("IVONConfig",),
-    "noise": ("NoiseController",),
-    "ops": ("common_prior", "isotropic_prior", "kl", "merge", "prune", "snr", "temper"),
-    "optim": ("IVON", "set_prior_width"),
+    "posterior.folder": ("load_posterior", "save_posterior"),
+    "training.checkpoint_files": ("last_whole_checkpoint",),
+    "predict.linearised": ("predict_linearised",),
+    "predict.generation": ("Generations", "generate"),
+    "ivon.config": ("IVONConfig",),
+    "ivon.noise": ("NoiseController",),
+    "posterior.ops": ("common_prior", "isotropic_prior", "kl", "merge", "prune", "snr", "temper"),
+    "ivon": ("IVON", "set_prior_width"),
     "posterior": (
         "DiagonalGaussian",
         "DropoutMasks",
@@ -108,13 +108,13 @@ _MODULES = {
         "point_mass_of",
         "posterior_of",
     ),
-    "prediction": ("Prediction", "predict"),
-    "prediction_setup": ("apply_tuning", "remove_tuning"),
-    "readout": ("AnswerTokens", "ClassHead"),
+    "predict.prediction": ("Prediction", "predict"),
+    "predict.prediction_setup": ("apply_tuning", "remove_tuning"),
+    "readout.readout": ("AnswerTokens", "ClassHead"),
     "tasks": ("answer_tokens",),
-    "trainer_checkpoint": ("posterior_from_checkpoint",),
-    "training": ("VariationalTrainer", "VariationalTrainerMixin"),
-    "variational_callback": ("VariationalCallback",),
+    "ivon.trainer_checkpoint": ("posterior_from_checkpoint",),
+    "ivon.trainer": ("VariationalTrainer", "VariationalTrainerMixin"),
+    "ivon.variational_callback": ("VariationalCallback",),
 }
 _find = lazily("varlora", {name: f"varlora.{home}" for home, names in _MODULES.items() for name in names})
 

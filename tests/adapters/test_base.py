@@ -19,8 +19,8 @@ from models import lora, tiny_bert_classifier, tiny_llama, token_ids
 from varlora import IVON, IVONConfig, VariationalCallback
 from varlora.adapters import base_fingerprint, check_base, fixed_tensors, trained_tensors
 from varlora.posterior import PointMass, point_mass_of
-from varlora.prediction import predict
-from varlora.readout import AnswerTokens
+from varlora.predict.prediction import predict
+from varlora.readout.readout import AnswerTokens
 
 BATCH = {"input_ids": token_ids(), "attention_mask": torch.ones(2, 6, dtype=torch.long), "labels": torch.tensor([0, 1])}
 READOUT = AnswerTokens(token_ids=(5, 6), answers=("a", "b"))

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli.workshop import Outcome, Workshop, reviews, write_rows
-from varlora.checkpoint import write_posterior_files
 from varlora.cli.finished import rows_of
+from varlora.posterior.folder import write_posterior_files
 from varlora.runs import RunConfig, read_run
 
 Call = Callable[..., Outcome]

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from cli.workshop import Outcome, Workshop, reviews, write_rows
-from varlora.folders import atomic_folder
-from varlora.manifest import write_tuned
-from varlora.ops import temper
+from varlora.io.folders import atomic_folder
 from varlora.posterior import PredictionConfig
+from varlora.posterior.manifest import write_tuned
+from varlora.posterior.ops import temper
 from varlora.runs import measure, predict_split, read_run, reload_setting
 from varlora.runs.folder import write_derived
 

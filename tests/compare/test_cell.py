@@ -13,13 +13,13 @@ import pytest
 
 from compare.plans import plan
 from small_runs import films, write_rows
-from varlora.checkpoint_files import begin_checkpoint, finish_checkpoint
 from varlora.compare import Cell
 from varlora.compare import cell as cell_module
 from varlora.compare.cell import identity_of, make_cell
 from varlora.compare.content import Generated
 from varlora.runs import RunConfig
 from varlora.runs.checkpoints import checkpoints_of
+from varlora.training.checkpoint_files import begin_checkpoint, finish_checkpoint
 
 OTHERS: dict[str, Any] = {
     "model_name_or_path": "other/model",

@@ -14,7 +14,7 @@ import pytest
 from compare.plans import plan
 from varlora.compare import Cell, cell_lock
 from varlora.compare.cell_lock import CellLock
-from varlora.stopping import stop_requests
+from varlora.training.stopping import stop_requests
 
 HOLDER = """
 import sys, time

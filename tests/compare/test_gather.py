@@ -27,8 +27,8 @@ from varlora.compare.plan_file import read_plan
 from varlora.compare.variants import load_variant, pruned_fraction
 from varlora.compare.worker import execute_cell
 from varlora.metrics import evaluate, mutual_information
-from varlora.ops import snr
 from varlora.posterior import PosteriorMeta
+from varlora.posterior.ops import snr
 from varlora.report.study import Block, FrontierPoint, Study
 from varlora.runs import read_run
 

@@ -14,7 +14,7 @@ from compare.plans import plan, variant_of, written
 from small_runs import films, write_rows
 from varlora.compare import read_plan
 from varlora.compare.plan_file import KNOWN
-from varlora.run_config import SETTINGS, RunConfig
+from varlora.runs.config import SETTINGS, RunConfig
 
 
 def test_a_plan_is_read_as_it_is_written(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ from varlora.metrics import (
     standard_errors_for,
 )
 from varlora.metrics.scoring import log_losses
-from varlora.ops import prune, temper
-from varlora.prediction import Prediction
-from varlora.prediction_setup import choose_config
+from varlora.posterior.ops import prune, temper
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import choose_config
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
 from varlora.runs.tune import tune
 

@@ -14,10 +14,10 @@ from compare.plans import variant_of
 from small_runs import finish_herds
 from tiny_runs import save_encoder
 from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, pruned_fraction, read_tuned
-from varlora.ops import prune, temper
 from varlora.posterior import Posterior
-from varlora.prediction import Prediction
-from varlora.prediction_setup import choose_config
+from varlora.posterior.ops import prune, temper
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import choose_config
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, tune
 
 UPPER = r".*layer\.1\..*(query|value)"

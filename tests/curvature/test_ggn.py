@@ -21,7 +21,7 @@ from varlora.curvature import Curvature, curvature_bytes, curvature_of, ggn
 from varlora.curvature.layers import jacobian_bytes, linear_tensors, recorded
 from varlora.posterior import PosteriorMeta
 from varlora.posterior.kronecker import KroneckerFactors
-from varlora.readout import AnswerTokens, ClassHead, Readout
+from varlora.readout.readout import AnswerTokens, ClassHead, Readout
 
 ANSWERS = AnswerTokens(token_ids=(3, 7, 9), answers=("A", "B", "C"))
 CLASSES = ClassHead(classes=("a", "b", "c"))

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from integrations.harness import PAIRS, SAMPLES, Harness, asks, log_likelihood, restored, token_log_probs
 from varlora.adapters import applied
-from varlora.checkpoint import load_posterior, save_posterior
-from varlora.draws import weight_draws
 from varlora.posterior import Mixture, PointMass, PredictionConfig
-from varlora.prediction import Prediction
-from varlora.prediction_setup import choose_config
+from varlora.posterior.draws import weight_draws
+from varlora.posterior.folder import load_posterior, save_posterior
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import choose_config
 from varlora.runs import predict_split
 from varlora.tasks.prompts import LETTERS
 

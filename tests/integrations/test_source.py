@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from small_runs import config, films, save_model, write_rows
-from varlora.checkpoint import load_posterior, save_posterior
 from varlora.integrations.source import read_source
 from varlora.posterior import PointMass, PosteriorMeta, PredictionConfig
-from varlora.prediction_setup import SAMPLES
-from varlora.readout import ClassHead
+from varlora.posterior.folder import load_posterior, save_posterior
+from varlora.predict.prediction_setup import SAMPLES
+from varlora.readout.readout import ClassHead
 from varlora.runs import run
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from small_runs import config, save_model, write_rows
-from varlora.adapter_trainer import smoothed
 from varlora.methods import METHODS
 from varlora.methods.adamw import AdamW
 from varlora.runs import load_setting, train
+from varlora.training.adapter_trainer import smoothed
 
 
 def test_smoothed_labels_give_the_cross_entropy_with_the_smoothed_distribution() -> None:

@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from varlora.ivon.noise import CounterNoise, Draw
 from varlora.methods.blob import LARGEST_PRECISION, Blob, flipout
-from varlora.noise import CounterNoise, Draw
-from varlora.optim.mean_field import MeanFieldAdamW
+from varlora.methods.mean_field_optimizer import MeanFieldAdamW
+from varlora.methods.random_factors import Factor, RandomFactors
 from varlora.posterior import PointMass
-from varlora.random_factors import Factor, RandomFactors
 
 RANK, INPUTS, DRAWS = 3, 5, 4000
 

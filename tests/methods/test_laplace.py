@@ -16,16 +16,16 @@ from torch import Tensor
 
 from laplace_problems import READOUT, batches, network, unseen_batch
 from small_runs import LEARNED, config, save_model
-from varlora import linearised
-from varlora.checkpoint import load_posterior, save_posterior
 from varlora.curvature import Curvature, curvature_of, log_marginal_likelihood
 from varlora.curvature.layers import linear_tensors
-from varlora.linearised import predict_linearised
 from varlora.methods import AdamW, Laplace
 from varlora.methods import laplace as module
 from varlora.methods.laplace import GRID, validation_nll
 from varlora.posterior import DiagonalGaussian, KroneckerGaussian, Posterior, PosteriorMeta, PredictionConfig
-from varlora.prediction import Prediction
+from varlora.posterior.folder import load_posterior, save_posterior
+from varlora.predict import linearised
+from varlora.predict.linearised import predict_linearised
+from varlora.predict.prediction import Prediction
 from varlora.runs import Setting, load_setting, predict_split, train
 
 OPTIONS = LEARNED["laplace"]

@@ -16,13 +16,13 @@ from transformers import TrainerCallback
 
 from small_runs import config, save_model
 from varlora.adapters import trained_tensors
-from varlora.completions import predict_completions
 from varlora.methods import AdamW
 from varlora.methods.mc_dropout import McDropout
-from varlora.ops import prune
 from varlora.posterior import DropoutMasks, NotAWeightSampleError, PredictionConfig
-from varlora.prediction import Prediction, predict
-from varlora.readout import ClassHead
+from varlora.posterior.ops import prune
+from varlora.predict.completions import predict_completions
+from varlora.predict.prediction import Prediction, predict
+from varlora.readout.readout import ClassHead
 from varlora.runs import Setting, load_setting, predict_split, train
 
 RATE = 0.3

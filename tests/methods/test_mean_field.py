@@ -19,11 +19,11 @@ from small_runs import StopAfter, Stopped
 from varlora.adapters import trained_tensors
 from varlora.methods.blob import Blob
 from varlora.methods.mean_field import MeanField
+from varlora.methods.mean_field_optimizer import MeanFieldAdamW
 from varlora.methods.method import Fit, Job
+from varlora.methods.random_factors import release
 from varlora.methods.scalabl import Scalabl
-from varlora.optim.mean_field import MeanFieldAdamW
 from varlora.posterior import DiagonalGaussian, LowRankGaussian, Posterior
-from varlora.random_factors import release
 
 # Constants with which a few steps change the standard deviations a good deal.
 METHODS: dict[str, MeanField] = {

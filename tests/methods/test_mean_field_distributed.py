@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from models import lora, tiny_llama, token_ids
 from ranks import RANKS, on_ranks
+from varlora.ivon.noise import Draw
 from varlora.methods.blob import Blob
 from varlora.methods.mean_field import MeanField
+from varlora.methods.mean_field_optimizer import MeanFieldAdamW
+from varlora.methods.random_factors import RandomFactors
 from varlora.methods.scalabl import Scalabl
-from varlora.noise import Draw
-from varlora.optim.mean_field import MeanFieldAdamW
-from varlora.random_factors import RandomFactors
 
 STEPS = 3
 METHODS: dict[str, MeanField] = {"blob": Blob(initial_std_bound=0.5), "scalabl": Scalabl(initial_std_bound=0.5)}

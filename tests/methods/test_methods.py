@@ -25,10 +25,8 @@ from small_runs import (
     write_rows,
 )
 from tiny_runs import save_encoder
-from varlora.checkpoint import load_posterior, save_posterior
-from varlora.ivon_config import IVONConfig
+from varlora.ivon.config import IVONConfig
 from varlora.methods import METHODS, AdamW, Ivon, Method, Temperature, checked_options, options_of, with_temperatures
-from varlora.ops import prune, temper
 from varlora.posterior import (
     DiagonalGaussian,
     DropoutMasks,
@@ -42,8 +40,10 @@ from varlora.posterior import (
     Posterior,
     PredictionConfig,
 )
-from varlora.prediction import Prediction, predict
-from varlora.prediction_setup import modes_of
+from varlora.posterior.folder import load_posterior, save_posterior
+from varlora.posterior.ops import prune, temper
+from varlora.predict.prediction import Prediction, predict
+from varlora.predict.prediction_setup import modes_of
 from varlora.runs import Setting, load_setting, method_of, predict_split, train
 
 KIND: Mapping[str, type] = {

@@ -7,10 +7,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from models import lora, tiny_llama, token_ids
+from varlora.ivon.noise import CounterNoise, Draw
+from varlora.methods.random_factors import Factor
 from varlora.methods.scalabl import Scalabl, along_rows, directions, orthogonalise
-from varlora.noise import CounterNoise, Draw
 from varlora.posterior import PointMass
-from varlora.random_factors import Factor
 
 KEY, OTHER = "m.lora_A.weight", "m.lora_B.weight"
 

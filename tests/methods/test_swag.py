@@ -18,8 +18,8 @@ from transformers import TrainerCallback
 from small_runs import KeepKilled, config, save_model
 from varlora.adapters import applied, fixed_tensors, trained_tensors
 from varlora.methods.method import Fit, Job
+from varlora.methods.snapshots import Snapshots
 from varlora.methods.swag import Swag, annealed, snapshot_steps, swag_gaussian
-from varlora.optim.snapshots import Snapshots
 from varlora.posterior.low_rank import LowRankGaussian
 from varlora.runs import Setting, load_setting, train
 

@@ -18,8 +18,8 @@ from varlora.metrics import (
     register_metric,
     shown_metrics,
 )
-from varlora.run_config import RunConfig
 from varlora.runs import run
+from varlora.runs.config import RunConfig
 
 
 def probability(rows: ClassRows) -> torch.Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from varlora.checkpoint import load_posterior, save_posterior
-from varlora.draws import weight_draws
 from varlora.posterior import DropoutMasks, NotAWeightSampleError, PosteriorMeta
+from varlora.posterior.draws import weight_draws
+from varlora.posterior.folder import load_posterior, save_posterior
 
 
 def masks(rate: float = 0.1) -> DropoutMasks:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from varlora.checkpoint import load_posterior, save_posterior
 from varlora.posterior import (
     DiagonalGaussian,
     DropoutMasks,
@@ -20,6 +19,7 @@ from varlora.posterior import (
     Posterior,
     PosteriorMeta,
 )
+from varlora.posterior.folder import load_posterior, save_posterior
 
 SHAPES = {"a.lora_A.weight": (2, 3), "b": (2,)}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from varlora.optim.held_out_record import HeldOutRecord
+from varlora.posterior.held_out_record import HeldOutRecord
 from varlora.posterior.meta import PosteriorMeta
 from varlora.posterior.record import held_out_diagnostics, remaining_temperatures
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from varlora.ivon.ess_control import BOUNDS
 from varlora.metrics import cross_fitted
 from varlora.metrics.selection import FEWEST_ROWS
-from varlora.optim.ess_control import BOUNDS
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, PosteriorMeta, PredictionConfig
 from varlora.report.health import Paired, ValidationLogProbs, health_of, verdict_of
 from varlora.report.health_text import remarks

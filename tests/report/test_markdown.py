@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from varlora.io.visible import visible
 from varlora.report import model_card
 from varlora.report.latex import escape_latex
 from varlora.report.markdown import escape_markdown, inline_code
-from varlora.visible import visible
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
 NAMES = (

@@ -15,10 +15,10 @@ from models import tiny_llama
 from small_runs import config, save_model, write_rows
 from tiny_runs import save_chat_model
 from tiny_tokenizers import byte_bpe, word_level
-from varlora.generation import Generations, generate
-from varlora.ops import temper
 from varlora.posterior import PointMass, PredictionConfig
-from varlora.prediction_setup import choose_config
+from varlora.posterior.ops import temper
+from varlora.predict.generation import Generations, generate
+from varlora.predict.prediction_setup import choose_config
 from varlora.runs import (
     CompletionScores,
     RunConfig,

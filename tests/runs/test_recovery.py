@@ -18,11 +18,11 @@ import torch
 from transformers import TrainerCallback
 
 from small_runs import config, films, save_model, write_rows
-from varlora.checkpoint_files import CHECKPOINT_FILES, last_whole_checkpoint
 from varlora.runs import AlreadyFinishedError, RunConfig, load_setting, method_of, run, train
 from varlora.runs.checkpoints import FINGERPRINT, Fingerprint, checkpoints_of, read_fingerprint, remove_checkpoints
 from varlora.runs.run import Trained
-from varlora.stopping import Stopped, ask_to_stop
+from varlora.training.checkpoint_files import CHECKPOINT_FILES, last_whole_checkpoint
+from varlora.training.stopping import Stopped, ask_to_stop
 
 
 class Killed(BaseException):

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from small_runs import config, save_model, write_rows
 from tiny_runs import save_chat_model, save_encoder, uneven_films
 from varlora.posterior import PredictionConfig
-from varlora.prediction import Prediction
-from varlora.prediction_setup import choose_config
-from varlora.readout import readout_from_dict
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import choose_config
+from varlora.readout.readout import readout_from_dict
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
 
 

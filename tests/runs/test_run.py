@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import Trainer
 
 from small_runs import StopAfter, Stopped, config, films, save_model, write_rows
+from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
 from varlora.methods import Ivon
 from varlora.methods.method import Job
 from varlora.posterior import DiagonalGaussian, Posterior
-from varlora.prediction import Prediction
+from varlora.predict.prediction import Prediction
 from varlora.runs import (
     CompletionScores,
     RunConfig,
@@ -32,7 +33,6 @@ from varlora.runs import (
 )
 from varlora.runs import run as run_function
 from varlora.runs.checkpoints import checkpoints_of
-from varlora.trainer_checkpoint import posterior_from_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch
 
 from varlora.metrics import CannotGuaranteeError, evaluate
 from varlora.posterior import PointMass, PosteriorMeta, PredictionConfig
-from varlora.prediction import Prediction
-from varlora.run_config import RunConfig
+from varlora.predict.prediction import Prediction
+from varlora.runs.config import RunConfig
 from varlora.runs.folder import RunFolder
 from varlora.runs.selective import Wanted, also_used_for, select
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, LlamaConfig
 from small_runs import config as settings
 from small_runs import films, save_model, write_rows
 from tiny_runs import save_encoder
-from varlora.readout import AnswerTokens, ClassHead
+from varlora.readout.readout import AnswerTokens, ClassHead
 from varlora.runs import RunConfig, Setting, load_setting
 
 Make = Callable[..., RunConfig]

@@ -13,13 +13,13 @@ import torch
 from small_runs import films, finish_herds, herds, write_rows
 from tiny_runs import save_chat_model
 from varlora import remove_tuning, temper
-from varlora.folders import atomic_folder
+from varlora.io.folders import atomic_folder
 from varlora.metrics import cross_fitted, likeliest_temperature
 from varlora.metrics.temperature import PRIOR_SD
-from varlora.ops import prune
 from varlora.posterior import PredictionConfig
-from varlora.prediction import Prediction
-from varlora.prediction_setup import choose_config
+from varlora.posterior.ops import prune
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import choose_config
 from varlora.runs import RunFolder, Tuning, predict_split, read_run, reload_setting, reset, tune
 from varlora.runs.folder import write_derived
 from varlora.runs.tuning import losses

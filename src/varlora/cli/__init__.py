@@ -11,8 +11,8 @@ import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
 
-from varlora.nearest import nearest
-from varlora.stopping import Stopped, sigterm_raises
+from varlora.io.nearest import nearest
+from varlora.training.stopping import Stopped, sigterm_raises
 
 COMMANDS: Mapping[str, str] = {
     "demo": "train with AdamW and IVON on an embedded task, and compare; a few minutes on a laptop",

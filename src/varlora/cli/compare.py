@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from varlora.cli.console import err, out
-from varlora.stopping import reworded
+from varlora.training.stopping import reworded
 
 if TYPE_CHECKING:
     from varlora.compare import Cell, Plan

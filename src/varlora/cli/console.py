@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from varlora.visible import visible
+from varlora.io.visible import visible
 
 out = Console()
 err = Console(stderr=True)

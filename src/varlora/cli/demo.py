@@ -49,6 +49,6 @@ def _prepare_folder(folder: Path, *, overwrite: bool) -> None:
 
 
 def _is_demo(folder: Path) -> bool:
-    from varlora.yaml_files import load_yaml
+    from varlora.io.yaml_files import load_yaml
 
     return (folder / PLAN).is_file() and load_yaml(folder / PLAN).get("name") == NAME

@@ -13,11 +13,11 @@ from varlora.cli.console import out
 from varlora.cli.finished import check_new_file, load_finished, read_finished, rows_of
 from varlora.cli.selective import chosen, report_of, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
-from varlora.folders import atomic_file
-from varlora.generation import Generations
+from varlora.io.folders import atomic_file
 from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, evaluate_with_intervals
-from varlora.prediction import Prediction
-from varlora.prediction_setup import apply_config, configs_by_mode
+from varlora.predict.generation import Generations
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import apply_config, configs_by_mode
 from varlora.runs import Setting, finite, generate_split, measure, predict_split
 from varlora.runs.folder import CompletionScores
 from varlora.runs.measure import IN_SCOPE

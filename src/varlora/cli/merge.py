@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from varlora import ops
 from varlora.cli.operation import check_output, read_posterior, write
-from varlora.posterior import DiagonalGaussian, PointMass
+from varlora.posterior import DiagonalGaussian, PointMass, ops
 
 
 def execute(arguments: Namespace) -> None:

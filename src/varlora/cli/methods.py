@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from varlora.cli.console import grid, out
 from varlora.methods import METHODS, Costs, MethodOptions, options_of, summary_of
-from varlora.option_fields import allowed, types_of
+from varlora.registry.option_fields import allowed, types_of
 
 
 def execute(arguments: Namespace) -> None:

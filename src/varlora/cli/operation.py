@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from varlora.checkpoint import MANIFEST, load_posterior
 from varlora.cli.console import out
-from varlora.folders import atomic_folder, check_target
+from varlora.io.folders import atomic_folder, check_target
+from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
 from varlora.posterior import Posterior
+from varlora.posterior.folder import MANIFEST, load_posterior
 from varlora.runs import is_run, write_derived
-from varlora.trainer_checkpoint import posterior_from_checkpoint
 
 
 def read_posterior(folder: str) -> Posterior:

@@ -12,9 +12,9 @@ from rich.text import Text
 from rich_argparse import RawDescriptionRichHelpFormatter, RichHelpFormatter
 
 from varlora.cli.console import print_error
-from varlora.nearest import nearest
-from varlora.option_fields import types_of
-from varlora.yaml_files import read_yaml
+from varlora.io.nearest import nearest
+from varlora.io.yaml_files import read_yaml
+from varlora.registry.option_fields import types_of
 
 
 class HelpFormatter(RawDescriptionRichHelpFormatter):
@@ -37,7 +37,7 @@ class HelpFormatter(RawDescriptionRichHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose options are a dataclass's fields (`varlora.option_fields.option`).
+    """A parser whose options are a dataclass's fields (`varlora.registry.option_fields.option`).
 
     `--lora_r` and `--lora-r` both exist; help shows the one that the YAML file and the run folder use, too.
     """

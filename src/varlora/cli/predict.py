@@ -17,11 +17,11 @@ from rich.markup import escape
 from varlora.cli.console import out
 from varlora.cli.finished import check_new_file, load_finished, read_finished, rows_of
 from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
-from varlora.folders import atomic_file
-from varlora.generation import Generations
+from varlora.io.folders import atomic_file
 from varlora.metrics import mutual_information, predictive_entropy
-from varlora.prediction import Prediction
-from varlora.prediction_setup import explain_point
+from varlora.predict.generation import Generations
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import explain_point
 from varlora.runs import generate_split, predict_split
 from varlora.runs.folder import finite
 from varlora.runs.selective import Calibration, Selection

@@ -49,7 +49,7 @@ def execute(arguments: Namespace) -> None:
 
 
 def _write(text: str, target: Path | None, *, overwrite: bool) -> None:
-    from varlora.folders import atomic_file
+    from varlora.io.folders import atomic_file
 
     if target is None:
         out.print(text, end="", markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from varlora.cli.console import out
-from varlora.nearest import nearest
+from varlora.io.nearest import nearest
 from varlora.tasks import (
     PROMPT_STYLES,
     TASKS,

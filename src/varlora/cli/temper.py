@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from varlora import ops
 from varlora.cli.operation import check_output, read_posterior, write
-from varlora.posterior import PointMass
+from varlora.posterior import PointMass, ops
 
 
 def execute(arguments: Namespace) -> None:

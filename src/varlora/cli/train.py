@@ -7,8 +7,8 @@ from argparse import Namespace
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.run_config import RunConfig, setting_names
-from varlora.stopping import Stopped, reworded
+from varlora.runs.config import RunConfig, setting_names
+from varlora.training.stopping import Stopped, reworded
 
 MODES = {
     "mean": "mean: one set of weights, the posterior's mean (an ensemble's first member)",
@@ -34,7 +34,7 @@ def execute(arguments: Namespace) -> None:
 
     from varlora.cli.health import show_health
     from varlora.cli.tables import metrics_tables, temperatures_of
-    from varlora.prediction_setup import modes_of
+    from varlora.predict.prediction_setup import modes_of
     from varlora.runs import AlreadyFinishedError, run
 
     try:

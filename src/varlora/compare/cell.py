@@ -12,11 +12,11 @@ from typing import Any, Literal, TypedDict
 from varlora.compare.content import Generated, contents_of, path_settings, to_hash
 from varlora.compare.variant import Variant
 from varlora.compare.variants import is_complete
-from varlora.folders import interrupted
+from varlora.io.folders import interrupted
+from varlora.io.yaml_files import load_yaml
 from varlora.runs import RunConfig, is_run
 from varlora.runs.checkpoints import checkpoints_of, remove_left_over, unfinished
 from varlora.runs.folder import CONFIG, METRICS
-from varlora.yaml_files import load_yaml
 
 State = Literal["done", "partial", "unfinished", "failed", "missing"]
 GENERATED = "generated"

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from varlora.compare.cell import Cell
-from varlora.stopping import ask_to_stop
+from varlora.training.stopping import ask_to_stop
 
 logger = logging.getLogger(__name__)
 

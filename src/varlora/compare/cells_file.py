@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from varlora.compare.cell import Cell, CellFile
-from varlora.files import read_json
-from varlora.folders import atomic_file
+from varlora.io.files import read_json
+from varlora.io.folders import atomic_file
 
 CELLS = "cells.json"
 

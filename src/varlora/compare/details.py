@@ -8,14 +8,14 @@ from typing import TypedDict
 
 import torch
 
-from varlora.checkpoint import MANIFEST
 from varlora.compare.plan import Curve, MethodPlan
 from varlora.compare.variants import Variant, has_all, load_variant, pruned_fraction
-from varlora.files import read_json_lines
+from varlora.io.files import read_json_lines
 from varlora.metrics import evaluate, mean_log_probs, mutual_information
-from varlora.ops import snr
 from varlora.posterior import Mixture
-from varlora.prediction_setup import remove_tuning
+from varlora.posterior.folder import MANIFEST
+from varlora.posterior.ops import snr
+from varlora.predict.prediction_setup import remove_tuning
 from varlora.report.health_text import remarks
 from varlora.report.results import Comparison
 from varlora.report.scales import scales_of

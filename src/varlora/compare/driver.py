@@ -21,7 +21,7 @@ from varlora.compare.gather import gather
 from varlora.compare.plan import Plan
 from varlora.compare.timer import Timer
 from varlora.compare.worker import Outcome, ended_elsewhere
-from varlora.folders import atomic_file, check_can_be_folder
+from varlora.io.folders import atomic_file, check_can_be_folder
 from varlora.report.study import Study
 from varlora.report.study_page import write_study
 from varlora.report.study_text import study_markdown

@@ -21,7 +21,7 @@ from pathlib import Path
 from varlora.compare.cell import Cell
 from varlora.compare.cells_file import read_cells
 from varlora.compare.worker import execute_cell
-from varlora.stopping import Stopped, ask_to_stop
+from varlora.training.stopping import Stopped, ask_to_stop
 
 ORPHANED = 129
 SECONDS_TO_SAVE = 10.0

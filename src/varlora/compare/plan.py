@@ -13,7 +13,7 @@ from varlora.compare.cell import GENERATED, Cell, make_cell
 from varlora.compare.code_version import code_version
 from varlora.compare.content import Generated, local_model
 from varlora.compare.variant import Variant
-from varlora.nearest import nearest
+from varlora.io.nearest import nearest
 from varlora.runs import RunConfig, method_of
 from varlora.runs.data import task_folder
 from varlora.tasks import TASKS

@@ -11,11 +11,11 @@ from typing import Any, NoReturn, get_args
 from varlora.compare.content import Generated
 from varlora.compare.plan import CELL, Curve, MethodPlan, Over, Override, Plan
 from varlora.compare.variant import Variant
-from varlora.folders import check_can_be_folder
+from varlora.io.folders import check_can_be_folder
+from varlora.io.nearest import nearest
+from varlora.io.yaml_files import load_yaml
 from varlora.methods import METHODS
-from varlora.nearest import nearest
-from varlora.run_config import setting_names
-from varlora.yaml_files import load_yaml
+from varlora.runs.config import setting_names
 
 NOTES = ("note", "source")
 KNOWN = (

@@ -12,9 +12,9 @@ from varlora.compare.cell import Cell
 from varlora.compare.gather import gather
 from varlora.compare.plan import MethodPlan, Plan
 from varlora.compare.variant import Variant
-from varlora.nearest import nearest
+from varlora.io.nearest import nearest
 from varlora.posterior import PredictionConfig
-from varlora.prediction_setup import modes_of, remove_tuning
+from varlora.predict.prediction_setup import modes_of, remove_tuning
 from varlora.report.study import Study
 from varlora.runs import RunConfig, RunFolder, read_run
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from varlora.compare.cell import Cell
-from varlora.files import read_json
+from varlora.io.files import read_json
 from varlora.runs.folder import FACTS, Facts
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from typing_extensions import Self
 
-from varlora.nearest import nearest
+from varlora.io.nearest import nearest
 from varlora.posterior import PredictionConfig
 
 Choice = Literal["prune", "logit_temperature", "tune"]

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from varlora.compare.variant import Variant
-from varlora.draws import number_of_draws
-from varlora.files import read_json
+from varlora.io.files import read_json
 from varlora.metrics import fit_temperature
 from varlora.posterior import Mixture, PointMass, PredictionConfig, linearisable
+from varlora.posterior.draws import number_of_draws
 from varlora.posterior.prediction_config import upgrade_tuned
-from varlora.prediction import Prediction
-from varlora.prediction_setup import apply_config, modes_of, remove_tuning
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import apply_config, modes_of, remove_tuning
 from varlora.runs import RunFolder, read_run
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -38,11 +38,11 @@ from varlora.compare.variant_files import (
     usable_rows,
     variant_folder,
 )
-from varlora.folders import atomic_file, atomic_folder, interrupted
+from varlora.io.folders import atomic_file, atomic_folder, interrupted
 from varlora.metrics import largest_free, mean_log_probs, paired_error
 from varlora.metrics.scoring import log_losses
 from varlora.posterior import PredictionConfig
-from varlora.prediction import Prediction
+from varlora.predict.prediction import Prediction
 from varlora.runs import RunConfig, RunFolder, finite, is_run, load_task, predict_split, read_run, reload_setting
 from varlora.runs.setting import Setting
 from varlora.runs.tune import tuning_of

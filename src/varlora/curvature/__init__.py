@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from varlora.lazy import lazily
+from varlora.registry.lazy import lazily
 
 if TYPE_CHECKING:
     from varlora.curvature.evidence import NoBestPriorError, best_prior_precision, log_marginal_likelihood

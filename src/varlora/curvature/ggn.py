@@ -32,10 +32,10 @@ from transformers.utils import logging as progress_bars
 from varlora.curvature.gram import Gram, SketchedGram, accumulating, sketch_width
 from varlora.curvature.kinds import Fisher, Structure
 from varlora.curvature.layers import LinearTensor, OutputGradient, example_gradients, linear_tensors, recorded
-from varlora.draws import on_device_of
 from varlora.posterior import DiagonalGaussian, PosteriorMeta
+from varlora.posterior.draws import on_device_of
 from varlora.posterior.kronecker import KroneckerFactors, KroneckerGaussian
-from varlora.readout import Readout
+from varlora.readout.readout import Readout
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def curvature_of(
 
     Example:
         >>> from types import SimpleNamespace
-        >>> from varlora.readout import ClassHead
+        >>> from varlora.readout.readout import ClassHead
         >>> class Classifier(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

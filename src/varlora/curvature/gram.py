@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from varlora.answer_logits import widened
+from varlora.readout.answer_logits import widened
 
 
 @dataclass(kw_only=True, eq=False)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from varlora.adapters import fixed_tensors, trained_tensors
-from varlora.answer_logits import widened
-from varlora.modes import evaluation_mode
-from varlora.readout import Readout
+from varlora.adapters.modes import evaluation_mode
+from varlora.readout.answer_logits import widened
+from varlora.readout.readout import Readout
 
 JACOBIAN_BYTES = 2**30
 """How much of a batch's Jacobian is held at a time, unless a single tensor needs more."""

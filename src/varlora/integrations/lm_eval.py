@@ -18,12 +18,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from varlora.adapters import applied, check_base
-from varlora.draws import number_of_draws, over_draws
+from varlora.adapters.modes import evaluation_mode
 from varlora.integrations.averages import average_choices, average_completions
 from varlora.integrations.source import read_source
-from varlora.modes import evaluation_mode
-from varlora.nearest import nearest
-from varlora.prediction_setup import apply_config, choose_config
+from varlora.io.nearest import nearest
+from varlora.posterior.draws import number_of_draws, over_draws
+from varlora.predict.prediction_setup import apply_config, choose_config
 
 try:
     from lm_eval.api.model import CacheHook

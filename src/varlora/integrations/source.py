@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varlora.checkpoint import CheckpointError, load_posterior
 from varlora.posterior import Posterior
-from varlora.prediction_setup import SAMPLES, remove_tuning
-from varlora.readout import ClassHead
+from varlora.posterior.folder import CheckpointError, load_posterior
+from varlora.predict.prediction_setup import SAMPLES, remove_tuning
+from varlora.readout.readout import ClassHead
 from varlora.runs import is_run, read_run
 
 logger = logging.getLogger(__name__)

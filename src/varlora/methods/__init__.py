@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from varlora.lazy import lazily
 from varlora.methods.known import (
     METHODS,
     OWN_OPTIONS,
@@ -20,7 +19,8 @@ from varlora.methods.known import (
     summary_of,
 )
 from varlora.methods.options import Costs, MethodOptions
-from varlora.option_fields import option
+from varlora.registry.lazy import lazily
+from varlora.registry.option_fields import option
 
 if TYPE_CHECKING:
     from varlora.methods.adamw import AdamW

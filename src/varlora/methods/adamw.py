@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from varlora.adapter_trainer import AdapterTrainer
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import AdamWOptions
 from varlora.posterior import point_mass_of
+from varlora.training.adapter_trainer import AdapterTrainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ r_n (in), s_n (r), so that example n sees the weights M + E ∘ s_n r_nᵀ:
     h = M x + ((x ∘ r_n) Eᵀ) ∘ s_n
 
 The signs belong to an example: all its tokens see the same weights. Where the input of a layer has no dimension of
-examples (rows of tokens, as an expert's), all rows see the same weights. Losses and KL: `varlora.optim.mean_field`.
+examples (rows of tokens, as an expert's), all rows see the same weights. Losses and KL:
+`varlora.methods.mean_field_optimizer`.
 
 Source: Wang et al. 2024, arXiv 2406.11675; Flipout: Wen et al. 2018, arXiv 1803.04386.
 """
@@ -24,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from varlora.ivon.noise import Draw
 from varlora.methods.mean_field import MeanField
 from varlora.methods.options import BlobOptions
-from varlora.noise import Draw
+from varlora.methods.random_factors import Factor, RandomFactors
 from varlora.posterior import DiagonalGaussian, PointMass
-from varlora.random_factors import Factor, RandomFactors
 
 LARGEST_PRECISION = 1e30
 """Of an entry with a standard deviation below 1e-15; float32 ends at 3e38."""

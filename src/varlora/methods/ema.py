@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import Trainer
 
-from varlora.adapter_trainer import AdapterTrainer
 from varlora.adapters import load_into, trained_tensors
 from varlora.methods.adamw import AdamW
+from varlora.methods.averages import AveragedAdamW, averaged_adamw
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import EmaOptions
-from varlora.optim.averages import AveragedAdamW, averaged_adamw
-from varlora.optim.wrapped import restore_from
 from varlora.posterior import point_mass_of
+from varlora.posterior.wrapped import restore_from
+from varlora.training.adapter_trainer import AdapterTrainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,13 +35,13 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from varlora.adapters import fixed_tensors, load_into, reset_adapter, trained_tensors
-from varlora.checkpoint import MANIFEST, load_posterior, write_posterior_files
-from varlora.files import read_json
-from varlora.folders import atomic_folder
+from varlora.io.files import read_json
+from varlora.io.folders import atomic_folder
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import EnsembleOptions
 from varlora.posterior import Mixture, PointMass, Posterior, point_mass_of
+from varlora.posterior.folder import MANIFEST, load_posterior, write_posterior_files
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from transformers import Trainer
 
+from varlora.ivon.trainer import VariationalTrainer
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import IvonOptions
 from varlora.posterior import posterior_of
-from varlora.training import VariationalTrainer
 
 
 @dataclass(frozen=True, kw_only=True)

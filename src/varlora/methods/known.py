@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
+from varlora.io.nearest import nearest
 from varlora.methods.options import (
     AdamWOptions,
     BlobOptions,
@@ -21,9 +22,8 @@ from varlora.methods.options import (
     TemperatureOptions,
     TfbOptions,
 )
-from varlora.nearest import nearest
-from varlora.option_fields import allowed, checked_values, types_of
-from varlora.registry import Registry
+from varlora.registry.option_fields import allowed, checked_values, types_of
+from varlora.registry.registry import Registry
 
 M = TypeVar("M", bound=type)
 

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from varlora.adapters import fixed_tensors
 from varlora.curvature import Curvature, best_prior_precision, curvature_of, log_marginal_likelihood
 from varlora.curvature.layers import linear_tensors
-from varlora.draws import held_batches
-from varlora.linearised import drawn_log_probs, linearised_batches
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import LaplaceOptions
 from varlora.metrics import mean_log_probs
 from varlora.metrics.selection import FEW_ROWS
 from varlora.posterior import model_meta
-from varlora.readout import Readout
+from varlora.posterior.draws import held_batches
+from varlora.predict.linearised import drawn_log_probs, linearised_batches
+from varlora.readout.readout import Readout
 
 logger = logging.getLogger(__name__)
 

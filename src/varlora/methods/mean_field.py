@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from varlora.adapter_trainer import AdapterTrainer
+from varlora.methods.mean_field_optimizer import MeanFieldAdamW, kl_cycle
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import MeanFieldOptions
-from varlora.optim.mean_field import MeanFieldAdamW, kl_cycle
-from varlora.optim.wrapped import unwrapped
+from varlora.methods.random_factors import RandomFactors, release
 from varlora.posterior import PointMass, Posterior, point_mass_of
-from varlora.random_factors import RandomFactors, release
+from varlora.posterior.wrapped import unwrapped
+from varlora.training.adapter_trainer import AdapterTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class MeanField(MeanFieldOptions, ABC):
         """
 
     def trainer(self, job: Job) -> Trainer:
-        """A Trainer whose model's `lora_A` is random in training; `varlora.random_factors.release` ends that.
+        """A Trainer whose model's `lora_A` is random in training; `varlora.methods.random_factors.release` ends that.
 
         Raises:
             ValueError: the adapter is not plain LoRA on linear layers, or the training is distributed in a way that

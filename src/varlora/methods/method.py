@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from varlora.adapters import check_trainable
-from varlora.checkpoint_files import last_whole_checkpoint
-from varlora.methods.progress import show_progress
 from varlora.posterior import Posterior
-from varlora.readout import Readout
-from varlora.resuming import StopWhenAsked
-from varlora.stopping import Stopped, stop_requests
+from varlora.readout.readout import Readout
+from varlora.training.checkpoint_files import last_whole_checkpoint
+from varlora.training.progress import show_progress
+from varlora.training.resuming import StopWhenAsked
+from varlora.training.stopping import Stopped, stop_requests
 
 
 @dataclass(frozen=True, kw_only=True)

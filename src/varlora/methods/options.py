@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from varlora.curvature.kinds import Fisher, Structure
-from varlora.ivon_config import RECIPES, HeldOutSource, IVONConfig, Recipe
-from varlora.optim.options import Auto, Update
-from varlora.optim.priors import PriorName, prior_of
-from varlora.option_fields import check_options, option
+from varlora.ivon.config import RECIPES, HeldOutSource, IVONConfig, Recipe
+from varlora.ivon.options import Auto, Update
+from varlora.ivon.priors import PriorName, prior_of
+from varlora.registry.option_fields import check_options, option
 
 PriorChoice = Literal["marglik", "validation"]
 

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from varlora.ivon.noise import Draw
 from varlora.methods.mean_field import MeanField
 from varlora.methods.options import ScalablOptions
-from varlora.noise import Draw
+from varlora.methods.random_factors import Factor, RandomFactors
 from varlora.posterior import LowRankGaussian, PointMass
-from varlora.random_factors import Factor, RandomFactors
 
 SHORTEST_ROW = 1e-12
 """Length by which shorter rows of A are divided: what is 0 has no direction, and no noise."""

@@ -28,15 +28,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from varlora.adapter_trainer import AdapterTrainer
 from varlora.adapters import fixed_tensors, load_into, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import SwagOptions
-from varlora.optim.snapshots import SnapshotAdamW, snapshot_adamw
-from varlora.optim.wrapped import restore_from
+from varlora.methods.snapshots import SnapshotAdamW, snapshot_adamw
 from varlora.posterior import PosteriorMeta, model_meta
 from varlora.posterior.low_rank import LowRankGaussian
+from varlora.posterior.wrapped import restore_from
+from varlora.training.adapter_trainer import AdapterTrainer
 
 VARIANCE_MIN = 1e-30
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varlora.io.nearest import nearest
 from varlora.metrics.calibration import (
     classwise_calibration_error,
     equal_mass_calibration_error,
@@ -29,8 +30,7 @@ from varlora.metrics.rows import ClassRows, CompletionRows, Rows, ScopeRows
 from varlora.metrics.scoring import brier_scores, log_losses
 from varlora.metrics.uncertainty import entropy, expected_entropy, mutual_information
 from varlora.metrics.voting import AnswerRows
-from varlora.nearest import nearest
-from varlora.registry import Registry
+from varlora.registry.registry import Registry
 
 HEADLINE = ("accuracy", "nll", "ece_15")
 """The metrics of a narrow table, and of the sentence that opens the report."""

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from varlora.io.words import counted
 from varlora.metrics.scoring import log_losses
 from varlora.metrics.selection import standard_errors_for
 from varlora.metrics.uncertainty import mean_log_probs
-from varlora.words import counted
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from typing_extensions import Self
 
-from varlora.nearest import nearest
+from varlora.io.nearest import nearest
 from varlora.posterior.prediction_config import Mode, PredictionConfig
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class PosteriorMeta:
         base_revision: its revision or commit.
         base_fingerprint: what tells its weights from another model's (`varlora.adapters.base_fingerprint`).
         adapter_config: content of PEFT's adapter_config.json; None for a plain module.
-        readout: how an answer is read from the model's output (`varlora.readout`).
+        readout: how an answer is read from the model's output (`varlora.readout.readout`).
         linearised: whether it is a posterior over the model linearised at the mean (Laplace), so that predictions of
             mode "linearised" are its own.
         logit_temperatures: T by mode of prediction ("mean", "samples", "linearised"), which divides the logits; not the

@@ -98,7 +98,7 @@ class Mixture:
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
         """A component drawn uniformly, then a draw of it.
 
-        Predictions do not draw the component: they give every one the same number of draws (`varlora.draws`).
+        Predictions do not draw the component: they give every one the same number of draws (`varlora.posterior.draws`).
         """
         chosen = int(torch.randint(len(self.components), (), generator=generator, device=generator.device))
         return self.components[chosen].sample(generator)

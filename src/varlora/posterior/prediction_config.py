@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from typing_extensions import Self
 
-from varlora.nearest import nearest
+from varlora.io.nearest import nearest
 
 Mode = Literal["mean", "samples", "linearised"]
 Criterion = Literal["snr", "variance", "magnitude", "random"]
@@ -22,7 +22,7 @@ class PredictionConfig:
     """A way to predict with a posterior as training left it.
 
     The posterior is pruned, then its covariance is scaled, then it is predicted with, and the logits are divided at the
-    end (`varlora.prediction_setup.apply_config`). It compares and hashes by its values, so it is its own key.
+    end (`varlora.predict.prediction_setup.apply_config`). It compares and hashes by its values, so it is its own key.
 
     Args:
         mode: "mean" (the posterior's point), "samples" (its draws) or "linearised" (draws of the logits of the model

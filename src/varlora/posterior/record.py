@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from varlora.optim.held_out_record import HeldOutRecord
-from varlora.optim.training_record import TrainingRecord
+from varlora.posterior.held_out_record import HeldOutRecord
+from varlora.posterior.training_record import TrainingRecord
 
 
 def record_diagnostics(record: TrainingRecord) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def record_diagnostics(record: TrainingRecord) -> dict[str, Any]:
 
 
 def counted_examples(diagnostics: Mapping[str, Any]) -> int | None:
-    """N as it was counted for λ (`varlora.examples`); None where λ and h0 were given.
+    """N as it was counted for λ (`varlora.training.examples`); None where λ and h0 were given.
 
     Example:
         >>> counted_examples({"counted": {"examples": 40, "rows": 9, "mean_over": "tokens"}})
@@ -37,7 +37,7 @@ def counted_examples(diagnostics: Mapping[str, Any]) -> int | None:
 
 
 def held_out_diagnostics(record: TrainingRecord) -> dict[str, Any] | None:
-    """What the rows that steered λ said at the end (`varlora.optim.ess_control`); None where none were asked for.
+    """What the rows that steered λ said at the end (`varlora.ivon.ess_control`); None where none were asked for.
 
     Args:
         record: of the training.

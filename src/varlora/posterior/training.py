@@ -19,14 +19,14 @@ from varlora.adapters import (
     refuse_unreloadable,
     trained_tensors,
 )
-from varlora.optim.gaussian_optimizer import GaussianOptimizer, missing_members
-from varlora.optim.sharded import whole
-from varlora.optim.training_record import training_record
-from varlora.optim.wrapped import unwrapped
 from varlora.posterior.diagonal import DiagonalGaussian
+from varlora.posterior.gaussian_optimizer import GaussianOptimizer, missing_members
 from varlora.posterior.meta import PosteriorMeta
 from varlora.posterior.point_mass import PointMass
 from varlora.posterior.record import counted_examples, record_diagnostics, remaining_temperatures
+from varlora.posterior.sharded import whole
+from varlora.posterior.training_record import training_record
+from varlora.posterior.wrapped import unwrapped
 
 
 def posterior_of(
@@ -47,7 +47,7 @@ def posterior_of(
 
     Args:
         model: the trained model.
-        optimizer: the `IVON`, or other `varlora.optim.GaussianOptimizer`, that trained it; possibly inside
+        optimizer: the `IVON`, or other `varlora.ivon.GaussianOptimizer`, that trained it; possibly inside
             accelerate's wrapper.
         method: name for the record.
         num_examples: N, size of the training set; None: as it was counted for λ, where that was left open.
@@ -170,7 +170,7 @@ def _gaussian(optimizer: Any) -> GaussianOptimizer:
     if missing := missing_members(inner):
         raise ValueError(
             f"{type(optimizer).__name__} holds no posterior: it has no {', '.join(missing)} "
-            "(varlora.optim.GaussianOptimizer). Pass the varlora.IVON that trained the model; for weights trained by "
+            "(varlora.ivon.GaussianOptimizer). Pass the varlora.IVON that trained the model; for weights trained by "
             "another optimizer, point_mass_of(model, method=...) keeps them as a point mass."
         )
     return inner

@@ -14,7 +14,7 @@ if d < 0, hurts if d > 0, and gives no gain where
     |d| ≤ max(k(N)·s, 0.005 nat)
 
 since S passes are not worth less than that (`WORTHWHILE`); k(N), between 1 and 2, is `standard_errors_for`. The rows
-that steered λ compare the two at the T that training has left for each (`varlora.optim.ess_control`).
+that steered λ compare the two at the T that training has left for each (`varlora.ivon.ess_control`).
 
 Everything is computed from the posterior and from stored predictions for the validation rows: no model is needed, and
 no row of another split is looked at.
@@ -32,15 +32,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from varlora.io.words import counted
+from varlora.ivon.ess_control import BOUNDS
 from varlora.metrics import clopper_pearson, cross_fitted, fit_temperature, mean_log_probs, mutual_information
 from varlora.metrics.scoring import log_losses
 from varlora.metrics.selection import FEWEST_ROWS, WORTHWHILE, paired_error, standard_errors_for
-from varlora.optim.ess_control import BOUNDS
-from varlora.optim.held_out_record import ERRORS
 from varlora.posterior import DropoutMasks, PointMass, Posterior
+from varlora.posterior.held_out_record import ERRORS
 from varlora.report.course import Course
 from varlora.report.scales import ScaleGroup, scales_of
-from varlora.words import counted
 
 SamplingVerdict = Literal["helps", "no gain", "hurts"]
 Source = Literal["validation", "train"]

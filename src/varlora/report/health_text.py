@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from varlora.ivon.ess_control import BOUNDS
 from varlora.metrics.metric import MINUS
 from varlora.metrics.selection import FEWEST_ROWS
-from varlora.optim.ess_control import BOUNDS
 from varlora.report.health import Health, HeldOutEnd, Paired, skipped_steps
 from varlora.report.scales import ScaleGroup, TensorScale
 from varlora.report.tables import Cell, Line, Number, Table

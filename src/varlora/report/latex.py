@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varlora.visible import visible
+from varlora.io.visible import visible
 
 SYMBOLS = {
     "\\": r"\textbackslash{}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from varlora.visible import visible
+from varlora.io.visible import visible
 
 _BLOCK = re.compile(r"(#{1,6}|[-+]|\d{1,9}[.)])(?=\s|$)|[-=]{2,}$")
 """What makes a heading, a list or a rule at the start of a line."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from varlora.io.words import listing
 from varlora.metrics import Metric, metric_named, shown_metrics
 from varlora.report.health import Health
 from varlora.report.health_text import mode_in_words, remarks, scale_table, sentence, statements
@@ -21,7 +22,6 @@ from varlora.report.tables import Cell, Number, Table
 from varlora.report.vocabulary import coldness, learning, show
 from varlora.tasks.overlap import overlap_in_words
 from varlora.tasks.unread import unread_in_words
-from varlora.words import listing
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _VARIANTS = {
@@ -214,9 +214,9 @@ model = PeftModel.from_pretrained(base, {folder!r})"""
 With varlora, probabilities of the answers (`batches`: token ids as `varlora.tasks.Collator` makes them):
 
 ```python
-from varlora.checkpoint import load_posterior
+from varlora.posterior.folder import load_posterior
 from varlora.{module} import {call.split("(")[0]}
-from varlora.readout import readout_from_dict
+from varlora.readout.readout import readout_from_dict
 
 q = load_posterior({folder!r})
 prediction = {call}, readout=readout_from_dict(q.meta.readout))

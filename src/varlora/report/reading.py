@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from varlora.io.words import counted, listing
 from varlora.metrics import HEADLINE, metric_named
 from varlora.report.results import Comparison
-from varlora.words import counted, listing
 
 
 def reading(comparison: Comparison, *, split: str = "test", metrics: Sequence[str] = HEADLINE) -> str:

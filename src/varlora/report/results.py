@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varlora.io.words import counted
 from varlora.metrics import METRICS, Interval, evaluate, metric_named, shown_metrics
 from varlora.metrics.evaluation import statistics_of
 from varlora.metrics.ranking import number_kept
@@ -21,7 +22,6 @@ from varlora.metrics.resampling import bootstrap
 from varlora.report.estimates import Difference, Estimate, Summary, plain
 from varlora.report.rows import Row
 from varlora.report.seeds import LEVEL
-from varlora.words import counted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from varlora.folders import atomic_file
+from varlora.io.folders import atomic_file
 from varlora.report.pages import page_templates
 from varlora.report.study import Study
 from varlora.report.study_data import study_data

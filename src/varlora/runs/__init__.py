@@ -1,6 +1,6 @@
 """One run from start to end, its settings and its folder."""
 
-from varlora.run_config import RunConfig
+from varlora.runs.config import RunConfig
 from varlora.runs.data import fills_blank, load_task
 from varlora.runs.folder import CompletionScores, RunFolder, finite, is_run, read_run, write_derived, write_run
 from varlora.runs.generation import generate_split

@@ -18,11 +18,11 @@ import datasets
 import torch
 from accelerate import PartialState
 
-from varlora.checkpoint import MANIFEST
-from varlora.checkpoint_files import checkpoints_in, is_interrupted, last_whole_checkpoint
-from varlora.files import MEBIBYTE, parse_json, read_text
-from varlora.folders import atomic_file, check_can_be_folder
-from varlora.run_config import RunConfig
+from varlora.io.files import MEBIBYTE, parse_json, read_text
+from varlora.io.folders import atomic_file, check_can_be_folder
+from varlora.posterior.folder import MANIFEST
+from varlora.runs.config import RunConfig
+from varlora.training.checkpoint_files import checkpoints_in, is_interrupted, last_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from varlora.nearest import nearest
-from varlora.run_config import RunConfig
+from varlora.io.nearest import nearest
+from varlora.runs.config import RunConfig
 from varlora.tasks import (
     TASKS,
     Task,

@@ -1,7 +1,7 @@
 """The run folder: an ordinary PEFT adapter, its posterior, and everything needed to believe and repeat the run.
 
 adapter_config.json, adapter_model.safetensors      the mean; loads with plain PEFT
-posterior.json, posterior.safetensors               the posterior (`varlora.checkpoint`)
+posterior.json, posterior.safetensors               the posterior (`varlora.posterior.folder`)
 config.yaml                                         the resolved settings
 metrics.json                                        {split: {mode: {metric: value}}}
 predictions/SPLIT.MODE.parquet                      every prediction
@@ -29,20 +29,20 @@ import torch
 import yaml
 from torch import Tensor
 
-from varlora.checkpoint import load_posterior, write_posterior_files
-from varlora.files import read_json, read_json_lines
-from varlora.generation import Generations
+from varlora.io.files import read_json, read_json_lines
+from varlora.io.parquet_files import read_table, rectangle
+from varlora.io.yaml_files import load_yaml
 from varlora.metrics import CompletionRows, evaluate_rows
-from varlora.parquet_files import read_table, rectangle
 from varlora.posterior import Posterior
-from varlora.prediction import Prediction
-from varlora.prediction_setup import modes_of
+from varlora.posterior.folder import load_posterior, write_posterior_files
+from varlora.predict.generation import Generations
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import modes_of
 from varlora.report import Health
 from varlora.report.model_card import model_card
-from varlora.run_config import RunConfig
+from varlora.runs.config import RunConfig
 from varlora.runs.health import SPLIT, run_health
 from varlora.tasks import Task, count_overlap
-from varlora.yaml_files import load_yaml
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -163,7 +163,7 @@ def write_run(
     log: Sequence[Mapping[str, Any]] = (),
     generations: Mapping[str, Mapping[str, Generations]] | None = None,
 ) -> None:
-    """Writes a run's files into an existing folder (one from `varlora.folders.atomic_folder`)."""
+    """Writes a run's files into an existing folder (one from `varlora.io.folders.atomic_folder`)."""
     write_posterior_files(posterior, folder)
     (folder / CONFIG).write_text(
         yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
@@ -333,7 +333,7 @@ def write_derived(folder: Path, posterior: Posterior, *, sources: Sequence[Path]
     since they are not this posterior's.
 
     Args:
-        folder: an existing folder (one from `varlora.folders.atomic_folder`).
+        folder: an existing folder (one from `varlora.io.folders.atomic_folder`).
         posterior: what was made.
         sources: the folders it was made from.
         name: the name of the folder in the end.

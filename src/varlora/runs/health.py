@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from varlora.posterior import Mixture, PointMass, Posterior
-from varlora.prediction import Prediction
-from varlora.prediction_setup import modes_of
+from varlora.predict.prediction import Prediction
+from varlora.predict.prediction_setup import modes_of
 from varlora.report.course import course_of
 from varlora.report.health import Health, ValidationLogProbs, health_of
 from varlora.report.health_text import reason_for_the_point
@@ -69,9 +69,9 @@ def with_verdict(q: Posterior, health: Health) -> Posterior:
         health: its health.
 
     Returns:
-        The same with `meta.diagnostics["sampling"]` (`varlora.prediction_setup.explain_point`). A posterior that has no
-        other way to predict (a point mass) or whose way is its method (the members of an ensemble) has none.
-    """
+        The same with `meta.diagnostics["sampling"]` (`varlora.predict.prediction_setup.explain_point`). A posterior
+        that has no other way to predict (a point mass) or whose way is its method (the members of an ensemble) has
+    none."""
     if isinstance(q, (PointMass, Mixture)):
         return q
     said: dict[str, Any] = {"helps": health.verdict == "helps", "why": reason_for_the_point(health)}

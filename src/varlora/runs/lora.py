@@ -10,8 +10,8 @@ from peft import LoraConfig, TaskType
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from varlora.nearest import nearest
-from varlora.run_config import RunConfig
+from varlora.io.nearest import nearest
+from varlora.runs.config import RunConfig
 from varlora.tasks.encode import Family
 
 ALL_LINEAR = "all-linear"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from varlora.generation import Generations
 from varlora.metrics import ScopeRows, evaluate, evaluate_rows
-from varlora.prediction import Prediction
+from varlora.predict.generation import Generations
+from varlora.predict.prediction import Prediction
 from varlora.runs.folder import CompletionScores
 
 IN_SCOPE = "test"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from varlora.run_config import RunConfig
+from varlora.runs.config import RunConfig
 
 
 def quantization_config(config: RunConfig) -> BitsAndBytesConfig | None:

@@ -18,19 +18,18 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from varlora.completions import predict_completions
-from varlora.draws import number_of_draws
-from varlora.folders import atomic_folder, check_target
-from varlora.frozen_layers import MEMORY_GIB, cached_frozen_layers
-from varlora.generation import Generations
-from varlora.linearised import predict_linearised
+from varlora.io.folders import atomic_folder, check_target
 from varlora.methods import METHODS, Job, Method, with_temperatures
 from varlora.metrics import check_metrics
 from varlora.posterior import Posterior, PredictionConfig
-from varlora.prediction import Prediction, predict
-from varlora.prediction_setup import apply_config, choose_config, configs_by_mode
+from varlora.posterior.draws import number_of_draws
+from varlora.predict.completions import predict_completions
+from varlora.predict.generation import Generations
+from varlora.predict.linearised import predict_linearised
+from varlora.predict.prediction import Prediction, predict
+from varlora.predict.prediction_setup import apply_config, choose_config, configs_by_mode
+from varlora.readout.frozen_layers import MEMORY_GIB, cached_frozen_layers
 from varlora.report import Health
-from varlora.run_config import RunConfig
 from varlora.runs.arguments import training_arguments
 from varlora.runs.batching import by_length
 from varlora.runs.checkpoints import (
@@ -42,6 +41,7 @@ from varlora.runs.checkpoints import (
     remove_left_over,
     this_process,
 )
+from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, is_run, read_config, write_run
 from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.health import SPLIT, run_health, with_verdict

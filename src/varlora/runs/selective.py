@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varlora.draws import number_of_draws
 from varlora.metrics import (
     AccuracyThreshold,
     CoverageThreshold,
@@ -35,8 +34,9 @@ from varlora.metrics.conformal import SetScore
 from varlora.metrics.selective import Sureness
 from varlora.metrics.selective_accuracy import DELTA
 from varlora.posterior import PredictionConfig
-from varlora.prediction import Prediction
-from varlora.run_config import RunConfig
+from varlora.posterior.draws import number_of_draws
+from varlora.predict.prediction import Prediction
+from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import RunFolder
 from varlora.runs.run import predict_split

@@ -23,11 +23,11 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging as progress_bars
 
-from varlora.files import read_json
-from varlora.manifest import ADAPTER_CONFIG
+from varlora.io.files import read_json
 from varlora.posterior import PosteriorMeta
-from varlora.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
-from varlora.run_config import RunConfig
+from varlora.posterior.manifest import ADAPTER_CONFIG
+from varlora.readout.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
+from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.lora import lora_config
 from varlora.runs.quantization import quantization_config

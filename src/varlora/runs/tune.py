@@ -2,8 +2,8 @@
 
 The rows' predictions come from the run folder where training has left them (τ = 1, and the mean), and are made once
 each otherwise. Rows that are test rows, too, are left out. What was chosen is kept beside the posterior, whose tensors
-stay (`varlora.prediction_setup`), so that it can be chosen again, or taken back. tune.json keeps all that was tried.
-"""
+stay (`varlora.predict.prediction_setup`), so that it can be chosen again, or taken back. tune.json keeps all that was
+tried."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from varlora.files import LARGEST_JSON, read_text
-from varlora.folders import atomic_file
-from varlora.manifest import MANIFEST, read_manifest, write_tuned
+from varlora.io.files import LARGEST_JSON, read_text
+from varlora.io.folders import atomic_file
 from varlora.metrics import WORTHWHILE
 from varlora.posterior import Criterion, Posterior, PredictionConfig
-from varlora.prediction_setup import remove_tuning
-from varlora.run_config import RunConfig
+from varlora.posterior.manifest import MANIFEST, read_manifest, write_tuned
+from varlora.predict.prediction_setup import remove_tuning
+from varlora.runs.config import RunConfig
 from varlora.runs.folder import RunFolder, finite, read_run
 from varlora.runs.setting import Setting
 from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES, space_of

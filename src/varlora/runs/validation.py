@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from varlora.draws import number_of_draws
 from varlora.metrics.selection import FEWEST_ROWS
 from varlora.posterior import Posterior, PredictionConfig
-from varlora.prediction import Prediction
-from varlora.run_config import RunConfig
+from varlora.posterior.draws import number_of_draws
+from varlora.predict.prediction import Prediction
+from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import CompletionScores, RunFolder
 from varlora.runs.run import predict_split

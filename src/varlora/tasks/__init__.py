@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from varlora.registry import Registry
+from varlora.registry.registry import Registry
 from varlora.tasks.arc import arc_challenge, arc_easy
 from varlora.tasks.boolq import boolq
 from varlora.tasks.clinc150 import clinc150

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from varlora.files import open_regular
+from varlora.io.files import open_regular
 from varlora.tasks.rows import Records
 
 READ = "JSONL (one JSON object a line), a JSON array of objects, CSV, TSV or Parquet, gzipped or not"
@@ -262,7 +262,7 @@ def _parquet(content: bytes, where: str) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from varlora.parquet_files import check_values
+    from varlora.io.parquet_files import check_values
 
     try:
         file = pq.ParquetFile(io.BytesIO(content))

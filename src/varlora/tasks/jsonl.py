@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from varlora.files import LARGEST_JSON, read_text
+from varlora.io.files import LARGEST_JSON, read_text
 from varlora.tasks.build import build_task
 from varlora.tasks.classes import check_label_names
 from varlora.tasks.files import read_records

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from varlora.cli.parsing import CommandParser, value_in
+from varlora.io.yaml_files import load_yaml, read_yaml
 from varlora.methods import METHODS, checked_options, methods_with, options_of
-from varlora.option_fields import types_of
-from varlora.run_config import RunConfig, options_elsewhere, setting_names
-from varlora.yaml_files import load_yaml, read_yaml
+from varlora.registry.option_fields import types_of
+from varlora.runs.config import RunConfig, options_elsewhere, setting_names
 
 EXAMPLES = """
   varlora train --model_name_or_path Qwen/Qwen3-0.6B --task arc_challenge --output_dir runs/arc

@@ -1,0 +1,1 @@
+"""Files, folders and tables that are read with every check and written whole or not at all, and text about them."""

@@ -1,0 +1,284 @@
+"""Which rows steer λ in a transformers Trainer: chosen, withheld where they are training rows, read as it reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from varlora.adapters import unwrapped_model
+from varlora.ivon.config import IVONConfig
+from varlora.ivon.held_out import (
+    MOST_ROWS,
+    RETURNED_AFTER,
+    ROWS_PER_MEASUREMENT,
+    HeldOut,
+    WithholdingSampler,
+    withheld_rows,
+)
+from varlora.ivon.steering import leave_unsteered, own_rows_per_step, plan_of, too_little
+from varlora.posterior.wrapped import unwrapped
+from varlora.training.resuming import rows_per_step
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Withheld:
+    """Training rows that are withheld at first.
+
+    Attributes:
+        rows: their indices.
+        epochs: in how many epochs, from the first.
+    """
+
+    rows: Sequence[int]
+    epochs: int
+
+
+def withheld_of(data: Any, epochs: float, seed: int) -> Withheld | None:
+    """The training rows to withhold; None where there are too few, or they have no order.
+
+    Args:
+        data: the training set.
+        epochs: how often training passes over it.
+        seed: which rows.
+
+    Example:
+        >>> withheld = withheld_of(list(range(640)), epochs=5, seed=0)
+        >>> len(withheld.rows), withheld.epochs
+        (64, 3)
+    """
+    if not isinstance(data, Sized) or isinstance(data, IterableDataset):
+        return None
+    rows = withheld_rows(len(data), seed)
+    return Withheld(rows=rows, epochs=max(1, round(RETURNED_AFTER * epochs))) if rows else None
+
+
+def withholding(sampler: Any, data: Any, withheld: Withheld, seed: int) -> WithholdingSampler:
+    """A sampler that withholds rows, in place of the trainer's own.
+
+    Raises:
+        ValueError: the trainer's is not in random order.
+    """
+    if not isinstance(sampler, RandomSampler):
+        raise ValueError(f"rows can be withheld from a random order only, and the sampler is {type(sampler).__name__}.")
+    return WithholdingSampler(data, withheld=withheld.rows, epochs_withheld=withheld.epochs, seed=seed)
+
+
+def held_out_batches(trainer: Trainer, data: Any, rows: Sequence[int]) -> list[Mapping[str, Any]]:
+    """Rows of a data set, collated as at evaluation; the same batches on every rank and in every resumed run.
+
+    The random state of training is left alone, and the trainer's own loaders (which it may keep) too.
+    """
+    subset = data.select(list(rows)) if hasattr(data, "select") else Subset(data, list(rows))
+    device = trainer.args.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(trainer.args.seed)  # a collator may draw, as one that masks words does
+        loader = trainer.get_test_dataloader(subset)
+        # A measurement takes no more rows than it needs, of whatever batch, also where a batch cannot be cut.
+        size = min(trainer.args.per_device_eval_batch_size, ROWS_PER_MEASUREMENT // 4)
+        return list(DataLoader(loader.dataset, batch_size=size, collate_fn=loader.collate_fn))
+
+
+def validation_rows(data: Sized, seed: int) -> list[int]:
+    """At most 256 rows of a validation set, drawn once.
+
+    Example:
+        >>> len(validation_rows(range(1000), seed=0)), validation_rows(range(3), seed=0)
+        (256, [0, 1, 2])
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:MOST_ROWS].tolist())
+
+
+def model_logits(model: nn.Module, batch: Mapping[str, Any], label_name: str = "labels") -> tuple[Tensor, Tensor]:
+    """Logits and labels of a transformers model: one answer a row, or one a token, shifted where its loss shifts them.
+
+    Raises:
+        ValueError: the batch has no labels, or the model returns no logits for them, or it is not known which logits
+            belong to which.
+    """
+    if not isinstance(batch.get(label_name), Tensor):
+        raise ValueError(f"the batches have no {label_name!r}, only {', '.join(sorted(batch))}.")
+    labels = batch[label_name]
+    base: Any = unwrapped_model(model)
+    encoder_decoder = bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
+    # Most models are called without labels, which spares the loss; a decoder's inputs are made of them.
+    inputs = batch if encoder_decoder else {k: v for k, v in batch.items() if k != label_name}
+    logits = getattr(model(**inputs), "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != labels.ndim + 1:
+        shape = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else "none"
+        raise ValueError(f"labels of shape {tuple(labels.shape)} need logits of one dimension more; found {shape}.")
+    if labels.ndim == 1 or encoder_decoder:
+        return logits, labels
+    if not hasattr(base, "can_generate"):
+        raise ValueError(
+            f"whether {type(base).__name__} predicts a token or the one after it is not known: it is no transformers "
+            "model. Say it by overriding answer_logits(model, batch)."
+        )
+    return (logits[:, :-1], labels[:, 1:]) if base.can_generate() else (logits, labels)
+
+
+class HeldOutRows:
+    """A trainer's held-out rows: which they are, withheld where they are training rows. A base of the mixin.
+
+    Where `held_out="auto"` finds none, or they say nothing, a warning says why and λ stays; where they were asked for
+    by name, that is an error.
+    """
+
+    _withheld: Withheld | None = None
+    _withholder: WithholdingSampler | None = None
+    _unsteered: str | None = None
+
+    def answer_logits(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits (..., C) and labels (...) of a batch of held-out rows; labels below 0 are none."""
+        names = [name for name in getattr(self, "label_names", None) or () if name in batch]
+        if len(names) > 1:
+            raise ValueError(f"the rows have several labels, {', '.join(names)}.")
+        return model_logits(model, batch, *names)
+
+    def answer_readout(self) -> Mapping[str, Any] | None:
+        """How `answer_logits` reads an answer, where predictions are read alike: `Readout.to_dict()`."""
+        return None
+
+    def choose_held_out(self, options: IVONConfig) -> None:
+        """Decides which rows will steer λ; called when the trainer is made.
+
+        Args:
+            options: filled in by the recipe.
+
+        Raises:
+            ValueError: there are no rows of the kind asked for.
+        """
+        trainer: Any = self
+        self._ivon = options
+        if options.ess != "auto" or options.held_out == "none":
+            return
+        usable = _has_rows(trainer.eval_dataset)
+        if options.held_out == "validation" and not usable:
+            self._give_up("there is no eval_dataset with rows and a length (a dict of several is none)")
+        if options.held_out == "train" or not usable:
+            self._withheld = withheld_of(trainer.train_dataset, _epochs(trainer), trainer.args.seed)
+            if self._withheld is None:
+                validation = (
+                    "" if options.held_out == "train" else "there is no eval_dataset with rows and a length, and "
+                )
+                self._give_up(f"{validation}the training set has fewer than 300 rows, or no length")
+
+    def held_out_rows(self) -> HeldOut | Literal["none"] | None:
+        """The rows that steer λ, ready; None, after a warning, where none do, and "none" where none are meant to.
+
+        Called when training begins.
+
+        Raises:
+            ValueError: they were asked for by name, and the model gives no logits for them.
+        """
+        trainer: Any = self
+        if self._ivon.ess != "auto":  # a checkpoint of a run that was steered, resumed by one that is not
+            return "none"
+        if self._unsteered is not None:
+            self._warn()
+            return None
+        if self._withheld is not None:
+            data, rows, source, until = trainer.train_dataset, self._withheld.rows, "train", self._withheld.epochs
+            if unwrapped(trainer.optimizer).step_index > trainer.state.global_step:
+                self._give_up("the rows to withhold were trained on by a former train()", by_name=False)
+                self._warn()
+                return None
+        else:
+            data, source, until = trainer.eval_dataset, "validation", None
+            rows = validation_rows(data, trainer.args.seed)
+        try:
+            batches = held_out_batches(trainer, data, rows)
+            held_out = HeldOut(
+                batches=batches,
+                logits=self.answer_logits,
+                source=source,
+                readout=self.answer_readout(),
+                until_epoch=until,
+            )
+            held_out.check(trainer.model)
+            plan = plan_of(held_out, own_rows_per_step(trainer.args), trainer.state)
+        except ValueError as error:
+            self._give_up(f"held-out rows cannot be predicted ({error})", error)
+            self._warn()
+            return None
+        if not plan.steps:
+            self._give_up(too_little(plan, trainer.args, trainer.state), by_name=False)
+            self._warn()
+            return None
+        if source == "validation":
+            logger.log(
+                logging.INFO if self._ivon.held_out == "validation" else logging.WARNING,
+                "%s on %d rows of eval_dataset: do not report results on these rows. Validation rows that are not the "
+                "test rows avoid it, or training rows that are withheld for a while: IVONConfig(held_out='train'), "
+                "--held_out train.",
+                "ess is steered and a temperature fitted" if len(plan.steps) > 1 else "a temperature is fitted",
+                held_out.num_rows(),
+            )
+        return held_out
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        if self._withheld is None or self._unsteered is not None:
+            return sampler
+        trainer: Any = self
+        seed = trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed
+        try:
+            self._withholder = withholding(sampler, trainer.train_dataset, self._withheld, seed)
+        except ValueError as error:
+            self._give_up(str(error), error)
+            return sampler
+        return self._withholder
+
+    def _give_up(self, reason: str, error: ValueError | None = None, *, by_name: bool = True) -> None:
+        """No rows steer λ: they are trained on from the start."""
+        if by_name and self._ivon.held_out != "auto":
+            raise ValueError(
+                f"held_out={self._ivon.held_out!r} cannot be: {reason}. Give an eval_dataset ('validation') or at "
+                "least 300 training rows in random order ('train'), and logits for their labels (override "
+                "answer_logits of the trainer); or set IVONConfig(held_out='none')."
+            ) from error
+        self._unsteered = reason
+        if self._withholder is not None:
+            self._withholder.epochs_withheld = 0
+
+    def _warn(self) -> None:
+        trainer: Any = self
+        assert self._unsteered is not None
+        leave_unsteered(unwrapped(trainer.optimizer), self._unsteered)
+
+
+class EpochOfSampler(TrainerCallback):
+    """Tells the sampler that withholds rows which epoch begins.
+
+    A data loader does so too, but not through all wrappers: none of accelerate's on two ranks after a resume.
+    """
+
+    def __init__(self, trainer: HeldOutRows) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The epoch, counted from 0."""
+        if self.trainer._withholder is not None:
+            self.trainer._withholder.set_epoch(int(state.epoch or 0.0))
+
+
+def _has_rows(data: Any) -> bool:
+    return isinstance(data, Sized) and not isinstance(data, (Mapping, str, IterableDataset)) and len(data) > 0
+
+
+def _epochs(trainer: Any) -> float:
+    arguments: TrainingArguments = trainer.args
+    if arguments.max_steps <= 0 or not isinstance(trainer.train_dataset, Sized):
+        return float(arguments.num_train_epochs)
+    return float(arguments.max_steps * rows_per_step(arguments) / max(len(trainer.train_dataset), 1))

@@ -1,0 +1,205 @@
+"""Next-token logits of a few tokens, at each row's last real position.
+
+The model is called as in any other forward; for the span of that call its output layer is narrowed: it sees
+one hidden state a row and multiplies only the wanted tokens' rows, in float32 (a bfloat16 logit near 20 is
+rounded to multiples of 1/8, which a calibration error can see). What the model does to its logits afterwards
+(soft-capping, scaling) it still does itself. Where that does not give the full forward's logits, or cannot be
+done (a compiled or replicated model), the wanted logits are picked out of all of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from varlora.adapters.modes import evaluation_mode
+
+logger = logging.getLogger(__name__)
+
+_narrowing_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""What the comparison with the full forward said, by model; it is made once."""
+_TOLERANCE = 0.02
+"""Relative; the full forward may round its logits to bfloat16, that is by up to 0.004."""
+
+
+def answer_logits(model: nn.Module, batch: Mapping[str, Any], token_ids: Sequence[int]) -> Tensor:
+    """Logits of some tokens to come next.
+
+    Args:
+        model: A causal LM, wrapped or not.
+        batch: `input_ids` and `attention_mask` (B, T), padded on either side; optionally `token_type_ids`.
+        token_ids: C tokens.
+
+    Returns:
+        (B, C), float32 or wider; differentiable.
+
+    Raises:
+        ValueError: If a row has no real token.
+    """
+    inputs, last = decoder_inputs(model, batch), last_positions(batch["attention_mask"])
+    if _can_narrow(model, inputs, last, token_ids):
+        return widened(_narrow_logits(model, inputs, last, token_ids))
+    return widened(_full_logits(model, inputs, last, token_ids))
+
+
+def last_positions(attention_mask: Tensor) -> Tensor:
+    """Position of each row's last real token (B,), whichever side is padded.
+
+    Raises:
+        ValueError: If a row has no real token.
+
+    Example:
+        >>> last_positions(torch.tensor([[0, 1, 1], [1, 1, 0]])).tolist()
+        [2, 1]
+    """
+    real = attention_mask != 0
+    if not bool(real.any(1).all()):
+        raise ValueError("a row of the batch has no token: its attention mask is all zeros")
+    positions = torch.arange(real.shape[1], device=real.device)
+    return torch.where(real, positions, -1).amax(1)
+
+
+def _narrow_logits(model: nn.Module, inputs: Mapping[str, Any], last: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """Answer logits by a narrowed output layer."""
+    head = _output_layer(model)
+    assert head is not None
+    with _narrowed(head, last, token_ids) as rows_only:
+        logits: Tensor = model(**inputs).logits
+    if logits.shape[1] != 1:
+        raise RuntimeError(f"the output layer was not used as expected: logits of shape {tuple(logits.shape)}")
+    return logits[:, 0] if rows_only else logits[:, 0, list(token_ids)]
+
+
+@contextmanager
+def _narrowed(head: nn.Module, last: Tensor, token_ids: Sequence[int]) -> Iterator[bool]:
+    """Make the output layer take the last real positions only, and of a plain Linear the answers' rows only.
+
+    The weight is read inside the forward, so weights that hooks put in place there (sampled, gathered) count.
+    An adapted, quantised, sharded or offloaded layer computes all rows by its own forward.
+    """
+    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+    rows_only = plain and type(head.weight) is nn.Parameter and "forward" not in head.__dict__
+
+    def keep_last(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]
+        index = last.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[2])
+        return (hidden.gather(1, index), *args[1:])
+
+    def multiply_rows(hidden: Tensor) -> Tensor:
+        rows = torch.tensor(token_ids, device=hidden.device)
+        weight, bias = cast(Tensor, head.weight), cast("Tensor | None", head.bias)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(widened(hidden), widened(weight[rows]), None if bias is None else widened(bias[rows]))
+
+    handle = head.register_forward_pre_hook(keep_last)
+    if rows_only:
+        head.__dict__["forward"] = multiply_rows
+    try:
+        yield rows_only
+    finally:
+        handle.remove()
+        if rows_only:
+            del head.__dict__["forward"]
+
+
+def _full_logits(model: nn.Module, inputs: Mapping[str, Any], last: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """Answer logits picked out of the model's own, over the whole vocabulary."""
+    length = inputs["input_ids"].shape[1]
+    if "logits_to_keep" in forward_parameters(model) and bool((last == length - 1).all()):
+        inputs = {**inputs, "logits_to_keep": 1}
+    logits: Tensor = model(**inputs).logits
+    positions = last.to(logits.device) - (length - logits.shape[1])
+    rows = torch.arange(len(positions), device=logits.device)
+    return logits[rows, positions][:, list(token_ids)]
+
+
+def _can_narrow(model: nn.Module, inputs: Mapping[str, Any], last: Tensor, token_ids: Sequence[int]) -> bool:
+    """Whether the narrowed output layer may be used: never in a compiled or replicated model; else if it gives
+    the full forward's logits on two rows of the model's first batch, without a random number or a graph.
+    """
+    if _output_layer(model) is None or any(map(_is_opaque, _layers(model))):
+        return False
+    base = _base(model)
+    if base not in _narrowing_agrees:
+        few = {name: value[:2] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        with evaluation_mode(model), torch.no_grad():
+            full = widened(_full_logits(model, few, last[:2], token_ids))
+            try:
+                narrow = widened(_narrow_logits(model, few, last[:2], token_ids))
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, IndexError, TypeError) as error:
+                logger.debug("narrowing the output layer of %s failed: %s", type(base).__name__, error)
+                agrees = False
+            else:
+                tolerance = _TOLERANCE * max(1.0, full.nan_to_num(0.0, 0.0, 0.0).abs().max().item())
+                agrees = narrow.shape == full.shape and torch.allclose(
+                    narrow, full, rtol=0.0, atol=tolerance, equal_nan=True
+                )
+        if not agrees:
+            logger.warning(
+                "%s does not give the same logits by the answer tokens' rows alone; computing all rows",
+                type(base).__name__,
+            )
+        _narrowing_agrees[base] = agrees
+    return _narrowing_agrees[base]
+
+
+def decoder_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a causal LM is called with: no cache, and positions counted from the first real token."""
+    accepted, mask = forward_parameters(model), batch["attention_mask"]
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": mask}
+    if "position_ids" in accepted and not bool(mask[:, 0].all()):
+        inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+    if "token_type_ids" in batch and "token_type_ids" in accepted:
+        inputs["token_type_ids"] = batch["token_type_ids"]
+    if "use_cache" in accepted:
+        inputs["use_cache"] = False
+    return inputs
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The model and what is inside its wrappers (DDP, compile, PEFT), outermost first."""
+    yield model
+    for name in ("module", "_orig_mod", "_fsdp_wrapped_module"):
+        inner = model._modules.get(name)
+        if inner is not None and len(model._modules) == 1:
+            yield from _layers(inner)
+            return
+    base = getattr(model, "get_base_model", None)
+    if callable(base):
+        yield base()
+
+
+def _base(model: nn.Module) -> nn.Module:
+    return list(_layers(model))[-1]
+
+
+def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """Parameters of the model's own forward, under all wrappers."""
+    return inspect.signature(type(_base(model)).forward).parameters
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    find = getattr(_base(model), "get_output_embeddings", None)
+    layer = find() if callable(find) else None
+    return layer if isinstance(layer, nn.Module) else None
+
+
+def _is_opaque(layer: nn.Module) -> bool:
+    """Whether a forward of this layer may not see what is changed on the modules inside it."""
+    compiled = layer._compiled_call_impl is not None or "_orig_mod" in layer._modules
+    return compiled or isinstance(layer, nn.DataParallel)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or wider where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

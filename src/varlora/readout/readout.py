@@ -1,0 +1,163 @@
+"""How a model's answer is read: from the answer tokens of a causal LM, or from a classification head.
+
+Both go through the model's own top-level call, in training as in prediction, so that whatever hangs on it
+(posterior noise, DDP, gradient checkpointing, autocast) works as in any other forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from varlora.readout.answer_logits import answer_logits, widened
+
+
+class Readout(Protocol):
+    """Reads class logits out of a model."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Class logits of a batch.
+
+        Args:
+            model: The model, wrapped or not.
+            batch: `input_ids` and `attention_mask` (B, T), on the model's device; optionally `token_type_ids`
+                (B, T) and `choice_mask` (B, C) bool, True where the choice exists. Other entries are not read.
+
+        Returns:
+            (B, C), float32 or wider; -inf for a choice that does not exist.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON from which `readout_from_dict` makes an equal readout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTokens:
+    """The answer of a causal LM: its next-token logits at the last real position, answer tokens only.
+
+    Attributes:
+        token_ids: One token per class, all different (see `varlora.tasks.answer_tokens`).
+        answers: The classes' names.
+
+    Raises:
+        ValueError: If there are fewer than two classes, the lengths differ, or two tokens are the same.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...                      num_attention_heads=2)
+        >>> model = LlamaForCausalLM(config).eval()
+        >>> readout = AnswerTokens(token_ids=(3, 7), answers=("A", "B"))
+        >>> ids = torch.tensor([[1, 2, 4]])
+        >>> logits = readout.logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        >>> torch.allclose(logits, model(ids).logits[:, -1, [3, 7]])
+        True
+    """
+
+    kind: ClassVar[str] = "answer_tokens"
+    token_ids: tuple[int, ...]
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", tuple(int(token) for token in self.token_ids))
+        object.__setattr__(self, "answers", tuple(self.answers))
+        if len(self.token_ids) != len(self.answers) or len(self.answers) < 2:
+            raise ValueError(f"need one token per answer, two or more: {self.token_ids} for {self.answers}")
+        if len(set(self.token_ids)) < len(self.token_ids):
+            raise ValueError(f"two answers share a token: {self.token_ids} for {self.answers}")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of answers."""
+        return len(self.token_ids)
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Answer logits (B, C); see `Readout.logits`. Padding may be on either side."""
+        return _masked(answer_logits(model, batch, self.token_ids), batch.get("choice_mask"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"kind": self.kind, "token_ids": list(self.token_ids), "answers": list(self.answers)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassHead:
+    """The answer of a sequence-classification model: its head's logits.
+
+    Attributes:
+        classes: The classes' names, in the order of the head's outputs.
+
+    Raises:
+        ValueError: If there are fewer than two classes.
+    """
+
+    kind: ClassVar[str] = "class_head"
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if len(self.classes) < 2:
+            raise ValueError(f"need two or more classes, got {self.classes}")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Class logits (B, C); see `Readout.logits`.
+
+        Raises:
+            ValueError: If the head has another number of outputs.
+        """
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        logits: Tensor = model(**{name: batch[name] for name in names if name in batch}).logits
+        if logits.shape != (len(batch["input_ids"]), self.num_classes):
+            raise ValueError(
+                f"the model gives logits of shape {tuple(logits.shape)} for {len(batch['input_ids'])} rows and "
+                f"{self.num_classes} classes; load it with num_labels={self.num_classes}"
+            )
+        return _masked(widened(logits), batch.get("choice_mask"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"kind": self.kind, "classes": list(self.classes)}
+
+
+def readout_from_dict(value: Mapping[str, Any]) -> AnswerTokens | ClassHead:
+    """The readout that `to_dict` described.
+
+    Raises:
+        ValueError: If the kind is unknown or a field is missing.
+
+    Example:
+        >>> readout_from_dict({"kind": "class_head", "classes": ["no", "yes"]})
+        ClassHead(classes=('no', 'yes'))
+    """
+    try:
+        if value["kind"] == AnswerTokens.kind:
+            return AnswerTokens(token_ids=tuple(value["token_ids"]), answers=tuple(value["answers"]))
+        if value["kind"] == ClassHead.kind:
+            return ClassHead(classes=tuple(value["classes"]))
+    except KeyError as error:
+        raise ValueError(f"the readout {dict(value)} lacks {error}") from error
+    raise ValueError(f"readout kind {value['kind']!r}; allowed: {AnswerTokens.kind}, {ClassHead.kind}")
+
+
+def _masked(logits: Tensor, choice_mask: Tensor | None) -> Tensor:
+    if choice_mask is None:
+        return logits
+    if choice_mask.shape != logits.shape:
+        raise ValueError(
+            f"the mask of choices has the shape {tuple(choice_mask.shape)}, the logits {tuple(logits.shape)}; "
+            "make the batches with the readout's number of classes"
+        )
+    return logits.masked_fill(~choice_mask.to(logits.device), -torch.inf)

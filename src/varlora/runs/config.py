@@ -1,0 +1,286 @@
+"""One run's settings, in one place: the command line, the YAML file and the run folder all speak of these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from varlora.io.nearest import nearest
+from varlora.methods import METHODS, checked_options, options_of
+from varlora.methods.known import OWN_OPTIONS
+from varlora.registry.option_fields import checked_values, option, types_of
+
+
+def _group(name: str) -> Callable[..., Any]:
+    """Makes the fields of one group of options; the command line shows group, help text and default."""
+
+    def made(help_text: str, default: Any = None, **bounds: float) -> Any:
+        return option(default, help_text, group=name, **bounds)
+
+    return made
+
+
+_model, _data, _adapter, _method, _training, _evaluation, _result = map(
+    _group, ("Model", "Data", "Adapter", "Method", "Training", "Evaluation", "Result")
+)
+
+NEEDS: Mapping[str, str] = {
+    "task_dir": "task",
+    "shift_task_dir": "shift_tasks",
+    "validation_file": "train_file",
+    "test_file": "train_file",
+    "shift_file": "train_file",
+    "ood_file": "train_file",
+    "label_names_file": "train_file or dataset_name",
+    "dataset_config": "dataset_name",
+    "dataset_columns": "dataset_name",
+    "dataset_splits": "dataset_name",
+    "eval_steps": "early_stopping",
+    "frozen_layers_memory": "cache_frozen_layers",
+}
+"""Options that have no effect without another, or without one of two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What `varlora train` runs.
+
+    The data are one of: a named task (`task`, from the hub or from `task_dir`), files of rows (`train_file`, ...), or
+    a data set on the hub (`dataset_name`). The fields' help texts say the rest. The method's own options are in
+    `method_options`; in files, in plans and on the command line they stand beside the rest (`from_dict`, `to_dict`).
+
+    Attributes:
+        method_options: those of the method's options that are given, by name; None is not given.
+
+    Raises:
+        ValueError: a value is out of its range, no data were named, or the method has no such option.
+
+    Example:
+        >>> given = {"model_name_or_path": "m", "task": "sst2", "output_dir": "o", "method": "ensemble", "members": 3}
+        >>> RunConfig.from_dict(given).method_options
+        {'members': 3}
+    """
+
+    model_name_or_path: str = _model("Pre-trained model: a name on the hub or a local folder.", "")
+    model_revision: str | None = _model("Branch, tag or commit of the model on the hub.")
+    model_class: Literal["auto", "causal", "encoder"] = _model(
+        "'causal' reads the answer's token, 'encoder' a classification head; 'auto' goes by the model's architecture.",
+        "auto",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _model("Data type of the frozen weights.", "auto")
+    quantization: Literal["none", "8bit", "4bit"] = _model(
+        "Frozen weights in 8 or 4 bit by bitsandbytes (extra of that name), on a CUDA GPU.", "none"
+    )
+
+    task: str | None = _data("A named task (see `varlora tasks`).")
+    task_dir: str | None = _data("Folder with the named task's files; the hub otherwise.")
+    train_file: str | None = _data("Training rows: a file in JSONL, CSV or Parquet.")
+    validation_file: str | None = _data("Validation rows, in such a file; cut from the training rows otherwise.")
+    test_file: str | None = _data("Test rows, in such a file.")
+    shift_file: str | None = _data("One more test set, from another domain.")
+    ood_file: str | None = _data("Rows that belong to no class (label -1), for out-of-scope detection.")
+    dataset_name: str | None = _data("Data set on the hub, or a local folder of one.")
+    dataset_config: str | None = _data("Configuration of the data set.")
+    dataset_columns: str | None = _data("Columns of the data set by our names, e.g. 'text=sentence,label=polarity'.")
+    dataset_splits: str | None = _data(
+        "Splits of the data set by our names, e.g. 'test=validation', or 'test=none' to leave one out; those of 'ood' "
+        "belong to no class. Its own train, validation and test otherwise."
+    )
+    label_names_file: str | None = _data("Class names in order: a JSON list, or one name a line.")
+    validation_size: float = _data("Validation rows to cut: a fraction below 1, or a number of rows.", 0.1)
+    max_train_samples: int | None = _data("Train on that many rows, drawn with the data seed.", at_least=1)
+    max_validation_samples: int | None = _data("Validate on that many rows, drawn with the data seed.", at_least=1)
+    max_test_samples: int | None = _data(
+        "Test on that many rows of each other split, drawn with the data seed.", at_least=1
+    )
+    data_seed: int = _data("Seed of the cut and of the draw; independent of `seed`, so that seeds share the data.", 0)
+    max_length: int | None = _data("Most tokens in a row; the model's context otherwise.", at_least=1)
+    truncation: Literal["error", "left", "right"] = _data(
+        "What to do with longer rows: 'left' and 'right' cut their text there; instruction, choices and cue stay.",
+        "error",
+    )
+    label_answers: Literal["names", "letters"] = _data("How a causal LM names a class.", "names")
+    prompt_style: Literal["varlora", "laplace-lora", "blob"] = _data(
+        "How a causal LM is asked: our wording, or a published one (see `varlora tasks NAME`); for questions only.",
+        "varlora",
+    )
+    choices: Literal["all", "four"] = _data(
+        "Questions to keep: all, or those with four choices, as some papers do with ARC.", "all"
+    )
+    shift_tasks: str | None = _data(
+        "Named tasks whose test rows are further test sets, comma-separated, e.g. 'arc_challenge,mmlu_physics'."
+    )
+    shift_task_dir: str | None = _data("Folder that holds a folder for each of them; the hub otherwise.")
+    final_answer: Literal["number", "text", "none"] | None = _data(
+        "Completions: what must be right of a text written behind the prompt, its last number (or that behind '####') "
+        "or all of it; 'none' writes no texts. By default the named task's own, and 'none' for other data."
+    )
+
+    lora_r: int = _adapter("Rank.", 8, at_least=1)
+    lora_alpha: int = _adapter("Scale: the update is alpha / r times B A.", 16, at_least=1)
+    lora_dropout: float = _adapter("Dropout on the adapter's input.", 0.1, at_least=0, below=1)
+    lora_target_modules: str | None = _adapter(
+        "Adapted modules, comma-separated, or 'all-linear', or a regular expression; PEFT's choice for the model "
+        "otherwise."
+    )
+    lora_layers: str | None = _adapter(
+        "Adapt them in the uppermost layers only, e.g. 'top:8'; in place of a regular expression."
+    )
+
+    method: str = _method("How the adapter is trained (see `varlora methods`).", "ivon")
+    method_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    num_train_epochs: float = _training("Passes over the training rows.", 3.0, above=0)
+    max_steps: int = _training("Optimizer steps; overrides the epochs when positive.", -1)
+    per_device_train_batch_size: int = _training("Rows per device and micro-batch.", 8, at_least=1)
+    gradient_accumulation_steps: int = _training("Micro-batches per step.", 1, at_least=1)
+    lr_scheduler_type: str = _training("Learning-rate schedule.", "linear")
+    warmup_steps: int = _training(
+        "Steps of linear warm-up; BLoB and ScalaBL take 6 percent of the steps for 0.", 0, at_least=0
+    )
+    max_grad_norm: float = _training("Norm to which gradients are clipped; 0 does not clip.", 1.0, at_least=0)
+    gradient_checkpointing: bool = _training("Recompute activations to save memory.", False)
+    cache_frozen_layers: bool = _training(
+        "Models adapted in upper layers only: compute the frozen lower layers once per row, without dropout.", False
+    )
+    frozen_layers_memory: float | None = _training(
+        "GiB of the frozen layers' states to keep in memory, 2 unless given; what is more is kept in mapped files.",
+        above=0,
+    )
+    bf16: bool = _training("Compute in bfloat16 (autocast).", False)
+    early_stopping: bool = _training("Keep the checkpoint with the lowest validation loss.", False)
+    eval_steps: int | None = _training(
+        "Steps between validations under early stopping; a twentieth of the run otherwise.", at_least=1
+    )
+    save_steps: int = _training("Steps between checkpoints, from which --resume goes on.", 500, at_least=1)
+    seed: int = _training("Seed of initialisation, data order, dropout and noise.", 0)
+
+    samples: int = _evaluation(
+        "Posterior draws at evaluation; 0 is the mean only. Of a linearised model always 100, which cost nothing.",
+        10,
+        at_least=0,
+    )
+    temperature_scaling: bool = _evaluation(
+        "Divide the logits by a temperature fitted on validation rows, one for each mode of prediction.", False
+    )
+    max_new_tokens: int = _evaluation("Most tokens of a text, where completions have a final answer.", 256, at_least=1)
+    per_device_eval_batch_size: int = _evaluation("Rows per device at evaluation.", 32, at_least=1)
+
+    output_dir: str = _result("Folder for the result.", "")
+
+    def __post_init__(self) -> None:
+        for name, value in checked_values(type(self), {name: getattr(self, name) for name in SETTINGS}).items():
+            object.__setattr__(self, name, value)
+
+        def require(name: str, ok: bool, allowed: str) -> None:
+            if not ok:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}.")
+
+        require("model_name_or_path", bool(self.model_name_or_path), "a model's name or folder")
+        require("output_dir", bool(self.output_dir), "a folder")
+        sources = [n for n in ("task", "train_file", "dataset_name") if getattr(self, n) is not None]
+        if len(sources) != 1:
+            raise ValueError(
+                "give the data by exactly one of task, train_file and dataset_name; got "
+                f"{', '.join(sources) or 'none of them'}."
+            )
+        for name, needed in NEEDS.items():
+            if getattr(self, name) is not None and not any(getattr(self, one) for one in needed.split(" or ")):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which has no effect without {needed}.")
+        if taken := sorted(set(SETTINGS) & types_of(options_of(self.method)).keys()):
+            raise ValueError(f"method {self.method!r} has the option {taken[0]}, which every run has; rename it there.")
+        object.__setattr__(self, "method_options", checked_options(self.method, self.method_options))
+        layers = self.lora_layers
+        require(
+            "lora_layers", layers is None or re.fullmatch("top:[1-9][0-9]*", layers) is not None, "top:1, top:2, ..."
+        )
+        size = self.validation_size
+        whole = size >= 1 and size == int(size)
+        require("validation_size", 0 < size < 1 or whole, "a fraction below 1, or a number of rows")
+        _check_schedule(self.lr_scheduler_type)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> RunConfig:
+        """The settings that `to_dict`, a YAML file or a command line gives, the method's options beside the rest.
+
+        Args:
+            settings: by name. An option of a method that is None is not given, whichever method has it.
+
+        Raises:
+            ValueError: there is no such setting, or one does not fit.
+        """
+        method = settings.get("method", cls.method)
+        known = setting_names([method] if isinstance(method, str) and method in METHODS else [])
+        if strange := [name for name in settings if name not in known]:
+            listed = "`varlora train --help` lists them."
+            hint = nearest(str(strange[0]), known, otherwise=listed)
+            raise ValueError(f"unknown option {strange[0]!r}; {hint}{options_elsewhere()}")
+        own = {name: value for name, value in settings.items() if name in SETTINGS}
+        return cls(**own, method_options={n: v for n, v in settings.items() if n not in SETTINGS})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON and YAML: the settings, and beside them the method's options, None where not given."""
+        flat: dict[str, Any] = {}
+        for f in fields(self):
+            if f.name == "method_options":
+                flat |= {name: self.method_options.get(name) for name in types_of(options_of(self.method))}
+            else:
+                flat[f.name] = getattr(self, f.name)
+        return flat
+
+    def given(self) -> dict[str, Any]:
+        """As `to_dict`, without settings at their default and options that are not given."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in self.to_dict().items() if value != defaults.get(name)}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every setting but `output_dir`: equal for runs that must give equal results.
+
+        Options of varlora's other methods count as not given, as in the folders of earlier versions; those that came
+        later count where they are given.
+        """
+        options = {name: None for kind in OWN_OPTIONS.values() for name in types_of(kind)}
+        without = ["output_dir", *(name for name in LATER if getattr(self, name) is None)]
+        settings = {name: value for name, value in {**options, **self.to_dict()}.items() if name not in without}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+LATER = ("lora_layers", "frozen_layers_memory")
+"""Settings that versions lacked whose fingerprints are still known."""
+SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name != "method_options")
+"""What every run has, whatever its method."""
+
+
+def setting_names(methods: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names that settings may have: of every run, and of the options of varlora's methods.
+
+    Args:
+        methods: whose options are known, too, those of other packages among them.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    kinds = [*OWN_OPTIONS.values(), *map(options_of, methods)]
+    return tuple(dict.fromkeys([*SETTINGS, *(name for kind in kinds for name in types_of(kind))]))
+
+
+def options_elsewhere() -> str:
+    """A sentence on options that are not known because nobody has named their methods, which packages bring."""
+    names = ", ".join(METHODS.not_imported)
+    return f" The options of {names} are known where the method is named." if names else ""
+
+
+def _check_schedule(name: str) -> None:
+    """Asks transformers, which takes seconds to import, where the schedule is not the default."""
+    if name == RunConfig.lr_scheduler_type:
+        return
+    from transformers import SchedulerType
+
+    schedules = [schedule.value for schedule in SchedulerType]
+    if name not in schedules:
+        raise ValueError(f"lr_scheduler_type is {name!r}; {nearest(name, schedules)}")

@@ -1,0 +1,137 @@
+"""The adaptive prior: the closed form, where it starts, where it ends, and what it must not do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from varlora import IVON, NoiseController
+from varlora.ivon.adaptive_prior import (
+    PRIOR_STD_MIN,
+    adaptive_prior,
+    initial_prior_precision,
+    renewed_prior_precision,
+)
+
+ORACLE = json.loads((Path(__file__).parent.parent / "data" / "adaptive_prior.json").read_text())
+
+
+def zero_loss_steps(model: nn.Module, optimizer: IVON, steps: int) -> None:
+    """Steps that move neither m nor (much) h."""
+    dtype = next(model.parameters()).dtype
+    for _ in range(steps):
+        (0 * model(torch.ones(2, 20, dtype=dtype)).sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("case", ORACLE)
+def test_it_is_the_closed_form(case: dict[str, Any]) -> None:
+    m, h = (torch.tensor(case[k], dtype=torch.float64) for k in ("m", "h"))
+    delta = torch.tensor(case["delta0"], dtype=torch.float64)
+    torch.testing.assert_close(adaptive_prior(m, h, case["lam"], delta).item(), case["closed_form"], rtol=1e-9, atol=0)
+    if case["fixed_point"] < 1:  # the third case takes 1e5 iterations
+        for _ in range(3000):
+            delta = adaptive_prior(m, h, case["lam"], delta)
+        torch.testing.assert_close(delta.item(), case["fixed_point"], rtol=1e-9, atol=0)
+
+
+def test_a_step_goes_a_tenth_of_the_way_in_logarithms() -> None:
+    m, h, start = torch.full((4,), 0.5), torch.full((4,), 0.3), torch.tensor(1.0)
+    target = 100.0 * adaptive_prior(m, h, 100.0, start / 100.0)
+    moved = renewed_prior_precision(start, m, h, 100.0).log() / target.log()
+    torch.testing.assert_close(moved, torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("update", ["newton", "adam"])
+def test_each_tensor_starts_at_its_own_closed_form(update: Any) -> None:
+    """LoRA's A at its root mean square; B, which is zero, at the smallest standard deviation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 5, bias=False), nn.Linear(5, 3, bias=False))
+    nn.init.zeros_(model[1].weight)
+    optimizer = IVON(model.parameters(), lr=1e-3, ess=1e4, hess_init=1e-2, prior="adaptive", update=update)
+    NoiseController(model, optimizer)
+    model(torch.ones(2, 20))  # draws the first noise
+    a, b = model[0].weight, model[1].weight
+    assert optimizer.prior_precision(a) == pytest.approx(1 / a.square().mean().item())
+    assert optimizer.prior_precision(b) == pytest.approx(1 / PRIOR_STD_MIN**2)
+    for p in (a, b):
+        expected = torch.full_like(p, 1e4 * 1e-2 + optimizer.prior_precision(p))
+        torch.testing.assert_close(optimizer.precision(p), expected)
+
+
+def test_a_weight_decay_is_where_it_starts_instead() -> None:
+    model = nn.Linear(20, 5)
+    optimizer = IVON(model.parameters(), lr=1e-3, ess=1e4, hess_init=1e-2, prior="adaptive", weight_decay=0.3)
+    assert optimizer.prior_precision(model.weight) == pytest.approx(3000.0)
+
+
+def test_a_tensor_without_entries_has_a_prior_too() -> None:
+    assert initial_prior_precision(torch.zeros(0)).item() == pytest.approx(1 / PRIOR_STD_MIN**2)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_it_converges_to_the_minimiser_of_the_kl(start: float) -> None:
+    """m and h are held still; δ must then reach the minimiser."""
+    torch.manual_seed(0)
+    model = nn.Linear(20, 5, bias=False, dtype=torch.float64)
+    optimizer = IVON(
+        model.parameters(),
+        lr=1e-300,
+        ess=1e4,
+        hess_init=1e-3,
+        betas=(0.9, 1.0),
+        weight_decay=start,
+        prior="adaptive",
+    )
+    NoiseController(model, optimizer)
+    zero_loss_steps(model, optimizer, 400)
+    m, h = model.weight.detach(), optimizer.state[model.weight]["hessian"]
+    delta = optimizer.prior_precision(model.weight) / 1e4
+    # the root of δ λ mean(m²) + mean(δ / (h + δ)) = 1, the KL's stationary point
+    assert (delta * 1e4 * m.square().mean() + (delta / (h + delta)).mean()).item() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-9])
+def test_a_zero_tensor_neither_grows_without_bound_nor_kills_the_variance(start: float) -> None:
+    """LoRA's B starts at zero; an uncapped δ would grow by h0 a step and take the variance to nothing."""
+    model = nn.Linear(20, 5, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = IVON(model.parameters(), lr=1e-12, ess=1e5, hess_init=1e-3, weight_decay=start, prior="adaptive")
+    NoiseController(model, optimizer)
+    zero_loss_steps(model, optimizer, 500)
+    smallest_variance = 1 / (1e5 * 1e-3 + 1 / PRIOR_STD_MIN**2)
+    assert (1 / optimizer.precision(model.weight)).min().item() == pytest.approx(smallest_variance, rel=0.01)
+
+
+@pytest.mark.parametrize("update", ["newton", "adam"])
+def test_the_decay_of_the_mean_is_dropped(update: Any) -> None:
+    model = nn.Linear(20, 5, bias=False)
+    before = model.weight.detach().clone()
+    optimizer = IVON(
+        model.parameters(), lr=0.1, ess=1e4, hess_init=1e-3, weight_decay=1.0, prior="adaptive", update=update
+    )
+    NoiseController(model, optimizer)
+    zero_loss_steps(model, optimizer, 3)
+    assert torch.equal(model.weight, before)
+
+
+def test_a_falling_prior_keeps_the_precision_positive() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    options = {"lr": 0.1, "ess": 100.0, "hess_init": 1e-4, "betas": (0.9, 0.5), "weight_decay": 10.0}
+    optimizer = IVON(model.parameters(), **options, prior="adaptive")
+    NoiseController(model, optimizer, seed=0)
+    for _ in range(60):
+        loss = -(model(torch.ones(4, 3)) ** 2).mean()  # negative curvature drives h below zero
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for p in model.parameters():
+            assert (optimizer.precision(p) > 0).all()
+    assert optimizer.skipped_steps == 0

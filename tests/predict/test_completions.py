@@ -1,0 +1,58 @@
+"""Log-likelihoods of completions against a slow loop."""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from varlora.adapters import applied, trained_tensors
+from varlora.posterior import DiagonalGaussian
+from varlora.posterior.draws import weight_draws
+from varlora.predict.completions import completion_log_likelihood, predict_completions
+from varlora.tasks import Collator
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
+COMPLETIONS = [[13, 2], [14, 15, 16, 2], [17]]
+ROWS = [
+    {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)
+]
+
+
+def slow(model: PeftModel) -> Tensor:
+    values = []
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+        value = 0.0
+        for i, token in enumerate(completion):
+            logits = model(input_ids=torch.tensor([prompt + completion[:i]])).logits[0, -1]
+            value += logits.double().log_softmax(-1)[token].item()
+        values.append(value)
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_log_likelihoods_add_up_token_by_token_on_either_side(llama_lora: PeftModel) -> None:
+    model = llama_lora.eval()
+
+    for side in ("left", "right"):
+        batch = Collator(pad_token_id=0, padding_side=side)(ROWS)
+        values, counts = completion_log_likelihood(model, batch)
+
+        torch.testing.assert_close(values.detach().double(), slow(model), atol=1e-5, rtol=1e-5)
+        assert counts.tolist() == [2, 4, 1]
+
+
+def test_draws_are_held_for_all_batches(llama_lora: PeftModel) -> None:
+    model = llama_lora.eval()
+    mean = {key: p.detach().clone() for key, p in trained_tensors(model).items()}
+    q = DiagonalGaussian(mean=mean, precision={key: torch.full_like(m, 25.0) for key, m in mean.items()})
+    collate = Collator(pad_token_id=0)
+
+    values, counts = predict_completions(model, q, [collate(ROWS[:2]), collate(ROWS[2:])], samples=3, seed=4)
+
+    expected = []
+    for draw in weight_draws(q, 3, seed=4):
+        with applied(model, draw):
+            expected.append(slow(model))
+    torch.testing.assert_close(values, torch.stack(expected, 1), atol=1e-5, rtol=1e-5)
+    assert counts.tolist() == [2, 4, 1]

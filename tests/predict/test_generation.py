@@ -1,0 +1,195 @@
+"""Texts by draw: coherent draws, a restored model, the vote, and the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+from sklearn.metrics import roc_auc_score
+
+from models import lora, tiny_llama
+from tiny_tokenizers import word_level
+from varlora.adapters import applied, trained_tensors
+from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass
+from varlora.posterior.draws import weight_draws
+from varlora.predict.decoding import Greedy
+from varlora.predict.generation import Generations, generate
+from varlora.tasks import Collator
+
+TOKENIZER = word_level()
+ROWS = [{"id": str(i), "input_ids": ids} for i, ids in enumerate([[5, 6, 7], [8], [9, 10, 11, 12], [6, 6]])]
+OPTIONS: dict[str, Any] = {"tokenizer": TOKENIZER, "max_new_tokens": 6}
+
+
+@pytest.fixture
+def model() -> PeftModel:
+    return lora(tiny_llama(vocab_size=len(TOKENIZER)), task_type="CAUSAL_LM", lora_dropout=0.3)
+
+
+def posterior(model: PeftModel, std: float = 0.3) -> DiagonalGaussian:
+    mean = {key: p.detach().clone() for key, p in trained_tensors(model).items()}
+    return DiagonalGaussian(mean=mean, precision={key: torch.full_like(m, std**-2) for key, m in mean.items()})
+
+
+def batches(size: int = 2) -> list[dict[str, Any]]:
+    collate = Collator(pad_token_id=0, ids=True)
+    return [collate(ROWS[i : i + size]) for i in range(0, len(ROWS), size)]
+
+
+def texts_at(model: PeftModel, weights: Any) -> list[str]:
+    with applied(model, weights):
+        model.eval()
+        return [Greedy(model, TOKENIZER, 6)(batches(1)[i]).texts[0] for i in range(len(ROWS))]
+
+
+def test_one_set_of_weights_writes_all_texts_of_a_draw(model: PeftModel) -> None:
+    q = posterior(model)
+    found = generate(model, q, batches(), 5, seed=3, **OPTIONS)
+
+    draws = [texts_at(model, weights) for weights in weight_draws(q, 5, seed=3)]
+    assert [list(column) for column in zip(*found.texts, strict=True)] == draws
+    assert len({tuple(draw) for draw in draws}) > 1, "the draws must differ for this to show anything"
+    assert (found.mode, found.antithetic, found.seed, found.ids) == ("samples", True, 3, ("0", "1", "2", "3"))
+    assert generate(model, q, batches(1), 5, seed=3, **OPTIONS).texts == found.texts
+    assert generate(model, q, batches(), 5, seed=4, **OPTIONS).texts != found.texts
+    independent = generate(model, q, batches(), 5, seed=3, antithetic=False, **OPTIONS)
+    expected = [texts_at(model, weights) for weights in weight_draws(q, 5, antithetic=False, seed=3)]
+    assert [list(column) for column in zip(*independent.texts, strict=True)] == expected
+
+
+def test_the_point_is_written_with_at_zero_draws(model: PeftModel) -> None:
+    q = posterior(model)
+    at_mean = generate(model, q, batches(), 0, **OPTIONS)
+
+    assert [row[0] for row in at_mean.texts] == texts_at(model, q.mean)
+    assert (at_mean.mode, at_mean.seed, at_mean.num_draws) == ("mean", None, 1)
+    assert generate(model, PointMass(mean=q.mean), batches(), **OPTIONS).texts == at_mean.texts
+    assert generate(model, None, batches(), **OPTIONS).mode == "model"
+
+
+def test_a_mixture_and_dropout_masks_write_with_their_own_draws(model: PeftModel) -> None:
+    q = posterior(model)
+    members = [PointMass(mean=dict(weights)) for weights in weight_draws(q, 3, antithetic=False, seed=8)]
+    found = generate(model, Mixture(components=members), batches(), 10, **OPTIONS)
+    assert [list(column) for column in zip(*found.texts, strict=True)] == [texts_at(model, m.mean) for m in members]
+
+    masks = DropoutMasks(mean=q.mean, rate=0.3)
+    first = generate(model, masks, batches(), 4, seed=1, **OPTIONS)
+    assert first.texts == generate(model, masks, batches(), 4, seed=1, **OPTIONS).texts
+    assert len({tuple(draw) for draw in zip(*first.texts, strict=True)}) > 1
+
+
+def test_the_model_and_the_random_state_are_what_they_were(model: PeftModel) -> None:
+    model.train()
+    before = {key: p.detach().clone() for key, p in trained_tensors(model).items()}
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+
+    generate(model, posterior(model), batches(), 3, **OPTIONS)
+
+    assert torch.equal(torch.rand(3), expected)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(p, before[key]) for key, p in trained_tensors(model).items())
+
+
+def test_nonsense_is_refused(model: PeftModel) -> None:
+    q = posterior(model)
+    with pytest.raises(ValueError, match="max_new_tokens is 0"):
+        generate(model, q, batches(), tokenizer=TOKENIZER, max_new_tokens=0)
+    with pytest.raises(ValueError, match="there is no batch"):
+        generate(model, q, [], **OPTIONS)
+    with torch.no_grad():
+        model.get_base_model().model.embed_tokens.weight[9] = torch.nan
+    with pytest.raises(ValueError, match="NaN logits, first for prompt 2"):
+        generate(model, q, batches(), 0, tokenizer=TOKENIZER, max_new_tokens=1)
+
+
+def some(**options: Any) -> Generations:
+    """Six rows of three draws; right are rows 0, 1 and 2."""
+    texts = (
+        ("#### 1", "so 1", "9"),
+        ("2", "2.0", "$2"),
+        ("3", "3", "x"),
+        ("8", "8", "4"),
+        ("7", "8", "5"),
+        ("x", "y", "z"),
+    )
+    given: dict[str, Any] = {
+        "texts": texts,
+        "num_tokens": torch.tensor([[2, 2, 1]] * 6),
+        "log_likelihoods": torch.tensor(
+            [[-2.0, -4, -1], [-2, -2, -2], [-4, -4, -2], [-6, -6, -3]] + [[-2, -2, -3]] * 2
+        ).double(),
+        "finished": torch.tensor([[True, True, False]] * 6),
+        "references": ("1", "2", "3", "4", "5", "6"),
+        "final_answer": "number",
+        "max_new_tokens": 2,
+        "mode": "samples",
+    }
+    return Generations(**{**given, **options})
+
+
+def test_the_vote_and_its_metrics_are_counted_by_hand() -> None:
+    found = some()
+
+    assert found.majority == ("1", "2", "3", "8", "7", None)
+    assert found.agreement.tolist() == pytest.approx([2 / 3, 1, 2 / 3, 2 / 3, 1 / 3, 0])
+    likelihood = [-(1 + 2 + 1) / 3, -(1 + 1 + 2) / 3, -2, -3, -5 / 3, -5 / 3]
+    assert found.log_likelihood_per_token.tolist() == pytest.approx(likelihood)
+    metrics = found.metrics()
+    right = [1, 1, 1, 0, 0, 0]
+    share = [2 / 3, 1, 2 / 3, 2 / 3, 1 / 3, 0]
+    assert metrics["exact_match"] == 0.5
+    assert metrics["exact_match_per_draw"] == pytest.approx((2 + 3 + 2 + 1 + 1) / 18)
+    assert metrics["agreement"] == pytest.approx(sum(share) / 6)
+    # (0, .1]: 0, wrong; (.3, .4]: wrong; (.6, .7]: 2 of 3 right at 2/3; 1: right.
+    assert metrics["agreement_ece_10"] == pytest.approx((0 + 1 / 3 + 0 + 0) / 6)
+    assert metrics["agreement_auroc"] == pytest.approx(roc_auc_score(right, share))
+    assert metrics["likelihood_auroc"] == pytest.approx(roc_auc_score(right, likelihood))
+    assert metrics["answered"] == pytest.approx(14 / 18)
+    assert metrics["finished"] == pytest.approx(2 / 3)
+    assert metrics["tokens_per_text"] == pytest.approx(5 / 3)
+
+
+def test_texts_without_right_answers_have_no_metrics() -> None:
+    with pytest.raises(ValueError, match="without `references`"):
+        some(references=()).metrics()
+
+
+def test_the_file_keeps_everything(tmp_path: Path) -> None:
+    for given in (some(ids=tuple("abcdef"), antithetic=True, seed=7), some(references=(), final_answer="text")):
+        loaded = Generations.load(given.save(tmp_path / "texts.parquet"))
+        for name in Generations.__dataclass_fields__:
+            first, second = getattr(given, name), getattr(loaded, name)
+            same = torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+            assert same, name
+    with pytest.raises(FileNotFoundError):
+        Generations.load(tmp_path / "nothing")
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match=r"other\.parquet holds no generations"):
+        Generations.load(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"texts": ()}, "N rows of S texts"),
+        ({"texts": (("a",), ("a", "b"))}, "N rows of S texts"),
+        ({"num_tokens": torch.ones(6, 3)}, "num_tokens must be torch.int64 of shape"),
+        ({"finished": torch.ones(6, 2, dtype=torch.bool)}, r"finished must be torch.bool of shape \(6, 3\)"),
+        ({"ids": ("a",)}, "1 ids for 6 rows"),
+        ({"references": ("a",)}, "1 references for 6 rows"),
+        ({"final_answer": "letter"}, "allowed: number, text"),
+        ({"mode": "sampled"}, "mode 'sampled'; allowed"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        some(**options)
