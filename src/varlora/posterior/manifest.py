@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -200,8 +201,9 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+@functools.cache
 def library_version(library: str) -> str:
-    """The installed version; "unknown" for a library that is not."""
+    """The installed version; "unknown" for a library that is not. It is read from its files once a process."""
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:

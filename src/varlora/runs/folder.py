@@ -13,7 +13,6 @@ README.md                                           the model card
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import shutil
@@ -35,6 +34,7 @@ from varlora.io.yaml_files import load_yaml
 from varlora.metrics import CompletionRows, evaluate_rows
 from varlora.posterior import Posterior
 from varlora.posterior.folder import load_posterior, write_posterior_files
+from varlora.posterior.manifest import library_version
 from varlora.predict.generation import Generations
 from varlora.predict.prediction import Prediction
 from varlora.predict.prediction_setup import modes_of
@@ -361,7 +361,7 @@ def write_derived(folder: Path, posterior: Posterior, *, sources: Sequence[Path]
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide a run's numbers."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {name: library_version(name) for name in LIBRARIES}
 
 
 def finite(value: Any) -> Any:

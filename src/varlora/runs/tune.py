@@ -8,7 +8,6 @@ tried."""
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from varlora.io.files import LARGEST_JSON, read_text
 from varlora.io.folders import atomic_file
 from varlora.metrics import WORTHWHILE
 from varlora.posterior import Criterion, Posterior, PredictionConfig
-from varlora.posterior.manifest import MANIFEST, read_manifest, write_tuned
+from varlora.posterior.manifest import MANIFEST, library_version, read_manifest, write_tuned
 from varlora.predict.prediction_setup import remove_tuning
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import RunFolder, finite, read_run
@@ -239,7 +238,7 @@ def _write(run: RunFolder, q: Posterior, tuning: Tuning) -> None:
     choice = tuning.choice
     table = {
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "varlora": importlib.metadata.version("varlora"),
+        "varlora": library_version("varlora"),
         "made_from": {name: entry["sha256"] for name, entry in read_manifest(run.path)["files"].items()},
         **tuning.to_dict(),
     }
