@@ -29,7 +29,7 @@ from varlora.predict.prediction_setup import prepare
 from varlora.readout.readout import Readout
 
 PredictedMode = Literal["model", "mean", "samples", "linearised"]
-_FORMAT = "varlora.predict.prediction.v1"
+_FORMAT = "varlora.prediction.v1"
 _COLUMNS = {"id": pa.string(), "label": pa.int64(), "log_probs": pa.list_(pa.list_(pa.float64()))}
 _ROUNDING = 1e-6
 
@@ -37,7 +37,7 @@ _ROUNDING = 1e-6
 class _Facts(TypedDict):
     """What stands in a table's metadata."""
 
-    format: Literal["varlora.predict.prediction.v1"]
+    format: Literal["varlora.prediction.v1"]
     classes: list[str]
     has_ids: bool
     mode: PredictedMode
