@@ -110,9 +110,22 @@ def test_what_shows_or_orders_runs_is_left_out_whoever_imports_it(package: Path)
 
 def test_the_modules_behind_a_cell() -> None:
     found = module._own_sources().reached_from(*ENTRIES, "varlora.methods.ivon")
-    named = {"runs.run", "training", "optim.ivon", "prediction", "ops.pruning", "runs.tune", "methods.ivon", "tasks"}
+    named = {
+        "runs.run",
+        "runs.tune",
+        "training.adapter_trainer",
+        "ivon.optimizer",
+        "ivon.trainer",
+        "posterior.folder",
+        "posterior.ops.pruning",
+        "predict.prediction",
+        "readout.readout",
+        "methods.ivon",
+        "tasks",
+    }
     assert {f"varlora.{name}" for name in named} <= found
     left_out = {"methods.blob", "methods.swag", "curvature.ggn", "report.tables", "cli.train", "compare.plan"}
+    assert all((PACKAGE / f"{name.replace('.', '/')}.py").is_file() for name in left_out)
     assert not {f"varlora.{name}" for name in left_out} & found
     assert "varlora.curvature.ggn" in module._own_sources().reached_from("varlora.methods.laplace")
 
