@@ -40,8 +40,8 @@ from varlora.posterior import (
 from varlora.posterior.folder import MANIFEST, load_posterior, write_posterior_files
 from varlora.posterior.kronecker import KroneckerFactors
 from varlora.posterior.manifest import sha256, to_json
-from varlora.predict.generation import Generations
-from varlora.predict.prediction import Prediction
+from varlora.prediction.generation import Generations
+from varlora.prediction.prediction import Prediction
 from varlora.runs import CompletionScores, read_run, write_run
 from varlora.runs.config import RunConfig
 from varlora.tasks import Task, load_jsonl

@@ -19,7 +19,7 @@ from varlora.posterior import DiagonalGaussian, PosteriorMeta, PredictionConfig
 from varlora.posterior.folder import CheckpointError, load_posterior, save_posterior
 from varlora.posterior.manifest import MANIFEST, read_manifest, sha256, to_json, write_tuned
 from varlora.posterior.ops import prune, temper
-from varlora.predict.prediction_setup import apply_tuning, remove_tuning
+from varlora.prediction.prediction_setup import apply_tuning, remove_tuning
 from varlora.runs import read_run, reset
 
 FORMER = Path(__file__).parent / "data" / "format_2"

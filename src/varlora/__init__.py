@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     )
     from varlora.posterior.folder import load_posterior, save_posterior
     from varlora.posterior.ops import common_prior, isotropic_prior, kl, merge, prune, snr, temper
-    from varlora.predict.generation import Generations, generate
-    from varlora.predict.linearised import predict_linearised
-    from varlora.predict.prediction import Prediction, predict
-    from varlora.predict.prediction_setup import apply_tuning, remove_tuning
+    from varlora.prediction.generation import Generations, generate
+    from varlora.prediction.linearised import predict_linearised
+    from varlora.prediction.prediction import Prediction, predict
+    from varlora.prediction.prediction_setup import apply_tuning, remove_tuning
     from varlora.readout.readout import AnswerTokens, ClassHead
     from varlora.tasks import answer_tokens
     from varlora.training.checkpoint_files import last_whole_checkpoint
@@ -91,8 +91,8 @@ _MODULES = {
     "adapters": ("applied", "load_into"),
     "posterior.folder": ("load_posterior", "save_posterior"),
     "training.checkpoint_files": ("last_whole_checkpoint",),
-    "predict.linearised": ("predict_linearised",),
-    "predict.generation": ("Generations", "generate"),
+    "prediction.linearised": ("predict_linearised",),
+    "prediction.generation": ("Generations", "generate"),
     "ivon.config": ("IVONConfig",),
     "ivon.noise": ("NoiseController",),
     "posterior.ops": ("common_prior", "isotropic_prior", "kl", "merge", "prune", "snr", "temper"),
@@ -108,8 +108,8 @@ _MODULES = {
         "point_mass_of",
         "posterior_of",
     ),
-    "predict.prediction": ("Prediction", "predict"),
-    "predict.prediction_setup": ("apply_tuning", "remove_tuning"),
+    "prediction.prediction": ("Prediction", "predict"),
+    "prediction.prediction_setup": ("apply_tuning", "remove_tuning"),
     "readout.readout": ("AnswerTokens", "ClassHead"),
     "tasks": ("answer_tokens",),
     "ivon.trainer_checkpoint": ("posterior_from_checkpoint",),

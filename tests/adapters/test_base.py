@@ -19,7 +19,7 @@ from models import lora, tiny_bert_classifier, tiny_llama, token_ids
 from varlora import IVON, IVONConfig, VariationalCallback
 from varlora.adapters import base_fingerprint, check_base, fixed_tensors, trained_tensors
 from varlora.posterior import PointMass, point_mass_of
-from varlora.predict.prediction import predict
+from varlora.prediction.prediction import predict
 from varlora.readout.readout import AnswerTokens
 
 BATCH = {"input_ids": token_ids(), "attention_mask": torch.ones(2, 6, dtype=torch.long), "labels": torch.tensor([0, 1])}

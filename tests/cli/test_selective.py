@@ -17,8 +17,8 @@ from cli.workshop import Outcome, Workshop, reviews, write_rows
 from varlora.metrics import clopper_pearson, conformal_rank
 from varlora.posterior import PredictionConfig
 from varlora.posterior.manifest import write_tuned
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import choose_config
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import choose_config
 from varlora.runs import predict_split, read_run, reload_setting
 
 Call = Callable[..., Outcome]

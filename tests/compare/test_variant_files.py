@@ -28,7 +28,7 @@ from varlora.compare.variant_files import (
     variant_folder,
 )
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, Posterior, PosteriorMeta
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.runs import RunConfig, RunFolder
 
 ONES = {"w": torch.ones(4)}

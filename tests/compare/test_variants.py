@@ -39,8 +39,8 @@ from varlora.metrics import (
 )
 from varlora.metrics.scoring import log_losses
 from varlora.posterior.ops import prune, temper
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import choose_config
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import choose_config
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
 from varlora.runs.tune import tune
 

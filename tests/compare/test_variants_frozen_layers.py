@@ -16,8 +16,8 @@ from tiny_runs import save_encoder
 from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, pruned_fraction, read_tuned
 from varlora.posterior import Posterior
 from varlora.posterior.ops import prune, temper
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import choose_config
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import choose_config
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, tune
 
 UPPER = r".*layer\.1\..*(query|value)"

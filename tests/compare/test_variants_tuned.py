@@ -22,7 +22,7 @@ from varlora.compare.gather import gather
 from varlora.compare.variants import ensure_variants, is_complete, load_variant, read_tuned, seconds
 from varlora.compare.worker import execute_cell
 from varlora.metrics import evaluate
-from varlora.predict.prediction_setup import modes_of
+from varlora.prediction.prediction_setup import modes_of
 from varlora.runs import finite, read_run, run
 from varlora.runs.tune import tuning_of
 

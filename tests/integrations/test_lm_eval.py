@@ -17,8 +17,8 @@ from varlora.adapters import applied
 from varlora.posterior import Mixture, PointMass, PredictionConfig
 from varlora.posterior.draws import weight_draws
 from varlora.posterior.folder import load_posterior, save_posterior
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import choose_config
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import choose_config
 from varlora.runs import predict_split
 from varlora.tasks.prompts import LETTERS
 

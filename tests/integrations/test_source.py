@@ -14,7 +14,7 @@ from small_runs import config, films, save_model, write_rows
 from varlora.integrations.source import read_source
 from varlora.posterior import PointMass, PosteriorMeta, PredictionConfig
 from varlora.posterior.folder import load_posterior, save_posterior
-from varlora.predict.prediction_setup import SAMPLES
+from varlora.prediction.prediction_setup import SAMPLES
 from varlora.readout.readout import ClassHead
 from varlora.runs import run
 

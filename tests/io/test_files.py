@@ -20,7 +20,7 @@ from varlora.io.files import read_bytes, read_json, read_json_lines
 from varlora.io.yaml_files import load_yaml
 from varlora.posterior import KroneckerGaussian, Mixture, PointMass, PosteriorMeta
 from varlora.posterior.folder import CheckpointError
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.tasks.files import read_records
 
 POINT = {"w": torch.ones(1, 2)}

@@ -17,7 +17,7 @@ from varlora.ivon.ess_control import BOUNDS, FALSE_ALARMS, RETURN, steered_ess
 from varlora.ivon.held_out_rows import PREDICTED_DRAWS, calibration_slope, moments, told_by
 from varlora.metrics import likeliest_temperature
 from varlora.posterior.held_out_record import ERRORS, LARGEST_MOVE, PRIOR_INFORMATION, HeldOutRecord
-from varlora.predict.prediction_setup import SAMPLES
+from varlora.prediction.prediction_setup import SAMPLES
 
 NAMES = ("slope", "information", "gain", "loss", "mean_slope", "mean_information")
 

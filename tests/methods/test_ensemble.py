@@ -19,7 +19,7 @@ from varlora.adapters import reset_adapter, trained_tensors
 from varlora.methods import AdamW, ensemble
 from varlora.methods.ensemble import Ensemble, member_seed
 from varlora.posterior import Mixture, PointMass, Posterior, PredictionConfig
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.runs import Setting, load_setting, predict_split, train
 
 OPTIONS = {"learning_rate": 0.02}

@@ -23,9 +23,9 @@ from varlora.methods import laplace as module
 from varlora.methods.laplace import GRID, validation_nll
 from varlora.posterior import DiagonalGaussian, KroneckerGaussian, Posterior, PosteriorMeta, PredictionConfig
 from varlora.posterior.folder import load_posterior, save_posterior
-from varlora.predict import linearised
-from varlora.predict.linearised import predict_linearised
-from varlora.predict.prediction import Prediction
+from varlora.prediction import linearised
+from varlora.prediction.linearised import predict_linearised
+from varlora.prediction.prediction import Prediction
 from varlora.runs import Setting, load_setting, predict_split, train
 
 OPTIONS = LEARNED["laplace"]

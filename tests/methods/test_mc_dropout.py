@@ -20,8 +20,8 @@ from varlora.methods import AdamW
 from varlora.methods.mc_dropout import McDropout
 from varlora.posterior import DropoutMasks, NotAWeightSampleError, PredictionConfig
 from varlora.posterior.ops import prune
-from varlora.predict.completions import predict_completions
-from varlora.predict.prediction import Prediction, predict
+from varlora.prediction.completions import predict_completions
+from varlora.prediction.prediction import Prediction, predict
 from varlora.readout.readout import ClassHead
 from varlora.runs import Setting, load_setting, predict_split, train
 

@@ -42,8 +42,8 @@ from varlora.posterior import (
 )
 from varlora.posterior.folder import load_posterior, save_posterior
 from varlora.posterior.ops import prune, temper
-from varlora.predict.prediction import Prediction, predict
-from varlora.predict.prediction_setup import modes_of
+from varlora.prediction.prediction import Prediction, predict
+from varlora.prediction.prediction_setup import modes_of
 from varlora.runs import Setting, load_setting, method_of, predict_split, train
 
 KIND: Mapping[str, type] = {

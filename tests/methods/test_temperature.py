@@ -12,7 +12,7 @@ from varlora.methods import with_temperatures
 from varlora.metrics import fit_temperature
 from varlora.posterior import PointMass
 from varlora.posterior.meta import PosteriorMeta
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 
 Q = PointMass(mean={"w": torch.ones(1)}, meta=PosteriorMeta(diagnostics={"steps": 3}))
 

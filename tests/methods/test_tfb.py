@@ -23,7 +23,7 @@ from varlora.methods.adamw import AdamW
 from varlora.methods.method import Job
 from varlora.methods.tfb import LARGEST_SCALE, NoScaleError, Tfb, largest_satisfying, rotate
 from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
-from varlora.predict.prediction import predict
+from varlora.prediction.prediction import predict
 from varlora.runs import Setting, load_setting, train
 
 ORACLE = json.loads((Path(__file__).parents[1] / "data" / "tfb.json").read_text(encoding="utf-8"))["tfb"]

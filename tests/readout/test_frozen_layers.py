@@ -28,7 +28,7 @@ from tiny_tokenizers import word_piece
 from varlora.adapters import trained_tensors
 from varlora.methods import METHODS
 from varlora.posterior import PredictionConfig
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.readout.frozen_layers import cached_frozen_layers
 from varlora.runs import (
     RunConfig,

@@ -29,7 +29,7 @@ from transformers import (
 from small_runs import config, save_model, write_rows
 from tiny_runs import uneven_films
 from varlora.posterior import DiagonalGaussian, PredictionConfig
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.readout.answer_logits import answer_logits
 from varlora.readout.frozen_layers import cached_frozen_layers
 from varlora.runs import RunConfig, load_setting, method_of, predict_split, read_run, reload_setting, run, train

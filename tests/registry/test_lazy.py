@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -18,7 +20,16 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(varlora.__all__) - {"__version__"}))
 def test_every_public_name_is_found(name: str) -> None:
-    assert getattr(varlora, name).__name__ in (name, f"varlora.{name}")
+    assert getattr(varlora, name).__name__ == {"metrics": "varlora.metrics"}.get(name, name)
+
+
+@pytest.mark.parametrize("package", ["varlora", "varlora.curvature", "varlora.ivon", "varlora.methods"])
+def test_no_public_name_is_a_module_s_too(package: str) -> None:
+    """Importing the module would put it in the place of the function."""
+    module = importlib.import_module(package)
+    modules = {one.name for one in pkgutil.iter_modules(module.__path__)}
+
+    assert modules & set(module.__all__) <= {"metrics"}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

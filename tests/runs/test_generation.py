@@ -17,8 +17,8 @@ from tiny_runs import save_chat_model
 from tiny_tokenizers import byte_bpe, word_level
 from varlora.posterior import PointMass, PredictionConfig
 from varlora.posterior.ops import temper
-from varlora.predict.generation import Generations, generate
-from varlora.predict.prediction_setup import choose_config
+from varlora.prediction.generation import Generations, generate
+from varlora.prediction.prediction_setup import choose_config
 from varlora.runs import (
     CompletionScores,
     RunConfig,

@@ -13,7 +13,7 @@ from small_runs import config, finish_herds, herds, save_model, write_rows
 from varlora.io.folders import atomic_folder
 from varlora.metrics import cross_fitted
 from varlora.posterior.ops import prune
-from varlora.predict.prediction_setup import explain_point
+from varlora.prediction.prediction_setup import explain_point
 from varlora.report.health_text import reason_for_the_point, scale_table, sentence, statements
 from varlora.runs import CompletionScores, read_run, run, run_health
 from varlora.runs.folder import write_derived

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from small_runs import config, save_model, write_rows
 from tiny_runs import save_chat_model, save_encoder, uneven_films
 from varlora.posterior import PredictionConfig
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import choose_config
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import choose_config
 from varlora.readout.readout import readout_from_dict
 from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
 

@@ -19,7 +19,7 @@ from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
 from varlora.methods import Ivon
 from varlora.methods.method import Job
 from varlora.posterior import DiagonalGaussian, Posterior
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.runs import (
     CompletionScores,
     RunConfig,

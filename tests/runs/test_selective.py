@@ -12,7 +12,7 @@ import torch
 
 from varlora.metrics import CannotGuaranteeError, evaluate
 from varlora.posterior import PointMass, PosteriorMeta, PredictionConfig
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import RunFolder
 from varlora.runs.selective import Wanted, also_used_for, select

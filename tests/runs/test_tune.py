@@ -18,8 +18,8 @@ from varlora.metrics import cross_fitted, likeliest_temperature
 from varlora.metrics.temperature import PRIOR_SD
 from varlora.posterior import PredictionConfig
 from varlora.posterior.ops import prune
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import choose_config
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import choose_config
 from varlora.runs import RunFolder, Tuning, predict_split, read_run, reload_setting, reset, tune
 from varlora.runs.folder import write_derived
 from varlora.runs.tuning import losses

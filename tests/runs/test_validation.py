@@ -12,7 +12,7 @@ import torch
 
 from small_runs import films, finish_herds, herds, write_rows
 from varlora.posterior import PredictionConfig
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.runs import predict_split, read_run, reload_setting, tune
 from varlora.runs.tuning import losses
 from varlora.runs.validation import ValidationRows, unreported

@@ -15,9 +15,9 @@ from varlora.cli.selective import chosen, report_of, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.io.folders import atomic_file
 from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, evaluate_with_intervals
-from varlora.predict.generation import Generations
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import apply_config, configs_by_mode
+from varlora.prediction.generation import Generations
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import apply_config, configs_by_mode
 from varlora.runs import Setting, finite, generate_split, measure, predict_split
 from varlora.runs.folder import CompletionScores
 from varlora.runs.measure import IN_SCOPE

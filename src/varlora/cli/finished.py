@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from varlora.cli.console import out
 from varlora.posterior import PredictionConfig
-from varlora.predict.prediction_setup import choose_config, explain_point, remove_tuning
+from varlora.prediction.prediction_setup import choose_config, explain_point, remove_tuning
 from varlora.runs import RunConfig, RunFolder, Setting, fills_blank, read_run, reload_setting
 from varlora.tasks import Task, load_more
 from varlora.tasks.rows import Records

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from varlora.cli.console import out
 from varlora.cli.operation import read_posterior
-from varlora.predict.prediction_setup import SAMPLES
+from varlora.prediction.prediction_setup import SAMPLES
 from varlora.report import Health, health_of
 from varlora.report.health_text import remarks, scale_table, sentence, statements
 from varlora.runs import is_run, read_run

@@ -19,9 +19,9 @@ from varlora.cli.finished import check_new_file, load_finished, read_finished, r
 from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
 from varlora.io.folders import atomic_file
 from varlora.metrics import mutual_information, predictive_entropy
-from varlora.predict.generation import Generations
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import explain_point
+from varlora.prediction.generation import Generations
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import explain_point
 from varlora.runs import generate_split, predict_split
 from varlora.runs.folder import finite
 from varlora.runs.selective import Calibration, Selection

@@ -15,7 +15,7 @@ from rich.table import Table
 from varlora.cli.console import out
 from varlora.cli.finished import rows_of
 from varlora.posterior import PredictionConfig
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.runs import RunFolder, Setting
 from varlora.runs.measure import IN_SCOPE
 from varlora.runs.selective import CALIBRATION, VALIDATION, Calibration, Selection, Wanted, calibrate, select

@@ -11,7 +11,7 @@ from rich.table import Table
 from varlora.metrics import Interval, Metric, metric_named, shown_metrics
 from varlora.metrics.metric import Kind
 from varlora.posterior import Posterior
-from varlora.predict.prediction_setup import modes_of
+from varlora.prediction.prediction_setup import modes_of
 from varlora.report.health_text import mode_in_words
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]

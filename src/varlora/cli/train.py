@@ -34,7 +34,7 @@ def execute(arguments: Namespace) -> None:
 
     from varlora.cli.health import show_health
     from varlora.cli.tables import metrics_tables, temperatures_of
-    from varlora.predict.prediction_setup import modes_of
+    from varlora.prediction.prediction_setup import modes_of
     from varlora.runs import AlreadyFinishedError, run
 
     try:

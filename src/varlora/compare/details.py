@@ -15,7 +15,7 @@ from varlora.metrics import evaluate, mean_log_probs, mutual_information
 from varlora.posterior import Mixture
 from varlora.posterior.folder import MANIFEST
 from varlora.posterior.ops import snr
-from varlora.predict.prediction_setup import remove_tuning
+from varlora.prediction.prediction_setup import remove_tuning
 from varlora.report.health_text import remarks
 from varlora.report.results import Comparison
 from varlora.report.scales import scales_of

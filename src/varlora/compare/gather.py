@@ -23,7 +23,7 @@ from varlora.compare.variants import (
     read_tuned,
     seconds,
 )
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.report.health_text import skipped_in_words
 from varlora.report.results import Comparison
 from varlora.report.rows import Row

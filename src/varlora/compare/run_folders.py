@@ -14,7 +14,7 @@ from varlora.compare.plan import MethodPlan, Plan
 from varlora.compare.variant import Variant
 from varlora.io.nearest import nearest
 from varlora.posterior import PredictionConfig
-from varlora.predict.prediction_setup import modes_of, remove_tuning
+from varlora.prediction.prediction_setup import modes_of, remove_tuning
 from varlora.report.study import Study
 from varlora.runs import RunConfig, RunFolder, read_run
 

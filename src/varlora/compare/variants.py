@@ -42,7 +42,7 @@ from varlora.io.folders import atomic_file, atomic_folder, interrupted
 from varlora.metrics import largest_free, mean_log_probs, paired_error
 from varlora.metrics.scoring import log_losses
 from varlora.posterior import PredictionConfig
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.runs import RunConfig, RunFolder, finite, is_run, load_task, predict_split, read_run, reload_setting
 from varlora.runs.setting import Setting
 from varlora.runs.tune import tuning_of

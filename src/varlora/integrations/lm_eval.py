@@ -23,7 +23,7 @@ from varlora.integrations.averages import average_choices, average_completions
 from varlora.integrations.source import read_source
 from varlora.io.nearest import nearest
 from varlora.posterior.draws import number_of_draws, over_draws
-from varlora.predict.prediction_setup import apply_config, choose_config
+from varlora.prediction.prediction_setup import apply_config, choose_config
 
 try:
     from lm_eval.api.model import CacheHook

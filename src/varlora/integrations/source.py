@@ -11,7 +11,7 @@ from typing import Any
 
 from varlora.posterior import Posterior
 from varlora.posterior.folder import CheckpointError, load_posterior
-from varlora.predict.prediction_setup import SAMPLES, remove_tuning
+from varlora.prediction.prediction_setup import SAMPLES, remove_tuning
 from varlora.readout.readout import ClassHead
 from varlora.runs import is_run, read_run
 

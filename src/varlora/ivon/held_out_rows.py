@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 PREDICTED_DRAWS = 10
-"""Draws that predictions average, in opposite pairs (`varlora.predict.prediction_setup.SAMPLES`)."""
+"""Draws that predictions average, in opposite pairs (`varlora.prediction.prediction_setup.SAMPLES`)."""
 
 
 def moments(logits: Tensor, labels: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from varlora.metrics import mean_log_probs
 from varlora.metrics.selection import FEW_ROWS
 from varlora.posterior import model_meta
 from varlora.posterior.draws import held_batches
-from varlora.predict.linearised import drawn_log_probs, linearised_batches
+from varlora.prediction.linearised import drawn_log_probs, linearised_batches
 from varlora.readout.readout import Readout
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from varlora.methods.method import Fit, Job
 from varlora.methods.options import TemperatureOptions
 from varlora.metrics import fit_temperature
 from varlora.posterior import Mode, Posterior
-from varlora.predict.prediction import Prediction, predict
+from varlora.prediction.prediction import Prediction, predict
 
 logger = logging.getLogger(__name__)
 

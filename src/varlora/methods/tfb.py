@@ -36,7 +36,7 @@ from varlora.methods.method import Fit, Job
 from varlora.methods.options import TfbOptions
 from varlora.metrics import mean_log_probs
 from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
-from varlora.predict.prediction import predict
+from varlora.prediction.prediction import predict
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ class PredictionConfig:
     """A way to predict with a posterior as training left it.
 
     The posterior is pruned, then its covariance is scaled, then it is predicted with, and the logits are divided at the
-    end (`varlora.predict.prediction_setup.apply_config`). It compares and hashes by its values, so it is its own key.
+    end (`varlora.prediction.prediction_setup.apply_config`). It compares and hashes by its values, and so is its own
+    key.
 
     Args:
         mode: "mean" (the posterior's point), "samples" (its draws) or "linearised" (draws of the logits of the model

@@ -35,9 +35,9 @@ from varlora.metrics import CompletionRows, evaluate_rows
 from varlora.posterior import Posterior
 from varlora.posterior.folder import load_posterior, write_posterior_files
 from varlora.posterior.manifest import library_version
-from varlora.predict.generation import Generations
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import modes_of
+from varlora.prediction.generation import Generations
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import modes_of
 from varlora.report import Health
 from varlora.report.model_card import model_card
 from varlora.runs.config import RunConfig

@@ -7,8 +7,8 @@ from dataclasses import replace
 import datasets
 
 from varlora.posterior import Posterior, PredictionConfig
-from varlora.predict.generation import Generations, generate
-from varlora.predict.prediction_setup import apply_config
+from varlora.prediction.generation import Generations, generate
+from varlora.prediction.prediction_setup import apply_config
 from varlora.runs.batching import by_length
 from varlora.runs.setting import Setting
 from varlora.tasks import context_length, encode_prompts

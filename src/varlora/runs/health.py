@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from varlora.posterior import Mixture, PointMass, Posterior
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import modes_of
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import modes_of
 from varlora.report.course import course_of
 from varlora.report.health import Health, ValidationLogProbs, health_of
 from varlora.report.health_text import reason_for_the_point
@@ -69,7 +69,7 @@ def with_verdict(q: Posterior, health: Health) -> Posterior:
         health: its health.
 
     Returns:
-        The same with `meta.diagnostics["sampling"]` (`varlora.predict.prediction_setup.explain_point`). A posterior
+        The same with `meta.diagnostics["sampling"]` (`varlora.prediction.prediction_setup.explain_point`). A posterior
         that has no other way to predict (a point mass) or whose way is its method (the members of an ensemble) has
     none."""
     if isinstance(q, (PointMass, Mixture)):

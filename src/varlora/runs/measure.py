@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from varlora.metrics import ScopeRows, evaluate, evaluate_rows
-from varlora.predict.generation import Generations
-from varlora.predict.prediction import Prediction
+from varlora.prediction.generation import Generations
+from varlora.prediction.prediction import Prediction
 from varlora.runs.folder import CompletionScores
 
 IN_SCOPE = "test"

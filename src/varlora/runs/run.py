@@ -23,11 +23,11 @@ from varlora.methods import METHODS, Job, Method, with_temperatures
 from varlora.metrics import check_metrics
 from varlora.posterior import Posterior, PredictionConfig
 from varlora.posterior.draws import number_of_draws
-from varlora.predict.completions import predict_completions
-from varlora.predict.generation import Generations
-from varlora.predict.linearised import predict_linearised
-from varlora.predict.prediction import Prediction, predict
-from varlora.predict.prediction_setup import apply_config, choose_config, configs_by_mode
+from varlora.prediction.completions import predict_completions
+from varlora.prediction.generation import Generations
+from varlora.prediction.linearised import predict_linearised
+from varlora.prediction.prediction import Prediction, predict
+from varlora.prediction.prediction_setup import apply_config, choose_config, configs_by_mode
 from varlora.readout.frozen_layers import MEMORY_GIB, cached_frozen_layers
 from varlora.report import Health
 from varlora.runs.arguments import training_arguments

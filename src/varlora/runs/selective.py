@@ -35,7 +35,7 @@ from varlora.metrics.selective import Sureness
 from varlora.metrics.selective_accuracy import DELTA
 from varlora.posterior import PredictionConfig
 from varlora.posterior.draws import number_of_draws
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import RunFolder

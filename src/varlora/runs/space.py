@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from varlora.posterior import Criterion, DropoutMasks, Mixture, Mode, PointMass, Posterior, PredictionConfig
-from varlora.predict.prediction_setup import SAMPLES, modes_of
+from varlora.prediction.prediction_setup import SAMPLES, modes_of
 
 TEMPERATURES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 DRAWS = (2, 4, 8, 16, 32)

@@ -2,8 +2,9 @@
 
 The rows' predictions come from the run folder where training has left them (τ = 1, and the mean), and are made once
 each otherwise. Rows that are test rows, too, are left out. What was chosen is kept beside the posterior, whose tensors
-stay (`varlora.predict.prediction_setup`), so that it can be chosen again, or taken back. tune.json keeps all that was
-tried."""
+stay (`varlora.prediction.prediction_setup`), so that it can be chosen again, or taken back. tune.json keeps all that
+was tried.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from varlora.io.folders import atomic_file
 from varlora.metrics import WORTHWHILE
 from varlora.posterior import Criterion, Posterior, PredictionConfig
 from varlora.posterior.manifest import MANIFEST, library_version, read_manifest, write_tuned
-from varlora.predict.prediction_setup import remove_tuning
+from varlora.prediction.prediction_setup import remove_tuning
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import RunFolder, finite, read_run
 from varlora.runs.setting import Setting

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from varlora.metrics.selection import FEWEST_ROWS
 from varlora.posterior import Posterior, PredictionConfig
 from varlora.posterior.draws import number_of_draws
-from varlora.predict.prediction import Prediction
+from varlora.prediction.prediction import Prediction
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import CompletionScores, RunFolder

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from models import lora, tiny_bert_classifier, tiny_llama, tiny_qwen3
 from tiny_tokenizers import word_level
-from varlora.predict.decoding import Greedy, end_tokens
+from varlora.prediction.decoding import Greedy, end_tokens
 from varlora.tasks import Collator
 
 TOKENIZER = word_level()

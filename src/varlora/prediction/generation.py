@@ -28,9 +28,9 @@ from varlora.io.parquet_files import facts_in, read_table, rectangle
 from varlora.metrics import AnswerRows, evaluate_rows, majority
 from varlora.posterior import Posterior
 from varlora.posterior.draws import held_batches, on_device_of, over_draws, progress_bar
-from varlora.predict.decoding import Greedy
-from varlora.predict.prediction import PredictedMode
-from varlora.predict.prediction_setup import prepare
+from varlora.prediction.decoding import Greedy
+from varlora.prediction.prediction import PredictedMode
+from varlora.prediction.prediction_setup import prepare
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
 
 _FORMAT = "varlora.generations.v1"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from varlora.posterior import Posterior
 from varlora.posterior.draws import held_batches, on_device_of, over_draws, progress_bar
-from varlora.predict.prediction_setup import prepare
+from varlora.prediction.prediction_setup import prepare
 from varlora.readout.answer_logits import decoder_inputs, forward_parameters, widened
 
 

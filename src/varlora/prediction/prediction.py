@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from varlora.io.parquet_files import facts_in, read_table, rectangle
 from varlora.posterior import Posterior
 from varlora.posterior.draws import held_batches, on_device_of, over_draws, progress_bar
-from varlora.predict.prediction_setup import prepare
+from varlora.prediction.prediction_setup import prepare
 from varlora.readout.readout import Readout
 
 PredictedMode = Literal["model", "mean", "samples", "linearised"]
@@ -192,7 +192,7 @@ def predict(
 
     The model is in eval mode meanwhile; afterwards its weights, each module's mode and the global random state
     are what they were, also after an exception. The batches are read once and held, so a generator will do. A
-    posterior that `varlora tune` has tuned is predicted with as it chose (`varlora.predict.prediction_setup`).
+    posterior that `varlora tune` has tuned is predicted with as it chose (`varlora.prediction.prediction_setup`).
 
     Args:
         model: The model, on its device.
@@ -200,7 +200,7 @@ def predict(
         batches: As `varlora.tasks.Collator` makes them: what the readout reads, `labels` (B,), optionally `id`.
         samples: S, the number of draws; 0 predicts at the posterior's mean. A `PointMass` is drawn once. None: what
             `varlora tune` chose; else 10 where validation rows have shown that draws help, and 0 where they have not
-            (`varlora.predict.prediction_setup.choose_default_config`).
+            (`varlora.prediction.prediction_setup.choose_default_config`).
         readout: How the answer is read.
         antithetic: Draw in pairs mean + e, mean - e (an odd last draw stays single): better averaged
             probabilities for the same S, worse mutual information.

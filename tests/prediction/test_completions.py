@@ -9,7 +9,7 @@ from torch import Tensor
 from varlora.adapters import applied, trained_tensors
 from varlora.posterior import DiagonalGaussian
 from varlora.posterior.draws import weight_draws
-from varlora.predict.completions import completion_log_likelihood, predict_completions
+from varlora.prediction.completions import completion_log_likelihood, predict_completions
 from varlora.tasks import Collator
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]

@@ -19,7 +19,7 @@ from models import lora, tiny_llama
 from varlora.adapters import trained_tensors
 from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
 from varlora.posterior.draws import weight_draws
-from varlora.predict.prediction import Prediction, predict
+from varlora.prediction.prediction import Prediction, predict
 from varlora.readout.readout import AnswerTokens, ClassHead, Readout
 from varlora.tasks import Collator
 

@@ -30,8 +30,8 @@ from varlora.adapters import applied, check_base
 from varlora.curvature.layers import Recorder, jacobian_bytes, linear_tensors, recorded
 from varlora.posterior import Posterior, linearisable
 from varlora.posterior.draws import held_batches, on_device_of
-from varlora.predict.prediction import Prediction
-from varlora.predict.prediction_setup import apply_tuning
+from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction_setup import apply_tuning
 from varlora.readout.readout import Readout
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from tiny_tokenizers import word_level
 from varlora.adapters import applied, trained_tensors
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass
 from varlora.posterior.draws import weight_draws
-from varlora.predict.decoding import Greedy
-from varlora.predict.generation import Generations, generate
+from varlora.prediction.decoding import Greedy
+from varlora.prediction.generation import Generations, generate
 from varlora.tasks import Collator
 
 TOKENIZER = word_level()

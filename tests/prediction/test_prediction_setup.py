@@ -20,8 +20,8 @@ from varlora.posterior import (
     PosteriorMeta,
     PredictionConfig,
 )
-from varlora.predict.completions import predict_completions
-from varlora.predict.prediction_setup import apply_config, choose_config, choose_default_config, explain_point
+from varlora.prediction.completions import predict_completions
+from varlora.prediction.prediction_setup import apply_config, choose_config, choose_default_config, explain_point
 from varlora.readout.readout import ClassHead
 
 HEAD = ClassHead(classes=("a", "b"))

@@ -26,7 +26,7 @@ from varlora.posterior import (
     Posterior,
     PosteriorMeta,
 )
-from varlora.predict.linearised import drawn_log_probs, linearised_logits, predict_linearised
+from varlora.prediction.linearised import drawn_log_probs, linearised_logits, predict_linearised
 from varlora.readout.readout import AnswerTokens, ClassHead
 
 META = PosteriorMeta(method="laplace", linearised=True)
@@ -233,7 +233,7 @@ def test_a_posterior_without_a_variance_left_gives_the_point() -> None:
 
 def test_the_memory_is_said(caplog: pytest.LogCaptureFixture) -> None:
     model, q = laplace("lora", "kron", 1.0)
-    with caplog.at_level(logging.INFO, "varlora.predict.linearised"):
+    with caplog.at_level(logging.INFO, "varlora.prediction.linearised"):
         predict_linearised(model, q, [unseen_batch("lora")], 1, readout=READOUT)
     assert "holds up to 0.0 MB of a batch's Jacobian" in caplog.text
 
