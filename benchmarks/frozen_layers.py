@@ -18,8 +18,9 @@ import torch
 from transformers import TrainerCallback
 
 from varlora.posterior import PredictionConfig
-from varlora.runs import RunConfig, load_setting, method_of, predict_split, train
-from varlora.runs.run import frozen_layers_once
+from varlora.runs.config import RunConfig
+from varlora.runs.run import frozen_layers_once, method_of, predict_split, train
+from varlora.runs.setting import load_setting
 
 
 class Clock(TrainerCallback):

@@ -31,8 +31,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 
 from small_runs import config, save_model
-from varlora.runs import AlreadyFinishedError, RunConfig, is_run, run
 from varlora.runs.checkpoints import checkpoints_of
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import is_run
+from varlora.runs.run import AlreadyFinishedError, run
 from varlora.training.checkpoint_files import CHECKPOINT_FILES, checkpoints_in, read_checkpoint_files
 
 METHODS = ("ivon", "adamw", "swag", "ensemble")

@@ -42,8 +42,8 @@ from varlora.posterior.kronecker import KroneckerFactors
 from varlora.posterior.manifest import sha256, to_json
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
-from varlora.runs import CompletionScores, read_run, write_run
 from varlora.runs.config import RunConfig
+from varlora.runs.folder import CompletionScores, read_run, write_run
 from varlora.tasks import Task, load_jsonl
 from varlora.tasks.jsonl import read_label_names
 

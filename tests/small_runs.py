@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from models import tiny_llama
 from tiny_tokenizers import word_level
-from varlora.runs import RunConfig, run
+from varlora.runs.config import RunConfig
+from varlora.runs.run import run
 
 WORDS = ("fine", "dull", "film", "negative", "positive", "a", "cat", "dog", "cow", "hen")
 LEARNED: Mapping[str, Mapping[str, Any]] = {

@@ -14,8 +14,8 @@ from small_runs import films, save_model, write_rows
 from varlora.cli import main
 from varlora.methods import METHODS, AdamW, checked_options, options_of, register_method
 from varlora.metrics import METRICS
-from varlora.runs import read_run
 from varlora.runs.config import RunConfig
+from varlora.runs.folder import read_run
 from varlora.tasks import TASKS
 
 METHOD = """

@@ -20,7 +20,8 @@ from varlora.posterior.folder import CheckpointError, load_posterior, save_poste
 from varlora.posterior.manifest import MANIFEST, read_manifest, sha256, to_json, write_tuned
 from varlora.posterior.ops import prune, temper
 from varlora.prediction.prediction_setup import apply_tuning, remove_tuning
-from varlora.runs import read_run, reset
+from varlora.runs.folder import read_run
+from varlora.runs.tune import reset
 
 FORMER = Path(__file__).parent / "data" / "format_2"
 TUNED = PredictionConfig(temperature=0.25, samples=6, prune=0.5, prune_by="variance", logit_temperature=1.5)

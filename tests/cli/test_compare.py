@@ -28,7 +28,7 @@ from varlora.compare.cell_lock import CellLock
 from varlora.compare.cells_file import read_cells
 from varlora.compare.driver import Watch
 from varlora.compare.timer import Timer
-from varlora.runs import run, train
+from varlora.runs.run import run, train
 
 Call = Callable[..., Outcome]
 

@@ -16,7 +16,8 @@ import pytest
 from cli.workshop import Outcome, Workshop, reviews, write_rows
 from varlora.cli.finished import rows_of
 from varlora.posterior.folder import write_posterior_files
-from varlora.runs import RunConfig, read_run
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import read_run
 
 Call = Callable[..., Outcome]
 

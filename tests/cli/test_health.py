@@ -11,7 +11,7 @@ import torch
 from cli.workshop import Outcome, Workshop, reviews, write_rows
 from varlora import PointMass, save_posterior
 from varlora.report.health_text import sentence, statements
-from varlora.runs import read_run
+from varlora.runs.folder import read_run
 
 Call = Callable[..., Outcome]
 

@@ -11,7 +11,7 @@ import torch
 
 from cli.workshop import Outcome, Workshop
 from varlora import common_prior, isotropic_prior, load_posterior, merge, prune, save_posterior, temper
-from varlora.runs import read_run
+from varlora.runs.folder import read_run
 
 Call = Callable[..., Outcome]
 

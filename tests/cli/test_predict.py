@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli.workshop import Outcome, Workshop, write_rows
-from varlora.runs import read_run
+from varlora.runs.folder import read_run
 
 Call = Callable[..., Outcome]
 

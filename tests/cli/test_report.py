@@ -17,7 +17,7 @@ from varlora.cli import main
 from varlora.compare import read_plan
 from varlora.compare.cells_file import write_cells
 from varlora.compare.worker import execute_cell
-from varlora.runs import read_run
+from varlora.runs.folder import read_run
 
 Call = Callable[..., Outcome]
 

@@ -19,7 +19,9 @@ from varlora.posterior import PredictionConfig
 from varlora.posterior.manifest import write_tuned
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
-from varlora.runs import predict_split, read_run, reload_setting
+from varlora.runs.folder import read_run
+from varlora.runs.run import predict_split
+from varlora.runs.setting import reload_setting
 
 Call = Callable[..., Outcome]
 VALIDATION, TEST = reviews(60, first=200), reviews(45, first=100)

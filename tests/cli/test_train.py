@@ -21,7 +21,7 @@ from tiny_tokenizers import word_piece
 from varlora import load_posterior
 from varlora.cli.options.train import parser
 from varlora.cli.train import config_of
-from varlora.runs import read_run
+from varlora.runs.folder import read_run
 from varlora.runs.run import train
 
 Call = Callable[..., Outcome]

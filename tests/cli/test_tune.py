@@ -16,8 +16,10 @@ from varlora.io.folders import atomic_folder
 from varlora.posterior import PredictionConfig
 from varlora.posterior.manifest import write_tuned
 from varlora.posterior.ops import temper
-from varlora.runs import measure, predict_split, read_run, reload_setting
-from varlora.runs.folder import write_derived
+from varlora.runs.folder import read_run, write_derived
+from varlora.runs.measure import measure
+from varlora.runs.run import predict_split
+from varlora.runs.setting import reload_setting
 
 Call = Callable[..., Outcome]
 

@@ -17,8 +17,8 @@ from varlora.compare import Cell
 from varlora.compare import cell as cell_module
 from varlora.compare.cell import identity_of, make_cell
 from varlora.compare.content import Generated
-from varlora.runs import RunConfig
 from varlora.runs.checkpoints import checkpoints_of
+from varlora.runs.config import RunConfig
 from varlora.training.checkpoint_files import begin_checkpoint, finish_checkpoint
 
 OTHERS: dict[str, Any] = {

@@ -118,7 +118,7 @@ def test_the_modules_behind_a_cell() -> None:
         "ivon.trainer",
         "posterior.folder",
         "posterior.ops.pruning",
-        "predict.prediction",
+        "prediction.prediction",
         "readout.readout",
         "methods.ivon",
         "tasks",

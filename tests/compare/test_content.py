@@ -11,7 +11,7 @@ import pytest
 from varlora.compare import content
 from varlora.compare.content import DATA_FILES, MODEL_FILES, Generated, contents_of, digest_of, local_model
 from varlora.demo.data import model_folder
-from varlora.runs import RunConfig
+from varlora.runs.config import RunConfig
 
 
 def test_a_folder_is_known_by_the_names_and_content_of_its_files(tmp_path: Path) -> None:

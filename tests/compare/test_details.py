@@ -22,7 +22,8 @@ from varlora.posterior import (
     PosteriorMeta,
     PredictionConfig,
 )
-from varlora.runs import RunConfig, RunFolder
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import RunFolder
 
 POINT = PointMass(mean={"w": torch.ones(2)})
 

@@ -30,7 +30,7 @@ from varlora.metrics import evaluate, mutual_information
 from varlora.posterior import PosteriorMeta
 from varlora.posterior.ops import snr
 from varlora.report.study import Block, FrontierPoint, Study
-from varlora.runs import read_run
+from varlora.runs.folder import read_run
 
 OUTSIDE = [
     {"id": f"out-{i}", "text": text, "label": -1} for i, text in enumerate(("a cat dog", "a cow hen", "hen hen"))

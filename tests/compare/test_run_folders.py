@@ -12,7 +12,8 @@ import torch
 from compare.plans import variant_of
 from varlora.compare.run_folders import plan_of_runs
 from varlora.posterior import DiagonalGaussian, PointMass, Posterior
-from varlora.runs import RunConfig, RunFolder
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import RunFolder
 
 Add = Callable[..., str]
 POSTERIORS: dict[str, Posterior] = {

@@ -29,7 +29,8 @@ from varlora.compare.variant_files import (
 )
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, Posterior, PosteriorMeta
 from varlora.prediction.prediction import Prediction
-from varlora.runs import RunConfig, RunFolder
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import RunFolder
 
 ONES = {"w": torch.ones(4)}
 POINT = PointMass(mean=ONES)

@@ -41,7 +41,9 @@ from varlora.metrics.scoring import log_losses
 from varlora.posterior.ops import prune, temper
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
-from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
+from varlora.runs.folder import RunFolder, read_run
+from varlora.runs.run import predict_split, run
+from varlora.runs.setting import reload_setting
 from varlora.runs.tune import tune
 
 OUTSIDE = [

@@ -18,7 +18,10 @@ from varlora.posterior import Posterior
 from varlora.posterior.ops import prune, temper
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
-from varlora.runs import RunFolder, predict_split, read_run, reload_setting, tune
+from varlora.runs.folder import RunFolder, read_run
+from varlora.runs.run import predict_split
+from varlora.runs.setting import reload_setting
+from varlora.runs.tune import tune
 
 UPPER = r".*layer\.1\..*(query|value)"
 METHODS = ("adamw", "ivon", "laplace", "swag", "ensemble")

@@ -23,7 +23,8 @@ from varlora.compare.variants import ensure_variants, is_complete, load_variant,
 from varlora.compare.worker import execute_cell
 from varlora.metrics import evaluate
 from varlora.prediction.prediction_setup import modes_of
-from varlora.runs import finite, read_run, run
+from varlora.runs.folder import finite, read_run
+from varlora.runs.run import run
 from varlora.runs.tune import tuning_of
 
 TUNED = variant_of(tune=True)

@@ -18,8 +18,10 @@ from varlora.compare import Cell, worker
 from varlora.compare.cell_lock import CellLock
 from varlora.compare.variants import load_variant
 from varlora.compare.worker import Outcome, execute_cell, failures_of, take_cells
-from varlora.runs import load_setting, method_of, read_run, run, train
 from varlora.runs.checkpoints import checkpoints_of, unfinished
+from varlora.runs.folder import read_run
+from varlora.runs.run import method_of, run, train
+from varlora.runs.setting import load_setting
 
 
 def interrupt(one: Cell, step: int) -> None:

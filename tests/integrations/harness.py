@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from varlora.demo.data import model_folder, write_task
-from varlora.runs import RunConfig, read_run, reload_setting, run
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import read_run
+from varlora.runs.run import run
+from varlora.runs.setting import reload_setting
 
 SAMPLES = 5
 NOISY = {"recipe": "cong2024", "ess": 2000.0, "hess_init": 0.01, "learning_rate": 0.01}

@@ -16,7 +16,7 @@ from varlora.posterior import PointMass, PosteriorMeta, PredictionConfig
 from varlora.posterior.folder import load_posterior, save_posterior
 from varlora.prediction.prediction_setup import SAMPLES
 from varlora.readout.readout import ClassHead
-from varlora.runs import run
+from varlora.runs.run import run
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from small_runs import config, save_model, write_rows
 from varlora.methods import METHODS
 from varlora.methods.adamw import AdamW
-from varlora.runs import load_setting, train
+from varlora.runs.run import train
+from varlora.runs.setting import load_setting
 from varlora.training.adapter_trainer import smoothed
 
 

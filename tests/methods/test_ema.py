@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 from small_runs import STEPS, config, save_model
 from varlora.adapters import trained_tensors
 from varlora.methods.ema import Ema
-from varlora.runs import load_setting, train
+from varlora.runs.run import train
+from varlora.runs.setting import load_setting
 
 
 class RecordPath(TrainerCallback):

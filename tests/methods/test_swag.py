@@ -21,7 +21,8 @@ from varlora.methods.method import Fit, Job
 from varlora.methods.snapshots import Snapshots
 from varlora.methods.swag import Swag, annealed, snapshot_steps, swag_gaussian
 from varlora.posterior.low_rank import LowRankGaussian
-from varlora.runs import Setting, load_setting, train
+from varlora.runs.run import train
+from varlora.runs.setting import Setting, load_setting
 
 # The Gaussian ----------------------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ from varlora.methods.method import Job
 from varlora.methods.tfb import LARGEST_SCALE, NoScaleError, Tfb, largest_satisfying, rotate
 from varlora.posterior import DiagonalGaussian, PointMass, PosteriorMeta
 from varlora.prediction.prediction import predict
-from varlora.runs import Setting, load_setting, train
+from varlora.runs.run import train
+from varlora.runs.setting import Setting, load_setting
 
 ORACLE = json.loads((Path(__file__).parents[1] / "data" / "tfb.json").read_text(encoding="utf-8"))["tfb"]
 A, B = "q.lora_A.weight", "q.lora_B.weight"

@@ -18,8 +18,8 @@ from varlora.metrics import (
     register_metric,
     shown_metrics,
 )
-from varlora.runs import run
 from varlora.runs.config import RunConfig
+from varlora.runs.run import run
 
 
 def probability(rows: ClassRows) -> torch.Tensor:

@@ -30,16 +30,10 @@ from varlora.methods import METHODS
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.readout.frozen_layers import cached_frozen_layers
-from varlora.runs import (
-    RunConfig,
-    load_setting,
-    method_of,
-    predict_split,
-    read_run,
-    reload_setting,
-    run,
-    train,
-)
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import read_run
+from varlora.runs.run import method_of, predict_split, run, train
+from varlora.runs.setting import load_setting, reload_setting
 
 SIZES: Mapping[str, Any] = {"vocab_size": 64, "num_hidden_layers": 3, "initializer_range": 0.2, "num_labels": 3}
 WIDTHS: Mapping[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}

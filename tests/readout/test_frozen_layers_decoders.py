@@ -32,7 +32,10 @@ from varlora.posterior import DiagonalGaussian, PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.readout.answer_logits import answer_logits
 from varlora.readout.frozen_layers import cached_frozen_layers
-from varlora.runs import RunConfig, load_setting, method_of, predict_split, read_run, reload_setting, run, train
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import read_run
+from varlora.runs.run import method_of, predict_split, run, train
+from varlora.runs.setting import load_setting, reload_setting
 
 SIZES: Mapping[str, Any] = {
     "vocab_size": 64,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from small_runs import config, save_model
-from varlora.runs import load_setting
 from varlora.runs.arguments import training_arguments
+from varlora.runs.setting import load_setting
 
 
 @pytest.fixture(scope="module")

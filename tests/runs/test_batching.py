@@ -8,8 +8,8 @@ import torch
 
 from small_runs import config, save_model, write_rows
 from tiny_runs import uneven_films
-from varlora.runs import load_setting
 from varlora.runs.batching import by_length
+from varlora.runs.setting import load_setting
 
 
 def test_rows_of_like_length_share_a_batch_and_find_back(tmp_path: Path) -> None:

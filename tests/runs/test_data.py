@@ -10,7 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
-from varlora.runs import RunConfig, fills_blank, load_task
+from varlora.runs.config import RunConfig
+from varlora.runs.data import fills_blank, load_task
 
 FILES = {
     "arc_easy": ("train.jsonl", "validation.jsonl", "test.jsonl"),

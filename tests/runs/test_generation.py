@@ -19,17 +19,11 @@ from varlora.posterior import PointMass, PredictionConfig
 from varlora.posterior.ops import temper
 from varlora.prediction.generation import Generations, generate
 from varlora.prediction.prediction_setup import choose_config
-from varlora.runs import (
-    CompletionScores,
-    RunConfig,
-    RunResult,
-    finite,
-    generate_split,
-    load_setting,
-    read_run,
-    reload_setting,
-    run,
-)
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import CompletionScores, finite, read_run
+from varlora.runs.generation import generate_split
+from varlora.runs.run import RunResult, run
+from varlora.runs.setting import load_setting, reload_setting
 from varlora.tasks import encode_prompts
 
 NUMBERS = ("one", "two", "three", "four")

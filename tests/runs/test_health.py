@@ -15,8 +15,9 @@ from varlora.metrics import cross_fitted
 from varlora.posterior.ops import prune
 from varlora.prediction.prediction_setup import explain_point
 from varlora.report.health_text import reason_for_the_point, scale_table, sentence, statements
-from varlora.runs import CompletionScores, read_run, run, run_health
-from varlora.runs.folder import write_derived
+from varlora.runs.folder import CompletionScores, read_run, write_derived
+from varlora.runs.health import run_health
+from varlora.runs.run import run
 
 KIND = {
     "adamw": "point_mass",

@@ -9,7 +9,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from varlora.prediction.prediction import Prediction
-from varlora.runs import CompletionScores, measure
+from varlora.runs.folder import CompletionScores
+from varlora.runs.measure import measure
 
 
 def prediction(rows: int, *, seed: int, label: int | None = None, draws: int = 3, spread: float = 1.0) -> Prediction:

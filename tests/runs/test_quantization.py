@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models import tiny_llama
-from varlora.runs import RunConfig, setting
+from varlora.runs import setting
+from varlora.runs.config import RunConfig
 from varlora.runs.quantization import quantization_config
 
 

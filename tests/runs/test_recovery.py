@@ -18,9 +18,10 @@ import torch
 from transformers import TrainerCallback
 
 from small_runs import config, films, save_model, write_rows
-from varlora.runs import AlreadyFinishedError, RunConfig, load_setting, method_of, run, train
 from varlora.runs.checkpoints import FINGERPRINT, Fingerprint, checkpoints_of, read_fingerprint, remove_checkpoints
-from varlora.runs.run import Trained
+from varlora.runs.config import RunConfig
+from varlora.runs.run import AlreadyFinishedError, Trained, method_of, run, train
+from varlora.runs.setting import load_setting
 from varlora.training.checkpoint_files import CHECKPOINT_FILES, last_whole_checkpoint
 from varlora.training.stopping import Stopped, ask_to_stop
 

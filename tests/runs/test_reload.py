@@ -18,7 +18,9 @@ from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
 from varlora.readout.readout import readout_from_dict
-from varlora.runs import RunFolder, predict_split, read_run, reload_setting, run
+from varlora.runs.folder import RunFolder, read_run
+from varlora.runs.run import predict_split, run
+from varlora.runs.setting import reload_setting
 
 
 def finish(folder: Path, model: str, **options: Any) -> RunFolder:

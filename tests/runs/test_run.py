@@ -20,19 +20,12 @@ from varlora.methods import Ivon
 from varlora.methods.method import Job
 from varlora.posterior import DiagonalGaussian, Posterior
 from varlora.prediction.prediction import Prediction
-from varlora.runs import (
-    CompletionScores,
-    RunConfig,
-    RunResult,
-    finite,
-    load_setting,
-    method_of,
-    read_run,
-    run,
-    train,
-)
-from varlora.runs import run as run_function
 from varlora.runs.checkpoints import checkpoints_of
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import CompletionScores, finite, read_run
+from varlora.runs.run import RunResult, method_of, run, train
+from varlora.runs.run import run as run_function
+from varlora.runs.setting import load_setting
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from small_runs import config as settings
 from small_runs import films, save_model, write_rows
 from tiny_runs import save_encoder
 from varlora.readout.readout import AnswerTokens, ClassHead
-from varlora.runs import RunConfig, Setting, load_setting
+from varlora.runs.config import RunConfig
+from varlora.runs.setting import Setting, load_setting
 
 Make = Callable[..., RunConfig]
 

@@ -20,8 +20,10 @@ from varlora.posterior import PredictionConfig
 from varlora.posterior.ops import prune
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
-from varlora.runs import RunFolder, Tuning, predict_split, read_run, reload_setting, reset, tune
-from varlora.runs.folder import write_derived
+from varlora.runs.folder import RunFolder, read_run, write_derived
+from varlora.runs.run import predict_split
+from varlora.runs.setting import reload_setting
+from varlora.runs.tune import Tuning, reset, tune
 from varlora.runs.tuning import losses
 
 DATA = ("config.yaml", "metrics.json", "run.json", "log.jsonl", "adapter_model.safetensors", "posterior.safetensors")

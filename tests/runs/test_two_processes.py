@@ -15,7 +15,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ranks import RANKS, START, forget_processes
 from small_runs import config, save_model
 from varlora.cli import main
-from varlora.runs import RunConfig, read_run
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import read_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")
 

@@ -13,7 +13,10 @@ import torch
 from small_runs import films, finish_herds, herds, write_rows
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
-from varlora.runs import predict_split, read_run, reload_setting, tune
+from varlora.runs.folder import read_run
+from varlora.runs.run import predict_split
+from varlora.runs.setting import reload_setting
+from varlora.runs.tune import tune
 from varlora.runs.tuning import losses
 from varlora.runs.validation import ValidationRows, unreported
 from varlora.tasks import Task

@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from tiny_tokenizers import word_level
-from varlora.runs import RunConfig
+from varlora.runs.config import RunConfig
 from varlora.tasks import PROMPT_STYLES, Task, answer_tokens
 from varlora.tasks.build import build_task
 from varlora.tasks.prompt_styles import style_of

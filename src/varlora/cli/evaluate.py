@@ -18,9 +18,11 @@ from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, 
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, configs_by_mode
-from varlora.runs import Setting, finite, generate_split, measure, predict_split
-from varlora.runs.folder import CompletionScores
-from varlora.runs.measure import IN_SCOPE
+from varlora.runs.folder import CompletionScores, finite
+from varlora.runs.generation import generate_split
+from varlora.runs.measure import IN_SCOPE, measure
+from varlora.runs.run import predict_split
+from varlora.runs.setting import Setting
 
 
 def execute(arguments: Namespace) -> None:

@@ -11,7 +11,10 @@ from transformers import AutoTokenizer
 from varlora.cli.console import out
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction_setup import choose_config, explain_point, remove_tuning
-from varlora.runs import RunConfig, RunFolder, Setting, fills_blank, read_run, reload_setting
+from varlora.runs.config import RunConfig
+from varlora.runs.data import fills_blank
+from varlora.runs.folder import RunFolder, read_run
+from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import Task, load_more
 from varlora.tasks.rows import Records
 

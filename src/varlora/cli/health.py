@@ -13,7 +13,7 @@ from varlora.cli.operation import read_posterior
 from varlora.prediction.prediction_setup import SAMPLES
 from varlora.report import Health, health_of
 from varlora.report.health_text import remarks, scale_table, sentence, statements
-from varlora.runs import is_run, read_run
+from varlora.runs.folder import is_run, read_run
 
 
 def execute(arguments: Namespace) -> None:

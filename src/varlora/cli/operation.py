@@ -12,7 +12,7 @@ from varlora.io.folders import atomic_folder, check_target
 from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
 from varlora.posterior import Posterior
 from varlora.posterior.folder import MANIFEST, load_posterior
-from varlora.runs import is_run, write_derived
+from varlora.runs.folder import is_run, write_derived
 
 
 def read_posterior(folder: str) -> Posterior:

@@ -22,8 +22,9 @@ from varlora.metrics import mutual_information, predictive_entropy
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import explain_point
-from varlora.runs import generate_split, predict_split
 from varlora.runs.folder import finite
+from varlora.runs.generation import generate_split
+from varlora.runs.run import predict_split
 from varlora.runs.selective import Calibration, Selection
 from varlora.tasks.files import read_records
 from varlora.tasks.rows import Records

@@ -73,7 +73,7 @@ def _study(arguments: Namespace) -> Study:
     from varlora.compare.gather import gather
     from varlora.compare.plan_file import read_plan
     from varlora.compare.run_folders import study_of_runs
-    from varlora.runs import is_run
+    from varlora.runs.folder import is_run
 
     folders = [Path(folder) for folder in arguments.folders]
     plans = [folder for folder in folders if _is_comparison(folder)]

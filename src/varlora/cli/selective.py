@@ -16,9 +16,10 @@ from varlora.cli.console import out
 from varlora.cli.finished import rows_of
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
-from varlora.runs import RunFolder, Setting
+from varlora.runs.folder import RunFolder
 from varlora.runs.measure import IN_SCOPE
 from varlora.runs.selective import CALIBRATION, VALIDATION, Calibration, Selection, Wanted, calibrate, select
+from varlora.runs.setting import Setting
 
 logger = logging.getLogger(__name__)
 

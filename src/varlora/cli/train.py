@@ -35,7 +35,7 @@ def execute(arguments: Namespace) -> None:
     from varlora.cli.health import show_health
     from varlora.cli.tables import metrics_tables, temperatures_of
     from varlora.prediction.prediction_setup import modes_of
-    from varlora.runs import AlreadyFinishedError, run
+    from varlora.runs.run import AlreadyFinishedError, run
 
     try:
         result = run(config, overwrite=arguments.overwrite, resume=arguments.resume, progress=not arguments.no_progress)

@@ -11,8 +11,8 @@ from rich.table import Table
 from varlora.cli.console import out
 from varlora.cli.finished import changed
 from varlora.metrics import WORTHWHILE
-from varlora.runs import Tuning, read_run, reset, tune
-from varlora.runs.tune import TABLE
+from varlora.runs.folder import read_run
+from varlora.runs.tune import TABLE, Tuning, reset, tune
 from varlora.runs.tuning import Candidate
 
 STAGES = {"scale": "τ and T", "draws": "Draws", "pruning": "Pruning"}

@@ -14,9 +14,9 @@ from varlora.compare.variant import Variant
 from varlora.compare.variants import is_complete
 from varlora.io.folders import interrupted
 from varlora.io.yaml_files import load_yaml
-from varlora.runs import RunConfig, is_run
 from varlora.runs.checkpoints import checkpoints_of, remove_left_over, unfinished
-from varlora.runs.folder import CONFIG, METRICS
+from varlora.runs.config import RunConfig
+from varlora.runs.folder import CONFIG, METRICS, is_run
 
 State = Literal["done", "partial", "unfinished", "failed", "missing"]
 GENERATED = "generated"

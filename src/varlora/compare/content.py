@@ -15,7 +15,7 @@ from varlora.demo.data import model_folder
 from varlora.demo.world import fine_tuning_task
 from varlora.io.files import open_regular
 from varlora.io.folders import atomic_file
-from varlora.runs import RunConfig
+from varlora.runs.config import RunConfig
 from varlora.runs.data import task_folder
 
 EMBEDDED = "embedded"

@@ -20,8 +20,9 @@ from varlora.report.health_text import remarks
 from varlora.report.results import Comparison
 from varlora.report.scales import scales_of
 from varlora.report.study import Cost, Example, Frontier, FrontierPoint, ModuleScale, RunHealth, TrainingCurve
-from varlora.runs import RunConfig, RunFolder, load_task
-from varlora.runs.folder import LOG
+from varlora.runs.config import RunConfig
+from varlora.runs.data import load_task
+from varlora.runs.folder import LOG, RunFolder
 from varlora.runs.measure import IN_SCOPE
 
 Runs = Mapping[tuple[str, int], RunFolder]

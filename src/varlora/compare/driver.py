@@ -25,8 +25,7 @@ from varlora.io.folders import atomic_file, check_can_be_folder
 from varlora.report.study import Study
 from varlora.report.study_page import write_study
 from varlora.report.study_text import study_markdown
-from varlora.runs import finite
-from varlora.runs.folder import versions
+from varlora.runs.folder import finite, versions
 
 PLAN, NUMBERS, TABLES, PAGE = "plan.yaml", "study.json", "tables.md", "report.html"
 REPORT_LOCK = ".report.lock"

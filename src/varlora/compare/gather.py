@@ -28,7 +28,7 @@ from varlora.report.health_text import skipped_in_words
 from varlora.report.results import Comparison
 from varlora.report.rows import Row
 from varlora.report.study import Block, Study
-from varlora.runs import RunFolder, read_run
+from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.measure import IN_SCOPE, out_of_scope
 
 Nested = dict[str, dict[str, dict[str, list[float]]]]

@@ -14,8 +14,9 @@ from varlora.compare.code_version import code_version
 from varlora.compare.content import Generated, local_model
 from varlora.compare.variant import Variant
 from varlora.io.nearest import nearest
-from varlora.runs import RunConfig, method_of
+from varlora.runs.config import RunConfig
 from varlora.runs.data import task_folder
+from varlora.runs.run import method_of
 from varlora.tasks import TASKS
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from varlora.posterior.draws import number_of_draws
 from varlora.posterior.prediction_config import upgrade_tuned
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, modes_of, remove_tuning
-from varlora.runs import RunFolder, read_run
+from varlora.runs.folder import RunFolder, read_run
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """What `prune: validation` tries, until one may cost more."""

@@ -43,8 +43,11 @@ from varlora.metrics import largest_free, mean_log_probs, paired_error
 from varlora.metrics.scoring import log_losses
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
-from varlora.runs import RunConfig, RunFolder, finite, is_run, load_task, predict_split, read_run, reload_setting
-from varlora.runs.setting import Setting
+from varlora.runs.config import RunConfig
+from varlora.runs.data import load_task
+from varlora.runs.folder import RunFolder, finite, is_run, read_run
+from varlora.runs.run import predict_split
+from varlora.runs.setting import Setting, reload_setting
 from varlora.runs.tune import tuning_of
 from varlora.runs.validation import is_of, usable
 from varlora.tasks import Task

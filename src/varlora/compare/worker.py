@@ -20,8 +20,8 @@ from varlora.compare.cell_lock import CellLock
 from varlora.compare.code_version import code_version
 from varlora.compare.timer import seconds_of
 from varlora.compare.variants import ensure_variants
-from varlora.runs import run
 from varlora.runs.checkpoints import can_resume, checkpoints_of
+from varlora.runs.run import run
 
 SECONDS_BETWEEN_LOOKS = 1.0
 

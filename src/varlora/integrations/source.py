@@ -13,7 +13,7 @@ from varlora.posterior import Posterior
 from varlora.posterior.folder import CheckpointError, load_posterior
 from varlora.prediction.prediction_setup import SAMPLES, remove_tuning
 from varlora.readout.readout import ClassHead
-from varlora.runs import is_run, read_run
+from varlora.runs.folder import is_run, read_run
 
 logger = logging.getLogger(__name__)
 
