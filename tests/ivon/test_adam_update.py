@@ -1,4 +1,4 @@
-"""Variational Adam's step: torch's AdamW, bit for bit (in IVON: tests of `optim/ivon.py`)."""
+"""Variational Adam's step: torch's AdamW, bit for bit (in IVON: tests of `ivon/optimizer.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slow reference by hand, on one number; the fast optimizer is held to it in `test_ivon.py`."""
+"""The slow reference by hand, on one number; the fast optimizer is held to it in `test_optimizer.py`."""
 
 from __future__ import annotations
 

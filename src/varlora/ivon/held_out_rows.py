@@ -1,6 +1,6 @@
 """What held-out rows say under draws of the weights, row by row: calibration and gain, extrapolated to ten draws.
 
-The equations are those of `optim.ess_control`.
+The equations are those of `ivon.ess_control`.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class IVONState(torch.optim.Optimizer):
     # What is left to the training ("auto") -------------------------------------------------------------------
 
     def is_open(self) -> bool:
-        """Whether a parameter group waits for the number of examples (`optim.auto`)."""
+        """Whether a parameter group waits for the number of examples (`ivon.auto`)."""
         return any(is_open(group) for group in self.param_groups)
 
     def settle(self, num_examples: int) -> None:

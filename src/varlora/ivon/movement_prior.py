@@ -13,7 +13,7 @@ tensor has moved far, v is small beside the movement, and the noise less than he
 
 so that the noise begins at nearly nothing and grows with what is learned, at any learning rate. s follows it a tenth of
 the way in logarithms at each step. The width w of `prior_width="auto"` is 4 t/T after t of T steps
-(`optim.auto.set_prior_width`): the noise of the beginning costs accuracy that the noise of the end does not
+(`ivon.auto.set_prior_width`): the noise of the beginning costs accuracy that the noise of the end does not
 (docs/decisions.md). The prior is tempered with the likelihood: λδ = (λ/λ_0)/s², with λ_0 where λ began, so that v is in
 proportion to λ_0/λ:
 

@@ -9,8 +9,8 @@ m + noise by `varlora.ivon.noise.NoiseController`, which also collects noise · 
     h ← β2 h + (1 − β2) f + ½ (1 − β2)² (h − f)² / (h + δ)
     m ← m − lr · clip((g / (1 − β1ᵗ) + δ m) / (h + δ), ±ξ)
 
-With `update="adam"` the last line is AdamW's instead (`optim.adam_update`, variational Adam). With `prior="adaptive"`
-or "movement" every tensor has its own δ (`optim.priors`), and δ m is dropped from the step.
+With `update="adam"` the last line is AdamW's instead (`ivon.adam_update`, variational Adam). With `prior="adaptive"`
+or "movement" every tensor has its own δ (`ivon.priors`), and δ m is dropped from the step.
 
 Source: Shen et al. 2024, arXiv 2402.17641; Cong et al. 2025, arXiv 2506.14280.
 """

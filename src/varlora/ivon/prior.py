@@ -1,10 +1,10 @@
 """A prior of IVON's, per tensor: what of it the state holds, how a step renews it, and the δ it gives.
 
     fixed       N(0, 1/(λδ)), δ = weight_decay                     (`FixedPrior`)
-    adaptive    N(0, s²), s² in closed form                        δ = 1/(λ s²)       (`optim.adaptive_prior`)
-    movement    N(m0, (λ_0/λ) s²), s from what has been moved       δ = 1/(λ_0 s²)     (`optim.movement_prior`)
+    adaptive    N(0, s²), s² in closed form                        δ = 1/(λ s²)       (`ivon.adaptive_prior`)
+    movement    N(m0, (λ_0/λ) s²), s from what has been moved       δ = 1/(λ_0 s²)     (`ivon.movement_prior`)
 
-By name: `optim.priors`. A prior keeps nothing itself: its options are the parameter group's, and what it has learned is
+By name: `ivon.priors`. A prior keeps nothing itself: its options are the parameter group's, and what it has learned is
 the tensor's state, so that a checkpoint of the optimizer holds both. Options are checked without waiting for torch.
 """
 

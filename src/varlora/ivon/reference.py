@@ -1,6 +1,6 @@
 """IVON's step written as its equations read, with either update: slow, for tests and for readers.
 
-`optim/ivon.py` must agree with this file to rounding. Nothing here is clever on purpose.
+`ivon/optimizer.py` must agree with this file to rounding. Nothing here is clever on purpose.
 
 Source: Shen et al. 2024, arXiv 2402.17641, Algorithm 1; adaptive prior: Cong et al. 2025, arXiv 2506.14280.
 """

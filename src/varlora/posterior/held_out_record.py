@@ -1,6 +1,6 @@
 """Running averages over the held-out rows, and what they say of log T and of the gain by sampling.
 
-The equations are those of `optim.ess_control`.
+The equations are those of `ivon.ess_control`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from varlora.cli.parsing import CommandParser
 
 EXECUTORS = ("inline", "local", "slurm", "ray")
 EXAMPLES = """
-  varlora compare recipes/llama-3.2-3b.yaml --dry_run          what is there, what is missing, what runs elsewhere
-  varlora compare recipes/llama-3.2-3b.yaml --small            the same on a laptop, with the embedded small Llama
+  varlora compare recipes/cong2025-llama-3.2-3b.yaml --dry_run   what is there, what is missing, what runs elsewhere
+  varlora compare recipes/cong2025-llama-3.2-3b.yaml --small     the same on a laptop, with the embedded small Llama
   varlora compare plan.yaml --executor local --workers 2
   varlora compare plan.yaml --executor slurm --workers 8 --slurm partition=gpu gpus_per_node=1 time=720
   varlora compare plan.yaml --launcher "accelerate launch --num_processes 8"

@@ -194,7 +194,7 @@ class NoiseController(DrawCycle):
             for site in self._sites.values():
                 site.noise = None
 
-    # For the optimizer (`optim.gaussian_optimizer.NoiseStatistics`) ------------------------------------------
+    # For the optimizer (`posterior.gaussian_optimizer.NoiseStatistics`) ------------------------------------------
 
     def collect(self) -> dict[Tensor, Tensor]:
         """The mean of noise · gradient over draws and ranks, per parameter that took part.
