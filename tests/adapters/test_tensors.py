@@ -24,9 +24,12 @@ from varlora.adapters import (
     checkpoint_key,
     fixed_tensors,
     load_into,
+    reload,
     same_scaling,
+    saved_tensors,
     trained_tensors,
 )
+from varlora.adapters import base as fingerprints
 from varlora.adapters import tensors as adapters
 from varlora.posterior import point_mass_of
 
@@ -100,6 +103,41 @@ def test_frozen_adapter_tensors_are_fixed(llama_lora: PeftModel) -> None:
     assert len(fixed_tensors(llama_lora)) == len(trained_tensors(llama_lora)) == 4
 
 
+@adapted
+def test_one_search_gives_what_two_do(build: Callable[[], PeftModel]) -> None:
+    model = build()
+    for p in list(trained_tensors(model).values())[::2]:
+        p.requires_grad_(False)
+    saved = saved_tensors(model)
+    for at_once, alone in ((saved.trained, trained_tensors(model)), (saved.fixed, fixed_tensors(model))):
+        assert list(at_once) == list(alone)
+        assert all(at_once[key] is alone[key] for key in alone)
+    assert list(saved.tensors()) == [*saved.trained, *saved.fixed]
+
+
+def test_a_posterior_searches_the_model_anew_but_once_for_each_kind_of_key(
+    llama_lora: PeftModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    search, resized = adapters.live_tensors, adapters.is_resized
+    for module in (adapters, fingerprints):
+        monkeypatch.setattr(
+            module,
+            "live_tensors",
+            lambda model, *, embeddings=False: (asked.append(embeddings), search(model, embeddings=embeddings))[1],
+        )
+    for module in (adapters, reload):
+        monkeypatch.setattr(module, "is_resized", lambda model: (asked.append("resized"), resized(model))[1])
+    q = point_mass_of(llama_lora, method="adamw")
+    assert asked == [False, "resized", "auto", True]
+    trained_tensors(llama_lora)[min(q.mean)].requires_grad_(False)
+    assert list(saved_tensors(llama_lora).fixed) == [min(q.mean)]
+    assert list(saved_tensors(llama_lora).trained) == sorted(q.mean)[1:]
+    llama_lora.merge_adapter()
+    with pytest.raises(ValueError, match="merged into the base weights"):
+        point_mass_of(llama_lora, method="adamw")
+
+
 def test_resized_embeddings_are_kept_as_peft_keeps_them(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "base")
 
@@ -113,6 +151,7 @@ def test_resized_embeddings_are_kept_as_peft_keeps_them(tmp_path: Path) -> None:
         layer.weight.data[64:] = 0.5
     model = lora(base)
     q = point_mass_of(model, method="adamw")
+    assert saved_tensors(model).resized
     assert set(fixed_tensors(model)) == {
         f"base_model.model.{name}.weight" for name in ("lm_head", "model.embed_tokens")
     }

@@ -10,6 +10,7 @@ from varlora.adapters.foreign import refuse_foreign, refuse_large
 from varlora.adapters.lora import dropout_modules, dropout_on, factor_keys, linear_factors, reset_adapter
 from varlora.adapters.reload import check_trainable, refuse_unreloadable
 from varlora.adapters.tensors import (
+    SavedTensors,
     adapter_config,
     applied,
     applying,
@@ -21,11 +22,13 @@ from varlora.adapters.tensors import (
     load_into,
     same_scaling,
     saved_in,
+    saved_tensors,
     trained_tensors,
     unwrapped_model,
 )
 
 __all__ = [
+    "SavedTensors",
     "adapter_config",
     "applied",
     "applying",
@@ -48,6 +51,7 @@ __all__ = [
     "reset_adapter",
     "same_scaling",
     "saved_in",
+    "saved_tensors",
     "trained_tensors",
     "unwrapped_model",
 ]

@@ -8,18 +8,26 @@ from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from varlora.adapters.tensors import active_adapter, fixed_tensors, is_resized, trained_tensors, unwrapped_model
+from varlora.adapters.tensors import (
+    SavedTensors,
+    active_adapter,
+    is_resized,
+    saved_tensors,
+    trained_tensors,
+    unwrapped_model,
+)
 
 # Starts that leave the base model's weights alone. The others (pissa, olora, corda, loftq, lora_ga) subtract from them
 # what the adapter starts with, by a draw or by a decomposition whose rounding is another machine's own.
 _STARTS_BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 
 
-def check_trainable(model: nn.Module) -> None:
+def check_trainable(model: nn.Module, saved: SavedTensors | None = None) -> None:
     """Refuses, before training, what saving would refuse after it, and a model of which nothing trains.
 
     Args:
         model: the model with its adapter, or a plain module.
+        saved: its `saved_tensors`, where they are at hand; None: they are searched for.
 
     Raises:
         ValueError: nothing trains, several adapters are active, what trains is not all of the adapter's, or
@@ -30,19 +38,20 @@ def check_trainable(model: nn.Module) -> None:
         Traceback (most recent call last):
         ValueError: no parameter of the model trains (requires_grad), so there is nothing to have a posterior over. ...
     """
-    if not trained_tensors(model):
+    if not (trained_tensors(model) if saved is None else saved.trained):
         raise ValueError(
             "no parameter of the model trains (requires_grad), so there is nothing to have a posterior over. A loaded "
             "adapter is frozen unless it is asked for: PeftModel.from_pretrained(..., is_trainable=True)."
         )
-    refuse_unreloadable(model)
+    refuse_unreloadable(model, saved)
 
 
-def refuse_unreloadable(model: nn.Module) -> None:
+def refuse_unreloadable(model: nn.Module, saved: SavedTensors | None = None) -> None:
     """Refuses a model that no saved adapter would bring back, whatever is trained; any other passes.
 
     Args:
         model: the model with its adapter, or a plain module.
+        saved: as in `check_trainable`.
 
     Raises:
         ValueError: the adapter's initialisation has changed the base model's own weights; the vocabulary was resized
@@ -70,8 +79,8 @@ def refuse_unreloadable(model: nn.Module) -> None:
             "(docs/trainers.md, 'A start that changes the base model'), or use init_lora_weights=True."
         )
     _refuse_tied_modules(peft_model)
-    if is_resized(peft_model):
-        _refuse_lost_embeddings(peft_model)
+    if is_resized(peft_model) if saved is None else saved.resized:
+        _refuse_lost_embeddings(peft_model, saved_tensors(model) if saved is None else saved)
 
 
 def _refuse_tied_modules(model: PeftModel) -> None:
@@ -89,9 +98,9 @@ def _refuse_tied_modules(model: PeftModel) -> None:
             seen |= own
 
 
-def _refuse_lost_embeddings(model: PeftModel) -> None:
+def _refuse_lost_embeddings(model: PeftModel, saved: SavedTensors) -> None:
     """Of an adapter that names an embedding PEFT saves the adapted ones alone, even where both were resized."""
-    held = {id(t) for t in (*trained_tensors(model).values(), *fixed_tensors(model).values())}
+    held = {id(t) for t in saved.tensors().values()}
     base: Any = model.get_base_model()
     for layer in (base.get_input_embeddings(), base.get_output_embeddings()):
         if layer is None:

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,45 @@ from torch import Tensor, nn
 
 # What scales an adapter's product B A: two adapters that differ here must not share weights.
 _SCALING_FIELDS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTensors:
+    """The live tensors that a file of the adapter (or of a plain module) holds, by checkpoint key, in sorted order.
+
+    Attributes:
+        trained: as `trained_tensors`.
+        fixed: as `fixed_tensors`.
+        resized: whether the vocabulary is not the base model's, so that its embeddings are among them.
+    """
+
+    trained: Mapping[str, nn.Parameter]
+    fixed: Mapping[str, Tensor]
+    resized: bool
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that train, then the others."""
+        return {**self.trained, **self.fixed}
+
+
+def saved_tensors(model: nn.Module) -> SavedTensors:
+    """What `trained_tensors` and `fixed_tensors` give, by one search of the model.
+
+    Raises:
+        ValueError: as `trained_tensors`.
+
+    Example:
+        >>> saved = saved_tensors(torch.nn.Linear(2, 1))
+        >>> list(saved.trained), list(saved.fixed)
+        (['bias', 'weight'], [])
+    """
+    named = _once(live_tensors(model))
+    trained = _trained(model, named)
+    peft_model = unwrapped_model(model)
+    if not isinstance(peft_model, PeftModel):
+        return SavedTensors(trained=trained, fixed={}, resized=False)
+    resized = is_resized(peft_model)
+    return SavedTensors(trained=trained, fixed=_fixed(peft_model, named, resized=resized), resized=resized)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -42,7 +82,7 @@ def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
         >>> list(trained_tensors(torch.nn.Linear(2, 1)))
         ['bias', 'weight']
     """
-    return _trained(model, _named_tensors(model))
+    return _trained(model, _once(live_tensors(model)))
 
 
 def _trained(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
@@ -74,8 +114,15 @@ def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
     peft_model = unwrapped_model(model)
     if not isinstance(peft_model, PeftModel):
         return {}
-    named = _named_tensors(model, embeddings=True if is_resized(peft_model) else "auto")
-    return {key: t for key, t in named.items() if not t.requires_grad}
+    return _fixed(peft_model, _once(live_tensors(model)), resized=is_resized(peft_model))
+
+
+def _fixed(model: PeftModel, named: Mapping[str, Tensor], *, resized: bool) -> dict[str, Tensor]:
+    """Those of an adapter's tensors that do not train, and the base model's embeddings where a file holds them."""
+    held = {id(t) for t in named.values()}
+    beside = live_tensors(model, embeddings=True if resized else "auto")
+    embeddings = _once({key: t for key, t in beside.items() if id(t) not in held})
+    return {key: t for key, t in sorted({**named, **embeddings}.items()) if not t.requires_grad}
 
 
 def is_resized(model: PeftModel) -> bool:
@@ -308,21 +355,6 @@ def _fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
             f"configuration that they were trained with.{hint}"
         )
     return {key: named[key] for key in tensors}
-
-
-def _named_tensors(model: nn.Module, *, embeddings: bool | Literal["auto"] = False) -> dict[str, Tensor]:
-    """Every live tensor that a checkpoint of the adapter (or of the plain module) holds, in sorted order, once each.
-
-    Args:
-        model: the model.
-        embeddings: with the base model's embeddings; "auto": where PEFT saves them.
-    """
-    named = _once(live_tensors(model))
-    if embeddings:
-        held = {id(t) for t in named.values()}
-        beside = live_tensors(model, embeddings=embeddings)
-        named |= _once({key: t for key, t in beside.items() if id(t) not in held})
-    return {key: named[key] for key in sorted(named)}
 
 
 def _once(named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from varlora.adapters import fixed_tensors, trained_tensors
+from varlora.adapters import saved_tensors, trained_tensors
 from varlora.adapters.modes import evaluation_mode
 from varlora.readout.answer_logits import widened
 from varlora.readout.readout import Readout
@@ -80,9 +80,11 @@ def linear_tensors(model: nn.Module, keys: Sequence[str] | None = None) -> dict[
         >>> list(linear_tensors(nn.Sequential(nn.Linear(2, 3), nn.Tanh())))
         ['0.bias', '0.weight']
     """
-    named: dict[str, Tensor] = {**trained_tensors(model)}
-    if keys is not None:
-        named = {**fixed_tensors(model), **named}
+    named: dict[str, Tensor]
+    if keys is None:
+        named = {**trained_tensors(model)}
+    else:
+        named = saved_tensors(model).tensors()
         if unknown := [key for key in keys if key not in named]:
             raise ValueError(f"the model does not have {', '.join(unknown[:4])}; use the model it was trained with.")
         named = {key: named[key] for key in keys}

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from varlora.adapters import base_fingerprint, base_model_of, check_base, fixed_tensors, trained_tensors
+from varlora.adapters import base_fingerprint, base_model_of, check_base, saved_tensors
 from varlora.ivon import GaussianOptimizer
 from varlora.ivon.held_out import HeldOut
 from varlora.ivon.noise import NoiseController
@@ -104,7 +104,7 @@ class VariationalCallback(TrainerCallback):
                 gaussian.settle(counted["examples"])
                 record["counted"] = counted
             gaussian.set_prior_width(_share(state))
-        held = [*trained_tensors(model), *fixed_tensors(model)]
+        held = saved_tensors(model).tensors()
         if state.global_step > 0:  # resumed
             check_base(model, held, record.get("base_fingerprint"), base_model_of(model)[0])
         record["base_fingerprint"] = base_fingerprint(model, held)

@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from varlora.adapters import fixed_tensors, load_into, reset_adapter, trained_tensors
+from varlora.adapters import load_into, reset_adapter, saved_tensors
 from varlora.io.files import read_json
 from varlora.io.folders import atomic_folder
 from varlora.methods.adamw import AdamW
@@ -79,8 +79,7 @@ class Ensemble(EnsembleOptions, AdamW):
             raise ValueError(
                 f"{done[0]} holds a member of an earlier training. Go on with it by resuming, or give another folder."
             )
-        tensors = {**trained_tensors(job.model), **fixed_tensors(job.model)}
-        start = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+        start = {key: tensor.detach().clone() for key, tensor in saved_tensors(job.model).tensors().items()}
         reset_adapter(job.model, job.arguments.seed)  # before hours of work: it refuses what cannot be drawn again
         components, log = [], []
         for i, folder in enumerate(folders):

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varlora.adapters import fixed_tensors
+from varlora.adapters import fixed_tensors, saved_tensors
 from varlora.curvature import Curvature, best_prior_precision, curvature_of, log_marginal_likelihood
 from varlora.curvature.layers import linear_tensors
 from varlora.methods.adamw import AdamW
@@ -79,8 +79,9 @@ class Laplace(LaplaceOptions, AdamW):
             progress=job.progress,
         )
         prior, tried = self._prior(job, curvature, readout)
+        saved = saved_tensors(job.model)
         meta = dataclasses.replace(
-            model_meta(job.model),
+            model_meta(job.model, saved.tensors()),
             **record(job, self.name),
             ess=float(curvature.num_examples),
             prior_precision={key: delta for key, delta in prior.items() if math.isfinite(delta)},
@@ -92,7 +93,7 @@ class Laplace(LaplaceOptions, AdamW):
                 **tried,
             },
         )
-        return Fit(posterior=curvature.posterior(prior, meta, fixed=fixed_tensors(job.model)), log=log)
+        return Fit(posterior=curvature.posterior(prior, meta, fixed=saved.fixed), log=log)
 
     def _prior(self, job: Job, curvature: Curvature, readout: Readout) -> tuple[dict[str, float], dict[str, Any]]:
         """The prior precision by key, and what to record of the choice."""

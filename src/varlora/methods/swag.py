@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from varlora.adapters import fixed_tensors, load_into, trained_tensors
+from varlora.adapters import load_into, saved_tensors, trained_tensors
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import SwagOptions
@@ -85,14 +85,16 @@ class Swag(SwagOptions, AdamW):
         best = trainer.state.best_model_checkpoint if job.arguments.load_best_model_at_end else None
         if best is not None:
             restore_from(optimizer, best)
-        snapshots = {key: optimizer.state[p]["snapshots"] for key, p in trained_tensors(job.model).items()}
+        saved = saved_tensors(job.model)
+        snapshots = {key: optimizer.state[p]["snapshots"] for key, p in saved.trained.items()}
         steps = snapshot_steps(trainer.state.max_steps, self.swag_start, self.snapshots)
         diagnostics = {
             "snapshot_steps": steps[: len(next(iter(snapshots.values())))],
             "swag_learning_rate": self.constant_learning_rate,
         }
-        meta = dataclasses.replace(model_meta(job.model), **record(job, self.name), diagnostics=diagnostics)
-        q = swag_gaussian(snapshots, fixed_tensors(job.model), meta=meta)
+        meta = model_meta(job.model, saved.tensors())
+        meta = dataclasses.replace(meta, **record(job, self.name), diagnostics=diagnostics)
+        q = swag_gaussian(snapshots, saved.fixed, meta=meta)
         load_into(job.model, q.mean)
         return Fit(posterior=q, log=log)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,9 +15,8 @@ from varlora.adapters import (
     base_fingerprint,
     base_model_of,
     check_trainable,
-    fixed_tensors,
     refuse_unreloadable,
-    trained_tensors,
+    saved_tensors,
 )
 from varlora.posterior.diagonal import DiagonalGaussian
 from varlora.posterior.gaussian_optimizer import GaussianOptimizer, missing_members
@@ -43,7 +42,7 @@ def posterior_of(
 
     Under FSDP2 every rank must call it, and every rank gets the whole.
 
-    Adapter tensors that do not train (`fixed_tensors`) are part of it, known exactly.
+    Adapter tensors that do not train (`varlora.adapters.fixed_tensors`) are part of it, known exactly.
 
     Args:
         model: the trained model.
@@ -69,8 +68,9 @@ def posterior_of(
         tensor([1.])
     """
     optimizer = _gaussian(optimizer)
-    check_trainable(model)
-    trained = trained_tensors(model)
+    saved = saved_tensors(model)
+    check_trainable(model, saved)
+    trained = saved.trained
     held = {p for group in optimizer.param_groups for p in group["params"]}
     if unheld := [key for key, p in trained.items() if p not in held]:
         raise ValueError(
@@ -79,7 +79,7 @@ def posterior_of(
         )
     mean = {key: whole(optimizer.mean(p)).detach().clone() for key, p in trained.items()}
     precision = {key: whole(optimizer.precision(p)).detach().clone() for key, p in trained.items()}
-    for key, fixed in fixed_tensors(model).items():
+    for key, fixed in saved.fixed.items():
         mean[key] = fixed.detach().clone()
         precision[key] = torch.full_like(fixed, math.inf, dtype=torch.promote_types(fixed.dtype, torch.float32))
 
@@ -93,7 +93,7 @@ def posterior_of(
         precision=precision,
         prior_mean=prior_means(centres),
         meta=dataclasses.replace(
-            model_meta(model, base_model, base_revision),
+            model_meta(model, saved.tensors(), base_model, base_revision),
             method=method,
             num_examples=counted_examples(diagnostics) if num_examples is None else num_examples,
             ess=ess.pop() if len(ess) == 1 else None,
@@ -132,12 +132,16 @@ def point_mass_of(
         >>> sorted(point_mass_of(torch.nn.Linear(2, 1), method="adamw").mean)
         ['bias', 'weight']
     """
-    refuse_unreloadable(model)
-    tensors = {**trained_tensors(model), **fixed_tensors(model)}
+    saved = saved_tensors(model)
+    refuse_unreloadable(model, saved)
+    tensors = saved.tensors()
     return PointMass(
         mean={key: t.detach().to(torch.promote_types(t.dtype, torch.float32), copy=True) for key, t in tensors.items()},
         meta=dataclasses.replace(
-            model_meta(model, base_model, base_revision), method=method, num_examples=num_examples, readout=readout
+            model_meta(model, tensors, base_model, base_revision),
+            method=method,
+            num_examples=num_examples,
+            readout=readout,
         ),
     )
 
@@ -154,13 +158,22 @@ def prior_means(starts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: start.detach().clone() for key, start in starts.items() if bool((start != 0).any())}
 
 
-def model_meta(model: nn.Module, base_model: str | None = None, base_revision: str | None = None) -> PosteriorMeta:
-    """What a model says about itself: its base model, revision, fingerprint and adapter configuration."""
+def model_meta(
+    model: nn.Module, held: Collection[str], base_model: str | None = None, base_revision: str | None = None
+) -> PosteriorMeta:
+    """What a model says about itself: its base model, revision, fingerprint and adapter configuration.
+
+    Args:
+        model: the trained model.
+        held: checkpoint keys of all its `varlora.adapters.saved_tensors`, which are no part of the base.
+        base_model: name or path of the pre-trained model; None: as the model says.
+        base_revision: its revision; None: as the model says.
+    """
     name, revision = base_model_of(model)
     return PosteriorMeta(
         base_model=base_model or name,
         base_revision=base_revision or (revision if base_model in (None, name) else None),
-        base_fingerprint=base_fingerprint(model, [*trained_tensors(model), *fixed_tensors(model)]),
+        base_fingerprint=base_fingerprint(model, held),
         adapter_config=adapter_config(model),
     )
 
