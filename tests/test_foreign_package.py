@@ -230,6 +230,18 @@ def test_names_that_are_taken(site: Path, caplog: pytest.LogCaptureFixture) -> N
         register_method(AdamW)
 
 
+@pytest.mark.parametrize("option", ["seed", "config"])
+@pytest.mark.parametrize("words", [["--method=jitter", "--help"], ["--help"]])
+def test_an_option_that_every_training_has_is_refused(
+    words: list[str], option: str, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(site)
+    (site / "foreign_jitter" / "method.py").write_text(METHOD.replace("jitter_std", option))
+    assert main(["train", *words]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"method 'jitter' has the option {option}, which `varlora train` has, too; rename it." in said
+
+
 def test_two_packages_with_one_name_are_refused(site: Path) -> None:
     install(site)
     install(site, "other-jitter", "[varlora.methods]\njitter = elsewhere:Jitter")

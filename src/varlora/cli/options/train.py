@@ -96,24 +96,27 @@ class TrainParser(CommandParser):
             told = field.metadata.get("help", "")
             if field.default is not None:
                 told = f"{told} [default: {field.default}]".strip()
-            try:
-                self.add_field(field, types[field.name], title=f"Method {self.method}", help_text=told)
-            except argparse.ArgumentError as error:
-                raise ValueError(
-                    f"method {self.method!r} has the option {field.name}, which `varlora train` has, too; rename it."
-                ) from error
+            self._add_option(self.method, field, types[field.name], title=f"Method {self.method}", help_text=told)
 
     def _add_every_method(self) -> None:
         """Each option once, with what it is to the methods that have it."""
-        found: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+        found: dict[str, tuple[str, dataclasses.Field[Any], Any]] = {}
         told: dict[str, dict[str, list[str]]] = {}
         for method in METHODS:
             kind = options_of(method)
             for field in dataclasses.fields(kind):
-                found.setdefault(field.name, (field, types_of(kind)[field.name]))
+                found.setdefault(field.name, (method, field, types_of(kind)[field.name]))
                 told.setdefault(field.name, {}).setdefault(field.metadata.get("help", ""), []).append(method)
-        for name, (field, kind) in found.items():
-            self.add_field(field, kind, title="Options of the methods", help_text=_by_method(told[name]))
+        for name, (method, field, kind) in found.items():
+            self._add_option(method, field, kind, title="Options of the methods", help_text=_by_method(told[name]))
+
+    def _add_option(self, method: str, field: dataclasses.Field[Any], kind: Any, *, title: str, help_text: str) -> None:
+        try:
+            self.add_field(field, kind, title=title, help_text=help_text)
+        except argparse.ArgumentError as error:
+            raise ValueError(
+                f"method {method!r} has the option {field.name}, which `varlora train` has, too; rename it."
+            ) from error
 
 
 def _by_method(told: Mapping[str, Sequence[str]]) -> str:
