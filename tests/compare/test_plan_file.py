@@ -85,6 +85,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"methods.ivon.curves": [{"over": "prune", "values": [2]}]},
         r"curves\[0\]: prune is 2; it must be a fraction",
     ),
+    "one field of a curve by two names": (
+        {"methods.ivon.curves": [{"over": "prune", "values": [0], "by": "snr", "prune_by": "variance"}]},
+        r"curves\[0\] has by and prune_by, which are one field",
+    ),
     "curve's field": (
         {"methods.ivon.curves": [{"over": "prune", "values": [0], "prune": 1}]},
         r"prune beside `over: prune`",

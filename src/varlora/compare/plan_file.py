@@ -171,6 +171,8 @@ def _curve(given: Any, where: str) -> Curve:
         raise ValueError(f"{where}: values is {steps!r}; it must be a list of values of {over}.")
     for short in ("by", "scope"):
         if short in values:
+            if f"prune_{short}" in values:
+                raise ValueError(f"{where} has {short} and prune_{short}, which are one field. Leave one of them out.")
             values[f"prune_{short}"] = values.pop(short)
     if over in values:
         raise ValueError(f"{where} has {over} beside `over: {over}`; put its values in `values`.")

@@ -207,7 +207,7 @@ def tuning_of(
 
 
 def reset(folder: str | Path) -> None:
-    """Takes back what `tune` chose: posterior.json and the model card are what they were, byte for byte.
+    """Takes back what `tune` chose: posterior.json (in this format) and the model card are as they were, byte for byte.
 
     Raises:
         ValueError: the run is not tuned.
