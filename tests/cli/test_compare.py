@@ -223,6 +223,10 @@ def test_other_versions_cells_are_offered_and_taken_when_named(
     done = call("compare", file, "--output_dir", undisturbed, "--dry_run", *named)
     assert "2 done." in done.out
     assert f"1 cells were made by version {made_by[0]} of the code, not by this one" in done.err
+    done = call("compare", file, "--output_dir", undisturbed, "--code_version", "9876543210")
+    assert done.code == 1
+    others = ", ".join(sorted(made_by))
+    assert f"9876543210: no cell of this plan was made by it; other versions that made some: {others}." in done.err
 
 
 @pytest.mark.parametrize(
@@ -233,6 +237,7 @@ def test_other_versions_cells_are_offered_and_taken_when_named(
         (["--executor", "slurm"], "add --workers N"),
         (["--slurm", "partition=gpu"], "--slurm has no effect on --executor inline"),
         (["--executor", "slurm", "--workers", 1, "--slurm", "gpu"], "--slurm 'gpu' must be KEY=VALUE"),
+        (["--executor", "slurm", "--workers", 1, "--dry_run", "--slurm", "gpu"], "--slurm 'gpu' must be KEY=VALUE"),
         (["--launcher", "no-such-program"], "begins with 'no-such-program'"),
         (["--only", "method=ivn"], "no method 'ivn'; did you mean 'ivon'"),
         (["--small"], "has no section `small`"),

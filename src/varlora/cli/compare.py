@@ -62,6 +62,7 @@ def execute(arguments: Namespace) -> None:
     shown_states = {c.folder: "running" if c.title in elsewhere else states[c.folder] for c in wanted}
     _show_plan(plan, wanted, shown_states, timer, _workers(arguments))
     _show_versions(wanted, left)
+    _check_versions(arguments.code_version, cells)
     if arguments.dry_run:
         return
     write_plan(plan, cells)
@@ -150,6 +151,7 @@ def _check(arguments: Namespace) -> None:
         raise ValueError("--executor slurm needs to know how many jobs to queue; add --workers N.")
     if arguments.slurm and executor != "slurm":
         raise ValueError(f"--slurm has no effect on --executor {executor}; add --executor slurm.")
+    _slurm_options(arguments.slurm)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "varlora compare was started as several processes that train together. Start one, which starts them for "
@@ -270,6 +272,18 @@ def _show_versions(cells: Sequence[Cell], left: Sequence[Cell]) -> None:
             other,
             other,
         )
+
+
+def _check_versions(named: Sequence[str], cells: Sequence[Cell]) -> None:
+    """Refuses a version that has made no cell: all that was to be taken from it would be trained."""
+    there = {version for cell in cells for version in (cell.code_version, *cell.others())}
+    for version in named:
+        if version not in there:
+            known = ", ".join(sorted({v for cell in cells for v in cell.others()} - set(named))) or "none"
+            raise ValueError(
+                f"--code_version {version}: no cell of this plan was made by it; other versions that made some: "
+                f"{known}."
+            )
 
 
 @contextmanager
