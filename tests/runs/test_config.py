@@ -184,9 +184,7 @@ def test_layers_are_a_setting_like_others() -> None:
 
 
 def test_a_file_with_every_methods_options_is_read() -> None:
-    file = (
-        Path(__file__).parents[1] / "data" / "config_with_every_methods_options.yaml"
-    )  # written by the version before
+    file = Path(__file__).parents[1] / "data" / "config_with_every_methods_options.yaml"
     config = RunConfig.from_dict(load_yaml(file))
     assert (config.method, config.seed) == ("laplace", 3)
     assert config.method_options == {"prior_choice": "validation", "curvature": "diag"}
