@@ -22,7 +22,8 @@ METHOD = """
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from varlora.methods import AdamW, Costs, Fit, Job, option
+from varlora import option
+from varlora.methods import AdamW, Costs, Fit, Job
 from varlora.posterior import DiagonalGaussian
 
 

@@ -113,11 +113,14 @@ class Sources:
             return f"{module}.{name}"
         file = self._file(module)
         if file is not None and file.name == "__init__.py":
-            for node in ast.walk(self._tree(module)):  # also where it is imported for types alone, and lazily otherwise
+            stub = file.with_suffix(".pyi")  # holds the names that are imported when they are first used
+            tree = ast.parse(stub.read_text(encoding="utf-8")) if stub.is_file() else self._tree(module)
+            for node in ast.walk(tree):
                 if isinstance(node, ast.ImportFrom) and node.module is not None:
+                    home = f"{module}.{node.module}" if node.level else node.module
                     for alias in node.names:
-                        if (alias.asname or alias.name) == name and self._file(node.module) is not None:
-                            return self._home(node.module, alias.name)
+                        if (alias.asname or alias.name) == name and self._file(home) is not None:
+                            return self._home(home, alias.name)
         return module
 
 

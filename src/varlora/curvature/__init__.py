@@ -5,31 +5,6 @@ curvature of them; `evidence` is Laplace's marginal likelihood and the prior tha
 choices. Names are imported when they are first used, so that the choices can be listed without torch.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import TYPE_CHECKING
-
-from varlora.registry.lazy import lazily
-
-if TYPE_CHECKING:
-    from varlora.curvature.evidence import NoBestPriorError, best_prior_precision, log_marginal_likelihood
-    from varlora.curvature.ggn import Curvature, curvature_bytes, curvature_of
-    from varlora.curvature.kinds import Fisher, Structure
-
-__all__ = [
-    "Curvature",
-    "Fisher",
-    "NoBestPriorError",
-    "Structure",
-    "best_prior_precision",
-    "curvature_bytes",
-    "curvature_of",
-    "log_marginal_likelihood",
-]
-
-_HOMES = {
-    **dict.fromkeys(("NoBestPriorError", "best_prior_precision", "log_marginal_likelihood"), "evidence"),
-    **dict.fromkeys(("Curvature", "curvature_bytes", "curvature_of"), "ggn"),
-    **dict.fromkeys(("Fisher", "Structure"), "kinds"),
-}
-__getattr__ = lazily("varlora.curvature", {name: f"varlora.curvature.{home}" for name, home in _HOMES.items()})
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

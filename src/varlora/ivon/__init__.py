@@ -7,18 +7,6 @@ ess_control, held_out, steering         λ, moved by rows that are held out
 config, trainer, variational_callback   recipes, and IVON in transformers' Trainer or any other
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import TYPE_CHECKING
-
-from varlora.registry.lazy import lazily
-
-if TYPE_CHECKING:
-    from varlora.ivon.auto import set_prior_width
-    from varlora.ivon.optimizer import IVON
-    from varlora.posterior.gaussian_optimizer import GaussianOptimizer
-
-__all__ = ["IVON", "GaussianOptimizer", "set_prior_width"]
-
-_HOMES = {"IVON": "ivon.optimizer", "GaussianOptimizer": "posterior.gaussian_optimizer", "set_prior_width": "ivon.auto"}
-__getattr__ = lazily("varlora.ivon", {name: f"varlora.{home}" for name, home in _HOMES.items()})
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,11 +14,10 @@ import torch.distributed as dist
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
-from varlora.ivon import GaussianOptimizer
 from varlora.ivon.ess_control import steered_ess
 from varlora.ivon.held_out import BEGUN_AFTER, COST, HeldOut, Plan
 from varlora.ivon.noise import NoiseController
-from varlora.posterior.gaussian_optimizer import AutoOptimizer
+from varlora.posterior.gaussian_optimizer import AutoOptimizer, GaussianOptimizer
 from varlora.posterior.held_out_record import HeldOutRecord
 from varlora.posterior.training_record import training_record
 

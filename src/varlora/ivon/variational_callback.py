@@ -12,12 +12,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from varlora.adapters import base_fingerprint, base_model_of, check_base, saved_tensors
-from varlora.ivon import GaussianOptimizer
 from varlora.ivon.held_out import HeldOut
 from varlora.ivon.noise import NoiseController
 from varlora.ivon.steering import Steering, leave_unsteered
 from varlora.ivon.trainer_checks import check_arguments, check_labels, check_skipped
-from varlora.posterior.gaussian_optimizer import AutoOptimizer, missing_members
+from varlora.posterior.gaussian_optimizer import AutoOptimizer, GaussianOptimizer, missing_members
 from varlora.posterior.training_record import training_record
 from varlora.posterior.wrapped import restore_from, unwrapped
 from varlora.training.examples import count_examples
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 class VariationalCallback(TrainerCallback):
     """Attaches a `NoiseController` for the span of training; for a trainer whose optimizer is IVON.
 
-    Another `varlora.ivon.GaussianOptimizer` does as well; what follows is of those that leave options open, as IVON.
+    Another `varlora.GaussianOptimizer` does as well; what follows is of those that leave options open, as IVON.
     It sets `ess` and `hess_init` where they were left open ("auto" or None), raises a `prior_width` of "auto" from step
     to step, refuses settings that would spoil the posterior unnoticed, and after `load_best_model_at_end` brings the
     optimizer's Hessian back to the best checkpoint too.
@@ -198,7 +197,7 @@ def _gaussian(optimizer: torch.optim.Optimizer) -> GaussianOptimizer:
     if missing := missing_members(inner):
         raise TypeError(
             f"VariationalCallback needs a trainer whose optimizer is IVON, but it is {type(inner).__name__}, which has "
-            f"no {', '.join(missing)} (varlora.ivon.GaussianOptimizer). Pass optimizer_cls_and_kwargs=(IVON, "
+            f"no {', '.join(missing)} (varlora.GaussianOptimizer). Pass optimizer_cls_and_kwargs=(IVON, "
             "IVONConfig(lr=args.learning_rate).optimizer_kwargs()), or use VariationalTrainerMixin."
         )
     return inner

@@ -46,7 +46,7 @@ def posterior_of(
 
     Args:
         model: the trained model.
-        optimizer: the `IVON`, or other `varlora.ivon.GaussianOptimizer`, that trained it; possibly inside
+        optimizer: the `IVON`, or other `varlora.GaussianOptimizer`, that trained it; possibly inside
             accelerate's wrapper.
         method: name for the record.
         num_examples: N, size of the training set; None: as it was counted for λ, where that was left open.
@@ -183,7 +183,7 @@ def _gaussian(optimizer: Any) -> GaussianOptimizer:
     if missing := missing_members(inner):
         raise ValueError(
             f"{type(optimizer).__name__} holds no posterior: it has no {', '.join(missing)} "
-            "(varlora.ivon.GaussianOptimizer). Pass the varlora.IVON that trained the model; for weights trained by "
+            "(varlora.GaussianOptimizer). Pass the varlora.IVON that trained the model; for weights trained by "
             "another optimizer, point_mass_of(model, method=...) keeps them as a point mass."
         )
     return inner

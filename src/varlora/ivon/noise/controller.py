@@ -59,7 +59,7 @@ class NoiseController(DrawCycle):
 
     Args:
         model: the model; its top-level forward in training mode starts a draw.
-        optimizer: IVON, or another `varlora.ivon.GaussianOptimizer`, or accelerate's wrapper around it.
+        optimizer: IVON, or another `varlora.GaussianOptimizer`, or accelerate's wrapper around it.
         source: the noise; None means `CounterNoise(seed)`.
         seed: the seed of the default source.
         rank: the data-parallel rank; None asks torch.distributed.
@@ -102,7 +102,7 @@ class NoiseController(DrawCycle):
         inner: GaussianOptimizer = unwrapped(optimizer)
         if missing := missing_members(inner):
             raise TypeError(
-                f"NoiseController needs varlora's IVON, or another varlora.ivon.GaussianOptimizer; got "
+                f"NoiseController needs varlora's IVON, or another varlora.GaussianOptimizer; got "
                 f"{type(inner).__name__}, which has no {', '.join(missing)}."
             )
         refuse_data_parallel(model)
