@@ -74,6 +74,12 @@ def test_verdicts_of_the_seeds_alone(values: Sequence[float], metric: str, verdi
     assert over_seeds(values).verdict(METRICS[metric]) == verdict
 
 
+def test_the_rounding_of_resampled_sums_makes_equal_predictions_no_less_equal() -> None:
+    zero = over_seeds((0.0, 0.0))
+    assert zero.verdict(METRICS["nll"], examples=(-5.6e-17, 5.6e-17)) == "equal"
+    assert zero.verdict(METRICS["nll"], examples=(-1e-9, 5.6e-17)) == "unclear"
+
+
 @pytest.mark.parametrize(("seeds", "most", "by_signs"), [(1, 0.0, 0.5), (3, 0.065, 0.2), (5, 0.095, 0.05)])
 def test_how_seldom_no_difference_is_called_clear(seeds: int, most: float, by_signs: float) -> None:
     """Where the seeds' luck is nothing beside the examples', as large, or four times it."""

@@ -321,6 +321,16 @@ def test_how_sure_each_is_stands_below_the_results(opened: Opened, study: Study)
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize(("ticks", "shown"), [([0.75, 0.775, 0.8], "75.0 77.5 80.0"), ([0.7, 0.75, 0.8], "70 75 80")])
+def test_the_ticks_of_an_axis_have_the_digits_that_tell_them_apart(
+    opened: Opened, html: str, ticks: list[float], shown: str
+) -> None:
+    functions = "\n".join(re.findall(r"^const percent.*$", html, re.MULTILINE))
+    words = opened.page.evaluate(f"ticks => {{ {functions}\nreturn ticks.map(percentOf(ticks)) }}", ticks)
+    assert words == [f"{number}\u00a0%" for number in shown.split()]
+
+
+@pytest.mark.browser
 def test_a_block_without_results_says_so(opened: Opened) -> None:
     opened.page.select_option("#block", "2")
     assert "There is nothing to compare yet." in opened.open("Results").inner_text()

@@ -70,7 +70,7 @@ class OverSeeds:
             >>> over_seeds([0.2]).verdict(nll), over_seeds([0.0002, 0.0002, 0.00021]).verdict(nll)
             ('one seed', 'equal')
         """
-        if self.mean == 0 and not self.se and examples in (None, (0.0, 0.0)):
+        if not self.se and all(abs(value) <= ROUNDING for value in (self.mean, *(examples or ()))):
             return "equal"
         if self.seeds == 1:
             return "one seed"

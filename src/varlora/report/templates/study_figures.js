@@ -1,5 +1,7 @@
 // The figures of a study. `look` of a method is the same in all of them.
 const percent = (value, digits = 0) => `${(100 * value).toFixed(digits)}\u00a0%`;
+// For an axis: as many digits as all of its ticks need.
+const percentOf = (ticks) => (value) => percent(value, ticks.every((tick) => Math.abs(100 * tick - Math.round(100 * tick)) < 1e-6) ? 0 : 1);
 
 // Accuracy against confidence, the gap hatched; below, how many answers of each confidence were right and wrong.
 function reliability(name, bins, { width, few, tallest }) {
@@ -53,9 +55,10 @@ function sureness(bins, methods, lookOf, width) {
   const [low, high] = [Math.floor(20 * Math.min(...ends) - 0.4) / 20, Math.min(1, Math.ceil(20 * Math.max(...ends) + 0.4) / 20)];
   const words = ({ method, right, sure }) => `${method}: right ${percent(right, 1)}, sure ${percent(sure, 1)}`;
   const tall = 40;
+  const ticks = steps(Math.max(0, low), high, width < 500 ? 4 : 8);
   const { svg, X } = axes({
     width, height: tall * facts.length + 48, left: 18, top: 0, label: `How right, and how sure: ${facts.map(words).join("; ")}`,
-    x: { low: Math.max(0, low), high, ticks: steps(Math.max(0, low), high, width < 500 ? 4 : 8), show: (v) => percent(v), name: "of the answers" }, y: { low: 0, high: 1, ticks: [] },
+    x: { low: Math.max(0, low), high, ticks, show: percentOf(ticks), name: "of the answers" }, y: { low: 0, high: 1, ticks: [] },
   });
   facts.forEach((fact, i) => {
     const y = tall * i + 28;
@@ -69,10 +72,11 @@ function sureness(bins, methods, lookOf, width) {
 
 function riskCoverage(risks, methods, lookOf, width) {
   const top = Math.max(0.02, ...methods.flatMap((method) => risks[method].risk)) * 1.05;
+  const ticks = steps(0, top);
   const { svg, X, Y } = axes({
     width, height: 380, label: `Share of wrong answers among the surest, of ${methods.join(", ")}`,
     x: { low: 0, high: 1, ticks: [0, 0.25, 0.5, 0.75, 1], show: (v) => percent(v), name: "share of the questions answered" },
-    y: { low: 0, high: top, ticks: steps(0, top), show: (v) => percent(v, top < 0.05 ? 1 : 0), name: "wrong answers" },
+    y: { low: 0, high: top, ticks, show: percentOf(ticks), name: "wrong answers" },
   });
   const targets = [];
   for (const method of methods) {
