@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from varlora import IVON, IVONConfig, VariationalTrainerMixin
@@ -123,3 +123,26 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
 
 
 STATE = ("hessian", "momentum", "second_moment", "prior_precision", "start", "ess_start")
+
+
+class Watched(TrainerCallback):
+    """λ/λ_0 after each step, the epoch, and the rows of each epoch in order."""
+
+    def __init__(self) -> None:
+        self.ratios: list[float] = []
+        self.epochs: list[float] = []
+        self.rows: list[list[int]] = []
+        self.measured: list[list[int]] = []
+        self.begun = (0, 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        group = optimizer.param_groups[0]
+        self.ratios.append(group["ess"] / group["auto_ess"])
+        self.epochs.append(state.epoch)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.begun = (len(model.trained_on), len(model.predicted))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.rows.append(model.trained_on[self.begun[0] :])
+        self.measured.append(model.predicted[self.begun[1] :])

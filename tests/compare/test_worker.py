@@ -19,6 +19,7 @@ from varlora.compare.cell_lock import CellLock
 from varlora.compare.variants import load_variant
 from varlora.compare.worker import Outcome, execute_cell, failures_of, take_cells
 from varlora.runs.checkpoints import checkpoints_of, unfinished
+from varlora.runs.config import RunConfig
 from varlora.runs.folder import read_run
 from varlora.runs.run import method_of, run, train
 from varlora.runs.setting import load_setting
@@ -89,7 +90,8 @@ def test_an_interrupted_cell_goes_on_and_ends_the_same(
 def test_checkpoints_of_other_settings_are_not_gone_on_from(whole: Cell, tmp_path: Path) -> None:
     broken = plan(tmp_path).cells()[1]
     broken.prepare()
-    interrupt(replace(broken, config=replace(broken.config, learning_rate=0.5)), 5)
+    other = RunConfig.from_dict({**broken.config.to_dict(), "learning_rate": 0.5})
+    interrupt(replace(broken, config=other), 5)
     assert unfinished(checkpoints_of(broken.config))
     execute_cell(broken)
     assert_same_predictions(whole, broken)

@@ -13,7 +13,17 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from steered_tasks import Classifier, Rows, VariationalTrainer, arguments, group_of, ivon_of, state_of, trainer_of
+from steered_tasks import (
+    Classifier,
+    Rows,
+    VariationalTrainer,
+    Watched,
+    arguments,
+    group_of,
+    ivon_of,
+    state_of,
+    trainer_of,
+)
 from varlora import IVON, IVONConfig, VariationalCallback, load_posterior, posterior_of, save_posterior
 from varlora.ivon.ess_control import BOUNDS
 from varlora.ivon.held_out import HeldOut
@@ -27,29 +37,6 @@ LONG = {"num_train_epochs": 40, "per_device_train_batch_size": 64}  # 200 steps,
 NOISY = {**LONG, "learning_rate": 1e-2}  # long enough to learn wrong labels by heart
 SHORT: dict[str, Any] = {"num_train_epochs": 2}
 SLOW = {**LONG, "learning_rate": 1e-4}  # too slow to be sure of right ones
-
-
-class Watched(TrainerCallback):
-    """λ/λ_0 after each step, the epoch, and the rows of each epoch in order."""
-
-    def __init__(self) -> None:
-        self.ratios: list[float] = []
-        self.epochs: list[float] = []
-        self.rows: list[list[int]] = []
-        self.measured: list[list[int]] = []
-        self.begun = (0, 0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        group = optimizer.param_groups[0]
-        self.ratios.append(group["ess"] / group["auto_ess"])
-        self.epochs.append(state.epoch)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.begun = (len(model.trained_on), len(model.predicted))
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.rows.append(model.trained_on[self.begun[0] :])
-        self.measured.append(model.predicted[self.begun[1] :])
 
 
 @pytest.fixture(scope="module")

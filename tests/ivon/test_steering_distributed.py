@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_steering import Watched
 
 from ranks import on_ranks
-from steered_tasks import Classifier, state_of, trainer_of
+from steered_tasks import Classifier, Watched, state_of, trainer_of
 from varlora.ivon.held_out import withheld_rows
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")

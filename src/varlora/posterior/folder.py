@@ -75,7 +75,8 @@ def save_posterior(q: Posterior, folder: str | os.PathLike[str], *, overwrite: b
             tensors were changed since and no longer fit. The folder is then as it was.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
+        >>> from varlora.posterior import DiagonalGaussian
         >>> q = DiagonalGaussian(mean={"w": torch.zeros(2)}, precision={"w": torch.ones(2)})
         >>> folder = save_posterior(q, Path(tempfile.mkdtemp()) / "posterior")
         >>> sorted(path.name for path in folder.iterdir())

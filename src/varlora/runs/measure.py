@@ -30,6 +30,7 @@ def measure(
         `{split: {mode: {metric: value}}}`.
 
     Example:
+        >>> import torch
         >>> log_probs = torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]], dtype=torch.float64).log()
         >>> measured = measure({"test": {"mean": Prediction(log_probs=log_probs, labels=torch.tensor([0, 1]))}})
         >>> measured["test"]["mean"]["accuracy"]
