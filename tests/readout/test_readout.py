@@ -196,11 +196,15 @@ def test_a_model_under_ddp_trains_through_the_readout() -> None:
     plain = lora(tiny_llama(), task_type="CAUSAL_LM").train()
     inner = copy.deepcopy(plain)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+    def train(model: nn.Module) -> None:
+        for _ in range(2):
+            READOUT.logits(model, batch_of(ROWS)).square().sum().backward()
+
     try:
-        parallel = nn.parallel.DistributedDataParallel(inner)
-        for model in (plain, parallel):
-            for _ in range(2):
-                READOUT.logits(model, batch_of(ROWS)).square().sum().backward()
+        train(plain)
+        # One that outlives its group ends the group itself, and may wait for ever for a thread that waits for Python.
+        train(nn.parallel.DistributedDataParallel(inner))
     finally:
         dist.destroy_process_group()
 
