@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from typing_extensions import Self
 
 from varlora.io.files import misfit_of, parse_json, read_bytes
 
@@ -49,6 +52,45 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, pa.DataType])
     if table.num_rows == 0:
         raise ValueError(f"{name} has no rows.")
     return table
+
+
+class TableFile:
+    """A result that is saved as one Parquet table: `to_table` and `from_table` say what is in it.
+
+    Attributes:
+        columns: that the table must have, by name.
+        misfit: what a file is not, for the error: "FILE is not a saved prediction: ...".
+    """
+
+    columns: ClassVar[Mapping[str, pa.DataType]]
+    misfit: ClassVar[str]
+
+    @abstractmethod
+    def to_table(self) -> pa.Table:
+        """What is saved."""
+
+    @classmethod
+    @abstractmethod
+    def from_table(cls, table: pa.Table) -> Self:
+        """What `to_table` wrote; a ValueError where it is not that."""
+
+    def save(self, file: str | Path) -> Path:
+        """Write the table as a Parquet file; returns its path."""
+        pq.write_table(self.to_table(), file)
+        return Path(file)
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file is no Parquet file of ours.
+            FileNotFoundError: If there is no such file.
+        """
+        try:
+            return cls.from_table(read_table(file, cls.columns))
+        except ValueError as error:
+            raise ValueError(f"{file} {cls.misfit}: {error}") from error
 
 
 def facts_in(table: pa.Table, kind: Any) -> Any:

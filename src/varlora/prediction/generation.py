@@ -14,17 +14,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from varlora.io.parquet_files import facts_in, read_table, rectangle
+from varlora.io.parquet_files import TableFile, facts_in, rectangle
 from varlora.metrics import AnswerRows, evaluate_rows, majority
 from varlora.posterior import Posterior
 from varlora.posterior.draws import held_batches, on_device_of, over_draws, progress_bar
@@ -57,7 +55,7 @@ class _Facts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Generations:
+class Generations(TableFile):
     """What a model wrote after N prompts, by each of S draws.
 
     Attributes:
@@ -84,6 +82,9 @@ class Generations:
         >>> found.majority, found.agreement, found.metrics()["exact_match"]
         (('4',), tensor([0.6667], dtype=torch.float64), 1.0)
     """
+
+    columns = _COLUMNS
+    misfit = "holds no generations"
 
     texts: tuple[tuple[str, ...], ...]
     num_tokens: Tensor
@@ -206,24 +207,6 @@ class Generations:
             references=tuple(references) if references[0] is not None else (),
             **{name: facts[name] for name in ("final_answer", "max_new_tokens", "mode", "antithetic", "seed")},
         )
-
-    def save(self, file: str | Path) -> Path:
-        """Write the table as a Parquet file; returns its path."""
-        pq.write_table(self.to_table(), file)
-        return Path(file)
-
-    @classmethod
-    def load(cls, file: str | Path) -> Generations:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: If the file is no Parquet file of ours.
-            FileNotFoundError: If there is no such file.
-        """
-        try:
-            return cls.from_table(read_table(file, _COLUMNS))
-        except ValueError as error:
-            raise ValueError(f"{file} holds no generations: {error}") from error
 
 
 def generate(

@@ -14,15 +14,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from varlora.io.parquet_files import facts_in, read_table, rectangle
+from varlora.io.parquet_files import TableFile, facts_in, rectangle
 from varlora.posterior import Posterior
 from varlora.posterior.draws import held_batches, on_device_of, over_draws, progress_bar
 from varlora.prediction.prediction_setup import prepare
@@ -47,7 +45,7 @@ class _Facts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Prediction:
+class Prediction(TableFile):
     """What a model said about N examples, by each of S draws.
 
     Attributes:
@@ -70,6 +68,9 @@ class Prediction:
         >>> prediction.probs.round(decimals=6).tolist()
         [[0.7, 0.3]]
     """
+
+    columns = _COLUMNS
+    misfit = "is not a saved prediction"
 
     log_probs: Tensor
     labels: Tensor
@@ -156,24 +157,6 @@ class Prediction:
             seed=facts["seed"],
             logit_temperature=facts["logit_temperature"],
         )
-
-    def save(self, file: str | Path) -> Path:
-        """Write the table as a Parquet file; returns its path."""
-        pq.write_table(self.to_table(), file)
-        return Path(file)
-
-    @classmethod
-    def load(cls, file: str | Path) -> Prediction:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: If the file is no Parquet file of ours.
-            FileNotFoundError: If there is no such file.
-        """
-        try:
-            return cls.from_table(read_table(file, _COLUMNS))
-        except ValueError as error:
-            raise ValueError(f"{file} is not a saved prediction: {error}") from error
 
 
 def predict(
