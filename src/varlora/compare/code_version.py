@@ -64,7 +64,7 @@ class Sources:
 
     def __init__(self, packages: Mapping[str, Path]) -> None:
         self._packages = packages
-        self._trees: dict[str, ast.Module] = {}
+        self._trees: dict[Path, ast.Module] = {}
         self._words: dict[str, str] = {}
 
     def hash_of(self, *entries: str) -> str:
@@ -86,12 +86,15 @@ class Sources:
                 ahead += self._imported_by(module)
         return {module for module in seen if not _is_in(module, PASSED_THROUGH)}
 
-    def _tree(self, module: str) -> ast.Module:
-        if module not in self._trees:
-            file = self._file(module)
-            assert file is not None
-            self._trees[module] = ast.parse(file.read_text(encoding="utf-8"))
-        return self._trees[module]
+    def _tree(self, module: str, *, of_names: bool = False) -> ast.Module:
+        """The tree of a module, or of the stub, if there is one, that holds the names it imports when they are used."""
+        file = self._file(module)
+        assert file is not None
+        if of_names and (stub := file.with_suffix(".pyi")).is_file():
+            file = stub
+        if file not in self._trees:
+            self._trees[file] = ast.parse(file.read_text(encoding="utf-8"))
+        return self._trees[file]
 
     def _file(self, module: str) -> Path | None:
         top, *inner = module.split(".")
@@ -113,9 +116,7 @@ class Sources:
             return f"{module}.{name}"
         file = self._file(module)
         if file is not None and file.name == "__init__.py":
-            stub = file.with_suffix(".pyi")  # holds the names that are imported when they are first used
-            tree = ast.parse(stub.read_text(encoding="utf-8")) if stub.is_file() else self._tree(module)
-            for node in ast.walk(tree):
+            for node in ast.walk(self._tree(module, of_names=True)):
                 if isinstance(node, ast.ImportFrom) and node.module is not None:
                     home = f"{module}.{node.module}" if node.level else node.module
                     for alias in node.names:
