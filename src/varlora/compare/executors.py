@@ -10,7 +10,6 @@ import importlib
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from varlora.compare.cells_file import read_cells
 from varlora.compare.driver import PLAN, cells_elsewhere, finish
 from varlora.compare.launched import launch_cell
 from varlora.compare.plan_file import read_plan
-from varlora.compare.worker import Outcome, execute_cell, take_cells
+from varlora.compare.worker import Outcome, execute_cell, log_to_stderr, take_cells
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +62,7 @@ class Job:
     def __call__(self) -> None:
         """Takes cells until none is free."""
         os.chdir(self.directory)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        log_to_stderr()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         for outcome in self.take_cells(lambda cell: logger.info("%s: begins", cell.title)):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from varlora.compare.cell import Cell
 from varlora.compare.cells_file import read_cells
-from varlora.compare.worker import execute_cell
+from varlora.compare.worker import execute_cell, log_to_stderr
 from varlora.training.stopping import Stopped, ask_to_stop
 
 ORPHANED = 129
@@ -90,8 +90,7 @@ def main(arguments: list[str]) -> None:
     """
     folder, wanted = map(Path, arguments)
     threading.Thread(target=_watch_input, daemon=True).start()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_stderr()
     try:
         execute_cell(next(cell for cell in read_cells(folder) if cell.folder == wanted))
     except Stopped as stop:

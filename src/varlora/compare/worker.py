@@ -7,6 +7,8 @@ them. Every way to run a comparison is such workers, started by whatever starts 
 from __future__ import annotations
 
 import gc
+import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -100,6 +102,12 @@ def execute_cell(cell: Cell, *, progress: bool = False) -> None:
         run(cell.config, resume=resume, overwrite=not resume, progress=progress, source=source)
     if PartialState().is_main_process:
         ensure_variants(cell.folder, cell.variants, config=cell.config, progress=progress)
+
+
+def log_to_stderr() -> None:
+    """Lets a process that has no console of its own write its log, without every request to the hub."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def failures_of(cells: Sequence[Cell]) -> dict[str, int]:
