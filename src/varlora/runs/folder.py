@@ -23,13 +23,12 @@ from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 import yaml
 from torch import Tensor
 
 from varlora.io.files import read_json, read_json_lines
-from varlora.io.parquet_files import read_table, rectangle
+from varlora.io.parquet_files import TableFile, rectangle
 from varlora.io.yaml_files import load_yaml
 from varlora.metrics import CompletionRows, evaluate_rows
 from varlora.posterior import Posterior
@@ -101,7 +100,7 @@ LIBRARIES = ("varlora", "torch", "transformers", "peft", "accelerate", "datasets
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompletionScores:
+class CompletionScores(TableFile):
     """Log-likelihoods of given completions under each draw.
 
     Attributes:
@@ -109,6 +108,9 @@ class CompletionScores:
         num_tokens: (N,) int64.
         ids: the rows' names.
     """
+
+    columns = _SCORES
+    misfit = "holds no scores of completions"
 
     log_likelihoods: Tensor
     num_tokens: Tensor
@@ -118,31 +120,27 @@ class CompletionScores:
         """The metrics of kind "completions", of the average over draws of a completion's probability."""
         return evaluate_rows(CompletionRows(self.log_likelihoods, self.num_tokens))
 
-    def save(self, file: Path) -> None:
-        """Writes a Parquet table: `id`, `num_tokens`, `log_likelihoods` (S values)."""
+    def to_table(self) -> pa.Table:
+        """One row per example: `id`, `num_tokens`, `log_likelihoods` (S values)."""
         columns = {
             "id": list(self.ids),
             "num_tokens": self.num_tokens.tolist(),
             "log_likelihoods": self.log_likelihoods.tolist(),
         }
-        pq.write_table(pa.table(columns), file)
+        return pa.table(columns)
 
     @classmethod
-    def load(cls, file: Path) -> CompletionScores:
-        """Reads what `save` wrote.
+    def from_table(cls, table: pa.Table) -> CompletionScores:
+        """The scores that `to_table` wrote.
 
         Raises:
-            ValueError: it is no Parquet file of ours.
+            ValueError: the table is not one of ours.
         """
-        try:
-            table = read_table(file, _SCORES)
-            _, held = rectangle(table["log_likelihoods"], "log_likelihoods")
-            if pc.any(pc.is_nan(held)).as_py():
-                raise ValueError("log_likelihoods that are NaN")
-            if table["id"].null_count or table["num_tokens"].null_count:
-                raise ValueError("a row without id or number of tokens")
-        except ValueError as error:
-            raise ValueError(f"{file} holds no scores of completions: {error}") from error
+        _, held = rectangle(table["log_likelihoods"], "log_likelihoods")
+        if pc.any(pc.is_nan(held)).as_py():
+            raise ValueError("log_likelihoods that are NaN")
+        if table["id"].null_count or table["num_tokens"].null_count:
+            raise ValueError("a row without id or number of tokens")
         return cls(
             log_likelihoods=torch.tensor(table["log_likelihoods"].to_pylist(), dtype=torch.float64),
             num_tokens=torch.tensor(table["num_tokens"].to_pylist(), dtype=torch.int64),
