@@ -11,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from varlora.demo.data import model_folder
-from varlora.demo.world import fine_tuning_task
+from varlora.demo.data import model_folder, task_texts
 from varlora.io.files import open_regular
 from varlora.io.folders import atomic_file
 from varlora.runs.config import RunConfig
@@ -200,8 +199,7 @@ def _cached_digest(file: str, size: int, changed: int) -> str:
 
 @lru_cache(maxsize=256)
 def _generated_text(task: Generated) -> Mapping[str, str]:
-    rows = fine_tuning_task(task.seed, train=task.train, validation=task.validation, test=task.test)
-    return {split: "".join(json.dumps(row, sort_keys=True) + "\n" for row in part) for split, part in rows.items()}
+    return task_texts(task.seed, train=task.train, validation=task.validation, test=task.test)
 
 
 def _digest_of_generated(task: Generated) -> str:

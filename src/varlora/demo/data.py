@@ -30,10 +30,31 @@ def plan_file() -> Path:
     return Path(__file__).parent / "plan.yaml"
 
 
+def task_texts(seed: int, *, train: int = 300, validation: int = 150, test: int = 500) -> dict[str, str]:
+    """`fine_tuning_task` as JSONL, by split.
+
+    Args:
+        seed: Seed of the task.
+        train: Rows of "train".
+        validation: Rows of "validation".
+        test: Rows of "test".
+
+    Raises:
+        ValueError: If a size is negative or there are more rows than people.
+
+    Example:
+        >>> texts = task_texts(0, train=2, validation=1, test=1)
+        >>> sorted(json.loads(texts["train"].splitlines()[0]))
+        ['answer', 'choices', 'id', 'question']
+    """
+    task = fine_tuning_task(seed, train=train, validation=validation, test=test)
+    return {split: "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows) for split, rows in task.items()}
+
+
 def write_task(
     folder: str | Path, seed: int, *, train: int = 300, validation: int = 150, test: int = 500
 ) -> dict[str, Path]:
-    """Write `fine_tuning_task` as `train.jsonl`, `validation.jsonl` and `test.jsonl`.
+    """Write `task_texts`, whose arguments these are, as `train.jsonl`, `validation.jsonl` and `test.jsonl`.
 
     Args:
         folder: Made if it does not exist; files of these names are replaced.
@@ -45,20 +66,15 @@ def write_task(
     Returns:
         Split to file, as `varlora.tasks.load_jsonl` takes them.
 
-    Raises:
-        ValueError: If a size is negative or there are more rows than people.
-
     Example:
         >>> import tempfile
-        >>> files = write_task(tempfile.mkdtemp(), seed=0, train=2, validation=1, test=1)
-        >>> sorted(json.loads(files["train"].read_text().splitlines()[0]))
-        ['answer', 'choices', 'id', 'question']
+        >>> sorted(write_task(tempfile.mkdtemp(), seed=0, train=2, validation=1, test=1))
+        ['test', 'train', 'validation']
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
-    for split, rows in fine_tuning_task(seed, train=train, validation=validation, test=test).items():
+    for split, text in task_texts(seed, train=train, validation=validation, test=test).items():
         files[split] = folder / f"{split}.jsonl"
-        lines = [json.dumps(row, sort_keys=True) for row in rows]
-        files[split].write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        files[split].write_text(text, encoding="utf-8")
     return files
