@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LARGEST_EXACT = 1 << 53
 """Beyond it not every whole number is a floating-point number."""
+_hints_of: Callable[[type], Mapping[str, Any]] = cache(get_type_hints)  # settings ask for those of every method
 NUMBERS, OPEN = (int, float), (type(None), str)
 
 
@@ -47,7 +49,7 @@ def option(
 
 def types_of(kind: type) -> Mapping[str, Any]:
     """The types of a dataclass's fields, by name."""
-    hints = get_type_hints(kind)
+    hints = _hints_of(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
