@@ -21,9 +21,10 @@ from varlora.compare import worker
 from varlora.compare.gather import gather
 from varlora.compare.variants import ensure_variants, is_complete, load_variant, read_tuned, seconds
 from varlora.compare.worker import execute_cell
+from varlora.io.files import finite
 from varlora.metrics import evaluate
 from varlora.prediction.prediction_setup import modes_of
-from varlora.runs.folder import finite, read_run
+from varlora.runs.folder import read_run
 from varlora.runs.run import run
 from varlora.runs.tune import tuning_of
 

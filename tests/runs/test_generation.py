@@ -15,12 +15,13 @@ from models import tiny_llama
 from small_runs import config, save_model, write_rows
 from tiny_runs import save_chat_model
 from tiny_tokenizers import byte_bpe, word_level
+from varlora.io.files import finite
 from varlora.posterior import PointMass, PredictionConfig
 from varlora.posterior.ops import temper
 from varlora.prediction.generation import Generations, generate
 from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.config import RunConfig
-from varlora.runs.folder import CompletionScores, finite, read_run
+from varlora.runs.folder import CompletionScores, read_run
 from varlora.runs.generation import generate_split
 from varlora.runs.run import RunResult, run
 from varlora.runs.setting import load_setting, reload_setting

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from small_runs import StopAfter, Stopped, config, films, save_model, write_rows
+from varlora.io.files import finite
 from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
 from varlora.methods import Ivon
 from varlora.methods.method import Job
@@ -22,7 +23,7 @@ from varlora.posterior import DiagonalGaussian, Posterior
 from varlora.prediction.prediction import Prediction
 from varlora.runs.checkpoints import checkpoints_of
 from varlora.runs.config import RunConfig
-from varlora.runs.folder import CompletionScores, finite, read_run
+from varlora.runs.folder import CompletionScores, read_run
 from varlora.runs.run import RunResult, method_of, run, train
 from varlora.runs.run import run as run_function
 from varlora.runs.setting import load_setting

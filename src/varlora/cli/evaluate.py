@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +12,13 @@ from varlora.cli.console import out
 from varlora.cli.finished import check_new_file, load_finished, read_finished, rows_of
 from varlora.cli.selective import chosen, report_of, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
+from varlora.io.files import json_text
 from varlora.io.folders import atomic_file
 from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, evaluate_with_intervals
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, configs_by_mode
-from varlora.runs.folder import CompletionScores, finite
+from varlora.runs.folder import CompletionScores
 from varlora.runs.generation import generate_split
 from varlora.runs.measure import IN_SCOPE, measure
 from varlora.runs.run import predict_split
@@ -85,7 +85,7 @@ def execute(arguments: Namespace) -> None:
         if selective is not None:
             content["selective"] = selective
         with atomic_file(target, overwrite=arguments.overwrite) as file:
-            file.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            file.write_text(json_text(content), encoding="utf-8")
         out.print(f"Written to [bold]{escape(str(target))}[/bold].")
 
 

@@ -17,12 +17,12 @@ from rich.markup import escape
 from varlora.cli.console import out
 from varlora.cli.finished import check_new_file, load_finished, read_finished, rows_of
 from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
+from varlora.io.files import finite
 from varlora.io.folders import atomic_file
 from varlora.metrics import mutual_information, predictive_entropy
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import explain_point
-from varlora.runs.folder import finite
 from varlora.runs.generation import generate_split
 from varlora.runs.run import predict_split
 from varlora.runs.selective import Calibration, Selection

@@ -6,7 +6,6 @@ plan.yaml ──► cells ──► those that are not done ──► workers �
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +20,12 @@ from varlora.compare.gather import gather
 from varlora.compare.plan import Plan
 from varlora.compare.timer import Timer
 from varlora.compare.worker import Outcome, ended_elsewhere
+from varlora.io.files import json_text
 from varlora.io.folders import atomic_file, check_can_be_folder
 from varlora.report.study import Study
 from varlora.report.study_page import write_study
 from varlora.report.study_text import study_markdown
-from varlora.runs.folder import finite, versions
+from varlora.runs.folder import versions
 
 PLAN, NUMBERS, TABLES, PAGE = "plan.yaml", "study.json", "tables.md", "report.html"
 REPORT_LOCK = ".report.lock"
@@ -157,7 +157,7 @@ def finish(plan: Plan, cells: Sequence[Cell]) -> Study:
     with make_lease(plan.output_dir / REPORT_LOCK):
         study = gather(plan, cells)
         texts = {
-            NUMBERS: json.dumps(finite(study_numbers(study)), indent=1, allow_nan=False) + "\n",
+            NUMBERS: json_text(study_numbers(study), indent=1),
             TABLES: study_markdown(study),
         }
         for name, text in texts.items():

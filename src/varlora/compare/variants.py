@@ -38,6 +38,7 @@ from varlora.compare.variant_files import (
     usable_rows,
     variant_folder,
 )
+from varlora.io.files import json_text
 from varlora.io.folders import atomic_file, atomic_folder, interrupted
 from varlora.metrics import largest_free, mean_log_probs, paired_error
 from varlora.metrics.scoring import log_losses
@@ -45,7 +46,7 @@ from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
-from varlora.runs.folder import RunFolder, finite, is_run, read_run
+from varlora.runs.folder import RunFolder, is_run, read_run
 from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting, reload_setting
 from varlora.runs.tune import tuning_of
@@ -139,7 +140,7 @@ def _make(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progre
                 start = time.perf_counter()
                 predicted(split).save(new / f"{split}.parquet")
                 took[split] = time.perf_counter() - start
-        (new / FACTS).write_text(json.dumps(finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (new / FACTS).write_text(json_text(facts), encoding="utf-8")
 
 
 Chosen = tuple[dict[str, Any], Callable[[str], Prediction] | None]

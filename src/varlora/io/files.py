@@ -7,7 +7,9 @@ byte is read.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -159,6 +161,34 @@ def parse_json(data: str | bytes) -> Any:
         return json.loads(data, parse_constant=refuse, parse_int=whole)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def finite(value: Any) -> Any:
+    """The same as strict JSON has it: numbers that it cannot hold are None, dataclasses are dicts of their fields.
+
+    Example:
+        >>> finite({"nll": math.inf, "per_seed": (0.5, 1.0)})
+        {'nll': None, 'per_seed': [0.5, 1.0]}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: finite(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def json_text(value: Any, *, indent: int = 2) -> str:
+    """What a JSON file holds: `finite(value)`, indented.
+
+    Example:
+        >>> json_text([math.nan])
+        '[\\n  null\\n]\\n'
+    """
+    return json.dumps(finite(value), indent=indent, allow_nan=False) + "\n"
 
 
 def misfit_of(value: Any, kind: Any, at: str = "it") -> str | None:

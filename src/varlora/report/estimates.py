@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from varlora.metrics import Metric
 from varlora.report.seeds import OverSeeds, over_seeds
@@ -77,21 +74,3 @@ class Summary:
     differences: dict[str, Difference]
     train_seconds: float | None
     predict_seconds: float | None
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses and mappings as dicts, sequences as lists, numbers that JSON lacks as None.
-
-    Example:
-        >>> plain({"low": float("nan"), "per_seed": (0.5, 1.0)})
-        {'low': None, 'per_seed': [0.5, 1.0]}
-    """
-    if isinstance(value, Estimate | Difference | Summary):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

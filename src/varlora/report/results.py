@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varlora.io.files import finite
 from varlora.io.words import counted
 from varlora.metrics import METRICS, Interval, evaluate, metric_named, shown_metrics
 from varlora.metrics.evaluation import statistics_of
 from varlora.metrics.ranking import number_kept
 from varlora.metrics.resampling import bootstrap
-from varlora.report.estimates import Difference, Estimate, Summary, plain
+from varlora.report.estimates import Difference, Estimate, Summary
 from varlora.report.rows import Row
 from varlora.report.seeds import LEVEL
 
@@ -146,7 +147,7 @@ class Comparison:
             "splits": {
                 split: {
                     "num_examples": self.num_examples(split),
-                    "methods": {name: plain(summary) for name, summary in self.summary(split).items()},
+                    "methods": {name: finite(summary) for name, summary in self.summary(split).items()},
                 }
                 for split in self.splits
             },

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from varlora.io.files import finite
 from varlora.metrics import metric_named, shown_metrics
-from varlora.report.estimates import plain
 from varlora.report.figures import BINS, FEW, mean_risk, pooled_bins, thinned
 from varlora.report.health_text import remarks, scale_table, sentence, statements
 from varlora.report.reading import reading
@@ -52,7 +52,7 @@ def study_data(study: Study) -> dict[str, Any]:
         >>> data["name"], data["blocks"]
         ('arc', [])
     """
-    data: dict[str, Any] = plain(
+    data: dict[str, Any] = finite(
         {
             "name": study.name,
             "note": study.note,

@@ -14,7 +14,6 @@ README.md                                           the model card
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from varlora.io.files import read_json, read_json_lines
+from varlora.io.files import finite, json_text, read_json, read_json_lines
 from varlora.io.parquet_files import TableFile, rectangle
 from varlora.io.yaml_files import load_yaml
 from varlora.metrics import CompletionRows, evaluate_rows
@@ -362,21 +361,5 @@ def versions() -> dict[str, str]:
     return {name: library_version(name) for name in LIBRARIES}
 
 
-def finite(value: Any) -> Any:
-    """The same in strict JSON: numbers that JSON cannot hold become null.
-
-    Example:
-        >>> finite({"nll": math.inf, "accuracy": 1.0})
-        {'nll': None, 'accuracy': 1.0}
-    """
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    file.write_text(json_text(value), encoding="utf-8")

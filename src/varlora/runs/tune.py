@@ -9,21 +9,20 @@ was tried.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from varlora.io.files import LARGEST_JSON, read_text
+from varlora.io.files import LARGEST_JSON, json_text, read_text
 from varlora.io.folders import atomic_file
 from varlora.metrics import WORTHWHILE
 from varlora.posterior import Criterion, Posterior, PredictionConfig
 from varlora.posterior.manifest import MANIFEST, library_version, read_manifest, write_tuned
 from varlora.prediction.prediction_setup import remove_tuning
 from varlora.runs.config import RunConfig
-from varlora.runs.folder import RunFolder, finite, read_run
+from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.setting import Setting
 from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES, space_of
 from varlora.runs.tuning import LOGIT_TEMPERATURES, Choice, choose
@@ -244,7 +243,7 @@ def _write(run: RunFolder, q: Posterior, tuning: Tuning) -> None:
         **tuning.to_dict(),
     }
     with atomic_file(run.path / TABLE, overwrite=True) as file:
-        file.write_text(json.dumps(finite(table), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        file.write_text(json_text(table), encoding="utf-8")
     if tuning.tuned is None:
         if run.posterior.meta.tuned is not None:
             write_tuned(run.path, None, q.meta.history)
