@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def test_what_is_done_is_not_done_again(call: Call, undisturbed: Path, tmp_path:
     assert "2 done." in done.out
     assert "IVON, 2 samples" in done.out
     assert "1/2" not in done.err
+    assert re.search(f"which cells share, take [0-9]+ MiB in {undisturbed / 'frozen_layers'}", done.out)
     assert {f: f.stat().st_mtime_ns for f in (undisturbed / "llama").rglob("*")} == stamps
     assert numbers(undisturbed) == before
     # another setting is another cell, beside the first

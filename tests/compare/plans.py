@@ -19,6 +19,8 @@ SMALL_PLAN: Mapping[str, Any] = {
     "settings": {
         "lora_r": 2,
         "lora_target_modules": ["q_proj", "v_proj"],
+        "lora_layers": "top:2",
+        "cache_frozen_layers": True,
         "max_steps": 6,
         "save_steps": 2,
         "samples": 2,

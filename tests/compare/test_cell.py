@@ -18,7 +18,7 @@ from varlora.compare import cell as cell_module
 from varlora.compare.cell import identity_of, make_cell
 from varlora.compare.content import Generated
 from varlora.runs.checkpoints import checkpoints_of
-from varlora.runs.config import RunConfig
+from varlora.runs.config import PLACES, RunConfig
 from varlora.training.checkpoint_files import begin_checkpoint, finish_checkpoint
 
 OTHERS: dict[str, Any] = {
@@ -57,13 +57,13 @@ def _words(kind: Any) -> list[str]:
     return [word for word in getattr(kind, "__args__", ()) if isinstance(word, str)]
 
 
-def test_every_setting_but_the_folder_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_but_the_places_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunConfig, "__post_init__", lambda self: None)  # combinations do not matter here
     monkeypatch.setattr(cell_module, "contents_of", lambda *_: {})
     hints = get_type_hints(RunConfig)
     base = config()
     keys = {identity_of(base)}
-    fields = [f for f in dataclasses.fields(RunConfig) if f.name not in ("output_dir", "method_options")]
+    fields = [f for f in dataclasses.fields(RunConfig) if f.name not in (*PLACES, "method_options")]
     for field in fields:
         value = another(field, hints)
         if value is not None:
@@ -71,7 +71,20 @@ def test_every_setting_but_the_folder_changes_the_key(monkeypatch: pytest.Monkey
             assert getattr(changed, field.name) != getattr(base, field.name), field.name
             keys.add(identity_of(changed))
     assert len(keys) == len(fields)  # task_dir is no setting of its own here; the unchanged key is one
-    assert identity_of(replace(base, output_dir="elsewhere")) == identity_of(base)
+    assert identity_of(replace(base, **dict.fromkeys(PLACES, "elsewhere"))) == identity_of(base)
+
+
+def test_cells_share_the_states_of_frozen_layers(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"lora_layers": "top:1", "cache_frozen_layers": True}
+    names: dict[str, Any] = {"model": "m", "task": "t", "method": "a", "code_version": "1", "variants": ()}
+    cells = [
+        make_cell(config=config(**options, **more), output_dir=tmp_path, **names)
+        for more in ({}, {"frozen_layers_dir": "mine"}, {"seed": 1})
+    ]
+    places = [cell.config.frozen_layers_dir for cell in cells]
+    assert places == [str(tmp_path / "frozen_layers"), "mine", str(tmp_path / "frozen_layers")]
+    assert cells[0].identity == cells[1].identity
+    assert make_cell(config=config(), output_dir=tmp_path, **names).config.frozen_layers_dir is None
 
 
 def test_every_option_of_a_method_changes_the_key() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +283,29 @@ def test_draws_share_the_lower_layers(finished: Path) -> None:
     assert len(texts) <= calls[1] <= 24
     torch.testing.assert_close(*found, rtol=0, atol=1e-6)
     assert found[0].std(1).max() > 1e-3
+
+
+def test_a_run_is_the_same_whoever_has_computed_the_states(llama: str, tmp_path: Path) -> None:
+    there = tmp_path / "states"
+    runs, files = [], []
+    for name in ("first", "second"):
+        options = {"cache_frozen_layers": True, "frozen_layers_dir": str(there), "max_steps": 4}
+        settings = settings_of(tmp_path / name, llama, **options)
+        run(settings, progress=False)
+        runs.append(read_run(Path(settings.output_dir)))
+        files.append({file.name: file.stat().st_mtime_ns for file in there.rglob("*.safetensors")})
+    assert files[0]
+    assert files[1] == files[0], "nothing was computed that was known"
+    assert all(torch.equal(mean, runs[0].posterior.point[key]) for key, mean in runs[1].posterior.point.items())
+    shutil.rmtree(there)
+    setting = reload_setting(runs[0].config, runs[0].path, runs[0].posterior.meta)
+    for mode in ("mean", "samples"):
+        own = runs[0].prediction("test", mode)
+        assert torch.equal(own.log_probs, runs[1].prediction("test", mode).log_probs)
+        again = predict_split(setting, runs[0].posterior, "test", PredictionConfig(mode=mode))
+        assert isinstance(again, Prediction)
+        assert torch.equal(again.log_probs, own.log_probs)
+    assert not there.exists(), "predicting with a run makes no folder"
 
 
 def test_a_model_that_is_adapted_everywhere_is_refused_before_it_trains(llama: str, tmp_path: Path) -> None:

@@ -179,6 +179,10 @@ def test_layers_are_a_setting_like_others() -> None:
             RunConfig(**LEAST, lora_layers=layers)
     with pytest.raises(ValueError, match="which has no effect without cache_frozen_layers"):
         RunConfig(**LEAST, frozen_layers_memory=1)
+    with pytest.raises(ValueError, match="frozen_layers_dir is 'there', which has no effect without cache_frozen_"):
+        RunConfig(**LEAST, frozen_layers_dir="there")
+    moved = RunConfig.from_dict({**given.to_dict(), "frozen_layers_dir": "there"})
+    assert moved.fingerprint == given.fingerprint
     with pytest.raises(ValueError, match="frozen_layers_memory is 0"):
         RunConfig(**LEAST, cache_frozen_layers=True, frozen_layers_memory=0)
 

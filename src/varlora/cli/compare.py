@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from varlora.cli.console import err, out
+from varlora.io.files import MEBIBYTE
 from varlora.training.stopping import reworded
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def execute(arguments: Namespace) -> None:
     else:
         print_study(finish(plan, cells), out)
         out.print(f"The tables are in [bold]{where}/{TABLES}[/bold]; open [bold]{where}/{PAGE}[/bold] in a browser.")
+    _show_frozen_layers(wanted)
     _report_failures(outcomes)
     if arguments.executor != "inline":
         _report_lost(plan.output_dir, [cell for cell in left if cell.state() != "done" and cell.title not in elsewhere])
@@ -196,6 +198,18 @@ def _resumable(output_dir: Path) -> Iterator[None]:
             f"interrupted. What is finished is in {output_dir}; the same command goes on, an unfinished training from "
             f"its last checkpoint. `varlora report {output_dir}` shows what is there.",
         ) from stop
+
+
+def _show_frozen_layers(cells: Sequence[Cell]) -> None:
+    """What the states of rows take that cells share."""
+    for folder in dict.fromkeys(cell.config.frozen_layers_dir for cell in cells):
+        if folder is not None and (size := sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))):
+            out.print(
+                f"States of frozen layers, which cells share, take {size / MEBIBYTE:.0f} MiB in "
+                f"[bold]{escape(folder)}[/bold], which may be deleted whenever nothing runs.",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _report_lost(output_dir: Path, lost: Sequence[Cell]) -> None:

@@ -15,12 +15,14 @@ from varlora.compare.variants import is_complete
 from varlora.io.folders import interrupted
 from varlora.io.yaml_files import load_yaml
 from varlora.runs.checkpoints import checkpoints_of, remove_left_over, unfinished
-from varlora.runs.config import RunConfig
+from varlora.runs.config import PLACES, RunConfig
 from varlora.runs.folder import CONFIG, METRICS, is_run
 
 State = Literal["done", "partial", "unfinished", "failed", "missing"]
 GENERATED = "generated"
 """Folder of an output folder's generated tasks."""
+FROZEN_LAYERS = "frozen_layers"
+"""Folder of the states that an output folder's cells share."""
 
 
 class CellFile(TypedDict):
@@ -46,7 +48,7 @@ class Cell:
         model, task, method: names of the plan.
         seed: of the training.
         config: its settings, with `output_dir`.
-        identity: a hash of every setting but `output_dir`, with local data and models by their content.
+        identity: a hash of every setting that is no place to write to, with local data and models by their content.
         code_version: of the varlora that makes it, or has made it.
         folder: its run folder.
         variants: the ways to predict that the plan asks for.
@@ -130,7 +132,7 @@ class Cell:
     def same_settings(self) -> bool:
         """Whether the run in the folder had these settings where both know them: a default may have changed since."""
         there = load_yaml(self.folder / CONFIG)
-        paths = {"output_dir", *path_settings(self.config)}
+        paths = {*PLACES, *path_settings(self.config)}
         return all(there[n] == v for n, v in self.config.to_dict().items() if n in there and n not in paths)
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,7 +175,8 @@ def make_cell(
 
     Args:
         model, task, method: names of the plan.
-        config: the settings; their `output_dir` is replaced, and the files of a generated task are filled in.
+        config: the settings; their `output_dir` is replaced, the files of a generated task are filled in, and the
+            states of frozen layers are shared, in OUTPUT_DIR/frozen_layers unless the settings name a folder.
         output_dir: the plan's folder.
         code_version: of this varlora.
         variants: the ways to predict with it.
@@ -181,6 +184,8 @@ def make_cell(
     """
     identity = identity_of(config, generated)
     folder = output_dir / model / task / f"{method}-seed-{config.seed}-{identity}-{code_version}"
+    if config.cache_frozen_layers and config.frozen_layers_dir is None:
+        config = replace(config, frozen_layers_dir=str(output_dir / FROZEN_LAYERS))
     return Cell(
         model=model,
         task=task,
@@ -196,7 +201,7 @@ def make_cell(
 
 
 def identity_of(config: RunConfig, generated: Generated | None = None) -> str:
-    """A hash of every setting but `output_dir`; what lies on this machine counts by its content.
+    """A hash of every setting that is no place to write to; what lies on this machine counts by its content.
 
     Settings at their default are left out, so that a new option does not change it; a changed default is another
     version of the code.
@@ -205,7 +210,7 @@ def identity_of(config: RunConfig, generated: Generated | None = None) -> str:
         config: the settings.
         generated: the task whose files the settings name, which need not be there yet.
     """
-    given = {name: value for name, value in config.given().items() if name != "output_dir"}
+    given = {name: value for name, value in config.given().items() if name not in PLACES}
     made = set(generated.files(Path())) if generated is not None else set()
     contents: dict[str, Any] = {name: {"content": digest} for name, digest in contents_of(config, made).items()}
     if generated is not None:

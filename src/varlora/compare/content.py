@@ -14,7 +14,7 @@ from typing import Any
 from varlora.demo.data import model_folder, task_texts
 from varlora.io.files import open_regular
 from varlora.io.folders import atomic_file
-from varlora.runs.config import RunConfig
+from varlora.runs.config import PLACES, RunConfig
 from varlora.runs.data import task_folder
 
 EMBEDDED = "embedded"
@@ -73,12 +73,12 @@ class Generated:
 
 
 def path_settings(config: RunConfig) -> dict[str, Path]:
-    """The settings that name a local file or folder, but for `output_dir`.
+    """The settings that name a local file or folder that is read.
 
     Args:
         config: the settings. `model_name_or_path` and `dataset_name` are local if there is a folder of that name.
     """
-    given = {name: value for name, value in config.to_dict().items() if name != "output_dir"}
+    given = {name: value for name, value in config.to_dict().items() if name not in PLACES}
     return {
         name: Path(value)
         for name, value in given.items()

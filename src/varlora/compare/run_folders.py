@@ -16,10 +16,10 @@ from varlora.io.nearest import nearest
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction_setup import modes_of, remove_tuning
 from varlora.report.study import Study
-from varlora.runs.config import RunConfig
+from varlora.runs.config import PLACES, RunConfig
 from varlora.runs.folder import RunFolder, read_run
 
-FREE = ("output_dir", "seed", "data_seed")
+FREE = (*PLACES, "seed", "data_seed")
 """Settings in which the seeds of one method may differ; files and folders may, too, since rows are compared anyway."""
 
 

@@ -31,8 +31,12 @@ class FolderExistsError(ValueError):
     """The target folder holds files that may not be replaced."""
 
 
-def check_can_be_folder(folder: str | os.PathLike[str]) -> None:
+def check_can_be_folder(folder: str | os.PathLike[str], *, option: str = "output_dir") -> None:
     """Whether a folder is there or can be made: nothing on its path may be a file.
+
+    Args:
+        folder: the folder.
+        option: that names it, for the message.
 
     Raises:
         ValueError: something is.
@@ -46,7 +50,7 @@ def check_can_be_folder(folder: str | os.PathLike[str]) -> None:
             if not place.is_dir():
                 what = "a file" if place.exists() else "a link to nothing"
                 raise ValueError(
-                    f"{folder} cannot be a folder: {place} is {what}. Choose another output_dir (--output_dir)."
+                    f"{folder} cannot be a folder: {place} is {what}. Choose another {option} (--{option})."
                 )
             return
 

@@ -9,14 +9,16 @@ part is in evaluation mode too.
 
 Rows are kept without their padding and in the data type in which they are computed, that of the frozen weights:
 2 or 4 bytes × tokens of all rows × hidden size; 800 rows of 20 tokens at width 384 take 25 MB in float32. What is more
-than a bound is kept in memory-mapped files until the block ends (`varlora.readout.row_states`).
+than a bound is kept in memory-mapped files until the block ends (`varlora.readout.row_states`); or all are kept in a
+folder for other runs of the same frozen layers (`varlora.readout.shared_states`), each computed alone, so that its
+numbers do not depend on the batch or on the run that computed it.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,15 @@ from torch import Tensor, nn
 
 from varlora.adapters.modes import evaluation_mode
 from varlora.readout.row_states import RowStates
+from varlora.readout.shared_states import SharedRowStates, states_fingerprint
 from varlora.readout.trunks import Trunk, call_of, trunk_of
 
 logger = logging.getLogger(__name__)
 
 MEMORY_GIB = 2.0
 """Of states in memory, unless said otherwise."""
+TOLERANCE = 0.01
+"""Relative; states in a folder are those that are computed bit for bit, unless something rounds that is not known."""
 
 
 class _Reached(Exception):
@@ -45,10 +50,13 @@ class _Reached(Exception):
 class _Cache:
     """What enters the first trained layer, by row."""
 
-    def __init__(self, trunk: Trunk, first_trained: nn.Module, states: RowStates) -> None:
+    def __init__(
+        self, trunk: Trunk, first_trained: nn.Module, states: RowStates | SharedRowStates, *, alone: bool
+    ) -> None:
         self.trunk = trunk
         self.first_trained = first_trained
         self.states = states
+        self.alone = alone
         self.batch: Tensor | None = None
         self.computing = False
         self.whole = False
@@ -70,14 +78,19 @@ class _Cache:
             return None
         rows = self.trunk.rows(given)
         own = rows.own
-        half = torch.is_autocast_enabled(own.device.type)
-        keys: list[Hashable] = [(half, tokens) for tokens in rows.tokens]
-        new = [i for i, key in enumerate(keys) if key not in self.states]
-        if new:
-            hidden = self._lower({name: value[new] for name, value in rows.inputs.items()})
-            for row, i in enumerate(new):
-                if keys[i] not in self.states:  # else the batch holds it twice
-                    self.states[keys[i]] = hidden[row][own[i]].clone()
+        kind = own.device.type
+        half = str(torch.get_autocast_dtype(kind)).encode() if torch.is_autocast_enabled(kind) else b""
+        keys = [half + tokens for tokens in rows.tokens()]
+        if self.alone and self.batch is None:
+            self._check(rows.alone(0), keys[0])
+        new = {key: i for i, key in enumerate(keys) if key not in self.states}  # each once
+        if new and not self.alone:
+            hidden = self._lower(rows.batch(list(new.values())))
+            for row, (key, i) in enumerate(new.items()):
+                self.states[key] = hidden[row][own[i]].clone()
+        elif new:
+            for key, i in new.items():
+                self.states[key] = self._lower(rows.alone(i))[0]
         first = self.states[keys[0]]
         self.batch = torch.zeros(*own.shape, first.shape[-1], dtype=first.dtype, device=own.device)
         for i, key in enumerate(keys):
@@ -88,6 +101,25 @@ class _Cache:
         """Ends a call of the whole model."""
         if not self.computing and module is self.trunk.module:
             self.whole = False
+
+    def _check(self, row: Mapping[str, Tensor], key: bytes) -> None:
+        """Computes a row anew, whether or not its states are known: what is in a folder must be what is computed.
+
+        Raises:
+            ValueError: it is not.
+        """
+        computed = self._lower(row)[0]
+        if key not in self.states:
+            self.states[key] = computed
+            return
+        there = self.states[key].to(computed.device)
+        largest = computed.abs().amax()
+        if there.shape != computed.shape or not bool((there - computed).abs().amax() <= TOLERANCE * largest):
+            where = self.states.folder
+            raise ValueError(
+                f"the states of frozen layers in {where} are not those that this model computes. Delete that folder, "
+                "or give another frozen_layers_dir."
+            )
 
     @torch.no_grad()
     def _lower(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -155,7 +187,13 @@ def _stop(module: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def cached_frozen_layers(model: nn.Module, *, memory: float = MEMORY_GIB, folder: Path | None = None) -> Iterator[int]:
+def cached_frozen_layers(
+    model: nn.Module,
+    *,
+    memory: float = MEMORY_GIB,
+    folder: Path | None = None,
+    shared: bool = False,
+) -> Iterator[int]:
     """Within the block the model's lower layers, up to the first that is adapted, are computed once per row.
 
     A call that asks a decoder for its keys and values (`generate`) is computed by the whole model. In a block of its
@@ -168,6 +206,9 @@ def cached_frozen_layers(model: nn.Module, *, memory: float = MEMORY_GIB, folder
             padded on either side.
         memory: GiB of states to hold in memory, on the model's device; the others are in files.
         folder: where the files go; None: the system's temporary folder.
+        shared: keep all states in `folder`, for other blocks and processes, and take from there what is known. Rows
+            are computed alone, and `memory` bounds what waits to be written. A folder that is not there is not made:
+            states are kept as otherwise then.
 
     Yields:
         How many layers are cached.
@@ -197,8 +238,12 @@ def cached_frozen_layers(model: nn.Module, *, memory: float = MEMORY_GIB, folder
     if isinstance(trunk.embeddings.__dict__.get("forward"), _InPlaceOf):
         yield first
         return
-    states = RowStates(memory=int(memory * 2**30), folder=folder)
-    cache = _Cache(trunk, trunk.layers[first], states)
+    states: RowStates | SharedRowStates
+    if shared and folder is not None and folder.is_dir():
+        states = SharedRowStates(folder, states_fingerprint(trunk, first), memory=int(memory * 2**30))
+    else:
+        states = RowStates(memory=int(memory * 2**30), folder=None if shared else folder)
+    cache = _Cache(trunk, trunk.layers[first], states, alone=shared)
     below = [_InPlaceOf(cache, module) for module in (trunk.embeddings, *trunk.layers[:first])]
     hooks = [
         trunk.module.register_forward_pre_hook(cache.before_trunk, with_kwargs=True),

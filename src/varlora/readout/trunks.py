@@ -38,12 +38,29 @@ class Rows:
     Attributes:
         inputs: tensors (B, T) to compute the lower layers from.
         own: (B, T) bool, where each row's own tokens are.
-        tokens: what each row's states depend on.
+        known_by: names of the inputs that a row's states depend on.
     """
 
     inputs: dict[str, Tensor]
     own: Tensor
-    tokens: list[bytes]
+    known_by: tuple[str, ...]
+
+    def tokens(self) -> list[bytes]:
+        """What each row's states depend on: its own entries of these inputs."""
+        parts = [self.inputs[name].cpu().long() for name in self.known_by]
+        names = ",".join(self.known_by).encode()
+        rows = zip(torch.stack(parts, -1), self.own.cpu(), strict=True)
+        return [names + row[real].numpy().tobytes() for row, real in rows]
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The inputs of some rows, padded as they are."""
+        return {name: value[rows] for name, value in self.inputs.items()}
+
+    def alone(self, row: int) -> dict[str, Tensor]:
+        """The inputs of one row, without padding and with the first position 0: the same in every batch."""
+        own = self.own[row]
+        inputs = {name: self.inputs[name][row][own][None] for name in self.known_by}
+        return inputs | {"attention_mask": own[own][None].long()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +106,7 @@ class Encoder(_Layers):
                 "cache_frozen_layers needs an encoder's rows padded on the right, and these are not. Set the "
                 "tokenizer's padding_side to 'right', or leave the option out."
             )
-        return Rows(inputs=inputs, own=own, tokens=_tokens(inputs, own))
+        return Rows(inputs=inputs, own=own, known_by=tuple(sorted(inputs.keys() - {"attention_mask"})))
 
     def is_whole(self, given: Mapping[str, Any]) -> bool:
         """Whether a call wants something of every layer, so that none may be left out."""
@@ -144,7 +161,7 @@ class Decoder(_Layers):
                     "cache_frozen_layers needs positions that count up by one in each row, as of rows that are not "
                     "packed, and these do not. Leave the option out."
                 )
-        return Rows(inputs=inputs, own=own, tokens=_tokens({"input_ids": ids}, own))
+        return Rows(inputs=inputs, own=own, known_by=("input_ids",))
 
     def is_whole(self, given: Mapping[str, Any]) -> bool:
         """Whether a call wants something of every layer: their keys and values, to write on from (generation)."""
@@ -205,9 +222,3 @@ def _refuse_outputs(given: Mapping[str, Any], module: nn.Module) -> None:
 
 def _in_words(inputs: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {tuple(value.shape)}" for name, value in sorted(inputs.items())) or "no tensor"
-
-
-def _tokens(inputs: Mapping[str, Tensor], own: Tensor) -> list[bytes]:
-    """Each row's own entries of all inputs but the mask."""
-    parts = [inputs[name].cpu() for name in sorted(inputs) if name != "attention_mask"]
-    return [row[real].numpy().tobytes() for row, real in zip(torch.stack(parts, -1), own.cpu(), strict=True)]

@@ -41,6 +41,7 @@ NEEDS: Mapping[str, str] = {
     "dataset_splits": "dataset_name",
     "eval_steps": "early_stopping",
     "frozen_layers_memory": "cache_frozen_layers",
+    "frozen_layers_dir": "cache_frozen_layers",
 }
 """Options that have no effect without another, or without one of two."""
 
@@ -151,6 +152,10 @@ class RunConfig:
         "GiB of the frozen layers' states to keep in memory, 2 unless given; what is more is kept in mapped files.",
         above=0,
     )
+    frozen_layers_dir: str | None = _training(
+        "Folder in which these states are kept, for all runs of the same frozen layers that name it. `varlora compare` "
+        "has one for its cells."
+    )
     bf16: bool = _training("Compute in bfloat16 (autocast).", False)
     early_stopping: bool = _training("Keep the checkpoint with the lowest validation loss.", False)
     eval_steps: int | None = _training(
@@ -239,13 +244,13 @@ class RunConfig:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of every setting but `output_dir`: equal for runs that must give equal results.
+        """A hash of every setting that is no place to write to: equal for runs that must give equal results.
 
         Options of varlora's other methods count as not given, as in the folders of earlier versions; those that came
         later count where they are given.
         """
         options = {name: None for kind in OWN_OPTIONS.values() for name in types_of(kind)}
-        without = ["output_dir", *(name for name in LATER if getattr(self, name) is None)]
+        without = [*PLACES, *(name for name in LATER if getattr(self, name) is None)]
         settings = {name: value for name, value in {**options, **self.to_dict()}.items() if name not in without}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -254,6 +259,8 @@ LATER = ("lora_layers", "frozen_layers_memory")
 """Settings that versions lacked whose fingerprints are still known."""
 SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name != "method_options")
 """What every run has, whatever its method."""
+PLACES = ("output_dir", "frozen_layers_dir")
+"""Settings that say where something is written, not what."""
 
 
 def setting_names(methods: Iterable[str] = ()) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from varlora.io.folders import atomic_folder, check_target
+from varlora.io.folders import atomic_folder, check_can_be_folder, check_target
 from varlora.methods import METHODS, Job, Method, with_temperatures
 from varlora.metrics import check_metrics
 from varlora.posterior import Posterior, PredictionConfig
@@ -41,7 +41,7 @@ from varlora.runs.checkpoints import (
     remove_left_over,
     this_process,
 )
-from varlora.runs.config import RunConfig
+from varlora.runs.config import PLACES, RunConfig
 from varlora.runs.folder import CompletionScores, is_run, read_config, write_run
 from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.health import SPLIT, run_health, with_verdict
@@ -115,6 +115,9 @@ def run(
     check_metrics()
     method = method_of(config)
     check_checkpoints(config, resume=resume, overwrite=overwrite)
+    if config.frozen_layers_dir is not None:
+        check_can_be_folder(config.frozen_layers_dir, option="frozen_layers_dir")
+        Path(config.frozen_layers_dir).mkdir(parents=True, exist_ok=True)
     setting = load_setting(config)
     if source is not None:
         setting = replace(setting, task=replace(setting.task, source=source))
@@ -211,13 +214,16 @@ def frozen_layers_once(setting: Setting, *, folder: Path | None = None) -> Abstr
 
     Args:
         setting: the model and the settings.
-        folder: where states go that are more than may be in memory; None: the system's temporary folder.
+        folder: where states go that are more than may be in memory; None: the system's temporary folder. Where the
+            settings name a folder for all states (`frozen_layers_dir`), they go there.
     """
     config = setting.config
     if not config.cache_frozen_layers:
         return nullcontext()
-    memory = config.frozen_layers_memory
-    return cached_frozen_layers(setting.model, memory=MEMORY_GIB if memory is None else memory, folder=folder)
+    memory = MEMORY_GIB if config.frozen_layers_memory is None else config.frozen_layers_memory
+    if config.frozen_layers_dir is not None:
+        return cached_frozen_layers(setting.model, memory=memory, folder=Path(config.frozen_layers_dir), shared=True)
+    return cached_frozen_layers(setting.model, memory=memory, folder=folder)
 
 
 def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bool = True) -> RunResult:
@@ -278,7 +284,8 @@ def predict_split(
     q, samples = apply_config(q, config, seed=seed), config.draws(setting.config.samples)
     batches, back, ids = by_length(setting, setting.encoded(split))
     repeated = config.mode == "samples" and number_of_draws(q, samples) > 1
-    with frozen_layers_once(setting) if repeated else nullcontext():
+    known = setting.config.frozen_layers_dir is not None
+    with frozen_layers_once(setting) if repeated or known else nullcontext():
         if setting.readout is None:
             scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
             return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
@@ -305,7 +312,7 @@ def _check_not_finished(config: RunConfig) -> None:
     there = read_config(folder)
     if there.fingerprint != config.fingerprint:
         former, given = there.to_dict(), config.to_dict()
-        changed = [name for name in given if given[name] != former.get(name) and name != "output_dir"]
+        changed = [name for name in given if given[name] != former.get(name) and name not in PLACES]
         others = [f"{name} ({former.get(name)!r}, now {given[name]!r})" for name in changed]
         raise ValueError(
             f"{folder} is a finished run with other settings: {', '.join(others)}. Choose another output_dir, or "
