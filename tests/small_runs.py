@@ -29,7 +29,7 @@ LEARNED: Mapping[str, Mapping[str, Any]] = {
     "mc_dropout": {"learning_rate": 0.02},
     "ivon": {"learning_rate": 0.02},
 }
-"""Options with which each method learns the task in `STEPS` steps."""
+"""Options with which each method that trains learns the task in `STEPS` steps."""
 STEPS = 25
 
 
@@ -89,7 +89,7 @@ def config(folder: Path, model: str, **options: Any) -> RunConfig:
         "max_steps": STEPS,
         "samples": 4,
         **data,
-        **LEARNED[method],
+        **LEARNED.get(method, {}),
         **options,
     }
     return RunConfig.from_dict(given)

@@ -44,6 +44,7 @@ from .prediction.prediction_setup import apply_tuning as apply_tuning
 from .prediction.prediction_setup import choose_config as choose_config
 from .prediction.prediction_setup import remove_tuning as remove_tuning
 from .readout.readout import AnswerTokens as AnswerTokens
+from .readout.readout import ChoiceTexts as ChoiceTexts
 from .readout.readout import ClassHead as ClassHead
 from .registry.option_fields import option as option
 from .runs.config import RunConfig as RunConfig

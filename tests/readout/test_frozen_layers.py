@@ -22,11 +22,10 @@ from transformers import (
     RobertaConfig,
 )
 
-from small_runs import config, save_model, write_rows
+from small_runs import LEARNED, config, save_model, write_rows
 from tiny_runs import uneven_films
 from tiny_tokenizers import word_piece
 from varlora.adapters import trained_tensors
-from varlora.methods import METHODS
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.readout.frozen_layers import cached_frozen_layers
@@ -206,7 +205,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_upright_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(LEARNED))
 def test_every_method_gives_the_posterior_that_it_gives_without(method: str, encoder: str, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "whole", encoder, method)
     setting, checkpoints = load_setting(settings), tmp_path / "checkpoints"

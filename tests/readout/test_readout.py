@@ -16,7 +16,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from models import lora, tiny_bert_classifier, tiny_llama, tiny_qwen3
 from varlora import IVON, NoiseController
 from varlora.readout.answer_logits import last_positions
-from varlora.readout.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
+from varlora.readout.readout import AnswerTokens, ChoiceTexts, ClassHead, Readout, readout_from_dict
 
 TOKENS = (7, 11, 40)
 READOUT = AnswerTokens(token_ids=TOKENS, answers=("A", "B", "C"))
@@ -167,7 +167,8 @@ def test_a_model_with_another_kind_of_head_falls_back_and_says_so(caplog: pytest
 
     torch.testing.assert_close(logits.detach(), slow_logits(model, ROWS), atol=1e-5, rtol=1e-5)
     assert [r.message for r in caplog.records] == [
-        "Normalised does not give the same logits by the answer tokens' rows alone; computing all rows"
+        "Normalised does not give the same logits by the wanted positions and rows of its output layer alone; "
+        "computing all of them"
     ]
 
 
@@ -274,7 +275,10 @@ def test_last_positions_needs_a_token_in_every_row() -> None:
         last_positions(torch.tensor([[0, 0], [0, 1]]))
 
 
-@pytest.mark.parametrize("readout", [READOUT, ClassHead(classes=("no", "yes"))])
+@pytest.mark.parametrize(
+    "readout",
+    [READOUT, ClassHead(classes=("no", "yes")), ChoiceTexts(answers=("A", "B"), length_normalization="bytes")],
+)
 def test_a_readout_survives_its_dict(readout: Readout) -> None:
     assert readout_from_dict(readout.to_dict()) == readout
 
@@ -285,7 +289,12 @@ def test_a_readout_survives_its_dict(readout: Readout) -> None:
         (lambda: AnswerTokens(token_ids=(1, 1), answers=("A", "B")), "two answers share a token"),
         (lambda: AnswerTokens(token_ids=(1, 2), answers=("A",)), "one token per answer"),
         (lambda: ClassHead(classes=("a",)), "two or more classes"),
-        (lambda: readout_from_dict({"kind": "regression"}), "kind 'regression'; allowed: answer_tokens, class_head"),
+        (lambda: ChoiceTexts(answers=("A",)), "two or more answers"),
+        (lambda: ChoiceTexts(answers=("A", "B"), length_normalization="words"), "'words'; allowed: none, bytes"),  # type: ignore[arg-type]
+        (
+            lambda: readout_from_dict({"kind": "regression"}),
+            "kind 'regression'; allowed: answer_tokens, choice_texts, class_head",
+        ),
         (lambda: readout_from_dict({"kind": "class_head"}), "lacks 'classes'"),
     ],
 )

@@ -23,7 +23,10 @@ KNOWN = setting_names()
         ({"train_file": "a.jsonl"}, "got task, train_file"),
         ({"test_file": "a.jsonl"}, "test_file is 'a.jsonl', which has no effect without train_file"),
         ({"shift_task_dir": "d"}, "shift_task_dir is 'd', which has no effect without shift_tasks"),
-        ({"prompt_style": "blobb"}, "prompt_style is 'blobb'; it must be one of 'varlora', 'laplace-lora', 'blob'"),
+        (
+            {"prompt_style": "blobb"},
+            "prompt_style is 'blobb'; it must be one of 'varlora', 'cloze', 'laplace-lora', 'blob'",
+        ),
         ({"choices": "4"}, "choices is '4'; it must be one of 'all', 'four'"),
         ({"eval_steps": 5}, "eval_steps is 5, which has no effect without early_stopping"),
         ({"method": "ivom"}, "method is 'ivom'; did you mean 'ivon'"),

@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from varlora.runs.config import RunConfig
-from varlora.runs.data import fills_blank, load_task
+from varlora.runs.data import choice_role, load_task
 
 FILES = {
     "arc_easy": ("train.jsonl", "validation.jsonl", "test.jsonl"),
@@ -177,10 +177,10 @@ def test_one_prompt_style_for_all_splits(style: str, data: Path) -> None:
     assert mine.rows("train")["prompt"][0].startswith(starts.pop())
 
 
-def test_whether_choices_fill_a_blank_goes_by_the_trained_task(data: Path) -> None:
-    assert fills_blank(config(data, task="winogrande_s", task_dir=None))
-    assert not fills_blank(config(data))
-    assert not fills_blank(config(data, task=None, task_dir=None, train_file="own.jsonl"))
+def test_what_a_choice_is_to_its_question_goes_by_the_trained_task(data: Path) -> None:
+    assert choice_role(config(data, task="winogrande_s", task_dir=None)) == "blank"
+    assert choice_role(config(data)) == "ending"
+    assert choice_role(config(data, task=None, task_dir=None, train_file="own.jsonl")) == "answer"
 
 
 @pytest.mark.parametrize(

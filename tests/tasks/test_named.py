@@ -92,15 +92,16 @@ def test_every_task_says_what_it_asks(name: str) -> None:
     assert task.source
     assert task.example is not None
     styles = PROMPT_STYLES if "question" in task.example else ["varlora"]
-    for style in styles:
-        prompt, answers = task.prompt_of_example(style)
+    examples = {style: task.example_task(style) for style in styles}
+    for example in examples.values():
+        prompt = example.rows("example")[0]["prompt"]
         assert all(
             str(value) in prompt for key, value in task.example.items() if key in ("passage", "question", "text")
         )
         assert not prompt[-1:].isspace()
-        assert len(answers) != 1
-    assert len({task.prompt_of_example(style)[0] for style in styles}) == len(styles)
+        assert len(example.continuations) != 1
+    assert len({example.rows("example")[0]["prompt"] for example in examples.values()}) == len(styles)
 
 
 def test_without_an_example_there_is_no_prompt() -> None:
-    assert TOY.prompt_of_example() is None
+    assert TOY.example_task() is None

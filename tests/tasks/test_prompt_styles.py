@@ -17,6 +17,7 @@ QUESTION = {"question": "Which one barks?", "choices": ["a cat", "dogs do.", "Co
 PASSAGE = {"passage": "Crows are birds. ", "question": "do crows fly", "answer": True}
 PROMPTS = {
     "varlora": "Which one barks?\nA. a cat\nB. dogs do.\nC. Cows\nAnswer:",
+    "cloze": "Question: Which one barks?\nAnswer:",
     "laplace-lora": (
         "Select one of the choices that answers the following question: Which one barks? Choices: A. A cat. "
         "B. Dogs do. C. Cows. Answer:"
@@ -28,6 +29,7 @@ PROMPTS = {
 }
 YES_NO = {
     "varlora": ("Crows are birds. \nQuestion: do crows fly\nAnswer:", (" no", " yes")),
+    "cloze": ("Crows are birds. \nQuestion: do crows fly?\nAnswer:", (" no", " yes")),
     "laplace-lora": (
         "Answer the question with only True or False: do crows fly Context: Crows are birds.",
         (" False", " True"),
@@ -70,10 +72,12 @@ def test_yes_and_no(style: str) -> None:
 def test_choices_that_fill_a_blank_keep_their_case() -> None:
     row = {"question": "Ann had _ too.", "choices": ["a cat.", "the cat"], "answer": 0}
 
-    prompt = build(row, "laplace-lora", fills_blank=True).rows("test")[0]["prompt"]
+    prompt = build(row, "laplace-lora", choice_role="blank").rows("test")[0]["prompt"]
 
     assert prompt.endswith("Ann had _ too. Choices: A. a cat.. B. the cat. Answer:")
-    assert build(row, "varlora", fills_blank=True).rows("test")[0]["prompt"].endswith("A. a cat.\nB. the cat\nAnswer:")
+    assert (
+        build(row, "varlora", choice_role="blank").rows("test")[0]["prompt"].endswith("A. a cat.\nB. the cat\nAnswer:")
+    )
 
 
 @pytest.mark.parametrize("row", [{"text": "fine", "label": "x"}, {"prompt": "a", "completion": " b"}])
@@ -86,7 +90,7 @@ def test_texts_and_completions_have_our_wording_only(row: dict[str, object]) -> 
 
 
 def test_an_unknown_style_is_named() -> None:
-    with pytest.raises(ValueError, match="prompt_style is 'lapace'; allowed: varlora, laplace-lora, blob"):
+    with pytest.raises(ValueError, match="prompt_style is 'lapace'; allowed: varlora, cloze, laplace-lora, blob"):
         style_of("lapace")
 
 

@@ -12,7 +12,7 @@ from varlora.cli.console import out
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction_setup import choose_config, explain_point, remove_tuning
 from varlora.runs.config import RunConfig
-from varlora.runs.data import fills_blank
+from varlora.runs.data import choice_role
 from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import Task, load_more
@@ -70,7 +70,7 @@ def rows_of(file: str | Records, run: RunFolder, config: RunConfig, *, split: st
         name=facts["name"],
         label_answers=config.label_answers,
         prompt_style=config.prompt_style,
-        fills_blank=fills_blank(config),
+        choice_role=choice_role(config),
         tokenizer=AutoTokenizer.from_pretrained(str(run.path)) if chat else None,
     )
     return dataclasses.replace(task, final_answer=facts.get("final_answer"))

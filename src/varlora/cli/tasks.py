@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.padding import Padding
@@ -23,7 +23,7 @@ from varlora.tasks import (
 )
 from varlora.tasks.named import Benchmark
 from varlora.tasks.overlap import overlap_in_words
-from varlora.tasks.rows import SHAPES
+from varlora.tasks.rows import LISTED_LABELS, SHAPES
 from varlora.tasks.unread import unread_in_words
 
 if TYPE_CHECKING:
@@ -99,13 +99,15 @@ def _facts(task: Benchmark) -> Iterator[tuple[str, str]]:
 def _show_prompts(task: Benchmark, styles: list[str], tokenizer: PreTrainedTokenizerBase | None) -> None:
     """The prompt of the task's example in each of the styles, and what may follow it."""
     for name in styles:
-        shown = task.prompt_of_example(name)
-        if shown is None:
+        example = task.example_task(name)
+        if example is None:
             continue
-        prompt, answers = shown
-        style = PROMPT_STYLES[name]
-        out.print(Panel(escape(prompt), title=f"prompt_style {name}", title_align="left", expand=False))
-        answered = f"Answered by {_answers(task, prompt, answers, tokenizer)}"
+        row, style = example.rows("example")[0], PROMPT_STYLES[name]
+        out.print(Panel(escape(row["prompt"]), title=f"prompt_style {name}", title_align="left", expand=False))
+        if example.cloze:
+            answered = f"Scored {_scored(row, example.continuations)}"
+        else:
+            answered = f"Answered by {_answers(task, row['prompt'], example.continuations, tokenizer)}"
         out.print(Padding(answered, (0, 0, 0, 2)), highlight=False)
         lines = [f"Published: {style.source}"] * (name != "varlora") + [
             f"Deviation: {text}" for text in style.deviations
@@ -124,6 +126,14 @@ def _answers(task: Benchmark, prompt: str, answers: tuple[str, ...], tokenizer: 
         tokens = answer_tokens(tokenizer, [prompt], answers)
         shown = [f"{answer} (token {token})" for answer, token in zip(shown, tokens, strict=True)]
     return escape(", ".join(shown))
+
+
+def _scored(row: Mapping[str, Any], continuations: tuple[str, ...]) -> str:
+    """The texts that are scored behind a row's prompt, or each behind a prompt of its own."""
+    choices = row.get("choices") or [{"prompt": row["prompt"], "text": text} for text in continuations[:LISTED_LABELS]]
+    shared = all(choice["prompt"] == row["prompt"] for choice in choices)
+    shown = [repr(c["text"]) if shared else f"{c['text']!r} behind {c['prompt']!r}" for c in choices]
+    return escape(f"{', '.join(shown)}{', ...' if len(continuations) > len(choices) else ''}")
 
 
 def _show_rows(task: Task) -> None:

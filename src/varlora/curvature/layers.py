@@ -7,6 +7,7 @@ A linear layer u = W a + b is called at the positions t of example n. For an out
 over all its calls, so the layers' inputs a and the gradients g of their outputs are all that is needed: no Jacobian
 over all parameters, and one backward pass for a whole batch. Forward hooks keep the inputs and where in the graph
 the outputs are; the parameters' own gradients are never asked for, except once, to check the layers against them.
+An example that is several sequences (choices scored as texts) has the positions of all of them.
 """
 
 from __future__ import annotations
@@ -147,6 +148,7 @@ class Recorder:
     _calls: dict[nn.Module, list[tuple[Tensor, Tensor, GradientEdge]]] = field(default_factory=dict)
     _rows: int = 0
     _mask: Tensor | None = None
+    _choices: Tensor | None = None
     _checked: bool = False
 
     def logits(self, readout: Readout, batch: Mapping[str, Any]) -> Tensor:
@@ -156,7 +158,10 @@ class Recorder:
             ValueError: the logits do not depend on the weights through the layers' own forward alone.
         """
         self._calls.clear()
-        self._rows, self._mask = len(batch["input_ids"]), batch.get("attention_mask")
+        self._rows, self._mask, self._choices = len(batch["input_ids"]), batch.get("attention_mask"), None
+        if "choice_lengths" in batch:  # the model is called with a row for each choice that exists
+            self._choices, self._mask = batch["choice_mask"], batch["attention_mask"][batch["choice_mask"]]
+            self._rows = len(self._mask)
         logits = readout.logits(self.model, batch)
         if not self._checked and not bool(logits.isnan().any()):
             self._check(logits)
@@ -188,6 +193,7 @@ class Recorder:
         for (module, (inputs, real, _)), gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
                 by_row = gradient.reshape(*real.shape, gradient.shape[-1])
+                inputs, real, by_row = (self._of_examples(part) for part in (inputs, real, by_row))
                 found.setdefault(module, []).append(OutputGradient(inputs=inputs, real=real, gradient=by_row))
         return {key: [g for m in self.tensors[key].modules for g in found.get(m, [])] for key in wanted}
 
@@ -242,6 +248,15 @@ class Recorder:
             mask = (self._mask != 0).to(inputs.device)
             real = mask.reshape(*mask.shape, *(1 for _ in shape[2:])).expand(shape)
         return by_row, real.reshape(rows, -1)
+
+    def _of_examples(self, by_row: Tensor) -> Tensor:
+        """What is known of each row (R, P, ...) by example (B, P', ...), 0 at the positions of missing choices."""
+        if self._choices is None:
+            return by_row
+        choices = self._choices.to(by_row.device)
+        whole = by_row.new_zeros(*choices.shape, *by_row.shape[1:])
+        whole[choices] = by_row
+        return whole.flatten(1, 2)
 
     def _check(self, logits: Tensor) -> None:
         """Compares the layers' gradients with autograd's, for an output of the first example alone."""

@@ -24,3 +24,4 @@ from .swag import Swag as Swag
 from .temperature import Temperature as Temperature
 from .temperature import with_temperatures as with_temperatures
 from .tfb import Tfb as Tfb
+from .zero_shot import ZeroShot as ZeroShot

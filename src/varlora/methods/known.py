@@ -21,6 +21,7 @@ from varlora.methods.options import (
     SwagOptions,
     TemperatureOptions,
     TfbOptions,
+    ZeroShotOptions,
 )
 from varlora.registry.option_fields import allowed, checked_values, types_of
 from varlora.registry.registry import Registry
@@ -41,6 +42,7 @@ OWN_OPTIONS: Mapping[str, type[MethodOptions]] = {
         EnsembleOptions,
         McDropoutOptions,
         TemperatureOptions,
+        ZeroShotOptions,
     )
 }
 """The options of varlora's own methods; the method is the class of the same name without "Options"."""

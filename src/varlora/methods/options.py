@@ -70,6 +70,17 @@ class AdamWOptions(MethodOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZeroShotOptions(MethodOptions):
+    """The base model as it is, without training."""
+
+    name: ClassVar[str] = "zero_shot"
+
+    def costs(self) -> Costs:
+        """Nothing trains."""
+        return Costs(passes=0.0, states=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class IvonOptions(MethodOptions):
     """A diagonal Gaussian by the variational optimizer IVON."""
 

@@ -1,10 +1,10 @@
-"""Next-token logits of a few tokens, at each row's last real position.
+"""Next-token logits at a few positions, of a few tokens or of all.
 
-The model is called as in any other forward; for the span of that call its output layer is narrowed: it sees
-one hidden state a row and multiplies only the wanted tokens' rows, in float32 (a bfloat16 logit near 20 is
-rounded to multiples of 1/8, which a calibration error can see). What the model does to its logits afterwards
-(soft-capping, scaling) it still does itself. Where that does not give the full forward's logits, or cannot be
-done (a compiled or replicated model), the wanted logits are picked out of all of them.
+The model is called as in any other forward; for the span of that call its output layer is narrowed: it sees the hidden
+states of the wanted positions alone. Of a few tokens it multiplies only their rows, in float32 (a bfloat16 logit near
+20 is rounded to multiples of 1/8, which a calibration error can see). What the model does to its logits afterwards
+(soft-capping, scaling) it still does itself. Where that does not give the full forward's logits, or cannot be done (a
+compiled or replicated model), the wanted logits are picked out of all of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from varlora.adapters.modes import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
-_narrowing_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""What the comparison with the full forward said, by model; it is made once."""
+Places = tuple[Tensor, Tensor]
+"""Rows and positions in a batch, (P,) each."""
+_narrowing_agrees: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
+"""What the comparison with the full forward said, by model, of all tokens (True) and of a few; each is made once."""
 _TOLERANCE = 0.02
 """Relative; the full forward may round its logits to bfloat16, that is by up to 0.004."""
 
@@ -45,9 +47,26 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Any], token_ids: Sequenc
         ValueError: If a row has no real token.
     """
     inputs, last = decoder_inputs(model, batch), last_positions(batch["attention_mask"])
-    if _can_narrow(model, inputs, last, token_ids):
-        return widened(_narrow_logits(model, inputs, last, token_ids))
-    return widened(_full_logits(model, inputs, last, token_ids))
+    return logits_at(model, inputs, (torch.arange(len(last), device=last.device), last), token_ids)
+
+
+def logits_at(
+    model: nn.Module, inputs: Mapping[str, Any], places: Places, token_ids: Sequence[int] | None = None
+) -> Tensor:
+    """Logits of the tokens that come next at some places of a batch.
+
+    Args:
+        model: A causal LM, wrapped or not.
+        inputs: What it is called with, as `decoder_inputs` gives it.
+        places: Rows and positions, (P,) each; of row 0 at least one.
+        token_ids: C tokens; None takes the whole vocabulary, in the data type in which the output layer computes.
+
+    Returns:
+        (P, C) or (P, V), float32 or wider; differentiable.
+    """
+    if _can_narrow(model, inputs, places, token_ids):
+        return widened(_narrow_logits(model, inputs, places, token_ids))
+    return widened(_full_logits(model, inputs, places, token_ids))
 
 
 def last_positions(attention_mask: Tensor) -> Tensor:
@@ -67,31 +86,33 @@ def last_positions(attention_mask: Tensor) -> Tensor:
     return torch.where(real, positions, -1).amax(1)
 
 
-def _narrow_logits(model: nn.Module, inputs: Mapping[str, Any], last: Tensor, token_ids: Sequence[int]) -> Tensor:
-    """Answer logits by a narrowed output layer."""
+def _narrow_logits(
+    model: nn.Module, inputs: Mapping[str, Any], places: Places, token_ids: Sequence[int] | None
+) -> Tensor:
+    """The wanted logits by a narrowed output layer."""
     head = _output_layer(model)
     assert head is not None
-    with _narrowed(head, last, token_ids) as rows_only:
+    with _narrowed(head, places, token_ids) as rows_only:
         logits: Tensor = model(**inputs).logits
-    if logits.shape[1] != 1:
+    if logits.shape[:2] != (len(places[0]), 1):
         raise RuntimeError(f"the output layer was not used as expected: logits of shape {tuple(logits.shape)}")
-    return logits[:, 0] if rows_only else logits[:, 0, list(token_ids)]
+    return logits[:, 0] if rows_only or token_ids is None else logits[:, 0, list(token_ids)]
 
 
 @contextmanager
-def _narrowed(head: nn.Module, last: Tensor, token_ids: Sequence[int]) -> Iterator[bool]:
-    """Make the output layer take the last real positions only, and of a plain Linear the answers' rows only.
+def _narrowed(head: nn.Module, places: Places, token_ids: Sequence[int] | None) -> Iterator[bool]:
+    """Make the output layer take the wanted positions only, and of a plain Linear the wanted tokens' rows only.
 
     The weight is read inside the forward, so weights that hooks put in place there (sampled, gathered) count.
     An adapted, quantised, sharded or offloaded layer computes all rows by its own forward.
     """
     plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
-    rows_only = plain and type(head.weight) is nn.Parameter and "forward" not in head.__dict__
+    rows_only = token_ids is not None and plain and type(head.weight) is nn.Parameter and "forward" not in head.__dict__
 
-    def keep_last(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def keep_places(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
-        index = last.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[2])
-        return (hidden.gather(1, index), *args[1:])
+        rows, positions = (index.to(hidden.device) for index in places)
+        return (hidden[rows, positions].unsqueeze(1), *args[1:])
 
     def multiply_rows(hidden: Tensor) -> Tensor:
         rows = torch.tensor(token_ids, device=hidden.device)
@@ -99,7 +120,7 @@ def _narrowed(head: nn.Module, last: Tensor, token_ids: Sequence[int]) -> Iterat
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(widened(hidden), widened(weight[rows]), None if bias is None else widened(bias[rows]))
 
-    handle = head.register_forward_pre_hook(keep_last)
+    handle = head.register_forward_pre_hook(keep_places)
     if rows_only:
         head.__dict__["forward"] = multiply_rows
     try:
@@ -110,30 +131,40 @@ def _narrowed(head: nn.Module, last: Tensor, token_ids: Sequence[int]) -> Iterat
             del head.__dict__["forward"]
 
 
-def _full_logits(model: nn.Module, inputs: Mapping[str, Any], last: Tensor, token_ids: Sequence[int]) -> Tensor:
-    """Answer logits picked out of the model's own, over the whole vocabulary."""
+def _full_logits(
+    model: nn.Module, inputs: Mapping[str, Any], places: Places, token_ids: Sequence[int] | None
+) -> Tensor:
+    """The wanted logits picked out of the model's own, over the whole vocabulary."""
     length = inputs["input_ids"].shape[1]
-    if "logits_to_keep" in forward_parameters(model) and bool((last == length - 1).all()):
-        inputs = {**inputs, "logits_to_keep": 1}
+    kept = length - int(places[1].min())
+    if "logits_to_keep" in forward_parameters(model) and (kept == 1 or not _trains(_output_layer(model))):
+        inputs = {**inputs, "logits_to_keep": kept}
     logits: Tensor = model(**inputs).logits
-    positions = last.to(logits.device) - (length - logits.shape[1])
-    rows = torch.arange(len(positions), device=logits.device)
-    return logits[rows, positions][:, list(token_ids)]
+    rows, positions = (index.to(logits.device) for index in places)
+    wanted = logits[rows, positions - (length - logits.shape[1])]
+    return wanted if token_ids is None else wanted[:, list(token_ids)]
 
 
-def _can_narrow(model: nn.Module, inputs: Mapping[str, Any], last: Tensor, token_ids: Sequence[int]) -> bool:
+def _can_narrow(model: nn.Module, inputs: Mapping[str, Any], places: Places, token_ids: Sequence[int] | None) -> bool:
     """Whether the narrowed output layer may be used: never in a compiled or replicated model; else if it gives
     the full forward's logits on two rows of the model's first batch, without a random number or a graph.
+
+    An output layer that trains sees whole rows where several places of one are wanted, so that whoever watches its
+    inputs knows whose they are.
     """
-    if _output_layer(model) is None or any(map(_is_opaque, _layers(model))):
+    head, several = _output_layer(model), token_ids is None
+    if head is None or any(map(_is_opaque, _layers(model))) or (several and _trains(head)):
         return False
     base = _base(model)
-    if base not in _narrowing_agrees:
+    agreed = _narrowing_agrees.setdefault(base, {})
+    if several not in agreed:
         few = {name: value[:2] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        there = places[0] < 2
+        few_places = places[0][there], places[1][there]
         with evaluation_mode(model), torch.no_grad():
-            full = widened(_full_logits(model, few, last[:2], token_ids))
+            full = widened(_full_logits(model, few, few_places, token_ids))
             try:
-                narrow = widened(_narrow_logits(model, few, last[:2], token_ids))
+                narrow = widened(_narrow_logits(model, few, few_places, token_ids))
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, IndexError, TypeError) as error:
@@ -146,11 +177,12 @@ def _can_narrow(model: nn.Module, inputs: Mapping[str, Any], last: Tensor, token
                 )
         if not agrees:
             logger.warning(
-                "%s does not give the same logits by the answer tokens' rows alone; computing all rows",
+                "%s does not give the same logits by the wanted positions and rows of its output layer alone; "
+                "computing all of them",
                 type(base).__name__,
             )
-        _narrowing_agrees[base] = agrees
-    return _narrowing_agrees[base]
+        agreed[several] = agrees
+    return agreed[several]
 
 
 def decoder_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,6 +224,10 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
     find = getattr(_base(model), "get_output_embeddings", None)
     layer = find() if callable(find) else None
     return layer if isinstance(layer, nn.Module) else None
+
+
+def _trains(layer: nn.Module | None) -> bool:
+    return layer is not None and any(p.requires_grad for p in layer.parameters())
 
 
 def _is_opaque(layer: nn.Module) -> bool:

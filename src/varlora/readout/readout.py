@@ -1,6 +1,6 @@
-"""How a model's answer is read: from the answer tokens of a causal LM, or from a classification head.
+"""How a model's answer is read: from a causal LM's answer tokens or its choices' texts, or from a classification head.
 
-Both go through the model's own top-level call, in training as in prediction, so that whatever hangs on it
+All go through the model's own top-level call, in training as in prediction, so that whatever hangs on it
 (posterior noise, DDP, gradient checkpointing, autocast) works as in any other forward.
 """
 
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from varlora.readout.answer_logits import answer_logits, widened
+from varlora.readout.choice_log_likelihoods import choice_log_likelihoods
+
+LengthNormalization = Literal["none", "bytes"]
 
 
 class Readout(Protocol):
@@ -29,7 +32,8 @@ class Readout(Protocol):
         Args:
             model: The model, wrapped or not.
             batch: `input_ids` and `attention_mask` (B, T), on the model's device; optionally `token_type_ids`
-                (B, T) and `choice_mask` (B, C) bool, True where the choice exists. Other entries are not read.
+                (B, T) and `choice_mask` (B, C) bool, True where the choice exists. Where choices are scored as texts,
+                each row has a sequence for each choice (`ChoiceTexts`). Other entries are not read.
 
         Returns:
             (B, C), float32 or wider; -inf for a choice that does not exist.
@@ -89,6 +93,75 @@ class AnswerTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChoiceTexts:
+    """The answer of a causal LM by how likely each choice's text is behind the question.
+
+    A choice's logit is the sum of the log-probabilities of its text's tokens, log p(text | prompt), or that sum divided
+    by the text's bytes. Predictions and training take the softmax over a row's choices.
+
+    Attributes:
+        answers: The choices' names, in order; a row may have fewer.
+        length_normalization: "none" for the sum (what lm-evaluation-harness calls acc), "bytes" for the sum by byte
+            (acc_bytes, which is acc_norm where the texts are ASCII).
+
+    Raises:
+        ValueError: If there are fewer than two answers, or the normalization is unknown.
+
+    Example:
+        >>> ChoiceTexts(answers=("A", "B"), length_normalization="bytes").num_classes
+        2
+    """
+
+    kind: ClassVar[str] = "choice_texts"
+    answers: tuple[str, ...]
+    length_normalization: LengthNormalization = "none"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answers", tuple(self.answers))
+        if len(self.answers) < 2:
+            raise ValueError(f"need two or more answers, got {self.answers}")
+        if self.length_normalization not in get_args(LengthNormalization):
+            allowed = ", ".join(get_args(LengthNormalization))
+            raise ValueError(f"length_normalization is {self.length_normalization!r}; allowed: {allowed}")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of answers."""
+        return len(self.answers)
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Log-likelihoods of the choices' texts (B, C), in nats or nats per byte; -inf for a choice that is missing.
+
+        Args:
+            model: A causal LM, wrapped or not.
+            batch: As `varlora.tasks.Collator` makes it of a task whose choices are scored as texts: `input_ids` and
+                `attention_mask` (B, C, T), prompt and text of each choice, padded on either side; `choice_mask` (B, C);
+                `choice_lengths` (B, C), the tokens of each text; `choice_bytes` (B, C), its bytes.
+
+        Raises:
+            ValueError: If the batch is another.
+        """
+        scores = choice_log_likelihoods(model, batch)
+        if scores.shape[1] != self.num_classes:
+            raise ValueError(
+                f"the batch has {scores.shape[1]} choices a row, the readout {self.num_classes}; make the batches with "
+                "the readout's number of classes"
+            )
+        if self.length_normalization == "bytes":
+            num_bytes: Tensor = batch["choice_bytes"]
+            return scores / num_bytes.to(scores.device).clamp(min=1)
+        return scores
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "kind": self.kind,
+            "answers": list(self.answers),
+            "length_normalization": self.length_normalization,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassHead:
     """The answer of a sequence-classification model: its head's logits.
 
@@ -132,7 +205,7 @@ class ClassHead:
         return {"kind": self.kind, "classes": list(self.classes)}
 
 
-def readout_from_dict(value: Mapping[str, Any]) -> AnswerTokens | ClassHead:
+def readout_from_dict(value: Mapping[str, Any]) -> AnswerTokens | ChoiceTexts | ClassHead:
     """The readout that `to_dict` described.
 
     Raises:
@@ -145,11 +218,14 @@ def readout_from_dict(value: Mapping[str, Any]) -> AnswerTokens | ClassHead:
     try:
         if value["kind"] == AnswerTokens.kind:
             return AnswerTokens(token_ids=tuple(value["token_ids"]), answers=tuple(value["answers"]))
+        if value["kind"] == ChoiceTexts.kind:
+            return ChoiceTexts(answers=tuple(value["answers"]), length_normalization=value["length_normalization"])
         if value["kind"] == ClassHead.kind:
             return ClassHead(classes=tuple(value["classes"]))
     except KeyError as error:
         raise ValueError(f"the readout {dict(value)} lacks {error}") from error
-    raise ValueError(f"readout kind {value['kind']!r}; allowed: {AnswerTokens.kind}, {ClassHead.kind}")
+    known = ", ".join((AnswerTokens.kind, ChoiceTexts.kind, ClassHead.kind))
+    raise ValueError(f"readout kind {value['kind']!r}; allowed: {known}")
 
 
 def _masked(logits: Tensor, choice_mask: Tensor | None) -> Tensor:

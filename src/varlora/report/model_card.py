@@ -92,7 +92,11 @@ def _front_matter(kind: str, meta: Mapping[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
-_PIPELINES = {"answer_tokens": "text-generation", "class_head": "text-classification"}
+_PIPELINES = {
+    "answer_tokens": "text-generation",
+    "choice_texts": "text-generation",
+    "class_head": "text-classification",
+}
 
 
 def _what_it_is(kind: str, meta: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -24,6 +24,11 @@ def by_length(
     Returns:
         The batches, the permutation back to the rows' own order (N,), and the rows' names in that order.
     """
-    order = torch.tensor([len(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
+    order = torch.tensor([_length(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
     ids = tuple(str(name) for name in encoded["id"])
     return setting.batches(encoded.select(order.tolist())), order.argsort(), ids
+
+
+def _length(ids: Sequence[Any]) -> int:
+    """Of a row, or of its longest choice."""
+    return max(map(len, ids)) if isinstance(ids[0], Sequence) else len(ids)

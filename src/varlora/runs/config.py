@@ -105,9 +105,14 @@ class RunConfig:
         "error",
     )
     label_answers: Literal["names", "letters"] = _data("How a causal LM names a class.", "names")
-    prompt_style: Literal["varlora", "laplace-lora", "blob"] = _data(
-        "How a causal LM is asked: our wording, or a published one (see `varlora tasks NAME`); for questions only.",
+    prompt_style: Literal["varlora", "cloze", "laplace-lora", "blob"] = _data(
+        "How a causal LM is asked: our wording, or a published one (see `varlora tasks NAME`), for questions only; "
+        "'cloze' scores each choice's text behind the question, or each class's name behind the text.",
         "varlora",
+    )
+    length_normalization: Literal["none", "bytes"] | None = _data(
+        "With prompt_style 'cloze': a choice's score is the sum of its tokens' log-probabilities ('none', unless "
+        "given), or that by byte."
     )
     choices: Literal["all", "four"] = _data(
         "Questions to keep: all, or those with four choices, as some papers do with ARC.", "all"
@@ -196,6 +201,11 @@ class RunConfig:
         for name, needed in NEEDS.items():
             if getattr(self, name) is not None and not any(getattr(self, one) for one in needed.split(" or ")):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, which has no effect without {needed}.")
+        if self.length_normalization is not None and self.prompt_style != "cloze":
+            raise ValueError(
+                f"length_normalization is {self.length_normalization!r}, which has no effect without "
+                "prompt_style='cloze'."
+            )
         if taken := sorted(set(SETTINGS) & types_of(options_of(self.method)).keys()):
             raise ValueError(f"method {self.method!r} has the option {taken[0]}, which every run has; rename it there.")
         object.__setattr__(self, "method_options", checked_options(self.method, self.method_options))
@@ -255,7 +265,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-LATER = ("lora_layers", "frozen_layers_memory")
+LATER = ("lora_layers", "frozen_layers_memory", "length_normalization")
 """Settings that versions lacked whose fingerprints are still known."""
 SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name != "method_options")
 """What every run has, whatever its method."""

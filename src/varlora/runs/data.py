@@ -21,6 +21,7 @@ from varlora.tasks import (
     load_jsonl,
 )
 from varlora.tasks.named import Benchmark
+from varlora.tasks.prompt_styles import ChoiceRole
 
 FOUR = 4
 """The number of choices that `choices: four` keeps."""
@@ -53,10 +54,10 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
     return task
 
 
-def fills_blank(config: RunConfig) -> bool:
-    """Whether the choices of the trained task's questions fill a blank, which some prompt styles go by."""
+def choice_role(config: RunConfig) -> ChoiceRole:
+    """What a choice is to its question in the trained task, which some prompt styles go by."""
     task = TASKS.get(config.task) if config.task is not None else None
-    return isinstance(task, Benchmark) and task.fills_blank
+    return task.choice_role if isinstance(task, Benchmark) else "answer"
 
 
 def task_folder(name: str) -> str:

@@ -26,7 +26,7 @@ from transformers.utils import logging as progress_bars
 from varlora.io.files import read_json
 from varlora.posterior import PosteriorMeta
 from varlora.posterior.manifest import ADAPTER_CONFIG
-from varlora.readout.readout import AnswerTokens, ClassHead, Readout, readout_from_dict
+from varlora.readout.readout import AnswerTokens, ChoiceTexts, ClassHead, Readout, readout_from_dict
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.lora import lora_config
@@ -101,7 +101,7 @@ def load_setting(config: RunConfig) -> Setting:
             "Leave it out."
         )
     torch.manual_seed(config.seed)
-    readout = _readout(task, tokenizer, family)
+    readout = _readout(config, task, tokenizer, family)
     base, new_modules = _base_model(config, family, task.answers)
     adapter = lora_config(config, base, family, new_modules)
     try:
@@ -139,8 +139,8 @@ def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: T
     readout = readout_from_dict(meta.readout) if meta.readout is not None else None
     task = task if task is not None else load_task(config, tokenizer)
     learned = task.answers
-    if isinstance(readout, (AnswerTokens, ClassHead)):
-        learned = readout.answers if isinstance(readout, AnswerTokens) else readout.classes
+    if readout is not None:
+        learned = readout.classes if isinstance(readout, ClassHead) else readout.answers
         if task.answers != learned[: len(task.answers)]:
             raise ValueError(
                 f"task {task.name!r} has the answers {', '.join(task.answers)}, but {folder} has learned "
@@ -220,13 +220,15 @@ def family_of(config: RunConfig) -> Family:
     )
 
 
-def _readout(task: Task, tokenizer: PreTrainedTokenizerBase, family: Family) -> Readout | None:
+def _readout(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, family: Family) -> Readout | None:
     if task.kind == "completion":
         if family == "encoder":
             raise ValueError(f"task {task.name!r} asks for completions; it needs a causal language model.")
         return None
     if family == "encoder":
         return ClassHead(classes=task.answers)
+    if task.cloze:
+        return ChoiceTexts(answers=task.answers, length_normalization=config.length_normalization or "none")
     prompts = task.rows("train")["prompt"][:PROMPTS_VERIFIED]
     return AnswerTokens(token_ids=answer_tokens(tokenizer, prompts, task.continuations), answers=task.answers)
 

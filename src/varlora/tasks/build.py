@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from varlora.tasks import prompts
 from varlora.tasks.classes import class_names
 from varlora.tasks.final_answers import FinalAnswer
-from varlora.tasks.prompt_styles import style_of
+from varlora.tasks.prompt_styles import ChoiceRole, style_of
 from varlora.tasks.rows import (
     ANSWER_FIELDS,
     SHAPES,
@@ -37,7 +37,7 @@ def build_task(
     label_answers: LabelAnswers = "names",
     repeated_choices: bool = False,
     prompt_style: str = "varlora",
-    fills_blank: bool = False,
+    choice_role: ChoiceRole = "answer",
     final_answer: FinalAnswer | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     licence: str | None = None,
@@ -54,9 +54,9 @@ def build_task(
         label_answers: How a causal LM names a class: by its "names" or by "letters" (two each for more
             than 26 classes).
         repeated_choices: Accept a question that offers one wrong choice twice, as some official sets do.
-        prompt_style: How a causal LM is asked (`varlora.tasks.prompt_styles`); only questions have more than one.
-        fills_blank: Whether a question's choices fill a blank in it, as WinoGrande's do; some styles then leave their
-            case alone.
+        prompt_style: How a causal LM is asked (`varlora.tasks.prompt_styles`); only questions have more than one
+            wording.
+        choice_role: What a choice is to its question, by which some styles go: WinoGrande's fill a blank.
         final_answer: How the final answer of a completion is read, where completions are right or wrong.
         tokenizer: Needed for chat `messages` only: its chat template writes the prompt.
         licence: Licence of the data.
@@ -84,10 +84,16 @@ def build_task(
     if label_names is not None and shape != "label":
         raise ValueError(f"label names are for the shape text/label; this task is {'/'.join(SHAPES[shape])}")
     style = style_of(prompt_style)
-    if prompt_style != "varlora" and shape not in ("choice", "yes_no"):
+    cloze = style.scored is not None
+    if prompt_style != "varlora" and shape not in ("choice", "yes_no", *(["label"] if cloze else [])):
         raise ValueError(
             f"prompt_style is {prompt_style!r}, which words questions with choices and yes/no questions; {name} is "
             f"{'/'.join(SHAPES[shape])}. Leave prompt_style out."
+        )
+    if cloze and label_answers == "letters":
+        raise ValueError(
+            f"prompt_style is {prompt_style!r}, which scores the classes' names, and label_answers is 'letters'; leave "
+            "one of them out."
         )
     kind: TaskKind
     continuations: tuple[str, ...] = ()
@@ -106,7 +112,7 @@ def build_task(
     elif shape == "choice":
         kind = "choice"
         parsed = {
-            split: choice_rows(records, repeated=repeated_choices, style=style, fills_blank=fills_blank)
+            split: choice_rows(records, repeated=repeated_choices, style=style, choice_role=choice_role)
             for split, records in sources.items()
         }
         answers = tuple(prompts.LETTERS[: max(row["num_choices"] for rows in parsed.values() for row in rows)])
@@ -132,6 +138,7 @@ def build_task(
         kind=kind,
         answers=answers,
         continuations=continuations,
+        cloze=cloze,
         final_answer=final_answer,
         splits=splits,
         licence=licence,

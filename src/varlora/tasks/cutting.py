@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from varlora.tasks.chat import last_content, render_prompt, shorter_conversations
 from varlora.tasks.rows import read_conversation
-from varlora.tasks.tokens import split_special
+from varlora.tasks.tokens import shared_start, split_special
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,12 +79,5 @@ def _tokens_in(tokenizer: PreTrainedTokenizerBase, text: str, own: Sequence[int]
         return [i for i, (first, last) in enumerate(encoded["offset_mapping"]) if start <= first < last <= end]
     head = tokenizer(text[:start], add_special_tokens=False, verbose=False)["input_ids"] if start else []
     tail = tokenizer(text[end:], add_special_tokens=False, verbose=False)["input_ids"] if end < len(text) else []
-    before, after = _alike(head, own), _alike(tail[::-1], own[::-1])
+    before, after = shared_start(head, own), shared_start(tail[::-1], own[::-1])
     return list(range(before, len(own) - after))
-
-
-def _alike(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences share at their start."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from varlora.tasks.choice_sequences import ChoiceSequences, choice_sequences
 from varlora.tasks.cutting import shorten
 from varlora.tasks.task import OUT_OF_SCOPE, Task
 from varlora.tasks.tokens import continuation_tokens, split_special
@@ -52,11 +53,14 @@ def encode(
 
     Returns:
         Columns `id`, `input_ids`, `labels` (class index, -100 where unknown; for a completion task the token
-        ids with -100 on the prompt) and, for tasks with answers, `num_choices`.
+        ids with -100 on the prompt) and, for tasks with answers, `num_choices`. For a causal LM on a task whose
+        choices' texts are scored (`Task.cloze`), `input_ids` are a list for each choice, beside them `choice_lengths`
+        and `choice_bytes` (`varlora.tasks.choice_sequences`).
 
     Raises:
         ValueError: If a row is longer than `max_length` (naming the row and both lengths), or a completion
-            changes the tokens of its prompt; or, where rows are cut, what must stay leaves no room for the text.
+            changes the tokens of its prompt; a choice that is to be scored has no token; or, where rows are cut, what
+            must stay leaves no room for the text.
     """
     import datasets  # `varlora tasks` need not wait for it
 
@@ -71,6 +75,13 @@ def encode(
     rows, encoded, cut = task.rows(split), [], 0
     column = "text" if family == "encoder" and "text" in rows.column_names else "prompt"
     for row in rows:
+        if task.cloze and family == "causal":
+            choices, was_cut = _choices(task, split, row, tokenizer, max_length, truncation)
+            cut += was_cut
+            encoded.append(
+                {"id": row["id"], **asdict(choices), "labels": _label(row), "num_choices": row["num_choices"]}
+            )
+            continue
         before, own, after = split_special(tokenizer, row[column])
         if family == "causal":
             after = []
@@ -97,8 +108,9 @@ def encode(
             labels: int | list[int] = [IGNORE] * (len(before) + len(own)) + after
             encoded.append({"id": row["id"], "input_ids": ids, "labels": labels})
         else:
-            labels = IGNORE if row["label"] == OUT_OF_SCOPE else row["label"]
-            encoded.append({"id": row["id"], "input_ids": ids, "labels": labels, "num_choices": row["num_choices"]})
+            encoded.append(
+                {"id": row["id"], "input_ids": ids, "labels": _label(row), "num_choices": row["num_choices"]}
+            )
     if cut:
         logger.warning(
             "%s, %s: %d of %d rows cut on the %s to %d tokens",
@@ -156,6 +168,38 @@ def encode_prompts(
             *(task.name, split, cut, len(encoded), truncation, max_length),
         )
     return datasets.Dataset.from_list(encoded)
+
+
+def _label(row: Mapping[str, Any]) -> int:
+    return IGNORE if row["label"] == OUT_OF_SCOPE else int(row["label"])
+
+
+def _choices(
+    task: Task,
+    split: str,
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    truncation: Truncation,
+) -> tuple[ChoiceSequences, bool]:
+    """The sequences of a row's choices, and whether they had to be cut."""
+    where = f"task {task.name!r}, {split}, row {row['id']!r}"
+    try:
+        choices = choice_sequences(tokenizer, row, task.continuations)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if max_length is None or choices.longest <= max_length:
+        return choices, False
+    too_long = (
+        f"{where} has {choices.longest} tokens with its longest choice, more than the {max_length} allowed; raise "
+        "max_length if the model's context permits, shorten the row"
+    )
+    if truncation == "error":
+        raise ValueError(f"{too_long}, or allow truncation='left'")
+    try:
+        return choice_sequences(tokenizer, row, task.continuations, longest=max_length, side=truncation), True
+    except ValueError as error:
+        raise ValueError(f"{too_long}. It cannot be cut: {error}") from error
 
 
 def _completion(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
@@ -251,11 +295,17 @@ class Collator:
         Returns:
             `input_ids` and `attention_mask` (B, T) int64; `labels` (B,) int64 class indices, or (B, T) token
             ids for a completion task, none for prompts alone; `choice_mask` (B, C) bool where there are classes.
+            Where choices are scored as texts, `input_ids` and `attention_mask` (B, C, T), all padding for a choice
+            that is missing, and `choice_lengths` and `choice_bytes` (B, C) int64.
         """
-        batch: dict[str, Any] = {
-            "input_ids": self._pad([row["input_ids"] for row in rows], self.pad_token_id),
-            "attention_mask": self._pad([[1] * len(row["input_ids"]) for row in rows], 0),
-        }
+        batch: dict[str, Any]
+        if "choice_lengths" in rows[0]:
+            batch = self._choices(rows)
+        else:
+            batch = {
+                "input_ids": self._pad([row["input_ids"] for row in rows], self.pad_token_id),
+                "attention_mask": self._pad([[1] * len(row["input_ids"]) for row in rows], 0),
+            }
         if self.num_classes:
             import torch
 
@@ -267,6 +317,21 @@ class Collator:
         if self.ids:
             batch["id"] = [str(row["id"]) for row in rows]
         return batch
+
+    def _choices(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        def filled(column: str, empty: Any) -> list[Any]:
+            return [[*row[column], *[empty] * (self.num_classes - len(row[column]))] for row in rows]
+
+        sequences = [ids for row in filled("input_ids", []) for ids in row]
+        shape = (len(rows), self.num_classes, -1)
+        return {
+            "input_ids": self._pad(sequences, self.pad_token_id).reshape(shape),
+            "attention_mask": self._pad([[1] * len(ids) for ids in sequences], 0).reshape(shape),
+            "choice_lengths": torch.tensor(filled("choice_lengths", 0)),
+            "choice_bytes": torch.tensor(filled("choice_bytes", 0)),
+        }
 
     def _pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
         import torch  # `varlora tasks` need not wait for it

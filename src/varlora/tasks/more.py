@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from varlora.tasks.build import build_prompts, build_task
 from varlora.tasks.files import read_records
+from varlora.tasks.prompt_styles import ChoiceRole
 from varlora.tasks.prompts import YES_NO
 from varlora.tasks.rows import LabelAnswers, Records
 from varlora.tasks.task import Task, TaskKind
@@ -27,7 +28,7 @@ def load_more(
     name: str = "jsonl",
     label_answers: LabelAnswers = "names",
     prompt_style: str = "varlora",
-    fills_blank: bool = False,
+    choice_role: ChoiceRole = "answer",
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Task:
     """Load a file (`varlora.tasks.files`) as a split of a known task.
@@ -43,7 +44,7 @@ def load_more(
         name: The task's name.
         label_answers: How a causal LM names a class.
         prompt_style: How a causal LM is asked, as in training.
-        fills_blank: Whether a question's choices fill a blank in it, as in training (see `build_task`).
+        choice_role: What a choice is to its question, as in training (see `build_task`).
         tokenizer: For chat `messages`: its chat template writes the prompt.
 
     Raises:
@@ -74,7 +75,7 @@ def load_more(
         label_names=classes if by_text else None,
         label_answers=label_answers,
         prompt_style=prompt_style,
-        fills_blank=fills_blank,
+        choice_role=choice_role,
         tokenizer=tokenizer,
         source=Path(records.where).name,
     )

@@ -18,6 +18,7 @@ from varlora.tasks.final_answers import FinalAnswer
 from varlora.tasks.hub import read_dataset
 from varlora.tasks.jsonl import read_label_names
 from varlora.tasks.overlap import SEEN, note_overlap
+from varlora.tasks.prompt_styles import ChoiceRole
 from varlora.tasks.rows import LISTED_LABELS, LabelAnswers, Records
 from varlora.tasks.splitting import cut_validation
 from varlora.tasks.task import Task
@@ -74,7 +75,7 @@ class Benchmark:
         ood_splits: Splits of out-of-scope rows.
         label_names: Class names in order, where the data do not bring them.
         repeated_choices: Whether a question may offer one wrong choice twice.
-        fills_blank: Whether the choices fill a blank in the question.
+        choice_role: What a choice is to its question.
         record_fields: Columns of the hub that a local folder's rows hold, too, as text; `record` then reads those rows
             as well. Without them the folder's rows have one of the five shapes.
         final_answer: How the final answer of a completion is read, where completions are right or wrong.
@@ -98,7 +99,7 @@ class Benchmark:
     ood_splits: tuple[str, ...] = ()
     label_names: tuple[str, ...] | None = None
     repeated_choices: bool = False
-    fills_blank: bool = False
+    choice_role: ChoiceRole = "answer"
     record_fields: tuple[str, ...] = ()
     final_answer: FinalAnswer | None = None
     note: str | None = None
@@ -129,7 +130,7 @@ class Benchmark:
             label_answers=label_answers,
             repeated_choices=self.repeated_choices,
             prompt_style=prompt_style,
-            fills_blank=self.fills_blank,
+            choice_role=self.choice_role,
             final_answer=self.final_answer,
             licence=self.licence,
             source=f"{self.source}; from {'the hub, ' + self.dataset if folder is None else 'a local folder'}",
@@ -155,8 +156,8 @@ class Benchmark:
             files={split: names for split, names in self.files.items() if split not in SEEN},
         )
 
-    def prompt_of_example(self, prompt_style: str = "varlora") -> tuple[str, tuple[str, ...]] | None:
-        """The example's prompt, and what a causal LM may write behind it; None without an example.
+    def example_task(self, prompt_style: str = "varlora") -> Task | None:
+        """The example as a task of one row, in the split "example"; None without an example.
 
         Raises:
             ValueError: The style does not word this task.
@@ -167,10 +168,9 @@ class Benchmark:
         names = self.label_names
         if names is None and "label" in self.example:  # more than a prompt lists
             names = (self.example["label"], *(f"class {number}" for number in range(LISTED_LABELS)))
-        task = build_task(
-            self.name, {"example": records}, label_names=names, prompt_style=prompt_style, fills_blank=self.fills_blank
+        return build_task(
+            self.name, {"example": records}, label_names=names, prompt_style=prompt_style, choice_role=self.choice_role
         )
-        return task.rows("example")[0]["prompt"], task.continuations
 
     def _from_folder(self, folder: Path) -> dict[str, Records]:
         if not folder.is_dir():

@@ -16,6 +16,7 @@ openbookqa = Benchmark(
     files={"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
     record=lambda row, _split: lettered_record(row, "question_stem"),
     repeated_choices=True,
+    choice_role="ending",
     note="train: three questions offer one wrong choice twice and are kept so",
     licence="Apache-2.0",
     source="Mihaylov et al. 2018, arXiv:1809.02789",

@@ -42,10 +42,11 @@ def count_overlap(task: Task, splits: Collection[str] | None = None) -> dict[str
         >>> count_overlap(task)
         {'test': {'train': 1}}
     """
-    seen = {split: {_normal(prompt) for prompt in task.rows(split)["prompt"]} for split in SEEN if split in task.splits}
+    asked = "text" if task.cloze else "prompt"  # with the choices
+    seen = {split: {_normal(prompt) for prompt in task.rows(split)[asked]} for split in SEEN if split in task.splits}
     counts = {}
     for split in splits if splits is not None else [split for split in task.splits if split != "train"]:
-        normal = [_normal(prompt) for prompt in task.rows(split)["prompt"]]
+        normal = [_normal(prompt) for prompt in task.rows(split)[asked]]
         counts[split] = {
             other: sum(prompt in known for prompt in normal) for other, known in seen.items() if other != split
         }

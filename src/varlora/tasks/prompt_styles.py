@@ -4,16 +4,38 @@
 can be set beside one of ours on the same words; what is known to differ is said with each. A style words questions with
 choices and yes/no questions; texts to classify and completions have no published wording here.
 
-Source: Yang et al. 2023, "Bayesian Low-rank Adaptation for Large Language Models", arXiv:2308.13111, and its code; Wang
-et al. 2024, "BLoB: Bayesian Low-Rank Adaptation by Backpropagation", arXiv:2406.11675, and its code.
+"cloze" has no letters: each choice's whole text is scored behind the question (`varlora.readout.readout.ChoiceTexts`),
+worded as lm-evaluation-harness words these tasks. So can the names of classes be, behind our own wording of a text.
+
+Source: Gao et al., "The Language Model Evaluation Harness", doi:10.5281/zenodo.5371628 (tasks arc_easy, openbookqa,
+winogrande, boolq); Yang et al. 2023, "Bayesian Low-rank Adaptation for Large Language Models", arXiv:2308.13111, and
+its code; Wang et al. 2024, "BLoB: Bayesian Low-Rank Adaptation by Backpropagation", arXiv:2406.11675, and its code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from varlora.tasks import prompts
+
+ChoiceRole = Literal["answer", "ending", "blank"]
+"""What a choice is to its question: an answer to it, the end of its sentence, or what fills the blank in it."""
+BLANK = "_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredText:
+    """A choice whose text is scored.
+
+    Attributes:
+        prompt: What stands before the text.
+        text: What is scored, its space included.
+    """
+
+    prompt: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,32 +43,76 @@ class PromptStyle:
     """A wording of questions for a causal LM. An encoder reads the bare text whatever the style.
 
     Attributes:
-        choice: The prompt of a question, its choices, and whether they fill a blank in it.
+        choice: The prompt of a question, its choices, and what they are to it.
         yes_no: The prompt of a passage and a question.
         no_yes: What is written behind it for no and for yes.
+        scored: Of a style that scores whole texts: what is scored of a question, its choices, and what they are to it.
         source: Where the wording was published.
         deviations: What differs from there, or between paper and code.
     """
 
-    choice: Callable[[str, Sequence[str], bool], str]
+    choice: Callable[[str, Sequence[str], ChoiceRole], str]
     yes_no: Callable[[str, str], str]
     no_yes: tuple[str, str] = (" no", " yes")
+    scored: Callable[[str, Sequence[str], ChoiceRole], tuple[ScoredText, ...]] | None = None
     source: str
     deviations: tuple[str, ...] = ()
 
 
-def laplace_lora_choice(question: str, choices: Sequence[str], fills_blank: bool = False) -> str:
+def cloze_choice(question: str, _choices: Sequence[str], choice_role: ChoiceRole = "answer") -> str:
+    """A question without its choices; one that a choice ends, or whose blank it fills, stands alone.
+
+    Example:
+        >>> cloze_choice("Who barks?", ["cat", "dog"]), cloze_choice("It barks, so it is", ["a cat", "a dog"], "ending")
+        ('Question: Who barks?\\nAnswer:', 'It barks, so it is')
+    """
+    return f"Question: {question}\nAnswer:" if choice_role == "answer" else question
+
+
+def cloze_texts(question: str, choices: Sequence[str], choice_role: ChoiceRole = "answer") -> tuple[ScoredText, ...]:
+    """Each choice behind the question; of one that fills a blank, what stands behind it (partial scoring).
+
+    Raises:
+        ValueError: Choices fill a blank, and the question has none, or nothing behind it.
+
+    Example:
+        >>> cloze_texts("Who barks?", ["cat", "dog"])[1]
+        ScoredText(prompt='Question: Who barks?\\nAnswer:', text=' dog')
+        >>> cloze_texts("It was _ who ran.", ["Ann", "Bea"], "blank")[0]
+        ScoredText(prompt='It was Ann', text=' who ran.')
+    """
+    if choice_role != "blank":
+        prompt = cloze_choice(question, choices, choice_role)
+        return tuple(ScoredText(prompt=prompt, text=f" {choice}") for choice in choices)
+    before, blank, behind = question.partition(BLANK)
+    if not blank or not behind.strip():
+        raise ValueError(f"a sentence with a blank, {BLANK!r}, and words behind it")
+    return tuple(ScoredText(prompt=before + choice, text=f" {behind.strip()}") for choice in choices)
+
+
+def cloze_yes_no(passage: str, question: str) -> str:
+    """A passage and a question with its mark; " no" and " yes" are scored.
+
+    Example:
+        >>> cloze_yes_no("Crows are birds.", "do crows fly")
+        'Crows are birds.\\nQuestion: do crows fly?\\nAnswer:'
+    """
+    return prompts.yes_no_prompt(passage, question if question.endswith("?") else f"{question}?")
+
+
+def laplace_lora_choice(question: str, choices: Sequence[str], choice_role: ChoiceRole = "answer") -> str:
     """A lettered question in one line; each choice a sentence, unless it fills a blank.
 
     Example:
         >>> laplace_lora_choice("Who barks?", ["a cat", "a dog."])
         'Select one of the choices that answers the following question: Who barks? Choices: A. A cat. B. A dog. Answer:'
-        >>> laplace_lora_choice("_ ran", ["he", "it"], fills_blank=True)
+        >>> laplace_lora_choice("_ ran", ["he", "it"], "blank")
         'Select one of the choices that answers the following question: _ ran Choices: A. he. B. it. Answer:'
     """
-    written = [choice if fills_blank else choice[:1].upper() + choice[1:] for choice in choices]
+    is_sentence = choice_role != "blank"
+    written = [choice[:1].upper() + choice[1:] if is_sentence else choice for choice in choices]
     listed = [
-        f"{letter}. {choice if choice.endswith('.') and not fills_blank else choice + '.'}"
+        f"{letter}. {choice if choice.endswith('.') and is_sentence else choice + '.'}"
         for letter, choice in zip(prompts.LETTERS, written, strict=False)
     ]
     return (
@@ -64,7 +130,7 @@ def laplace_lora_yes_no(passage: str, question: str) -> str:
     return f"Answer the question with only True or False: {question} Context: {passage.rstrip()}"
 
 
-def blob_choice(question: str, choices: Sequence[str], fills_blank: bool = False) -> str:
+def blob_choice(question: str, choices: Sequence[str], _choice_role: ChoiceRole = "answer") -> str:
     """An instruction, the question and its lettered choices, one a line.
 
     Example:
@@ -103,9 +169,19 @@ def blob_yes_no(passage: str, question: str) -> str:
 
 PROMPT_STYLES: Mapping[str, PromptStyle] = {
     "varlora": PromptStyle(
-        choice=lambda question, choices, _blank: prompts.choice_prompt(question, choices),
+        choice=lambda question, choices, _choice_role: prompts.choice_prompt(question, choices),
         yes_no=prompts.yes_no_prompt,
         source="ours",
+    ),
+    "cloze": PromptStyle(
+        choice=cloze_choice,
+        yes_no=cloze_yes_no,
+        scored=cloze_texts,
+        source="lm-evaluation-harness (Gao et al.), tasks arc_easy, openbookqa, winogrande, boolq",
+        deviations=(
+            "the harness' acc_norm divides by a text's characters, length_normalization 'bytes' by its bytes (its "
+            "acc_bytes)",
+        ),
     ),
     "laplace-lora": PromptStyle(
         choice=laplace_lora_choice,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from varlora.tasks import prompts
 from varlora.tasks.chat import Tools, render_chat, render_prompt
-from varlora.tasks.prompt_styles import PROMPT_STYLES, PromptStyle
+from varlora.tasks.prompt_styles import BLANK, PROMPT_STYLES, ChoiceRole, PromptStyle
 from varlora.tasks.prompts import MARK, span_of
 from varlora.tasks.task import OUT_OF_SCOPE
 
@@ -82,7 +82,7 @@ def choice_rows(
     *,
     repeated: bool = False,
     style: PromptStyle = PROMPT_STYLES["varlora"],
-    fills_blank: bool = False,
+    choice_role: ChoiceRole = "answer",
 ) -> list[dict[str, Any]]:
     """Rows of question/choices/answer.
 
@@ -90,7 +90,7 @@ def choice_rows(
         records: The records.
         repeated: Accept a wrong choice that occurs twice.
         style: How they are worded.
-        fills_blank: Whether the choices fill a blank in the question.
+        choice_role: What a choice is to its question.
     """
     rows = []
     for index, record in enumerate(records.rows):
@@ -102,17 +102,23 @@ def choice_rows(
         label = _choice_index(records, index, record["answer"], choices) if records.labelled else OUT_OF_SCOPE
         if len(set(choices)) < len(choices) and (not repeated or choices.count(choices[label]) > 1):
             raise records.error(index, "choices", choices, "choices that all differ")
-        prompt, text = style.choice(question, choices, fills_blank), prompts.choice_text(question, choices)
-        rows.append(
-            {
-                "prompt": prompt,
-                "text": text,
-                "label": label,
-                "num_choices": len(choices),
-                "prompt_span": span_of(style.choice(MARK, choices, fills_blank), prompt),
-                "text_span": span_of(prompts.choice_text(MARK, choices), text),
-            }
-        )
+        prompt, text = style.choice(question, choices, choice_role), prompts.choice_text(question, choices)
+        row = {
+            "prompt": prompt,
+            "text": text,
+            "label": label,
+            "num_choices": len(choices),
+            "prompt_span": span_of(style.choice(MARK, choices, choice_role), prompt),
+            "text_span": span_of(prompts.choice_text(MARK, choices), text),
+        }
+        if style.scored is not None:
+            try:
+                row["choices"] = [asdict(scored) for scored in style.scored(question, choices, choice_role)]
+            except ValueError as error:
+                raise records.error(index, "question", question, str(error)) from error
+            if choice_role == "blank":  # what stands before it is in the prompt of every choice
+                row["prompt_span"] = (0, question.index(BLANK))
+        rows.append(row)
     return rows
 
 

@@ -92,6 +92,9 @@ def _check(task: Task, name: str, other: Task) -> None:
             f"{', '.join(task.answers[:12])}; a model knows the classes it was trained on, in their order"
         )
     shared = min(len(task.answers), len(other.answers))
+    if other.cloze != task.cloze:
+        scored = name if other.cloze else task.name
+        raise ValueError(f"only {scored!r} scores its choices' texts; load both tasks with one prompt_style")
     if other.continuations[:shared] != task.continuations[:shared]:
         raise ValueError(
             f"the shift task {name!r} is answered by {other.continuations[:shared]}, and {task.name!r} by "

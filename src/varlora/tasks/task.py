@@ -37,6 +37,9 @@ class Task:
             `prompt_span` and `text_span`, start and end in characters of the text that may be cut (all of it
             otherwise), and for chats by `conversation`, the messages that the prompt was written from.
         continuations: What a causal LM writes after the prompt to give each answer; " " + answer by default.
+        cloze: Whether a causal LM's answer is the choice whose whole text is likely, rather than one token. Rows of
+            "choice" then have `choices`, the `prompt` and the `text` of each; a "label" task's texts are its
+            continuations.
         final_answer: Of a "completion" task whose texts are right or wrong: how the final answer is read from a
             text, "number" or "text". None: a completion is only more or less likely.
         licence: Licence of the data, where known.
@@ -61,6 +64,7 @@ class Task:
     answers: tuple[str, ...]
     splits: Mapping[str, datasets.Dataset]
     continuations: tuple[str, ...] = ()
+    cloze: bool = False
     final_answer: FinalAnswer | None = None
     licence: str | None = None
     source: str | None = None
@@ -81,6 +85,8 @@ class Task:
             raise ValueError(
                 f"task {self.name!r}: {len(self.answers)} answers but {len(self.continuations)} continuations"
             )
+        if self.cloze and self.kind == "completion":
+            raise ValueError(f"task {self.name!r}: a completion task has no choices to score; set cloze=False")
         if self.final_answer is not None and (self.kind != "completion" or self.final_answer not in FINAL_ANSWERS):
             raise ValueError(
                 f"task {self.name!r}, of kind {self.kind}: final_answer {self.final_answer!r}; allowed: "
@@ -89,7 +95,8 @@ class Task:
         if not self.splits:
             raise ValueError(f"task {self.name!r} has no split")
         for split, rows in self.splits.items():
-            missing = [c for c in COLUMNS[self.kind] if c not in rows.column_names and c != "text"]
+            scored = ("choices",) if self.cloze and self.kind == "choice" else ()
+            missing = [c for c in (*COLUMNS[self.kind], *scored) if c not in rows.column_names and c != "text"]
             if missing:
                 raise ValueError(f"task {self.name!r}, split {split!r}: missing columns {missing}")
             if not len(rows):

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 INSTEAD = (
-    " (label_names_file names the classes in words of yours), answer by letters (label_answers='letters'), or read a "
-    "classification head (model_class='encoder')"
+    " (label_names_file names the classes in words of yours), answer by letters (label_answers='letters'), score whole "
+    "names (prompt_style='cloze'), or read a classification head (model_class='encoder')"
 )
 """What can be done where a causal LM cannot answer by the classes' names."""
 
@@ -47,6 +47,18 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Token ids of a prompt as a causal LM reads it: with BOS where the tokenizer adds one, never an EOS."""
     before, own, _ = split_special(tokenizer, prompt)
     return before + own
+
+
+def shared_start(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences share at their start.
+
+    Example:
+        >>> shared_start([1, 2, 3], [1, 2, 4, 5])
+        2
+    """
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def continuation_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> list[int]:

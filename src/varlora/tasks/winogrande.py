@@ -28,7 +28,7 @@ def _winogrande(size: str) -> Benchmark:
         splits={"train": "train", "test": "validation"},
         files={"train": "train.jsonl", "test": ("dev_a.jsonl", "dev_b.jsonl", "dev.jsonl")},
         record=_record,
-        fills_blank=True,
+        choice_role="blank",
         licence="CC BY 2.0",
         source="Sakaguchi et al. 2020, arXiv:1907.10641",
         note=(

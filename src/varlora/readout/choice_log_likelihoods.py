@@ -1,0 +1,71 @@
+"""How likely each choice's text is behind its prompt: the sum of its tokens' log-probabilities under a causal LM.
+
+A row is one sequence for each choice, prompt and text together. The sequences of all rows go through the model in one
+call, those of missing choices left out; the softmax over the vocabulary is taken at the texts' positions alone. A
+prompt that the choices share is computed once for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from varlora.readout.answer_logits import decoder_inputs, last_positions, logits_at
+
+ENTRIES = ("input_ids", "attention_mask", "choice_mask", "choice_lengths")
+"""What is read of a batch."""
+
+
+def choice_log_likelihoods(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """log p(text | prompt) of each choice.
+
+    Args:
+        model: A causal LM, wrapped or not.
+        batch: `input_ids` and `attention_mask` (B, C, T), padded on either side; `choice_mask` (B, C) bool, True where
+            the choice exists; `choice_lengths` (B, C), how many tokens at a sequence's end are its text.
+
+    Returns:
+        (B, C), in nats, float32 or wider; -inf where there is no choice; differentiable. The vocabulary's logits are
+        computed in the output layer's data type, its softmax in float32.
+
+    Raises:
+        ValueError: If the batch is another, or a text leaves no prompt before it.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8,
+        ...                                      num_hidden_layers=1, num_attention_heads=2)).eval()
+        >>> ids = torch.tensor([[[1, 2, 4], [1, 2, 5]]])
+        >>> batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids),
+        ...          "choice_mask": torch.tensor([[True, True]]), "choice_lengths": torch.tensor([[1, 1]])}
+        >>> by_hand = model(ids[:, 0]).logits[:, 1].log_softmax(-1)[:, [4, 5]]
+        >>> torch.allclose(choice_log_likelihoods(model, batch), by_hand)
+        True
+    """
+    if missing := [name for name in ENTRIES if name not in batch]:
+        raise ValueError(
+            f"choices are scored as texts, and the batch lacks {', '.join(missing)}; make it by `encode` and "
+            "`Collator` of a task that is worded so (prompt_style='cloze')"
+        )
+    exists = batch["choice_mask"]
+    if batch["input_ids"].ndim != 3 or batch["input_ids"].shape[:2] != exists.shape:
+        raise ValueError(
+            f"choices are scored as texts, which needs input_ids (B, C, T) and choice_mask (B, C); got "
+            f"{tuple(batch['input_ids'].shape)} and {tuple(exists.shape)}"
+        )
+    ids, mask, lengths = (batch[name][exists] for name in ("input_ids", "attention_mask", "choice_lengths"))
+    last = last_positions(mask)[:, None]
+    index = torch.arange(ids.shape[1], device=ids.device)
+    before = (index >= last - lengths[:, None]) & (index < last)  # each token is predicted at the one before it
+    if bool((before.sum(1) != lengths).any()) or bool((mask[before] == 0).any()):
+        raise ValueError("a choice's text has no token before it to predict it from; give it a prompt")
+    rows, positions = before.nonzero(as_tuple=True)
+    logits = logits_at(model, decoder_inputs(model, {"input_ids": ids, "attention_mask": mask}), (rows, positions))
+    targets = ids[rows, positions + 1].to(logits.device)
+    log_probs = -F.cross_entropy(logits, targets, reduction="none")
+    scores = log_probs.new_zeros(before.shape).masked_scatter(before.to(logits.device), log_probs).sum(1)
+    return scores.new_full(exists.shape, -torch.inf).masked_scatter(exists.to(scores.device), scores)
