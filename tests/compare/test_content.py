@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from varlora.compare import content
-from varlora.compare.content import DATA_FILES, MODEL_FILES, Generated, contents_of, digest_of, local_model
+from varlora.compare.content import DATA_FILES, MODEL_FILES, Generated, contents_of, digest_of
 from varlora.demo.data import model_folder
 from varlora.runs.config import RunConfig
 
@@ -57,7 +57,7 @@ def test_a_run_reads_its_model_and_its_data_by_content(tmp_path: Path) -> None:
     rows.write_text('{"text": "a", "label": "b"}\n')
     given = {"train_file": str(rows), "output_dir": str(tmp_path)}
     here = RunConfig(model_name_or_path=str(tmp_path / "model"), **given)
-    there = RunConfig(model_name_or_path=local_model("embedded"), **given)
+    there = RunConfig(model_name_or_path="embedded", **given)
     assert contents_of(here) == contents_of(there)
     assert contents_of(here).keys() == {"model_name_or_path", "train_file"}
     assert contents_of(RunConfig(model_name_or_path="some/name", task="arc_easy", output_dir="x")) == {}
@@ -85,24 +85,3 @@ def test_generated_tasks_differ_by_seed_and_size(tmp_path: Path) -> None:
     assert len({task.digest for task in tasks}) == 3
     assert len({task.files(tmp_path)["train_file"] for task in tasks}) == 3
     assert Generated(train=6, test=3).digest == tasks[0].digest
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("package:no_such_package/model", "no package 'no_such_package'; install it"),
-        ("package:varlora/demo/absent", "the package varlora has no folder 'demo/absent'"),
-        ("package:../varlora", r"no package '\.\.'"),
-        ("package:math/model", "no package 'math'"),
-    ],
-)
-def test_a_model_inside_a_package_that_is_not_there_says_so(name: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        local_model(name)
-
-
-def test_a_package_is_found_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "carrier" / "model").mkdir(parents=True)
-    (tmp_path / "carrier" / "__init__.py").write_text("raise RuntimeError('imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert local_model("package:carrier/model") == str(tmp_path / "carrier" / "model")

@@ -10,6 +10,7 @@ from compare.plans import plan
 from small_runs import films, write_rows
 from varlora.compare import Plan, chosen
 from varlora.compare.code_version import code_version
+from varlora.compare.content import path_settings
 from varlora.demo.data import model_folder
 
 LEVELS = {
@@ -33,7 +34,7 @@ def test_models_times_methods_times_tasks_times_seeds(tmp_path: Path) -> None:
         assert cell.folder.name == f"{cell.method}-seed-{cell.seed}-{cell.key}"
         assert cell.code_version == code_version(cell.config.method)
         assert (cell.config.seed, cell.config.method) == (cell.seed, cell.method)
-    assert cells[0].config.model_name_or_path == str(model_folder())
+    assert path_settings(cells[0].config)["model_name_or_path"] == model_folder()
     assert cells[0].config.lora_target_modules == "q_proj,v_proj"
 
 

@@ -18,7 +18,7 @@ from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import Task, load_more
 from varlora.tasks.rows import Records
 
-LOCATION = ("model_name_or_path", "truncation", "per_device_eval_batch_size")
+LOCATION = ("model_name_or_path", "gguf_file", "truncation", "per_device_eval_batch_size")
 """Settings of a run that may be others now."""
 
 
@@ -49,6 +49,8 @@ def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFold
 def changed(config: RunConfig, arguments: Namespace) -> RunConfig:
     """A run's settings, with where it is run now."""
     others = {name: value for name in LOCATION if (value := getattr(arguments, name)) is not None}
+    if "model_name_or_path" in others:
+        others["gguf_file"] = arguments.gguf_file  # another place says anew whether it is a file there
     return dataclasses.replace(config, **others)
 
 

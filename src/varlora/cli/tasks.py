@@ -48,7 +48,9 @@ def execute(arguments: Namespace) -> None:
         if arguments.model_name_or_path is not None:
             from transformers import AutoTokenizer  # the list need not wait for it
 
-            tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
+            from varlora.runs.base_model import pretrained_name
+
+            tokenizer = AutoTokenizer.from_pretrained(pretrained_name(arguments.model_name_or_path))
         worded = list(PROMPT_STYLES) if "question" in (task.example or {}) else ["varlora"]
         _show_prompts(task, [arguments.prompt_style] if arguments.prompt_style else worded, tokenizer)
     if arguments.task_dir is not None or arguments.load:

@@ -210,9 +210,10 @@ def identity_of(config: RunConfig, generated: Generated | None = None) -> str:
         config: the settings.
         generated: the task whose files the settings name, which need not be there yet.
     """
-    given = {name: value for name, value in config.given().items() if name not in PLACES}
     made = set(generated.files(Path())) if generated is not None else set()
     contents: dict[str, Any] = {name: {"content": digest} for name, digest in contents_of(config, made).items()}
+    left_out = (*PLACES, *(["gguf_file"] if "model_name_or_path" in contents else []))
+    given = {name: value for name, value in config.given().items() if name not in left_out}
     if generated is not None:
         contents |= dict.fromkeys(made) | {"generated": generated.digest}
     return to_hash(given | contents)[:12]

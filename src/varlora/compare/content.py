@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,16 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from varlora.demo.data import model_folder, task_texts
+from varlora.demo.data import task_texts
 from varlora.io.files import open_regular
 from varlora.io.folders import atomic_file
+from varlora.runs.base_model import locate_model
 from varlora.runs.config import PLACES, RunConfig
 from varlora.runs.data import task_folder
 
-EMBEDDED = "embedded"
-"""As `model_name_or_path`: the small Llama that the package carries."""
-PACKAGE = "package:"
-"""Before NAME/FOLDER, as `model_name_or_path`: a folder inside an installed Python package."""
 READ_WHOLE = 64 * 2**20
 BLOCK, BLOCKS = 2**16, 256
 MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py", ".pt")
@@ -76,18 +72,20 @@ def path_settings(config: RunConfig) -> dict[str, Path]:
     """The settings that name a local file or folder that is read.
 
     Args:
-        config: the settings. `model_name_or_path` and `dataset_name` are local if there is a folder of that name.
+        config: the settings. `model_name_or_path` is local if the model is on this machine, and `gguf_file` is a part
+            of it; `dataset_name` is if there is a folder of that name.
+
+    Raises:
+        ValueError: the model is in a package that is not installed, or is not in the folder.
     """
-    given = {name: value for name, value in config.to_dict().items() if name not in PLACES}
-    return {
-        name: Path(value)
-        for name, value in given.items()
-        if isinstance(value, str)
-        and (
-            name.endswith(("_dir", "_file"))
-            or (name in ("model_name_or_path", "dataset_name") and Path(value).is_dir())
-        )
-    }
+    model = locate_model(config.model_name_or_path, config.gguf_file).local
+    paths = {"model_name_or_path": model} if model is not None else {}
+    for name, value in config.to_dict().items():
+        if not isinstance(value, str) or name in (*PLACES, "gguf_file"):
+            continue
+        if name.endswith(("_dir", "_file")) or (name == "dataset_name" and Path(value).is_dir()):
+            paths[name] = Path(value)
+    return paths
 
 
 def contents_of(config: RunConfig, left_out: Collection[str] = ()) -> dict[str, str]:
@@ -140,38 +138,6 @@ def digest_of(path: Path, endings: tuple[str, ...]) -> str:
     ]
     lines = [f"{file.relative_to(path).as_posix()}\0{_digest_of_file(file)}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def local_model(name: str) -> str:
-    """Where a model lies that an installed package carries; any other name as it is.
-
-    Args:
-        name: "embedded" for varlora's own small Llama, or "package:NAME/FOLDER" for a folder inside the package NAME,
-            which is found and not imported.
-
-    Raises:
-        ValueError: the package is not installed, or has no such folder.
-
-    Example:
-        >>> Path(local_model("embedded")).name, local_model("meta-llama/Llama-3.2-3B")
-        ('model', 'meta-llama/Llama-3.2-3B')
-        >>> local_model("package:varlora/demo/model") == local_model("embedded")
-        True
-    """
-    if name == EMBEDDED:
-        return str(model_folder())
-    if not name.startswith(PACKAGE):
-        return name
-    package, _, folder = name.removeprefix(PACKAGE).partition("/")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
-        raise ValueError(
-            f"model_name_or_path is {name!r}, and there is no package {package!r}; install it with pip first."
-        )
-    path = Path(next(iter(found.submodule_search_locations))) / folder
-    if not path.is_dir():
-        raise ValueError(f"model_name_or_path is {name!r}, and the package {package} has no folder {folder!r}.")
-    return str(path)
 
 
 def to_hash(value: Mapping[str, Any]) -> str:

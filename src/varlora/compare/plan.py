@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from varlora.compare.cell import GENERATED, Cell, make_cell
 from varlora.compare.code_version import code_version
-from varlora.compare.content import Generated, local_model
+from varlora.compare.content import Generated
 from varlora.compare.variant import Variant
 from varlora.io.nearest import nearest
 from varlora.runs.config import RunConfig
@@ -250,8 +250,6 @@ class Plan:
             merged["task_dir"] = str(self._in_data(folder or task_folder(name)))
         if self.data is not None and merged.get("shift_tasks") and "shift_task_dir" not in merged:
             merged["shift_task_dir"] = str(self.data)
-        if "model_name_or_path" in merged:
-            merged["model_name_or_path"] = local_model(merged["model_name_or_path"])
         settings: dict[str, Any] = {
             name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in merged.items()
         }

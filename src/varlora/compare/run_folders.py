@@ -106,7 +106,8 @@ def _check_settings(config: RunConfig, others: Sequence[RunConfig]) -> None:
     for other in others[:1]:
         there = other.to_dict()
         for name, value in config.to_dict().items():
-            if value != there[name] and name not in FREE and not name.endswith(("_file", "_dir")):
+            free = name in FREE or (name.endswith(("_file", "_dir")) and name != "gguf_file")
+            if value != there[name] and not free:
                 raise ValueError(
                     f"{other.output_dir} and {config.output_dir} are both {config.method}, but differ in more than "
                     f"their seed: {name} is {there[name]!r} and {value!r}. Leave one out, or compare settings with a "

@@ -13,6 +13,7 @@ from varlora.posterior import Posterior
 from varlora.posterior.folder import CheckpointError, load_posterior
 from varlora.prediction.prediction_setup import SAMPLES, remove_tuning
 from varlora.readout.readout import ClassHead
+from varlora.runs.base_model import locate_model, pretrained_name
 from varlora.runs.folder import is_run, read_run
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def read_source(posterior: str, pretrained: str | None = None, *, untuned: bool 
 
     Args:
         posterior: the folder.
-        pretrained: the base model's name or folder; None takes what the folder recorded.
+        pretrained: the base model, as `model_name_or_path`; None takes what the folder recorded.
         untuned: leave aside what `varlora tune` chose.
 
     Raises:
@@ -65,30 +66,36 @@ def read_source(posterior: str, pretrained: str | None = None, *, untuned: bool 
     if is_run(folder):
         run = read_run(folder)
         q, config = run.posterior, run.config
-        recorded = {"base": config.model_name_or_path, "revision": config.model_revision, "dtype": config.dtype}
+        recorded = {
+            "base": config.model_name_or_path,
+            "gguf_file": config.gguf_file,
+            "revision": config.model_revision,
+            "dtype": config.dtype,
+        }
         samples, seed = config.samples, config.seed
     else:
         try:
             q = load_posterior(folder)
         except CheckpointError as error:
             raise ValueError(f"{folder} is neither a run folder nor a posterior's: {error}") from error
-        recorded = {"base": q.meta.base_model, "revision": q.meta.base_revision, "dtype": "auto"}
+        recorded = {"base": q.meta.base_model, "gguf_file": None, "revision": q.meta.base_revision, "dtype": "auto"}
         samples, seed = SAMPLES, 0
     _check_causal(q, folder)
     base = pretrained if pretrained is not None else recorded["base"]
     if base is None:
         raise ValueError(f"{folder} does not say its base model; give it as pretrained=BASE.")
     base = str(base)
-    if (base.startswith((".", "/", "~")) or base.count("/") > 1) and not Path(base).is_dir():
+    if (base.startswith((".", "/", "~")) or base.count("/") > 1) and locate_model(base).local is None:
         raise ValueError(f"there is no base model folder {base}; say where it is now with pretrained=BASE.")
     moved = recorded["base"] is not None and os.path.realpath(base) != os.path.realpath(recorded["base"])
     if moved:
         logger.warning("%s was trained on %s; it is used with %s.", folder, recorded["base"], base)
+    revision, gguf_file = (None, None) if moved else (recorded["revision"], recorded["gguf_file"])
     return Source(
         folder=folder,
         q=remove_tuning(q) if untuned else q,
-        base=base,
-        revision="main" if moved else recorded["revision"] or "main",
+        base=pretrained_name(base, gguf_file, revision=revision, dtype=recorded["dtype"]),
+        revision=revision or "main",
         dtype=recorded["dtype"],
         samples=samples,
         seed=seed,

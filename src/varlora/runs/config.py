@@ -44,6 +44,8 @@ NEEDS: Mapping[str, str] = {
     "frozen_layers_dir": "cache_frozen_layers",
 }
 """Options that have no effect without another, or without one of two."""
+GGUF = ".gguf"
+"""How the name of a file ends that holds a whole model, its weights packed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,15 @@ class RunConfig:
         {'members': 3}
     """
 
-    model_name_or_path: str = _model("Pre-trained model: a name on the hub or a local folder.", "")
+    model_name_or_path: str = _model(
+        "Pre-trained model: a name on the hub, a local folder, package:NAME/FOLDER or package:NAME/FILE.gguf of an "
+        "installed package, or 'embedded', the small Llama that varlora carries.",
+        "",
+    )
+    gguf_file: str | None = _model(
+        "Name of a GGUF file in that folder or repository: the model, unpacked once into an ordinary folder below "
+        "HF_HOME (extra gguf)."
+    )
     model_revision: str | None = _model("Branch, tag or commit of the model on the hub.")
     model_class: Literal["auto", "causal", "encoder"] = _model(
         "'causal' reads the answer's token, 'encoder' a classification head; 'auto' goes by the model's architecture.",
@@ -213,6 +223,18 @@ class RunConfig:
         require(
             "lora_layers", layers is None or re.fullmatch("top:[1-9][0-9]*", layers) is not None, "top:1, top:2, ..."
         )
+        require("gguf_file", self.gguf_file is None or self.gguf_file.endswith(GGUF), f"the name of a file *{GGUF}")
+        packed = self.gguf_file is not None or self.model_name_or_path.endswith(GGUF)
+        if packed and self.quantization != "none":
+            raise ValueError(
+                f"quantization is {self.quantization!r}, and the base model is a GGUF file, whose weights are "
+                "unpacked. Leave quantization out, or give the model that the file was made from."
+            )
+        if packed and self.model_class == "encoder":
+            raise ValueError(
+                "model_class is 'encoder', and the base model is a GGUF file, which is read as a causal language "
+                "model. Leave model_class out."
+            )
         size = self.validation_size
         whole = size >= 1 and size == int(size)
         require("validation_size", 0 < size < 1 or whole, "a fraction below 1, or a number of rows")
@@ -265,7 +287,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-LATER = ("lora_layers", "frozen_layers_memory", "length_normalization")
+LATER = ("lora_layers", "frozen_layers_memory", "length_normalization", "gguf_file")
 """Settings that versions lacked whose fingerprints are still known."""
 SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name != "method_options")
 """What every run has, whatever its method."""

@@ -27,6 +27,7 @@ from varlora.io.files import read_json
 from varlora.posterior import PosteriorMeta
 from varlora.posterior.manifest import ADAPTER_CONFIG
 from varlora.readout.readout import AnswerTokens, ChoiceTexts, ClassHead, Readout, readout_from_dict
+from varlora.runs.base_model import pretrained_of
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.lora import lora_config
@@ -164,8 +165,8 @@ def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: T
 
 
 def _tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
-    _check_local(config.model_name_or_path)
-    name = config.model_name_or_path
+    name = pretrained_of(config)
+    _refuse_adapter(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, revision=config.model_revision)
     except OSError as error:
@@ -173,13 +174,7 @@ def _tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_local(name: str) -> None:
-    """A path that is not there would be looked for on the hub under a strange name."""
-    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
-        raise ValueError(
-            f"there is no model folder {name}; give a folder that save_pretrained wrote, or a hub name, as "
-            "model_name_or_path."
-        )
+def _refuse_adapter(name: str) -> None:
     adapter = Path(name) / ADAPTER_CONFIG
     if adapter.is_file():
         raise ValueError(
@@ -208,7 +203,7 @@ def family_of(config: RunConfig) -> Family:
         return "causal"
     if config.model_class == "encoder":
         return "encoder"
-    description = AutoConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+    description = AutoConfig.from_pretrained(pretrained_of(config), revision=config.model_revision)
     names = description.architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         return "causal"
@@ -246,7 +241,7 @@ def _base_model(config: RunConfig, family: Family, answers: tuple[str, ...]) -> 
     if (quantized := quantization_config(config)) is not None:
         options["quantization_config"] = quantized
     with _without_bars():
-        model, info = loader.from_pretrained(config.model_name_or_path, **options)
+        model, info = loader.from_pretrained(pretrained_of(config), **options)
     if quantized is not None:
         prepare: Any = prepare_model_for_kbit_training
         model = prepare(model, use_gradient_checkpointing=config.gradient_checkpointing)

@@ -23,6 +23,7 @@ def add_run(made: CommandParser) -> None:
     """The run, and where and how it is run now."""
     made.add_argument("run", metavar="RUN", help="Folder of a finished run.")
     made.option("model_name_or_path", "Where the base model is now, if not where it was in training.", metavar="MODEL")
+    made.option("gguf_file", "Name of the GGUF file there, if it is one.", metavar="FILE")
     made.option("truncation", "What to do with rows that are too long.", choices=["error", "left", "right"])
     made.option("per_device_eval_batch_size", "Rows per device.", type=int)
     made.flag("no_progress", "Show no progress bars.")
