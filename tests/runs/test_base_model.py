@@ -17,6 +17,7 @@ from small_runs import config
 from varlora.cli.finished import changed
 from varlora.cli.parsing import CommandParser
 from varlora.compare.cell import identity_of
+from varlora.integrations.source import read_source
 from varlora.posterior import PredictionConfig
 from varlora.runs import base_model
 from varlora.runs.base_model import ModelFiles, locate_model, pretrained_name
@@ -187,6 +188,7 @@ def test_a_run_on_a_gguf_file_comes_back_and_refuses_another(tmp_path: Path) -> 
     again = reload_setting(finished.config, finished.path, finished.posterior.meta)
     recorded = json.loads((finished.path / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert recorded == pretrained_name(str(tmp_path / "models"), "tiny.gguf")
+    assert read_source(settings.output_dir).base == recorded  # the harness's, too
     alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(recorded), finished.path)
     ids = torch.tensor([[1, 20, 30, 40]])
     with torch.no_grad():
