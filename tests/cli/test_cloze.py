@@ -73,7 +73,7 @@ def test_it_learns_and_its_folder_knows_how_it_is_read(trained: Path) -> None:
         assert torch.isfinite(prediction.log_probs).all(1).sum(-1).tolist() == offered
     card = (trained / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: text-generation" in card
-    assert "readout_from_dict" in card
+    assert "probabilities of the answers, by how likely each choice's text is behind the question" in card
 
 
 def test_a_reloaded_run_without_the_cache_predicts_the_same(trained: Path) -> None:

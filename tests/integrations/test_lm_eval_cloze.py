@@ -11,8 +11,11 @@ import yaml
 
 from integrations.harness import asks
 from models import tiny_llama
+from small_runs import config, save_model, write_rows
 from tiny_tokenizers import byte_bpe
 from varlora.readout.readout import ChoiceTexts
+from varlora.runs.folder import read_run
+from varlora.runs.run import run
 from varlora.tasks import TASKS, Collator, encode
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; pip install 'varlora[lm-eval]'")
@@ -20,6 +23,8 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; p
 import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.winogrande import preprocess_winogrande
+
+from varlora.integrations.lm_eval import PosteriorLM
 
 THEIRS = Path(lm_eval.__file__).parent / "tasks"
 FILES = {"arc_easy": "arc/arc_easy.yaml", "openbookqa": "openbookqa/openbookqa.yaml"}
@@ -57,3 +62,28 @@ def test_scores_are_the_harness_log_likelihoods(name: str, bos: bool) -> None:
     by_byte = ChoiceTexts(answers=task.answers, length_normalization="bytes").logits(model, batch).detach()
     texts = [text.removeprefix(" ") for _, text in pairs]
     torch.testing.assert_close(by_byte, expected / torch.tensor([len(text.encode()) for text in texts]))
+
+
+def test_a_posteriors_probabilities_are_the_harness(tmp_path: Path) -> None:
+    """Each draw divides one unit among a row's choices, as in `Prediction.probs`."""
+    asked = [
+        {
+            "id": f"q{i}",
+            "question": f"a {word} film",
+            "choices": ["a fine cat", "dull", "negative film"],
+            "answer": i % 3,
+        }
+        for i, word in enumerate(("fine", "dull", "cat", "dog", "cow", "hen") * 2)
+    ]
+    file = write_rows(tmp_path / "rows.jsonl", asked)
+    noisy = {"recipe": "cong2024", "ess": 500.0, "hess_init": 0.01, "learning_rate": 0.01, "max_steps": 5}
+    data = {"train_file": file, "validation_file": file, "test_file": file}
+    run(config(tmp_path, save_model(tmp_path / "model"), prompt_style="cloze", **noisy, **data), progress=False)
+    prediction = read_run(tmp_path / "run").prediction("test", "samples")
+    assert float(prediction.log_probs.std(dim=1).max()) > 0.1, "the draws should differ"
+
+    lm = PosteriorLM(str(tmp_path / "run"), batch_size=8)
+    for n in range(2):
+        pairs = [(f"Question: {asked[n]['question']}\nAnswer:", f" {choice}") for choice in asked[n]["choices"]]
+        values = torch.tensor([value for value, _ in lm.loglikelihood(asks(*pairs, row=n))], dtype=torch.float64)
+        torch.testing.assert_close(values.softmax(0), prediction.probs[n], atol=1e-5, rtol=0)

@@ -38,7 +38,8 @@ def _show(name: str) -> None:
     for field in dataclasses.fields(kind):
         words = allowed(field, types_of(kind)[field.name])
         table.add_row(f"[cyan]--{field.name}[/cyan]", _default(field), escape(words), escape(_help(field)))
-    out.print(table)
+    if table.rows:
+        out.print(table)
 
 
 def _facts(costs: Costs) -> dict[str, str]:

@@ -214,8 +214,9 @@ model = PeftModel.from_pretrained(base, {folder!r})"""
             call, averaged = "predict(model, q, batches, samples=0", "# (N, C); draws were not shown to help"
         elif meta.get("linearised"):
             module, call = "linearised", "predict_linearised(model, q, batches"
+        read = ", by how likely each choice's text is behind the question" if readout == "choice_texts" else ""
         sections.append(f"""\
-With varlora, probabilities of the answers (`batches`: token ids as `varlora.tasks.Collator` makes them):
+With varlora, probabilities of the answers{read} (`batches`: token ids as `varlora.tasks.Collator` makes them):
 
 ```python
 from varlora.posterior.folder import load_posterior

@@ -52,7 +52,8 @@ def load_jsonl(
             labels found in "train", sorted.
         ood_splits: Splits in which label -1 (belongs to no class) is allowed.
         label_answers: How a causal LM names a class: by its "names" or by "letters".
-        prompt_style: How a causal LM is asked (`varlora.tasks.PROMPT_STYLES`); for questions only.
+        prompt_style: How a causal LM is asked (`varlora.tasks.PROMPT_STYLES`); of texts to classify "cloze" alone, by
+            which their classes' names are scored.
         tokenizer: For chat `messages`: its chat template writes the prompt.
         validation_size: Fraction or number of training rows to cut when there is no "validation".
         seed: Decides which rows are cut.
