@@ -3,8 +3,9 @@
     python benchmarks/frozen_layers.py MODEL --task sst2 --task_dir data/sst2 --lora_layers top:8
 
 Trains IVON on one thread for --epochs epochs of --rows rows, then predicts as many test rows with ten draws: with the
-whole model, and with cached layers. A step is of the last epoch, whose rows are all known; the first epoch is the whole
-model's. Processor seconds, since a machine that does other things, too, makes the clock say little.
+whole model, with cached layers, and with states that another run has left in a folder. In the first epoch and in the
+first draw rows are new, unless they are in the folder. Processor seconds, since a machine that does other things, too,
+makes the clock say little.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -49,7 +51,7 @@ def measured(config: RunConfig, folder: Path) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Prints one line for each way."""
+    """Prints a line for each way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--task", required=True)
@@ -59,27 +61,33 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for cached in (False, True):
-        with tempfile.TemporaryDirectory() as folder:
-            config = RunConfig(
-                model_name_or_path=args.model,
-                task=args.task,
-                task_dir=args.task_dir,
-                max_train_samples=args.rows,
-                max_validation_samples=8,
-                max_test_samples=args.rows,
-                num_train_epochs=args.epochs,
-                lora_target_modules="q_proj,v_proj",
-                lora_layers=args.lora_layers,
-                method_options={"learning_rate": 1.5e-3, "held_out": "none"},
-                cache_frozen_layers=cached,
-                output_dir=str(Path(folder) / "run"),
-            )
-            first, last, prediction = measured(config, Path(folder) / "run.checkpoints")
-        how = "frozen layers once" if cached else "whole model"
-        print(
-            f"{how}: {first:.2f} s a step of the first epoch, {last:.2f} s of the last, {prediction:.1f} s to predict"
+    ways = {"whole model": {}, "frozen layers once": {"cache_frozen_layers": True}}
+    with tempfile.TemporaryDirectory() as states:
+        shared = {"cache_frozen_layers": True, "frozen_layers_dir": states}
+        ways |= {"frozen layers into a folder": shared, "frozen layers from the folder": shared}
+        for how, options in ways.items():
+            _measure_and_print(args, how, options)
+
+
+def _measure_and_print(args: argparse.Namespace, how: str, options: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            model_name_or_path=args.model,
+            task=args.task,
+            task_dir=args.task_dir,
+            max_train_samples=args.rows,
+            max_validation_samples=8,
+            max_test_samples=args.rows,
+            num_train_epochs=args.epochs,
+            lora_target_modules="q_proj,v_proj",
+            lora_layers=args.lora_layers,
+            method_options={"learning_rate": 1.5e-3, "held_out": "none"},
+            output_dir=str(Path(folder) / "run"),
+            dtype="float32",
+            **options,
         )
+        first, last, prediction = measured(config, Path(folder) / "run.checkpoints")
+    print(f"{how}: {first:.2f} s a step of the first epoch, {last:.2f} s of the last, {prediction:.1f} s to predict")
 
 
 if __name__ == "__main__":

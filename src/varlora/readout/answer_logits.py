@@ -2,9 +2,10 @@
 
 The model is called as in any other forward; for the span of that call its output layer is narrowed: it sees the hidden
 states of the wanted positions alone. Of a few tokens it multiplies only their rows, in float32 (a bfloat16 logit near
-20 is rounded to multiples of 1/8, which a calibration error can see). What the model does to its logits afterwards
-(soft-capping, scaling) it still does itself. Where that does not give the full forward's logits, or cannot be done (a
-compiled or replicated model), the wanted logits are picked out of all of them.
+20 is rounded to multiples of 1/8, which a calibration error can see). The last layer's MLP computes these positions
+alone, too, of the families of `varlora.readout.trunks.DECODERS` and where no adapter is in it. What the model does to
+its logits afterwards (soft-capping, scaling) it still does itself. Where that does not give the full forward's logits,
+or cannot be done (a compiled or replicated model), the wanted logits are picked out of all of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from varlora.adapters.modes import evaluation_mode
+from varlora.readout.replaced_forward import AtPositions
+from varlora.readout.trunks import decoder_layers, frozen_mlp
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,7 @@ def _narrow_logits(
     """The wanted logits by a narrowed output layer."""
     head = _output_layer(model)
     assert head is not None
-    with _narrowed(head, places, token_ids) as rows_only:
+    with _narrowed(head, places, token_ids) as rows_only, _narrowed_mlp(_base(model), places):
         logits: Tensor = model(**inputs).logits
     if logits.shape[:2] != (len(places[0]), 1):
         raise RuntimeError(f"the output layer was not used as expected: logits of shape {tuple(logits.shape)}")
@@ -129,6 +132,22 @@ def _narrowed(head: nn.Module, places: Places, token_ids: Sequence[int] | None) 
         handle.remove()
         if rows_only:
             del head.__dict__["forward"]
+
+
+@contextmanager
+def _narrowed_mlp(base: nn.Module, places: Places) -> Iterator[None]:
+    """Make the last layer's MLP compute the wanted positions only: nothing reads the states elsewhere."""
+    layers = decoder_layers(base)
+    mlp = frozen_mlp(layers[-1]) if layers else None
+    if mlp is None:
+        yield
+        return
+    narrowed = AtPositions(mlp, lambda shape: torch.unique(places[0] * shape[1] + places[1]))
+    narrowed.put()
+    try:
+        yield
+    finally:
+        narrowed.remove()
 
 
 def _full_logits(

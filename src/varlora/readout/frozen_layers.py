@@ -2,10 +2,10 @@
 
 Where only upper layers are adapted, what enters the first of them never changes: it is computed at a row's first visit,
 in evaluation mode (no dropout below), and looked up ever after, for every step, draw and split. It is the same model:
-names, weights and files stay as they are. Where a row is first seen in the batch that it is used in, the numbers are
-those of the whole model bit for bit; in a batch of other rows or with other padding they agree as far as the whole
-model's own do from batch to batch, which is up to rounding. Training agrees with that of the whole model if its frozen
-part is in evaluation mode too.
+names, weights and files stay as they are. The numbers agree with the whole model's as far as its own do from batch to
+batch, which is up to rounding. Training agrees with that of the whole model if its frozen part is in evaluation mode,
+too. Above, a decoder's MLPs compute the rows' own tokens and no padding, unless they are adapted or computed again in
+backward.
 
 Rows are kept without their padding and in the data type in which they are computed, that of the frozen weights:
 2 or 4 bytes × tokens of all rows × hidden size; 800 rows of 20 tokens at width 384 take 25 MB in float32. What is more
@@ -18,19 +18,19 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from varlora.adapters.modes import evaluation_mode
+from varlora.readout.replaced_forward import AtPositions, ReplacedForward
 from varlora.readout.row_states import RowStates
 from varlora.readout.shared_states import SharedRowStates, states_fingerprint
-from varlora.readout.trunks import Trunk, call_of, trunk_of
+from varlora.readout.trunks import Decoder, Trunk, call_of, frozen_mlp, is_adapted, trunk_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class _Cache:
         self.states = states
         self.alone = alone
         self.batch: Tensor | None = None
+        self.own: Tensor | None = None
         self.computing = False
         self.whole = False
 
@@ -78,6 +79,7 @@ class _Cache:
             return None
         rows = self.trunk.rows(given)
         own = rows.own
+        self.own = None if bool(own.all()) else own.flatten().nonzero()[:, 0]
         kind = own.device.type
         half = str(torch.get_autocast_dtype(kind)).encode() if torch.is_autocast_enabled(kind) else b""
         keys = [half + tokens for tokens in rows.tokens()]
@@ -97,10 +99,16 @@ class _Cache:
             self.batch[i, own[i]] = self.states[key].to(own.device)
         return args, {**kwargs, **{name: value for name, value in self.trunk.fixed.items() if given.get(name) is None}}
 
+    def own_positions(self, layer: nn.Module, shape: tuple[int, ...]) -> Tensor | None:
+        """Where in the batch (B, T) its rows' own tokens are, for a layer's MLP; None where all are to be computed."""
+        if self.is_off or self.batch is None or self.batch.shape[:-1] != shape or frozen_mlp(layer) is None:
+            return None
+        return self.own
+
     def after_trunk(self, module: nn.Module, *_: Any) -> None:
-        """Ends a call of the whole model."""
+        """Ends a call: what is computed again later, in a backward pass, is so at every position."""
         if not self.computing and module is self.trunk.module:
-            self.whole = False
+            self.whole, self.own = False, None
 
     def _check(self, row: Mapping[str, Tensor], key: bytes) -> None:
         """Computes a row anew, whether or not its states are known: what is in a folder must be what is computed.
@@ -149,13 +157,12 @@ class _Cache:
         return self
 
 
-class _InPlaceOf:
+class _Nothing(ReplacedForward):
     """A forward of something below: it computes nothing, and returns zeros of the shape that it would return."""
 
     def __init__(self, cache: _Cache, module: nn.Module) -> None:
-        self.cache, self.module = cache, module
-        self.forward: Callable[..., Any] = module.forward
-        self.own = module.__dict__.get("forward")  # e.g. accelerate's, which brings a layer to its device
+        super().__init__(module)
+        self.cache = cache
         self.width = 0
         self.rest: tuple[Any, ...] | None = None
 
@@ -169,17 +176,6 @@ class _InPlaceOf:
         assert batch is not None
         zeros = batch.new_zeros(1).expand(*batch.shape[:-1], self.width)
         return zeros if self.rest is None else (zeros, *self.rest)
-
-    def remove(self) -> None:
-        """Gives the module its forward back."""
-        self.module.__dict__.pop("forward", None)
-        if self.own is not None:
-            self.module.forward = self.own
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the module computes by itself."""
-        copied = memo[id(self.module)]
-        return functools.partial(type(copied).forward, copied)
 
 
 def _stop(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -227,15 +223,15 @@ def cached_frozen_layers(
         2
     """
     trunk = trunk_of(model)
-    adapted = [_is_adapted(layer) for layer in trunk.layers]
+    adapted = [is_adapted(layer) for layer in trunk.layers]
     first = adapted.index(True) if any(adapted) else len(adapted)
-    if _is_adapted(trunk.embeddings) or first in (0, len(adapted)):
+    if is_adapted(trunk.embeddings) or first in (0, len(adapted)):
         raise ValueError(
             "cache_frozen_layers needs frozen layers below the first that is adapted, but the embeddings or the lowest "
             "layer train, or no layer does. Adapt upper layers only (lora_layers, lora_target_modules), or leave the "
             "option out."
         )
-    if isinstance(trunk.embeddings.__dict__.get("forward"), _InPlaceOf):
+    if isinstance(trunk.embeddings.__dict__.get("forward"), _Nothing):
         yield first
         return
     states: RowStates | SharedRowStates
@@ -244,7 +240,11 @@ def cached_frozen_layers(
     else:
         states = RowStates(memory=int(memory * 2**30), folder=None if shared else folder)
     cache = _Cache(trunk, trunk.layers[first], states, alone=shared)
-    below = [_InPlaceOf(cache, module) for module in (trunk.embeddings, *trunk.layers[:first])]
+    replaced: list[ReplacedForward] = [_Nothing(cache, part) for part in (trunk.embeddings, *trunk.layers[:first])]
+    if isinstance(trunk, Decoder):
+        for layer in trunk.layers[first:]:
+            if (mlp := frozen_mlp(layer)) is not None:
+                replaced.append(AtPositions(mlp, functools.partial(cache.own_positions, layer)))
     hooks = [
         trunk.module.register_forward_pre_hook(cache.before_trunk, with_kwargs=True),
         trunk.module.register_forward_hook(cache.after_trunk, always_call=True),
@@ -252,19 +252,12 @@ def cached_frozen_layers(
     ]
     logger.info("the lower %d of %d layers are frozen and computed once for each row", first, len(adapted))
     try:
-        for replacement in below:
-            replacement.module.forward = replacement
+        for replacement in replaced:
+            replacement.put()
         yield first
     finally:
         for hook in hooks:
             hook.remove()
-        for replacement in below:
+        for replacement in replaced:
             replacement.remove()
         states.close()
-
-
-def _is_adapted(module: nn.Module) -> bool:
-    """Whether a module trains, or has an adapter: one that is read back changes from draw to draw without training."""
-    return any(p.requires_grad for p in module.parameters()) or any(
-        isinstance(inner, BaseTunerLayer) for inner in module.modules()
-    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 DECODERS: Mapping[str, str] = {
@@ -171,6 +172,29 @@ class Decoder(_Layers):
 Trunk = Encoder | Decoder
 
 
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a decoder of one of the `DECODERS`, from the lowest; none of another model."""
+    decoder = _decoder_of(model)
+    return list(decoder.layers) if decoder is not None else []
+
+
+def frozen_mlp(layer: nn.Module) -> nn.Module | None:
+    """A decoder layer's MLP, which takes each position by itself, if it is frozen and not computed anew in backward.
+
+    An adapted one is None: its dropout, noise and per-example gradients are those of all positions.
+    """
+    mlp = layer._modules.get("mlp")
+    recomputed = layer.training and getattr(layer, "gradient_checkpointing", False)
+    return None if mlp is None or recomputed or is_adapted(mlp) else mlp
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a module trains, or has an adapter: one that is read back changes from draw to draw without training."""
+    return any(p.requires_grad for p in module.parameters()) or any(
+        isinstance(inner, BaseTunerLayer) for inner in module.modules()
+    )
+
+
 def trunk_of(model: nn.Module) -> Trunk:
     """The trunk of a model, with or without an adapter.
 
@@ -179,13 +203,11 @@ def trunk_of(model: nn.Module) -> Trunk:
     """
     outer: Any = model
     base: Any = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-    kind = getattr(getattr(base, "config", None), "model_type", None)
+    if (decoder := _decoder_of(base)) is not None:
+        _check_rotary(decoder.module)
+        return decoder
     for module in base.modules():
         children = dict(module.named_children())
-        layers = children.get("layers")
-        if kind in DECODERS and "embed_tokens" in children and isinstance(layers, nn.ModuleList):
-            _check_rotary(module)
-            return Decoder(module=module, embeddings=children["embed_tokens"], layers=list(layers))
         for inner in (children.get("encoder"), children.get("transformer")):
             if "embeddings" in children and isinstance(layers := getattr(inner, "layer", None), nn.ModuleList):
                 return Encoder(module=module, embeddings=children["embeddings"], layers=list(layers))
@@ -199,6 +221,15 @@ def trunk_of(model: nn.Module) -> Trunk:
 def call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What a module's forward is called with, by name."""
     return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | dict(kwargs)
+
+
+def _decoder_of(model: nn.Module) -> Decoder | None:
+    if getattr(getattr(model, "config", None), "model_type", None) in DECODERS:
+        for module in model.modules():
+            children = dict(module.named_children())
+            if "embed_tokens" in children and isinstance(layers := children.get("layers"), nn.ModuleList):
+                return Decoder(module=module, embeddings=children["embed_tokens"], layers=list(layers))
+    return None
 
 
 def _check_rotary(module: nn.Module) -> None:
