@@ -12,7 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from readout.test_frozen_layers import CONFIGS as ENCODERS
+from readout.test_frozen_layers import adapted as adapted_encoder
 from readout.test_frozen_layers_decoders import CONFIGS, adapted, calls_of, rows
+from varlora.readout import shared_states
 from varlora.readout.frozen_layers import cached_frozen_layers
 from varlora.readout.shared_states import SharedRowStates, states_fingerprint
 from varlora.readout.trunks import trunk_of
@@ -56,6 +59,16 @@ def test_rows_come_back_to_whoever_comes_later_or_at_the_same_time(tmp_path: Pat
     assert len(list(tmp_path.rglob("*.safetensors"))) == len(files) + 1
     assert states_of(tmp_path)[b"row 40"].dtype == torch.bfloat16
     assert b"row 0" not in states_of(tmp_path, "34" * 32)
+
+
+def test_a_row_that_another_process_writes_while_it_is_computed_is_kept_once(tmp_path: Path) -> None:
+    states, row = states_of(tmp_path), given(1)[b"row 0"]
+    assert b"row 0" not in states
+    filled(tmp_path, 1)
+    states[b"row 0"] = row
+    states.close()
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert torch.equal(states_of(tmp_path)[b"row 0"], row)
 
 
 def broken(kind: str, file: Path) -> None:
@@ -140,6 +153,13 @@ def test_a_fingerprint_is_of_the_frozen_layers_alone() -> None:
     finally:
         torch.set_num_threads(threads)
     assert len({mine, *others}) == 1 + len(others)
+
+
+def test_a_fingerprint_is_of_the_processor_of_an_encoder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+    monkeypatch.setattr(shared_states, "_processor", lambda device: devices.append(device) or [])
+    fingerprint_of(adapted_encoder(ENCODERS["bert"]))
+    assert devices == [torch.device("cpu")]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -82,9 +82,9 @@ class SharedRowStates:
         return self._states[hashlib.sha256(key).digest()]
 
     def __setitem__(self, key: bytes, states: Tensor) -> None:
-        """Keeps a row's states (tokens, width), which must not be known yet."""
+        """Keeps a row's states (tokens, width), unless another process has written the same meanwhile."""
         if key in self:
-            raise ValueError(f"the states of {key!r} are known already.")
+            return
         digest = hashlib.sha256(key).digest()
         self._states[digest] = states.detach().cpu()
         self._waiting.append(digest)
@@ -172,7 +172,7 @@ def states_fingerprint(trunk: Trunk, layers: int) -> str:
     left_out = {id(t) for part in outside for t in (*part.parameters(), *part.buffers())}
     prefixes = tuple(f"{name}." for name, part in module.named_modules() if any(part is other for other in outside))
     tensors = dict(module.state_dict(keep_vars=True)) | dict(module.named_buffers())
-    device = trunk.embeddings.weight.device if isinstance(trunk.embeddings, torch.nn.Embedding) else None
+    device = next(trunk.embeddings.parameters()).device
     facts = {
         "format": FORMAT,
         "model": type(module).__name__,
@@ -200,8 +200,8 @@ NAMES = ("_name_or_path", "id2label", "label2id", "transformers_version")
 """Of a configuration: what a base model is called, and its classes."""
 
 
-def _processor(device: torch.device | None) -> list[str]:
-    if device is not None and device.type == "cuda":
+def _processor(device: torch.device) -> list[str]:
+    if device.type == "cuda":
         return [torch.cuda.get_device_name(device)]
     return [str(device), platform.machine(), torch.backends.cpu.get_cpu_capability()]
 
