@@ -87,6 +87,16 @@ def test_a_texts_tokens_are_those_behind_the_prompts_own(name: str) -> None:
         assert (row["num_choices"], row["labels"]) == (len(record["choices"]), [1, 0][row["id"] == "q2"])
 
 
+def test_a_rows_texts_are_tokenized_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred classes take no longer than their tokens do."""
+    tokenizer, calls = byte_bpe(bos=True), []
+    call = type(tokenizer).__call__
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *a, **o: (calls.append(a), call(*a, **o))[1])
+    found = choice_sequences(tokenizer, {"prompt": "film"}, [f" cat {n}" for n in range(200)])
+    assert len(found.input_ids) == 200
+    assert len(calls) == 3, "the prompt with and without BOS, and all texts behind it"
+
+
 def test_spaces_at_the_prompts_end_are_scored_with_the_text() -> None:
     tokenizer = byte_bpe()
     plain, spaced = (

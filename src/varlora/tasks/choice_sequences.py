@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from varlora.tasks.cutting import shorten
-from varlora.tasks.tokens import prompt_tokens, shared_start, split_special
+from varlora.tasks.tokens import shared_start, split_special
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,11 +70,13 @@ def choice_sequences(
     """
     scored = row.get("choices") or [{"prompt": row["prompt"], "text": text} for text in continuations]
     prompts = [choice["prompt"].rstrip() for choice in scored]
-    alone = {prompt: split_special(tokenizer, prompt)[:2] for prompt in prompts}
+    alone = {prompt: split_special(tokenizer, prompt)[:2] for prompt in dict.fromkeys(prompts)}
+    joined = [choice["prompt"] + choice["text"] for choice in scored]
+    together = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"]  # at once: there may be hundreds
     starts, texts = [], []
-    for prompt, choice in zip(prompts, scored, strict=True):
-        start = [*alone[prompt][0], *alone[prompt][1]]
-        whole = prompt_tokens(tokenizer, choice["prompt"] + choice["text"])
+    for prompt, choice, own in zip(prompts, scored, together, strict=True):
+        before = alone[prompt][0]
+        start, whole = [*before, *alone[prompt][1]], [*before, *own]
         shared = shared_start(start, whole)
         if shared in (0, len(whole)):
             raise ValueError(
