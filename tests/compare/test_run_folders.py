@@ -66,6 +66,8 @@ def test_models_have_short_names_unless_they_are_the_same(add: Add) -> None:
     assert list(plan_of_runs([one, other])[0].models) == ["here/tiny", "there/tiny"]
     third = add("c", "ivon", model="there/small")
     assert list(plan_of_runs([one, third])[0].models) == ["tiny", "small"]
+    files = [add(name, "ivon", gguf_file=f"{name}.gguf") for name in ("q4", "q8")]
+    assert [cell.model for cell in plan_of_runs(files)[1]] == ["q4.gguf", "q8.gguf"]
 
 
 def test_the_settings_are_those_that_were_given(add: Add) -> None:

@@ -95,6 +95,13 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
         pretrained_name(str(tmp_path), "tiny.gguf")
 
 
+def test_a_place_for_unpacked_models_that_is_none_says_so(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    (tmp_path / "hf").write_text("a file")
+    with pytest.raises(ValueError, match=r"hf/varlora cannot be written to .* Set the environment variable HF_HOME"):
+        pretrained_name(str(tmp_path), "tiny.gguf")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -51,7 +51,7 @@ def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None)
     rows: dict[str, dict[str, Variant]] = {}
     for run in runs:
         method, seed = run.config.method, run.config.seed
-        made = _cell(run, models[run.config.model_name_or_path])
+        made = _cell(run, models[_model_of(run.config)])
         key = (made.model, method, seed)
         if key in cells:
             raise ValueError(
@@ -123,6 +123,12 @@ def _given(runs: Sequence[RunFolder], method: str) -> dict[str, Any]:
 
 def _models(runs: Sequence[RunFolder]) -> dict[str, str]:
     """A short name of each model; the whole where two have the same."""
-    paths = dict.fromkeys(run.config.model_name_or_path for run in runs)
+    paths = dict.fromkeys(_model_of(run.config) for run in runs)
     short = [Path(path).name for path in paths]
     return {path: Path(path).name if short.count(Path(path).name) == 1 else path for path in paths}
+
+
+def _model_of(config: RunConfig) -> str:
+    """The model's place; a GGUF file's with its name, as a folder may hold several."""
+    parts = (config.model_name_or_path, config.gguf_file)
+    return "/".join(part for part in parts if part is not None)

@@ -167,8 +167,15 @@ def _unpacked(file: Path, dtype: str) -> Path:
     key = hashlib.sha256(f"{_digest(str(file), stat.st_size, stat.st_mtime_ns)} {transformers.__version__}".encode())
     folder = Path(constants.HF_HOME) / "varlora" / f"{file.stem}-{dtype}-{key.hexdigest()[:12]}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{folder}.lock").acquire()
+        except OSError as error:
+            raise ValueError(
+                f"{file} is unpacked below HF_HOME, and {folder.parent} cannot be written to ({error}). Set the "
+                "environment variable HF_HOME to a folder that can."
+            ) from error
+        with lock:
             if not folder.is_dir():
                 logger.info("%s is unpacked into %s, where later runs find it", file, folder)
                 with atomic_folder(folder) as new:
