@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from varlora import IVON, IVONConfig, VariationalTrainerMixin
+from varlora.ivon.fit_variance import NOT_BEGUN
 
 WIDTH, CLASSES = 24, 2
 
@@ -117,12 +118,12 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "weights and state": torch.cat([t.detach().flatten() for t in tensors]).tolist(),
         **{
             name: group[name]
-            for name in ("ess", "auto_ess", "prior_width", "held_out", "held_out_rows", "held_out_source")
+            for name in ("ess", "auto_ess", "ess_start", *NOT_BEGUN, "held_out", "held_out_rows", "held_out_source")
         },
     }
 
 
-STATE = ("hessian", "momentum", "second_moment", "prior_precision", "start", "ess_start")
+STATE = ("momentum", "second_moment")
 
 
 class Watched(TrainerCallback):

@@ -12,15 +12,8 @@ from varlora import IVON, NoiseController, posterior_of
 from varlora.ivon.noise import CounterNoise, ReplayedNoise
 
 OPTIONS = {"lr": 0.1, "ess": 200.0, "hess_init": 0.1, "betas": (0.9, 0.9), "weight_decay": 0.01}
-ADAM = {
-    "lr": 0.01,
-    "ess": 200.0,
-    "hess_init": 0.1,
-    "betas": (0.9, 1.0),
-    "update": "adam",
-    "prior": "movement",
-    "prior_width": 3.0,
-}
+ADAM = {"lr": 0.01, "ess": 200.0, "betas": (0.9, 1.0), "update": "adam", "variance": "fit"}
+FIT = ("lr_sum", "loss_sum", "loss_weight")
 STEPS, MICRO = 3, 2
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file store")
@@ -55,6 +48,7 @@ def flat(model, optimizer):
             if optimizer.state.get(p)
             for _, s in sorted(optimizer.state[p].items())
         ]
+        + [torch.tensor([optimizer.param_groups[0][name] for name in FIT], dtype=torch.float64)]
     )
 
 
@@ -62,13 +56,15 @@ def train_on_rank(rank, wrap, poison_step=None, everywhere=False, options=OPTION
     model = Net()
     wrapped = wrap(model)
     optimizer = IVON(model.parameters(), **options)
-    NoiseController(wrapped, optimizer, seed=7)
+    noise = NoiseController(wrapped, optimizer, seed=7)
     for step in range(STEPS):
         for micro in range(MICRO):
             x = batch(step, rank, micro)
             if poison_step == step and rank == 1:
                 x = x * float("nan")
-            (wrapped(x, use_expert=everywhere or rank == 0).square().mean() / MICRO).backward()
+            loss = wrapped(x, use_expert=everywhere or rank == 0).square().mean()
+            noise.observe_loss(loss)
+            (loss / MICRO).backward()
         optimizer.step()
         optimizer.zero_grad()
     posterior = posterior_of(model, optimizer)
@@ -84,11 +80,12 @@ def in_one_process(steps=STEPS, everywhere=False, options=OPTIONS):
         for name, p in model.named_parameters()
     }
     optimizer = IVON(model.parameters(), **options)
-    NoiseController(model, optimizer, ReplayedNoise(noise))
+    controller = NoiseController(model, optimizer, ReplayedNoise(noise))
     for step in range(steps):
         for rank in range(RANKS):
             for micro in range(MICRO):
                 loss = model(batch(step, rank, micro), use_expert=everywhere or rank == 0).square().mean()
+                controller.observe_loss(loss)
                 (loss / (RANKS * MICRO)).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -3,7 +3,6 @@
 from . import metrics as metrics
 from .adapters import applied as applied
 from .adapters import load_into as load_into
-from .ivon.auto import set_prior_width as set_prior_width
 from .ivon.config import IVONConfig as IVONConfig
 from .ivon.noise import NoiseController as NoiseController
 from .ivon.optimizer import IVON as IVON

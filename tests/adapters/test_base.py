@@ -111,7 +111,7 @@ def test_a_run_is_not_resumed_on_another_base() -> None:
         )
 
     def optimizer_of(model: PeftModel) -> IVON:
-        options = IVONConfig(lr=0.1, ess=1e4, hess_init=0.1).optimizer_kwargs()
+        options = IVONConfig(lr=0.1, ess=1e4).optimizer_kwargs()
         return IVON([p for p in model.parameters() if p.requires_grad], **options)
 
     first = lora(tiny_llama())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cli.workshop import Outcome, Workshop
-from varlora import common_prior, isotropic_prior, load_posterior, merge, prune, save_posterior, temper
+from varlora import isotropic_prior, load_posterior, merge, prune, save_posterior, temper
 from varlora.runs.folder import read_run
 
 Call = Callable[..., Outcome]
@@ -80,22 +80,24 @@ def test_merge(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path)
     other = tmp_path / "other"
     assert call(*workshop.training(other, data_seed=1)).code == 0
 
-    learned = call("merge", run_folder, other, "--output_dir", tmp_path / "learned")
-    assert learned.code == 0, learned.err
+    refused = call("merge", run_folder, other, "--output_dir", tmp_path / "learned")
+    assert (refused.code, "has no prior precision. Give the one to use" in refused.err) == (1, True)
     done = call("merge", run_folder, other, "--prior_precision", 1.0, "--output_dir", tmp_path / "merged")
     assert done.code == 0, done.err
 
     q1, q2 = load_posterior(run_folder), load_posterior(other)
-    for folder, prior in (("merged", isotropic_prior(q1, 1.0)), ("learned", common_prior([q1, q2]))):
-        expected, merged = merge([q1, q2], prior=prior), load_posterior(tmp_path / folder)
-        assert all(torch.equal(merged.mean[key], expected.mean[key]) for key in expected.mean)
+    expected, merged = merge([q1, q2], prior=isotropic_prior(q1, 1.0)), load_posterior(tmp_path / "merged")
+    assert all(torch.equal(merged.mean[key], expected.mean[key]) for key in expected.mean)
     assert read_run(tmp_path / "merged").facts["derived_from"] == [str(run_folder), str(other)]
 
 
 def test_merge_refuses_priors_that_each_run_has_learned(call: Call, workshop: Workshop, tmp_path: Path) -> None:
     adaptive = [tmp_path / "first", tmp_path / "second"]
     for seed, folder in enumerate(adaptive):
-        assert call(*workshop.training(folder, data_seed=seed, prior="adaptive", max_steps=2)).code == 0
+        assert (
+            call(*workshop.training(folder, data_seed=seed, variance="hessian", prior="adaptive", max_steps=2)).code
+            == 0
+        )
 
     refused = call("merge", *adaptive, "--output_dir", tmp_path / "merged")
 
@@ -105,7 +107,7 @@ def test_merge_refuses_priors_that_each_run_has_learned(call: Call, workshop: Wo
 def test_merge_refuses_a_flat_prior(call: Call, workshop: Workshop, tmp_path: Path) -> None:
     flat = [tmp_path / "first", tmp_path / "second"]
     for seed, folder in enumerate(flat):
-        assert call(*workshop.training(folder, data_seed=seed, prior="fixed", max_steps=1)).code == 0
+        assert call(*workshop.training(folder, data_seed=seed, variance="hessian", max_steps=1)).code == 0
 
     refused = call("merge", *flat, "--output_dir", tmp_path / "merged")
 

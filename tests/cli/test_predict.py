@@ -38,9 +38,9 @@ def trained(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> tup
         "max_steps": 3,
         "samples": 6,
         "held_out": "none",
-        "hess_init": 1e-3,
+        "hess_init": 1e-2,
         "ess": 1e4,
-        "prior_width": 100.0,
+        "variance": "hessian",
     }
     return folder / "run", workshop.training(folder / "run", **options)
 

@@ -31,7 +31,16 @@ def test_the_rule_of_2025() -> None:
 )
 def test_only_what_is_open_is_filled_in(given: dict[str, Any], ess: float, hess_init: float) -> None:
     numbers = not {"auto", None} & set(given.values())
+    given = {"variance": "hessian", **given}
     assert is_open(given) != numbers
     settle(given, 200)
     assert (given["ess"], given["hess_init"]) == pytest.approx((ess, hess_init))
     assert not is_open(given)
+
+
+def test_a_variance_that_follows_the_fit_waits_for_lambda_alone() -> None:
+    group = {"variance": "fit", "ess": "auto", "hess_init": "auto"}
+    assert is_open(group)
+    settle(group, 200)
+    assert (group["ess"], group["auto_ess"], group["hess_init"]) == (20_000.0, 20_000.0, "auto")
+    assert not is_open(group)

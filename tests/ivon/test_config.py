@@ -20,8 +20,8 @@ CONG2024 = {
     "clip_radius": 1e-3,
     "rescale_lr": False,
     "prior": "fixed",
-    "prior_width": "auto",
     "update": "newton",
+    "variance": "hessian",
     "adam_beta2": 0.999,
     "adam_eps": 1e-8,
 }
@@ -40,9 +40,9 @@ CONG2024 = {
                 "weight_decay": 0.0,
                 "clip_radius": math.inf,
                 "rescale_lr": False,
-                "prior": "movement",
-                "prior_width": "auto",
+                "prior": "fixed",
                 "update": "adam",
+                "variance": "fit",
                 "adam_beta2": 0.999,
                 "adam_eps": 1e-8,
             },
@@ -65,6 +65,7 @@ def test_the_default_is_auto() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_is_given_goes_before_the_recipe(recipe: Recipe) -> None:
     given = {"lr": 0.5, "ess": 3.0, "hess_init": 0.25, "betas": (0.0, 1.0), "weight_decay": 0.1, "prior": "fixed"}
+    given["variance"] = "hessian"
     filled = IVONConfig(recipe=recipe, **given, draws=3).resolved(learning_rate=1e-9)
     assert {name: getattr(filled, name) for name in given} == given
     assert filled.draws == 3
@@ -133,15 +134,17 @@ def test_the_optimizer_does_not_get_what_is_the_trainers() -> None:
         {"betas": (0.9,)},
         {"betas": 0.9},
         {"betas": (1.0, 1.0)},
-        {"betas": (0.9, 0.99)},  # the movement prior learns no h
+        {"betas": (0.9, 0.99)},  # of the Hessian
+        {"hess_init": 0.01},
+        {"prior": "adaptive"},
+        {"variance": "learned"},
+        {"recipe": "cong2024", "variance": "fit"},
         {"weight_decay": -0.1},
         {"weight_decay": 0.1},
         {"clip_radius": 1e-3},  # of the Newton update
         {"recipe": "cong2024", "clip_radius": 0.0},
         {"recipe": "cong2024", "rescale_lr": "no"},
         {"prior": "wide"},
-        {"prior_width": 0.0},
-        {"prior": "fixed", "prior_width": 3.0},
         {"update": "sgd"},
         {"adam_beta2": 1.0},
         {"adam_eps": math.inf},
@@ -157,3 +160,17 @@ def test_options_are_checked_when_they_are_given(given: dict[str, Any]) -> None:
     """`IVONConfig(ess=-5)` was accepted until training began."""
     with pytest.raises(ValueError, match=r"^IVONConfig got "):
         IVONConfig(**given)
+
+
+def test_what_older_versions_had_says_what_took_its_place() -> None:
+    with pytest.raises(ValueError, match=r"prior='movement'; it must be .* were replaced by variance='fit'"):
+        IVONConfig(prior="movement")  # type: ignore[arg-type]
+
+
+def test_the_defaults_noise_may_be_constant() -> None:
+    """h kept at N/λ_0 and a flat prior: a standard deviation of 1/√N from the first step."""
+    options = IVONConfig(lr=1e-3, variance="hessian").optimizer_kwargs()
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = IVON([weight], **options)
+    optimizer.settle(25)
+    assert optimizer.noise_scale(weight).tolist() == pytest.approx([0.2] * 3)

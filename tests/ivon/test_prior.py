@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from varlora.ivon.adaptive_prior import initial_prior_precision, renewed_prior_precision
-from varlora.ivon.movement_prior import followed_prior_precision, movement_prior_precision
 from varlora.ivon.priors import PRIORS, PriorName, prior_of
 
 GROUP: dict[str, Any] = {"ess": 200.0, "weight_decay": 0.0, "betas": (0.9, 0.999)}
@@ -23,10 +22,8 @@ def test_a_fixed_prior_keeps_nothing_and_never_changes() -> None:
     group, prior = {**GROUP, "weight_decay": 0.3}, PRIORS["fixed"]
     state = prior.initial_state(torch.ones(3), group)
     assert state == {}
-    prior.begin_(state, torch.ones(3))
-    prior.renew_before_move_(state, torch.ones(3), group)
-    prior.renew_after_move_(state, torch.ones(3), group)
-    assert (state, prior.delta(state, group), prior.mean(state), prior.width(group)) == ({}, 0.3, None, None)
+    prior.renew_(state, torch.ones(3), group)
+    assert (state, prior.delta(state, group)) == ({}, 0.3)
 
 
 def test_an_adaptive_prior_stays_where_it_is_when_lambda_moves() -> None:
@@ -36,7 +33,7 @@ def test_an_adaptive_prior_stays_where_it_is_when_lambda_moves() -> None:
     start = initial_prior_precision(mean)
     assert set(state) == {"hessian", "prior_precision"}
     assert state["prior_precision"] == start
-    prior.renew_before_move_(state, mean, group)
+    prior.renew_(state, mean, group)
     assert state["prior_precision"] == renewed_prior_precision(start, mean, state["hessian"], 200.0)
     for ess in (200.0, 50.0):
         assert float(ess * prior.delta(state, {**group, "ess": ess})) == pytest.approx(float(state["prior_precision"]))
@@ -47,36 +44,11 @@ def test_a_weight_decay_is_where_an_adaptive_prior_begins() -> None:
     assert state["prior_precision"].item() == pytest.approx(60.0)
 
 
-def test_a_movement_prior_moves_with_lambda() -> None:
-    group, prior = {**GROUP, "prior_width": 3.0}, PRIORS["movement"]
-    begun = torch.tensor([1.0, -2.0])
-    state = prior.initial_state(begun, group)
-    assert prior.mean(state) is state["start"] is not begun
-    torch.testing.assert_close(state["start"], begun)
-    prior.renew_after_move_(state, begun + 0.1, group)
-    begin = movement_prior_precision(begun, begun, 3.0)
-    assert state["prior_precision"] == followed_prior_precision(begin, begun + 0.1, begun, 3.0)
-    delta = prior.delta(state, group)
-    assert float(delta) == pytest.approx(float(state["prior_precision"]) / 200)
-    assert prior.delta(state, {**group, "ess": 7.0}) == delta
-
-
 def test_a_falling_adaptive_prior_leaves_a_learned_h_positive_and_a_kept_one_alone() -> None:
     prior, mean = PRIORS["adaptive"], torch.full((2,), 10.0)
     for betas, moved in (((0.9, 0.999), True), ((0.9, 1.0), False)):
         group = {**GROUP, "betas": betas}
         state = {"hessian": torch.full((2,), -0.2), "prior_precision": torch.tensor(100.0)}
-        prior.renew_before_move_(state, mean, group)
+        prior.renew_(state, mean, group)
         assert (state["hessian"] > -0.2).all() == moved
         assert (state["hessian"] == -0.5 * prior.delta(state, group)).all() == moved
-
-
-def test_weights_loaded_before_the_first_step_are_where_a_movement_prior_starts() -> None:
-    prior, group = PRIORS["movement"], {**GROUP, "prior_width": "auto"}
-    prior.set_width(group, 0.25)
-    state = prior.initial_state(torch.zeros(2), group)
-    prior.begin_(state, torch.ones(2))
-    assert state["start"].tolist() == [1.0, 1.0]
-    given = {**GROUP, "prior_width": 3.0}
-    prior.set_width(given, 0.25)
-    assert (prior.width(group), prior.width(given)) == (1.0, 3.0)

@@ -194,7 +194,7 @@ def accumulated(folder: Path, source: str) -> tuple[VariationalTrainer, Watched]
         folder,
         model=Classifier(dropout=0.2),
         held_out=source,
-        validation=Rows(60, flipped=0.2, seed=1) if source == "validation" else None,
+        validation=Rows(60, flipped=0.4, seed=1) if source == "validation" else None,
         callbacks=[watched, SaveAtStops()],
         learning_rate=3e-2,
         num_train_epochs=20,

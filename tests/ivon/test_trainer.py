@@ -23,20 +23,27 @@ from varlora import (
     load_posterior,
     posterior_from_checkpoint,
     posterior_of,
-    set_prior_width,
 )
+from varlora.ivon import fit_variance
 
 ROWS = [
     {"input_ids": ids, "labels": ids, "attention_mask": [1] * 6}
     for ids in torch.arange(96).view(16, 6).remainder(60).tolist()
 ]
 CONFIG = IVONConfig(recipe="cong2024", lr=1.0, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99))
-ADAM = IVONConfig(lr=1e-3, ess=1e4, hess_init=1e-2)  # otherwise as recipe "auto" says
-LEARNED = IVONConfig(lr=1e-3, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99), prior="adaptive")
+ADAM = IVONConfig(lr=1e-3, ess=1e4)  # otherwise as recipe "auto" says
+LEARNED = IVONConfig(lr=1e-3, ess=1e4, hess_init=1e-2, betas=(0.9, 0.99), prior="adaptive", variance="hessian")
 
 
 class VariationalTrainer(VariationalTrainerMixin, Trainer):
     pass
+
+
+@pytest.fixture(autouse=True)
+def _noise_of_an_untrained_model(monkeypatch):
+    """With its 4 nats a variance that follows the fit would be too small to tell one noise from another."""
+    monkeypatch.setattr(fit_variance, "LOSS_EXPONENT", 0.5)
+    monkeypatch.setattr(fit_variance, "VARIANCE_PER_RATE", 1.0)
 
 
 def arguments(folder, **options):
@@ -66,10 +73,10 @@ def adapter(model):
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def hessians(model, optimizer):
+def precisions(model, optimizer):
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    return {n: optimizer.state[p]["hessian"].clone() for n, p in model.named_parameters() if p.requires_grad}
+    return {n: optimizer.precision(p).clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def assert_same(first, second, **tolerance):
@@ -100,7 +107,6 @@ def plain_loop(model, batches, accumulation=1, clip=0.0, config=CONFIG, seed=3):
     optimizer = IVON(parameters, **config.optimizer_kwargs())
     NoiseController(model, optimizer, seed=seed)
     for start in range(0, len(batches), accumulation):
-        set_prior_width(optimizer, start / len(batches))
         chunk = batches[start : start + accumulation]
         tokens = sum(batch["labels"][:, 1:].numel() for batch in chunk)
         for batch in chunk:
@@ -143,7 +149,7 @@ def test_both_ways_into_a_trainer_equal_the_plain_loop(tmp_path, build, config, 
         trainer = make(model, arguments(tmp_path, **settings), config)
         trainer.train()
         assert_same(adapter(model), adapter(twin), rtol=1e-5, atol=1e-7)
-        assert_same(hessians(model, trainer.optimizer), hessians(twin, optimizer), rtol=1e-5, atol=1e-7)
+        assert_same(precisions(model, trainer.optimizer), precisions(twin, optimizer), rtol=1e-5, atol=1e-7)
 
 
 def test_bf16_autocast_stays_close_to_float32(tmp_path):
@@ -192,7 +198,7 @@ def test_resuming_from_any_step_is_bit_identical(tmp_path, make, config):
         checkpoint = str(tmp_path / "whole" / f"checkpoint-{stop}")
         resumed_model, resumed = trained(tmp_path / str(stop), seed=11, checkpoint=checkpoint)
         assert_same(adapter(model), adapter(resumed_model))
-        assert_same(hessians(model, optimizer), hessians(resumed_model, resumed))
+        assert_same(precisions(model, optimizer), precisions(resumed_model, resumed))
         ess = [o.param_groups[0]["ess"] for o in (optimizer, resumed)]
         assert ess[0] == ess[1] == pytest.approx((1600.0 if config.ess is None else 1e4) / 1.2**6)
 
@@ -254,15 +260,16 @@ def test_several_draws_per_step_are_averaged(tmp_path):
     repeated = [batch for batch in batches for _ in range(3)]
     optimizer = plain_loop(twin, repeated, accumulation=3)
     assert_same(adapter(model), adapter(twin), rtol=1e-5, atol=1e-7)
-    assert_same(hessians(model, trainer.optimizer), hessians(twin, optimizer), rtol=1e-5, atol=1e-7)
+    assert_same(precisions(model, trainer.optimizer), precisions(twin, optimizer), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("make", [unmodified, mixed_in])
 @pytest.mark.parametrize(
     ("config", "ess", "hess_init"),
     [
-        (IVONConfig(lr=1e-3), 1600.0, 0.01),
-        (IVONConfig(lr=1e-3, ess=4e3), 4e3, 0.004),
+        (IVONConfig(lr=1e-3), 1600.0, "auto"),
+        (IVONConfig(lr=1e-3, variance="hessian"), 1600.0, 0.01),
+        (IVONConfig(lr=1e-3, ess=4e3, variance="hessian"), 4e3, 0.004),
         (IVONConfig(recipe="cong2025"), 20000.0, 1e-3),
         (IVONConfig(recipe="cong2024"), 1e6, 1e-3),
     ],
@@ -319,43 +326,30 @@ def test_the_mixins_default_is_auto(tmp_path):
         model=lora(tiny_llama()), args=arguments(tmp_path, learning_rate=7e-4), train_dataset=dataset()
     )
     [group] = trainer.create_optimizer().param_groups
-    assert (group["update"], group["prior"], group["lr"]) == ("adam", "movement", 7e-4)
-
-
-@pytest.mark.parametrize("make", [unmodified, mixed_in])
-@pytest.mark.parametrize(("given", "expected"), [(None, [0, 1, 2, 3, 4]), (2.5, [2.5] * 5)])
-def test_the_priors_width_grows_with_the_training_unless_it_is_given(tmp_path, make, given, expected):
-    config = IVONConfig(lr=1e-3, held_out="none", prior_width=given)
-    trainer = make(lora(tiny_llama()), arguments(tmp_path, max_steps=4, learning_rate=1e-3), config)
-    seen = []
-
-    class Widths(TrainerCallback):
-        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-            seen.append(optimizer.param_groups[0]["prior_width"])
-
-    trainer.add_callback(Widths())
-    trainer.train()
-    assert [*seen, trainer.optimizer.param_groups[0]["prior_width"]] == expected
+    assert (group["update"], group["variance"], group["lr"]) == ("adam", "fit", 7e-4)
 
 
 @pytest.mark.parametrize("make", [unmodified, mixed_in])
 @pytest.mark.parametrize("recipe", ["auto", "cong2024"])
 def test_a_training_of_no_epoch_is_one(tmp_path, make, recipe):
-    config = IVONConfig(lr=1e-3, recipe=recipe, ess=1e4, hess_init=0.01, held_out="none")
+    config = IVONConfig(lr=1e-3, recipe=recipe, ess=1e4, held_out="none")
     settings = {"max_steps": -1, "num_train_epochs": 0, "learning_rate": 1e-3}
     trainer = make(lora(tiny_llama()), arguments(tmp_path, **settings), config)
     trainer.train()
-    assert trainer.optimizer.param_groups[0]["prior"] == ("movement" if recipe == "auto" else "fixed")
+    assert trainer.optimizer.param_groups[0]["variance"] == ("fit" if recipe == "auto" else "hessian")
 
 
-def test_a_posterior_says_how_wide_its_prior_was(tmp_path):
+def test_a_posterior_says_what_its_variance_came_from(tmp_path):
     config = IVONConfig(lr=1e-3, held_out="none")
     settings = {"max_steps": 4, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 1}
     trainer = mixed_in(lora(tiny_llama()), arguments(tmp_path, **settings), config)
     trainer.train()
     finished = posterior_of(trainer.model, trainer.optimizer)
     early = posterior_from_checkpoint(Path(trainer.args.output_dir) / "checkpoint-1")
-    assert (finished.meta.diagnostics["prior_width"], early.meta.diagnostics["prior_width"]) == (4.0, 1.0)
+    [finished], [early] = (q.meta.diagnostics["fit_variance"] for q in (finished, early))
+    assert (finished["lr_sum"], early["lr_sum"]) == (pytest.approx(4e-3), pytest.approx(1e-3))
+    assert 0 < early["mean_loss"] < 2 * finished["mean_loss"]
+    assert finished["mean_loss"] == pytest.approx(trainer.state.log_history[-1]["train_loss"], rel=0.02)
 
 
 def test_the_plain_callback_path_needs_the_learning_rate(tmp_path):
@@ -450,7 +444,7 @@ def test_an_unmodified_sft_trainer_equals_the_plain_loop(tmp_path):
     trainer.train()
     optimizer = plain_loop(twin, batches)
     assert_same(adapter(model), adapter(twin), rtol=1e-4, atol=1e-6)
-    assert_same(hessians(model, trainer.optimizer), hessians(twin, optimizer), rtol=1e-4, atol=1e-6)
+    assert_same(precisions(model, trainer.optimizer), precisions(twin, optimizer), rtol=1e-4, atol=1e-6)
 
 
 def tokenizer():
@@ -522,7 +516,7 @@ def test_a_plain_accelerate_loop_accumulates_like_one_big_step():
     batches = [dict(batch.items()) for batch in DataLoader(dataset(), batch_size=4)]
     plain = plain_loop(twin, batches, accumulation=2)
     assert_same(adapter(model), adapter(twin), rtol=1e-5, atol=1e-7)
-    assert_same(hessians(model, optimizer), hessians(twin, plain), rtol=1e-5, atol=1e-7)
+    assert_same(precisions(model, optimizer), precisions(twin, plain), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("adapter_name", ["default", "mine"])

@@ -18,7 +18,7 @@ from varlora.posterior.wrapped import unwrapped
 
 trl = pytest.importorskip("trl")
 
-CONFIG: dict[str, Any] = {"lr": 1e-3, "ess": 1e4, "hess_init": 1e-2, "betas": (0.9, 0.99), "prior": "fixed"}
+CONFIG: dict[str, Any] = {"lr": 1e-3, "ess": 1e4, "hess_init": 1e-2, "betas": (0.9, 0.99), "variance": "hessian"}
 
 
 class VariationalGRPOTrainer(VariationalTrainerMixin, trl.GRPOTrainer):  # type: ignore[misc,name-defined]

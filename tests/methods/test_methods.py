@@ -403,7 +403,9 @@ def test_a_calibrated_temperature_divides_the_logits(model_folder: str, tmp_path
         ("ivon", {"recipe": "cong2026"}, "recipe is 'cong2026'; it must be one of 'auto', 'cong2024', 'cong2025'"),
         ("ivon", {"clip_radius": 1e-3}, r"clip_radius=0.001, which has no effect with update='adam'"),
         ("ivon", {"draws": 0}, "draws is 0; it must be at least 1"),
-        ("ivon", {"prior": "learned"}, "prior is 'learned'; it must be one of 'fixed', 'adaptive', 'movement'"),
+        ("ivon", {"prior": "movement"}, "prior is 'movement', of an older version: .* replaced by variance='fit'"),
+        ("ivon", {"prior_width": 3.0}, "prior_width is 3.0, of an older version: .* replaced by variance='fit'"),
+        ("ivon", {"prior": "learned"}, "prior is 'learned'; it must be one of 'fixed', 'adaptive'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_at_once(name: str, options: dict[str, Any], message: str) -> None:

@@ -420,20 +420,29 @@ def test_a_checkpoint_gives_the_posterior_that_training_had(
     assert_same(q, without_fingerprint(posterior_of(model, optimizer, num_examples=5, readout={"kind": "x"})))
 
 
-def test_a_checkpoint_of_a_steered_movement_prior_gives_the_same_posterior_too(
+def test_a_checkpoint_of_a_steered_variance_that_follows_the_fit_gives_the_same_posterior_too(
     llama_lora: PeftModel, tmp_path: Path
 ) -> None:
-    optimizer = trained(
-        llama_lora, ivon(llama_lora, betas=(0.9, 1.0), prior="movement", prior_width=3.0, update="adam")
-    )
+    fit = ivon(llama_lora, betas=(0.9, 1.0), hess_init="auto", update="adam", variance="fit")
+    optimizer = trained(llama_lora, fit)
     for group in optimizer.param_groups:
         group["ess"] /= 4
     q = posterior_from_checkpoint(checkpoint(llama_lora, optimizer, tmp_path), num_examples=5)
     assert_same(q, without_fingerprint(posterior_of(llama_lora, optimizer, num_examples=5)))
-    starts = {key for key, m in q.mean.items() if "lora_A" in key}
-    assert starts < set(q.prior_mean) <= set(q.mean), "B of this fixture does not begin at 0"
-    assert q.meta.prior_precision is not None
-    assert q.meta.prior_precision.keys() == q.mean.keys()
+    assert q.meta.prior_precision is None
+    [fit] = (q.meta.diagnostics or {})["fit_variance"]
+    assert fit["variance"] > 1e-9
+    values = torch.cat([variance.flatten() for variance in q.variance.values()]).unique()
+    assert values.tolist() == pytest.approx([fit["variance"]])
+
+
+def test_a_checkpoint_of_the_movement_prior_of_older_versions_is_refused_by_name(
+    llama_lora: PeftModel, tmp_path: Path
+) -> None:
+    optimizer = trained(llama_lora, ivon(llama_lora))
+    optimizer.param_groups[0]["prior"] = "movement"
+    with pytest.raises(CheckpointError, match="written by an older version of varlora, with prior='movement'"):
+        posterior_from_checkpoint(checkpoint(llama_lora, optimizer, tmp_path))
 
 
 def assert_equal_tensors(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:

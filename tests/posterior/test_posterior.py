@@ -210,20 +210,6 @@ def test_an_adaptive_prior_is_recorded_by_tensor() -> None:
     torch.testing.assert_close(q.precision["weight"], torch.full((1, 2), 3500.0))
 
 
-def test_a_prior_around_the_start_is_kept_with_its_mean() -> None:
-    model = nn.Linear(2, 1)
-    start = model.weight.detach().clone()
-    optimizer = ivon(model, prior="movement", prior_width=3.0, update="adam", betas=(0.9, 1.0))
-    optimizer.precision(model.weight)
-    optimizer.state[model.weight]["prior_precision"].fill_(2500.0)
-    q = posterior_of(model, optimizer)
-    assert q.meta.prior_precision is not None
-    assert q.meta.prior_precision["weight"] == 2500.0
-    assert q.prior_mean is not None
-    assert torch.equal(q.prior_mean["weight"], start)
-    torch.testing.assert_close(q.precision["weight"], torch.full((1, 2), 3500.0))
-
-
 def test_groups_with_different_ess_are_said() -> None:
     model = nn.Linear(2, 1)
     groups = [{"params": [model.weight], "ess": 10.0}, {"params": [model.bias]}]

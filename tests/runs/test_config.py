@@ -196,3 +196,37 @@ def test_a_file_with_every_methods_options_is_read() -> None:
     assert (config.method, config.seed) == ("laplace", 3)
     assert config.method_options == {"prior_choice": "validation", "curvature": "diag"}
     assert config.fingerprint == "752ef0be89dfda7c"
+
+
+OLD = {**LEAST, "method": "ivon", "prior_width": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "told"),
+    [
+        ({}, {}, None),
+        ({"draws": 2, "prior": None}, {"draws": 2}, None),
+        ({"prior": "movement", "prior_width": 3.0}, {}, "prior_width=3.0, prior='movement'"),
+        ({"beta2": 0.999, "prior": "adaptive"}, {"beta2": 0.999, "prior": "adaptive", "variance": "hessian"}, None),
+        ({"hess_init": 0.001}, {"hess_init": 0.001, "variance": "hessian"}, None),
+        ({"recipe": "cong2024", "hess_init": 0.001}, {"recipe": "cong2024", "hess_init": 0.001}, None),
+    ],
+)
+def test_a_finished_run_of_an_older_version_is_read(
+    given: dict[str, Any], options: dict[str, Any], told: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert RunConfig.of_finished({**OLD, **given}).method_options == options
+    assert told in caplog.text if told is not None else not caplog.text
+
+
+@pytest.mark.parametrize("given", [{"prior_width": 3.0}, {"prior_width": "auto"}, {"prior": "movement"}])
+def test_what_older_versions_had_is_refused_of_a_new_run(given: dict[str, Any]) -> None:
+    assert RunConfig.from_dict(OLD).method_options == {}
+    with pytest.raises(ValueError, match=r"of an older version: .* were replaced by variance='fit'.* Leave it out"):
+        RunConfig.from_dict({**OLD, **given})
+
+
+def test_a_variance_counts_where_it_is_given() -> None:
+    default, same = RunConfig(**LEAST), RunConfig.from_dict({**LEAST, "variance": None})
+    other = RunConfig.from_dict({**LEAST, "variance": "hessian"})
+    assert default.fingerprint == same.fingerprint != other.fingerprint

@@ -65,6 +65,7 @@ def settings_for(folder: Path, model: str, **options: Any) -> RunConfig:
         "lora_dropout": 0.0,
         "ess": 1e4,
         "hess_init": 0.05,
+        "variance": "hessian",
         "learning_rate": 0.02,
         "max_steps": 150,
         **options,

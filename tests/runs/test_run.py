@@ -183,6 +183,7 @@ def test_early_stopping_keeps_the_best_checkpoint_with_its_own_hessian(model: st
         validation_file=write_rows(tmp_path / "wrong.jsonl", wrong),  # the better it learns, the worse the loss
         beta2=0.9,
         prior="adaptive",
+        variance="hessian",
         lora_dropout=0.0,
     )
     checkpoints = checkpoints_of(settings)
@@ -220,6 +221,7 @@ def test_every_option_of_ivon_reaches_the_optimizer(model: str, tmp_path: Path) 
         "beta2": 0.75,
         "weight_decay": 0.01,
         "prior": "adaptive",
+        "variance": "hessian",
         "draws": 3,
     }
     settings = config(tmp_path, model, max_steps=2, lr_scheduler_type="constant", **options)

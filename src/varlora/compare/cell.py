@@ -152,7 +152,7 @@ class Cell:
         return cls(
             **{
                 **values,
-                "config": RunConfig.from_dict(values["config"]),
+                "config": RunConfig.of_finished(values["config"]),
                 "folder": Path(values["folder"]),
                 "variants": tuple(Variant.from_dict(v, where=where) for v in values["variants"]),
                 "generated": Generated(**values["generated"]) if values["generated"] is not None else None,

@@ -1,2 +1,1 @@
-from .auto import set_prior_width as set_prior_width
 from .optimizer import IVON as IVON

@@ -42,7 +42,7 @@ class AdaptivePrior(Prior):
         given = torch.tensor(group["ess"] * group["weight_decay"], dtype=like.dtype, device=like.device)
         return {"prior_precision": given if group["weight_decay"] else initial_prior_precision(like)}
 
-    def renew_before_move_(self, state: State, mean: Tensor, group: Group) -> None:
+    def renew_(self, state: State, mean: Tensor, group: Group) -> None:
         """A tenth of the way to the closed form; where h is learned, a falling δ must leave h + δ positive."""
         precision, hessian = state["prior_precision"], state["hessian"]
         precision.copy_(renewed_prior_precision(precision, mean, hessian, group["ess"]))

@@ -1,7 +1,7 @@
 """IVON's options for fine-tuning, and the recipes that fill in what the user leaves open.
 
-- "auto", the default: variational Adam, a prior as wide as training moves, λ steered by held-out rows; the trainer's
-  learning rate is the only number.
+- "auto", the default: variational Adam with a variance that follows the fit (`varlora.ivon.fit_variance`), λ steered by
+  held-out rows; the trainer's learning rate is the only number.
 - "cong2024": the recipe of arXiv 2411.04421 (Llama-2-7B), number for number; λ and h0 as for ARC and OpenBookQA:
 
       task                                   λ      h0
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from varlora.ivon.options import ADAM_ONLY, Auto, Update, check_options
+from varlora.ivon.options import ADAM_ONLY, Auto, Update, Variance, check_options
 from varlora.ivon.priors import PriorName
 
 Recipe = Literal["auto", "cong2024", "cong2025"]
@@ -36,8 +36,8 @@ _CONG2024: Mapping[str, Any] = {
     "clip_radius": 1e-3,
     "rescale_lr": False,
     "prior": "fixed",
-    "prior_width": "auto",
     "update": "newton",
+    "variance": "hessian",
     "held_out": "none",
     **ADAM_ONLY,
 }
@@ -49,9 +49,9 @@ RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
         "weight_decay": 0.0,
         "clip_radius": math.inf,
         "rescale_lr": False,
-        "prior": "movement",
-        "prior_width": "auto",
+        "prior": "fixed",
         "update": "adam",
+        "variance": "fit",
         "held_out": "auto",
         **ADAM_ONLY,
     },
@@ -76,14 +76,16 @@ class IVONConfig:
             TRL packs several into a row; with packing_strategy="wrapped" rows, with a warning). Of the recipe
             "cong2025" 5000 √N. λ = N is Bayes' rule where the loss is a mean over examples. A language model's is a
             mean over tokens: there λ = N gives a row the weight of one token, and Bayes' rule is λ = number of tokens.
+            Where the variance follows the fit λ only scales it, by λ_0/λ, and a number is λ_0 itself.
         hess_init: h0; "auto" is N / λ.
         betas: (β1, β2); β2 = 1 keeps h at h0.
-        weight_decay: δ of the prior, of "fixed" and "adaptive" only; the trainer's own `weight_decay` plays no part.
+        weight_decay: δ of the prior; the trainer's own `weight_decay` plays no part.
         clip_radius: ξ, of the Newton update.
         rescale_lr: multiply lr by (h0 + δ), with the Newton update.
-        prior: "fixed", "adaptive" or "movement".
-        prior_width: of the movement prior; "auto" grows from 0 to 4 in the course of the training.
+        prior: "fixed" or "adaptive".
         update: "newton" or "adam".
+        variance: "fit": one number for all weights, from the learning rates and the training loss; "hessian": 1/(λ (h +
+            δ)), to which alone `hess_init`, β2, `weight_decay` and `prior` belong.
         adam_beta2: decay of the Adam update's second moment.
         adam_eps: ε of the Adam update.
         held_out: which rows steer λ = "auto" (mixin only): "validation", "train" (a tenth of the training rows, which
@@ -113,8 +115,8 @@ class IVONConfig:
     clip_radius: float | None = None
     rescale_lr: bool | None = None
     prior: PriorName | None = None
-    prior_width: float | Auto | None = None
     update: Update | None = None
+    variance: Variance | None = None
     adam_beta2: float | None = None
     adam_eps: float | None = None
     held_out: HeldOutSource | None = None

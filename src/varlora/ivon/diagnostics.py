@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varlora.ivon.priors import prior_of
+from varlora.ivon.fit_variance import fit_variance, mean_loss
 
 
 def ivon_diagnostics(
@@ -23,36 +23,32 @@ def ivon_diagnostics(
 
     Args:
         groups: the optimizer's parameter groups.
-        hessians: h and h0 by tensor.
+        hessians: h and h0 by tensor, of those whose variance comes from it.
         ess: the different λ of the groups.
         steps: that were taken.
         skipped_steps: that were left out for a gradient that was not finite.
     """
-    diagnostics: dict[str, Any] = {
-        "hessian_moved": hessian_moved(hessians),
-        "steps": steps,
-        "skipped_steps": skipped_steps,
-    }
+    diagnostics: dict[str, Any] = {"steps": steps, "skipped_steps": skipped_steps}
+    if hessians:
+        diagnostics["hessian_moved"] = hessian_moved(hessians)
     if len(ess) > 1:
         diagnostics["ess_of_groups"] = list(ess)
-    if width := prior_width_diagnostics(groups):
-        diagnostics["prior_width"] = width
+    if fits := [fit_diagnostics(group) for group in groups if group["params"] and group["variance"] == "fit"]:
+        diagnostics["fit_variance"] = fits
     return diagnostics
 
 
-def prior_width_diagnostics(groups: Sequence[Mapping[str, Any]]) -> float | list[float] | None:
-    """Width of the movement prior, in units of the movement, by parameter group where they differ; None without one.
+def fit_diagnostics(group: Mapping[str, Any]) -> dict[str, float | None]:
+    """What a variance that follows the fit came from: one for all entries of a parameter group, learned for none.
 
-    Below 4 where training with `prior_width="auto"` was stopped before its end.
+    Returns:
+        L̄ in nats (None before the first step), S and v.
 
     Example:
-        >>> prior_width_diagnostics([{"prior": "movement", "prior_width": 4.0, "params": [0]}])
-        4.0
+        >>> fit_diagnostics({"ess": 1e4, "lr_sum": 0.25, "loss_sum": 0.0, "loss_weight": 0.05})
+        {'mean_loss': 0.0, 'lr_sum': 0.25, 'variance': 0.01}
     """
-    widths = sorted({width for group in groups if (width := prior_of(group).width(group)) is not None})
-    if not widths:
-        return None
-    return widths[0] if len(widths) == 1 else widths
+    return {"mean_loss": mean_loss(group), "lr_sum": float(group["lr_sum"]), "variance": fit_variance(group)}
 
 
 def hessian_moved(hessians: Mapping[str, tuple[Tensor, float]]) -> dict[str, Any]:

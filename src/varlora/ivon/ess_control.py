@@ -59,8 +59,8 @@ from varlora.posterior.held_out_record import LARGEST_MOVE
 FALSE_ALARMS = 0.05
 """Share of trainings in which chance may move λ by more than a factor of two, at most: what is measured, and tested."""
 BOUNDS = (0.1, 100.0)
-"""Of λ/λ_0. Under the movement prior the noise has then at most 10 times the variance that it has at λ_0, beyond which
-training unlearns what it has learned, and at least a hundredth of it."""
+"""Of λ/λ_0. The noise has then at most 10 times the variance that it has at λ_0, beyond which training unlearns what it
+has learned, and at least a hundredth of it."""
 GAIN = 2.0
 RETURN = 0.9
 """What is left of log(λ/λ_0) > 0 after a measurement that asks for no move."""

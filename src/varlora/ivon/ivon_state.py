@@ -1,6 +1,7 @@
-"""What IVON holds: the posterior N(m, 1/(λ (h + δ))) of every parameter, and what of it is left to the training.
+"""What IVON holds: the posterior N(m, v) of every parameter, and what of it is left to the training.
 
-m is the parameter itself, or its master copy; h and the prior are its state; λ is its group's.
+m is the parameter itself, or its master copy. v is 1/(λ (h + δ)), where h and the prior are the parameter's state and λ
+is its group's; or one number that follows the fit, from numbers of its group (`ivon.fit_variance`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from varlora.ivon.auto import is_open, settle
 from varlora.ivon.diagnostics import ivon_diagnostics
-from varlora.ivon.options import check_saved, check_settled, warn_of_another_prior
+from varlora.ivon.fit_variance import fit_variance
+from varlora.ivon.options import check_saved, check_settled, warn_of_another_posterior, with_variance
 from varlora.ivon.priors import prior_of
 from varlora.posterior.gaussian_optimizer import NoiseStatistics
 from varlora.posterior.sharded import whole
@@ -42,26 +44,29 @@ class IVONState(torch.optim.Optimizer):
         return master
 
     def precision(self, p: Tensor) -> Tensor:
-        """The posterior precision λ (h + δ) of `p`, elementwise.
+        """The posterior precision of `p`, elementwise: λ (h + δ), or 1/v of the variance that follows the fit.
 
         Raises:
-            ValueError: `ess`, `hess_init` or `prior_width` was left open and nobody has set it.
+            ValueError: `ess` or `hess_init` was left open and nobody has set it.
         """
         group, state = self.group_of(p), self._state(p)
+        if group["variance"] == "fit":
+            return torch.full_like(state["momentum"], 1 / fit_variance(group))
         return group["ess"] * (state["hessian"] + prior_of(group).delta(state, group))  # type: ignore[no-any-return]
 
     def noise_scale(self, p: Tensor) -> Tensor:
-        """The posterior standard deviation 1 / sqrt(λ (h + δ)) of `p`, elementwise."""
+        """The posterior standard deviation of `p`, elementwise."""
         return self.precision(p).rsqrt()
 
-    def prior_precision(self, p: Tensor) -> float:
-        """The prior's precision λ δ for `p`."""
+    def prior_precision(self, p: Tensor) -> float | None:
+        """The prior's precision λ δ for `p`; None where the variance follows the fit, without a prior."""
         group, state = self.group_of(p), self._state(p)
+        if group["variance"] == "fit":
+            return None
         return float(group["ess"] * prior_of(group).delta(state, group))
 
-    def prior_mean(self, p: Tensor) -> Tensor | None:
-        """The prior's mean for `p`: where training began, of the movement prior; None is 0."""
-        return prior_of(self.group_of(p)).mean(self._state(p))
+    def prior_mean(self, p: Tensor) -> None:
+        """None: IVON's priors are around 0."""
 
     def ess_of(self, p: Tensor) -> float:
         """λ of `p`."""
@@ -76,7 +81,11 @@ class IVONState(torch.optim.Optimizer):
         states = {key: self._state(p) for key, p in tensors.items()}
         return ivon_diagnostics(
             self.param_groups,
-            {key: (whole(states[key]["hessian"]), float(self.group_of(p)["hess_init"])) for key, p in tensors.items()},
+            {
+                key: (whole(state["hessian"]), float(self.group_of(tensors[key])["hess_init"]))
+                for key, state in states.items()
+                if "hessian" in state
+            },
             ess=sorted({self.ess_of(p) for p in tensors.values()}),
             steps=int(max(state["step"] for state in states.values())),
             skipped_steps=self.skipped_steps,
@@ -115,18 +124,7 @@ class IVONState(torch.optim.Optimizer):
         for group in self.param_groups:
             if is_open(group):
                 settle(group, num_examples)
-                logger.info("%d examples: ess = %.4g, h0 = %.4g", num_examples, group["ess"], group["hess_init"])
-
-    def set_prior_width(self, share: float) -> None:
-        """Sets the movement prior's width by the share of the training that is over (`varlora.set_prior_width`).
-
-        Raises:
-            ValueError: share is negative or no number.
-        """
-        if not share >= 0:
-            raise ValueError(f"share is {share!r}: give the share of the steps that has been taken, from 0 to 1.")
-        for group in self.param_groups:
-            prior_of(group).set_width(group, share)
+                logger.info("%d examples: ess = %.4g, h0 = %s", num_examples, group["ess"], group["hess_init"])
 
     def is_steered(self) -> bool:
         """Whether held-out rows may move λ: whether it was "auto"."""
@@ -150,11 +148,11 @@ class IVONState(torch.optim.Optimizer):
         Raises:
             ValueError: the state is another optimizer's.
         """
+        state_dict = {**state_dict, "param_groups": [with_variance(group) for group in state_dict["param_groups"]]}
         for i, group in enumerate(state_dict["param_groups"]):
-            entries = [state_dict["state"].get(index) or {} for index in group["params"]]
-            check_saved(i, group, entries)
+            check_saved(i, group)
             if i < len(self.param_groups):
-                warn_of_another_prior(group, self.param_groups[i])
+                warn_of_another_posterior(group, self.param_groups[i])
         super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         held = [p for group in self.param_groups for p in group["params"]]
@@ -178,7 +176,10 @@ class IVONState(torch.optim.Optimizer):
             like = p.detach().to(dtype)
             state["step"] = torch.tensor(0.0)
             state["momentum"] = torch.zeros_like(like)
-            state["hessian"] = torch.full_like(like, group["hess_init"])
+            if group["variance"] == "hessian":
+                state["hessian"] = torch.full_like(like, group["hess_init"])
+            else:
+                group.setdefault("ess_start", group["ess"])
             if group["update"] == "adam":
                 state["second_moment"] = torch.zeros_like(like)
             if p.dtype in self._half:

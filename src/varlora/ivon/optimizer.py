@@ -9,8 +9,9 @@ m + noise by `varlora.ivon.noise.NoiseController`, which also collects noise · 
     h ← β2 h + (1 − β2) f + ½ (1 − β2)² (h − f)² / (h + δ)
     m ← m − lr · clip((g / (1 − β1ᵗ) + δ m) / (h + δ), ±ξ)
 
-With `update="adam"` the last line is AdamW's instead (`ivon.adam_update`, variational Adam). With `prior="adaptive"`
-or "movement" every tensor has its own δ (`ivon.priors`), and δ m is dropped from the step.
+With `update="adam"` the last line is AdamW's instead (`ivon.adam_update`, variational Adam), and with `variance="fit"`
+there is no h: the posterior is N(m, v) with one v for a group, which follows the fit (`ivon.fit_variance`). With
+`prior="adaptive"` every tensor has its own δ (`ivon.priors`), and δ m is dropped from the step.
 
 Source: Shen et al. 2024, arXiv 2402.17641; Cong et al. 2025, arXiv 2506.14280.
 """
@@ -27,8 +28,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from varlora.ivon.adam_update import adam_update_
+from varlora.ivon.fit_variance import NOT_BEGUN, follow_fit
 from varlora.ivon.ivon_state import IVONState
-from varlora.ivon.options import Auto, Update, check_options
+from varlora.ivon.options import Auto, Update, Variance, check_options
 from varlora.ivon.priors import PriorName, prior_of
 from varlora.ivon.skipped import MOST_SKIPPED, STEPS_BEFORE_REFUSAL, all_finite, mostly_skipped
 
@@ -44,9 +46,8 @@ class IVON(IVONState):
     accelerate do this already).
 
     State per parameter, in float32 (float64 for float64 parameters) whatever the parameter's dtype:
-    `step`, `momentum`, `hessian`; for half-precision parameters `mean`, the master copy; with `update="adam"` also
-    `second_moment`, with `prior="adaptive"` or "movement" also `prior_precision`, with "movement" `start` and
-    `ess_start`.
+    `step`, `momentum`; with `variance="hessian"` `hessian`; for half-precision parameters `mean`, the master copy; with
+    `update="adam"` also `second_moment`, with `prior="adaptive"` also `prior_precision`.
 
     λ is read anew each time: `optimizer.param_groups[i]["ess"]` may be changed between a step and the next forward
     pass, and is part of the state. (Not between a forward pass and its step: the noise of that pass has the old λ.)
@@ -57,24 +58,23 @@ class IVON(IVONState):
         ess: λ, effective sample size, > 0. λ = number of training examples is plain Bayes where h is
             learned; larger is colder.
             "auto" (λ = 100 N) and None (λ = 5000 √N) leave it to the integration (`VariationalCallback`), which knows
-            the training set.
+            the training set. Of variance="fit" only its ratio to the λ that training began with counts.
         hess_init: h0, > 0. The initial noise has standard deviation 1 / sqrt(ess (hess_init + δ)). "auto" leaves it to
             the integration: h0 = N / λ.
         betas: (β1, β2). β1 is in [0, 1); β2 in [0, 1], and with β2 = 1 h stays at h0 to the bit.
-        weight_decay: δ >= 0: the prior is N(0, 1 / (ess δ)); not with prior="movement".
+        weight_decay: δ >= 0: the prior is N(0, 1 / (ess δ)).
         clip_radius: ξ > 0, bound on the preconditioned step, elementwise; of the Newton update.
         rescale_lr: multiply lr by (h0 + δ); of the Newton update.
         debias: divide the momentum by 1 − β1ᵗ; without it the Newton update only.
         prior: "fixed" keeps δ = weight_decay; "adaptive" learns one δ per tensor, starting at weight_decay, or, if that
-            is 0, at the tensor's own 1 / (λ · max(mean(m²), .02²)); "movement" is a prior around the tensor's start, as
-            wide as it has moved (of the Adam update, without weight_decay).
-        prior_width: w > 0, of the movement prior: its standard deviation in units of the root mean square of the
-            movement. "auto" grows from 0 to 4 in a straight line: `set_prior_width`, which the integrations call
-            after every step.
+            is 0, at the tensor's own 1 / (λ · max(mean(m²), .02²)).
         update: how the mean moves: "newton" by IVON's preconditioned step, "adam" by AdamW's, with AdamW's learning
             rate. With a fixed prior δ m is then part of the gradient.
         adam_beta2: decay of the second moment, in [0, 1); of the Adam update.
         adam_eps: ε > 0; of the Adam update.
+        variance: "hessian" is 1/(λ (h + δ)); "fit" is one number for a group, from its learning rates and the training
+            loss, which the `NoiseController` sees (of the Adam update, without h and prior, so that `hess_init`, β2,
+            `weight_decay` and `prior` are left alone).
 
     Raises:
         ValueError: an option is out of its range, or has no effect with the given `update`; the message names it, its
@@ -100,17 +100,17 @@ class IVON(IVONState):
         params: ParamsT,
         lr: float,
         ess: float | Auto | None,
-        hess_init: float | Auto,
+        hess_init: float | Auto = "auto",
         betas: tuple[float, float] = (0.9, 0.99999),
         weight_decay: float = 0.0,
         clip_radius: float = math.inf,
         rescale_lr: bool = False,
         debias: bool = True,
         prior: PriorName = "fixed",
-        prior_width: float | Auto = "auto",
         update: Update = "newton",
         adam_beta2: float = 0.999,
         adam_eps: float = 1e-8,
+        variance: Variance = "hessian",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -122,10 +122,11 @@ class IVON(IVONState):
             "rescale_lr": rescale_lr,
             "debias": debias,
             "prior": prior,
-            "prior_width": prior_width,
             "update": update,
             "adam_beta2": adam_beta2,
             "adam_eps": adam_eps,
+            "variance": variance,
+            **NOT_BEGUN,
             "step_index": 0,
             "skipped_steps": 0,
         }
@@ -165,7 +166,8 @@ class IVON(IVONState):
 
         Raises:
             RuntimeError: no noise was drawn, or some parameter's gradient bypassed its noise.
-            ValueError: more than half of the steps were skipped.
+            ValueError: the variance follows the fit, and no training loss was seen; more than half of the steps were
+                skipped.
         """
         loss = None
         if closure is not None:
@@ -178,11 +180,15 @@ class IVON(IVONState):
                 "step as usual."
             )
         products = self.noise.collect()
+        fitted = [group for group in self.param_groups if group["variance"] == "fit"]
+        trained_on = self._trained_on() if fitted else 0.0
         if self.noise.all_agree(all_finite([*products.values(), *(_gradient(p) for p in products)])):
             for group in self.param_groups:
                 for p in group["params"]:
                     if p in products:
                         self._update(p, group, products[p])
+            for group in fitted:
+                follow_fit(group, trained_on)
         else:
             self._count("skipped_steps")
             if self.skipped_steps <= 10 or self.skipped_steps % 100 == 0:
@@ -207,13 +213,22 @@ class IVON(IVONState):
 
     # Inside -----------------------------------------------------------------------------------------------
 
+    def _trained_on(self) -> float:
+        assert self.noise is not None
+        loss = self.noise.mean_loss()
+        if loss is None:
+            raise ValueError(
+                "variance='fit' follows the training loss, and no loss was seen in this step: no backward pass went "
+                "through an output.loss of the model. Call observe_loss(loss) of the NoiseController before "
+                "loss.backward(), use VariationalTrainerMixin, which does, or take variance='hessian'."
+            )
+        return loss
+
     def _update(self, p: Tensor, group: dict[str, Any], product: Tensor) -> None:
         state, mean, prior = self._state(p), self.mean(p), prior_of(group)
         beta1, beta2 = group["betas"]
-        momentum, hessian = state["momentum"], state["hessian"]
+        momentum = state["momentum"]
 
-        if state["step"] == 0:
-            prior.begin_(state, mean)
         state["step"] += 1
         gradient = _gradient(p).to(momentum.dtype)
         if group["update"] == "adam" and prior.pulls and group["weight_decay"]:
@@ -221,11 +236,12 @@ class IVON(IVONState):
         momentum.lerp_(gradient, 1 - beta1)
 
         if beta2 < 1:
+            hessian = state["hessian"]
             curvature = hessian + prior.delta(state, group)
             excess = product.mul(group["ess"]).mul_(curvature).sub_(hessian)  # f − h
             hessian.add_(excess, alpha=1 - beta2)
             hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
-        prior.renew_before_move_(state, mean, group)
+        prior.renew_(state, mean, group)
         if group["update"] == "adam":
             adam_update_(
                 mean,
@@ -240,7 +256,6 @@ class IVON(IVONState):
             )
         else:
             self._newton_update(mean, state, group)
-        prior.renew_after_move_(state, mean, group)
         if mean.dtype != p.dtype:
             p.copy_(mean)
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from varlora.ivon.adaptive_prior import AdaptivePrior
-from varlora.ivon.movement_prior import MovementPrior
 from varlora.ivon.prior import FixedPrior, Prior
 
-PriorName = Literal["fixed", "adaptive", "movement"]
+PriorName = Literal["fixed", "adaptive"]
 
-PRIORS: Mapping[str, Prior] = {prior.name: prior for prior in (FixedPrior(), AdaptivePrior(), MovementPrior())}
+PRIORS: Mapping[str, Prior] = {prior.name: prior for prior in (FixedPrior(), AdaptivePrior())}
 
 
 def prior_of(group: Mapping[str, Any]) -> Prior:
@@ -21,7 +20,7 @@ def prior_of(group: Mapping[str, Any]) -> Prior:
         KeyError: it names none.
 
     Example:
-        >>> prior_of({"prior": "movement"}).name
-        'movement'
+        >>> prior_of({"prior": "adaptive"}).name
+        'adaptive'
     """
     return PRIORS[group["prior"]]

@@ -29,6 +29,7 @@ from varlora.ivon.saves import SavesPosterior
 from varlora.ivon.steered_rows import EpochOfSampler, HeldOutRows
 from varlora.ivon.trainer_checks import check_arguments, check_bases, check_options_given, check_own_optimizer
 from varlora.ivon.variational_callback import VariationalCallback
+from varlora.posterior.wrapped import unwrapped
 from varlora.training.adapter_trainer import AdapterTrainer, QuietEvaluation
 from varlora.training.resuming import WholeCheckpoints
 
@@ -102,13 +103,12 @@ class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, SavesPosterior, Qui
         """
         draws = self.variational.draws
         step = super().training_step  # type: ignore[misc]
-        if draws == 1:
-            return step(model, inputs, *args, **kwargs)  # type: ignore[no-any-return]
-        if not isinstance(inputs, Mapping):
-            raise ValueError(_NO_DRAWS.format(draws=draws, trainer=type(self).__name__))
-        with _weighted_loss(self, 1.0 / draws):
-            losses = [step(model, dict(inputs), *args, **kwargs) for _ in range(draws)]
-        return torch.stack(losses).sum()
+        with _observed_loss(self, 1.0 / draws):
+            if draws == 1:
+                return step(model, inputs, *args, **kwargs)  # type: ignore[no-any-return]
+            if not isinstance(inputs, Mapping):
+                raise ValueError(_NO_DRAWS.format(draws=draws, trainer=type(self).__name__))
+            return torch.stack([step(model, dict(inputs), *args, **kwargs) for _ in range(draws)]).sum()
 
 
 _NO_DRAWS = (
@@ -118,16 +118,21 @@ _NO_DRAWS = (
 
 
 @contextmanager
-def _weighted_loss(trainer: Any, weight: float) -> Iterator[None]:
-    """Within it the trainer's loss, whoever wrote `compute_loss`, counts with a weight."""
-    own = trainer.compute_loss
+def _observed_loss(trainer: Any, weight: float) -> Iterator[None]:
+    """Within it the noise sees the trainer's loss, whoever wrote `compute_loss`, which counts with a weight."""
+    own, noise = trainer.compute_loss, getattr(unwrapped(trainer.optimizer), "noise", None)
 
-    def weighted(*args: Any, **kwargs: Any) -> Any:
-        loss = own(*args, **kwargs)
-        return (loss[0] * weight, *loss[1:]) if isinstance(loss, tuple) else loss * weight
+    def observed(*args: Any, **kwargs: Any) -> Any:
+        computed = own(*args, **kwargs)
+        loss, *rest = computed if isinstance(computed, tuple) else (computed,)
+        if noise is not None:
+            noise.observe_loss(loss)
+        if weight != 1:
+            loss = loss * weight
+        return (loss, *rest) if isinstance(computed, tuple) else loss
 
     replaced = vars(trainer).get("compute_loss")
-    trainer.compute_loss = weighted
+    trainer.compute_loss = observed
     try:
         yield
     finally:

@@ -21,12 +21,13 @@ from torch import Tensor
 from varlora.adapters import checkpoint_key, in_fixed_order
 from varlora.io.files import LARGEST_JSON
 from varlora.ivon.diagnostics import ivon_diagnostics
+from varlora.ivon.fit_variance import fit_variance
+from varlora.ivon.options import check_saved, with_variance
 from varlora.ivon.priors import prior_of
 from varlora.posterior import DiagonalGaussian, PosteriorMeta
 from varlora.posterior.folder import adapter_config_in, check_ranks, tensors_in
 from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN, CheckpointError, read_bytes
 from varlora.posterior.record import counted_examples, record_diagnostics, remaining_temperatures
-from varlora.posterior.training import prior_means
 from varlora.posterior.training_record import record_in
 from varlora.training.checkpoint_files import listed_damage
 
@@ -84,7 +85,7 @@ def _from_checkpoint(
         check_ranks(files / ADAPTER_CONFIG, config, saved)
     groups, state = _ivon_state(folder / "optimizer.pt")
 
-    mean, precision, prior, centres, hessians, steps = {}, {}, {}, {}, {}, 0
+    mean, precision, prior, hessians, steps = {}, {}, {}, {}, 0
     for group in groups:
         for name, index in zip(group["param_names"], group["params"], strict=True):
             key = checkpoint_key(name, adapter if config is not None else None)
@@ -97,28 +98,33 @@ def _from_checkpoint(
                 )
             entry = state.get(index, {})
             master = entry.get("mean", saved[key])
-            h = entry["hessian"] if "hessian" in entry else torch.full(saved[key].shape, float(group["hess_init"]))
-            if not h.shape == master.shape == saved[key].shape:
+            momentum = entry.get("momentum", torch.zeros(saved[key].shape))
+            h: Tensor | None = None
+            if group["variance"] == "hessian":
+                h = entry["hessian"] if "hessian" in entry else torch.full_like(momentum, float(group["hess_init"]))
+            held = [t.shape for t in (master, momentum, h) if t is not None]
+            if others := [shape for shape in held if shape != saved[key].shape]:
                 raise CheckpointError(
-                    f"{key} is {tuple(saved[key].shape)} in {weights} and {tuple(h.shape)} in optimizer.pt; the two "
+                    f"{key} is {tuple(saved[key].shape)} in {weights} and {tuple(others[0])} in optimizer.pt; the two "
                     "are not from one training run. Take both from the same checkpoint."
                 )
-            its_prior = prior_of(group)
-            delta = its_prior.delta(entry, group) if entry else group["weight_decay"]
-            mean[key] = master.to(h.dtype)
-            precision[key] = group["ess"] * (h + delta)
-            prior[key] = float(group["ess"] * delta)
-            if (centre := its_prior.mean(entry)) is not None:
-                centres[key] = centre
-            hessians[key] = (h, float(group["hess_init"]))
+            mean[key] = master.to(momentum.dtype)
+            if h is None:
+                precision[key] = torch.full_like(momentum, 1 / fit_variance(group))
+            else:
+                delta = prior_of(group).delta(entry, group) if entry else group["weight_decay"]
+                precision[key] = group["ess"] * (h + delta)
+                prior[key] = float(group["ess"] * delta)
+                hessians[key] = (h, float(group["hess_init"]))
             steps = max(steps, int(entry.get("step", 0)))
+    trained = tuple(mean)
     if config is not None:
         for key in sorted(saved.keys() - mean.keys()):
-            if saved[key].is_floating_point() and not _is_tied(key, saved, hessians):
+            if saved[key].is_floating_point() and not _is_tied(key, saved, trained):
                 mean[key] = saved[key]
                 precision[key] = torch.full(saved[key].shape, math.inf)
 
-    if not hessians:
+    if not trained:
         raise CheckpointError(f"{folder / 'optimizer.pt'} trained no tensor of {weights}. Take another checkpoint.")
     ess = sorted({float(group["ess"]) for group in groups if group["params"]})
     skipped = int(groups[0].get("skipped_steps", 0))
@@ -130,7 +136,6 @@ def _from_checkpoint(
     return DiagonalGaussian(
         mean=mean,
         precision=precision,
-        prior_mean=prior_means(centres),
         meta=PosteriorMeta(
             method="ivon",
             num_examples=counted_examples(diagnostics) if num_examples is None else num_examples,
@@ -174,13 +179,17 @@ def _ivon_state(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, T
         raise CheckpointError(
             f"{path} is not an optimizer state that can be read safely ({told}). Take another checkpoint."
         ) from error
-    groups, state = content["param_groups"], content["state"]
-    for group in groups:
+    groups, state = [with_variance(group) for group in content["param_groups"]], content["state"]
+    for i, group in enumerate(groups):
         if "hess_init" not in group or "ess" not in group:
             raise CheckpointError(
                 f"{path} was written by another optimizer than varlora.IVON (its options: {', '.join(sorted(group))}), "
-                "which keeps no Hessian. Load the weights with PEFT and use point_mass_of(model, method=...)."
+                "which keeps no variance. Load the weights with PEFT and use point_mass_of(model, method=...)."
             )
+        try:
+            check_saved(i, group)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         if "param_names" not in group:
             raise CheckpointError(
                 f"{path} does not name its parameters. Load model and optimizer and use posterior_of(model, optimizer)."
@@ -211,6 +220,6 @@ def _check_optimizer_state(content: Any) -> None:
         if len(group.get("param_names", group.get("params", []))) != len(group.get("params", [])):
             raise ValueError("it does not name every parameter once")
     for entry in state.values():
-        for name in ("mean", "hessian"):
+        for name in ("mean", "momentum", "hessian"):
             if not isinstance(entry.get(name, torch.empty(0)), Tensor):
                 raise ValueError(f"its {name} is no tensor")

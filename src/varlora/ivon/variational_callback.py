@@ -1,4 +1,4 @@
-"""Noise, λ and the prior's width in any trainer whose optimizer holds a Gaussian posterior: a callback."""
+"""Noise and λ in any trainer whose optimizer holds a Gaussian posterior: a callback."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class VariationalCallback(TrainerCallback):
     """Attaches a `NoiseController` for the span of training; for a trainer whose optimizer is IVON.
 
     Another `varlora.GaussianOptimizer` does as well; what follows is of those that leave options open, as IVON.
-    It sets `ess` and `hess_init` where they were left open ("auto" or None), raises a `prior_width` of "auto" from step
-    to step, refuses settings that would spoil the posterior unnoticed, and after `load_best_model_at_end` brings the
-    optimizer's Hessian back to the best checkpoint too.
+    It sets `ess` and `hess_init` where they were left open ("auto" or None), refuses settings that would spoil the
+    posterior unnoticed, and after `load_best_model_at_end` brings the optimizer's variance back to the best checkpoint
+    too. A variance that follows the fit sees the loss that the model returns (`output.loss`); where the trainer makes
+    the loss by itself, as with `label_smoothing_factor`, take `VariationalTrainerMixin`, which sees that.
 
     Args:
         seed: the noise's seed; None takes the trainer's.
@@ -41,7 +42,8 @@ class VariationalCallback(TrainerCallback):
 
     Raises:
         ValueError: before the first step: an argument of the trainer would have no effect, the adapter could not be
-            saved, no training row has a label; at the end: more than half of the steps were skipped.
+            saved, no training row has a label; in a step: the variance follows the fit and no loss was seen; at the
+            end: more than half of the steps were skipped.
 
     Example:
         >>> from transformers import Trainer
@@ -82,7 +84,7 @@ class VariationalCallback(TrainerCallback):
         train_dataloader: DataLoader[Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Checks the run's settings, fills in λ, h0 and the prior's width, and attaches the noise."""
+        """Checks the run's settings, fills in λ and h0, and attaches the noise."""
         assert model is not None
         assert optimizer is not None
         if self.noise is not None:  # a former train() that was interrupted
@@ -93,16 +95,14 @@ class VariationalCallback(TrainerCallback):
         check_labels(train_dataloader, args.label_names)
         record = training_record(gaussian)
         record.pop("held_out_why", None)  # of the training that a checkpoint is of
-        if isinstance(gaussian, AutoOptimizer):
-            if gaussian.is_open():
-                counted = (
-                    {"examples": self.num_examples}
-                    if self.num_examples is not None
-                    else count_examples(train_dataloader, packing=bool(getattr(args, "packing", False)))
-                )
-                gaussian.settle(counted["examples"])
-                record["counted"] = counted
-            gaussian.set_prior_width(_share(state))
+        if isinstance(gaussian, AutoOptimizer) and gaussian.is_open():
+            counted = (
+                {"examples": self.num_examples}
+                if self.num_examples is not None
+                else count_examples(train_dataloader, packing=bool(getattr(args, "packing", False)))
+            )
+            gaussian.settle(counted["examples"])
+            record["counted"] = counted
         held = saved_tensors(model).tensors()
         if state.global_step > 0:  # resumed
             check_base(model, held, record.get("base_fingerprint"), base_model_of(model)[0])
@@ -150,10 +150,7 @@ class VariationalCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Raises the movement prior's width; steers λ by the held-out rows."""
-        assert self.noise is not None
-        if isinstance(self.noise.optimizer, AutoOptimizer):
-            self.noise.optimizer.set_prior_width(_share(state))
+        """Steers λ by the held-out rows."""
         if self.steering is not None:
             assert model is not None
             self.steering.after_step(model, state)
@@ -218,7 +215,3 @@ def _check_weight_decay(optimizer: GaussianOptimizer, args: TrainingArguments) -
 
 def _taken(optimizer: GaussianOptimizer) -> int:
     return optimizer.step_index - optimizer.skipped_steps
-
-
-def _share(state: TrainerState) -> float:
-    return state.global_step / max(state.max_steps, 1)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
 from varlora.io.nearest import nearest
+from varlora.ivon.options import MOVEMENT_REPLACED
 from varlora.methods.options import (
     AdamWOptions,
     BlobOptions,
@@ -46,6 +47,8 @@ OWN_OPTIONS: Mapping[str, type[MethodOptions]] = {
     )
 }
 """The options of varlora's own methods; the method is the class of the same name without "Options"."""
+REPLACED_OPTIONS: Mapping[str, str] = {"prior_width": MOVEMENT_REPLACED}
+"""Options that older versions had, each with what to say of it; as null they may still stand in a file."""
 
 
 def class_name(kind: type[MethodOptions]) -> str:
@@ -179,12 +182,19 @@ def checked_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Example:
         >>> checked_options("ensemble", {"members": 3, "weight_decay": 1, "learning_rate": None})
         {'members': 3, 'weight_decay': 1.0}
+        >>> checked_options("ivon", {"prior_width": 3.0})                    # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: prior_width is 3.0, of an older version: the movement prior, and its width, were replaced by ...
         >>> checked_options("adamw", {"draws": 2})                           # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: method 'adamw' has no option draws; it has ... draws is one of ivon, tfb. Leave out what ...
     """
     kind = options_of(method)
     options = {name: value for name, value in given.items() if value is not None}
+    for name, value in options.items():
+        if name in REPLACED_OPTIONS or (method, name, value) == ("ivon", "prior", "movement"):
+            why = REPLACED_OPTIONS.get(name, MOVEMENT_REPLACED)
+            raise ValueError(f"{name} is {value!r}, of an older version: {why}. Leave it out.")
     known = sorted(types_of(kind))
     if strange := sorted(options.keys() - set(known)):
         whose = [f"{name} is one of {', '.join(having)}. " for name in strange if (having := methods_with(name))]

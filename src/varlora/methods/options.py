@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 
 from varlora.curvature.kinds import Fisher, Structure
 from varlora.ivon.config import RECIPES, HeldOutSource, IVONConfig, Recipe
-from varlora.ivon.options import Auto, Update
-from varlora.ivon.priors import PriorName, prior_of
+from varlora.ivon.options import Auto, Update, Variance
+from varlora.ivon.priors import PriorName
 from varlora.registry.option_fields import check_options, option
 
 PriorChoice = Literal["marglik", "validation"]
@@ -95,15 +95,13 @@ class IvonOptions(MethodOptions):
     hess_init: float | Auto | None = option(None, "Initial Hessian h0; 'auto' is N / lambda.", above=0)
     beta1: float | None = option(None, "Decay of the momentum.", at_least=0, below=1)
     beta2: float | None = option(None, "Decay of the Hessian; 1 keeps it at h0.", at_least=0, at_most=1)
-    weight_decay: float | None = option(
-        None, "delta of the prior N(0, 1/(lambda delta)); not of the movement prior.", at_least=0
-    )
+    weight_decay: float | None = option(None, "delta of the prior N(0, 1/(lambda delta)).", at_least=0)
     clip_radius: float | None = option(None, "Bound on the preconditioned step, with the Newton update.", above=0)
-    prior: PriorName | None = option(
-        None, "One fixed prior around zero, or one learned per tensor, around zero or around where it began."
-    )
-    prior_width: float | Auto | None = option(
-        None, "Width of the movement prior; 'auto' grows from 0 to 4 in the course of the training.", above=0
+    prior: PriorName | None = option(None, "One fixed prior around zero, or one learned per tensor.")
+    variance: Variance | None = option(
+        None,
+        "'fit': one number for all weights, from the learning rates and the training loss; 'hessian': 1/(lambda (h + "
+        "delta)), to which alone hess_init, beta2, weight_decay and prior belong.",
     )
     held_out: HeldOutSource | None = option(
         None, "Rows that steer lambda: validation rows, or training rows that are withheld for a while."
@@ -131,17 +129,16 @@ class IvonOptions(MethodOptions):
             weight_decay=self.weight_decay,
             clip_radius=self.clip_radius,
             prior=self.prior,
-            prior_width=self.prior_width,
+            variance=self.variance,
             held_out=self.held_out,
             draws=self.draws,
         ).resolved(learning_rate=AdamWOptions.learning_rate)
 
     def costs(self) -> Costs:
-        """A draw is a pass; where training began is stored for A alone (B begins at 0)."""
+        """A draw is a pass; a variance that follows the fit needs Adam's two numbers, a Hessian one more."""
         config = self.config
-        starts = prior_of({"prior": config.prior}).states
-        states = 2.0 + (config.update == "adam") + starts
-        return Costs(passes=self.draws, states=states, adapters=2.0 + starts / 2, predict="S")
+        states = 2.0 + (config.update == "adam" and config.variance == "hessian")
+        return Costs(passes=self.draws, states=states, adapters=2.0, predict="S")
 
 
 @dataclass(frozen=True, kw_only=True)

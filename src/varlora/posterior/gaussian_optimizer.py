@@ -24,8 +24,11 @@ class NoiseStatistics(Protocol):
     def all_agree(self, flag: Tensor) -> bool:
         """Whether `flag` is true on every rank."""
 
+    def mean_loss(self) -> float | None:
+        """The training loss of the step, the mean over ranks; None where none was seen."""
+
     def clear(self) -> None:
-        """Forgets the products collected so far."""
+        """Forgets the products, and the losses, collected so far."""
 
     def after_step(self) -> None:
         """Called once at the end of every step, taken or skipped."""
@@ -94,9 +97,6 @@ class AutoOptimizer(Protocol):
 
     def settle(self, num_examples: int) -> None:
         """Told the number of training examples, when training begins."""
-
-    def set_prior_width(self, share: float) -> None:
-        """Told which share of the training is over, at its beginning and after every step."""
 
     def is_steered(self) -> bool:
         """Whether held-out rows may move λ."""

@@ -25,8 +25,8 @@ class PosteriorMeta:
         method: how it was trained: "ivon", "adamw", ...
         num_examples: N, size of the training set.
         ess: λ, effective sample size; None if unknown or not the same for all tensors.
-        prior_precision: λ δ of the prior N(m0, 1/(λ δ)), by checkpoint key; m0 is 0 but for IVON's `prior="movement"`
-            (`DiagonalGaussian.prior_mean`).
+        prior_precision: λ δ of the prior N(m0, 1/(λ δ)), by checkpoint key; m0 is `DiagonalGaussian.prior_mean`, 0
+            unless given.
         base_model: name or path of the pre-trained model.
         base_revision: its revision or commit.
         base_fingerprint: what tells its weights from another model's (`varlora.adapters.base_fingerprint`).

@@ -147,9 +147,7 @@ def point_mass_of(
 
 
 def prior_means(starts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`DiagonalGaussian.prior_mean` of movement priors: copies of where training began, without tensors of zeros.
-
-    LoRA's B begins at 0; A at random, so that half of an adapter's weights are kept twice.
+    """`DiagonalGaussian.prior_mean` of an optimizer's priors: copies of their means, without tensors of zeros.
 
     Example:
         >>> list(prior_means({"a": torch.ones(1), "b": torch.zeros(1)}))

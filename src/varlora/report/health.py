@@ -191,6 +191,8 @@ class Health:
         ess_start: where a steered λ started.
         hessian_moved: median |h/h0 − 1|.
         hessian_kept: whether h was kept at h0 (β2 = 1).
+        fits: of a variance that follows the fit, by parameter group: the mean training loss, the sum of learning rates
+            and the variance (`varlora.ivon.fit_variance`).
         held_out: what the rows that steered λ said.
         unsteered: why no rows steered λ, where some were to.
         sampling: d, the NLL of the average over draws minus the mean's.
@@ -225,6 +227,7 @@ class Health:
     ess_start: float | None = None
     hessian_moved: float | None = None
     hessian_kept: bool = False
+    fits: tuple[Mapping[str, Any], ...] = ()
     held_out: HeldOutEnd | None = None
     unsteered: str = ""
     sampling: Paired | None = None
@@ -319,6 +322,7 @@ def health_of(
         ess_start=held_out.get("ess_start"),
         hessian_moved=moved.get("overall"),
         hessian_kept=bool(moved) and not any(moved.get("by_tensor", {"": moved["overall"]}).values()),
+        fits=() if derived else tuple(diagnostics.get("fit_variance") or ()),
         held_out=_end(held_out),
         unsteered=str(held_out.get("why") or ""),
         derived=derived,

@@ -15,7 +15,7 @@ from varlora.metrics.selection import FEWEST_ROWS
 from varlora.report.health import Health, HeldOutEnd, Paired, skipped_steps
 from varlora.report.scales import ScaleGroup, TensorScale
 from varlora.report.tables import Cell, Line, Number, Table
-from varlora.report.vocabulary import coldness, learning, show
+from varlora.report.vocabulary import coldness, fitted, learning, show
 
 RUN = "RUN"
 """What stands for the run's folder where it is not known."""
@@ -144,6 +144,7 @@ def statements(health: Health) -> list[tuple[str, str, str]]:
     if health.hessian_moved is not None:
         meaning = "kept at h0 by the recipe" if health.hessian_kept else learning(health.hessian_moved)
         lines.append(("Movement of h", f"{100 * health.hessian_moved:.3g} %", f"median |h/h0 − 1|: {meaning}"))
+    lines += [("Standard deviation", f"{fit['variance'] ** 0.5:.2g}", fitted(fit)) for fit in health.fits]
     if health.rate is not None:
         lines.append(("Dropout rate", f"{health.rate:g}", "share of the adapter's inputs that a pass drops"))
     return lines

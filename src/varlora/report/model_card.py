@@ -19,7 +19,7 @@ from varlora.report.health import Health
 from varlora.report.health_text import mode_in_words, remarks, scale_table, sentence, statements
 from varlora.report.markdown import escape_markdown, inline_code
 from varlora.report.tables import Cell, Number, Table
-from varlora.report.vocabulary import coldness, learning, show
+from varlora.report.vocabulary import coldness, fitted, learning, show
 from varlora.tasks.overlap import overlap_in_words
 from varlora.tasks.unread import unread_in_words
 
@@ -244,6 +244,8 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
         lines.append(f"λ = {show(float(meta['ess']))}. {compared}.")
     if moved is not None:
         lines.append(f"The Hessian estimate moved by {100 * moved:.3g} % (median) from its start: {learning(moved)}.")
+    for fit in (meta.get("diagnostics") or {}).get("fit_variance") or ():
+        lines.append(f"The standard deviation was {fit['variance'] ** 0.5:.2g}, {fitted(fit)}.")
     if divided := _divided(kind, meta):
         lines.append(f"The logits are to be divided by {divided}: varlora does it, PEFT does not.")
     for mode, fit in ((meta.get("diagnostics") or {}).get("logit_temperature") or {}).items():

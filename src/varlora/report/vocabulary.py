@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 Verdict = Literal["better", "worse", "equal", "unclear", "one seed"]
 """What a difference shows (`varlora.report.seeds`)."""
@@ -52,6 +54,27 @@ def coldness(ess: float, num_examples: int, hessian_moved: float | None) -> str:
     else:
         kind = "plain Bayes"
     return f"N is {num_examples:,}, so λ/N = {show(float(f'{ratio:.3g}'))}: {kind}"
+
+
+def fitted(fit: Mapping[str, Any]) -> str:
+    """Where a variance that follows the fit came from (`varlora.ivon.fit_variance`).
+
+    Args:
+        fit: of one parameter group, as in `meta.diagnostics`.
+
+    Example:
+        >>> fitted({"mean_loss": 0.5, "lr_sum": 0.25, "variance": 0.001353})
+        'of all trained weights alike, learned for none: it follows the learning rates (sum 0.25) and the ...'
+        >>> fitted({"mean_loss": None, "lr_sum": 0.0, "variance": 1e-10})
+        'of all trained weights alike: no training loss was seen'
+    """
+    alike, loss = "of all trained weights alike", fit["mean_loss"]
+    if loss is None:
+        return f"{alike}: no training loss was seen"
+    return (
+        f"{alike}, learned for none: it follows the learning rates (sum {show(fit['lr_sum'])}) and the mean training "
+        f"loss under noise ({loss:.3g} nats, a mean probability of {100 * math.exp(-max(loss, 0)):.0f} %)"
+    )
 
 
 LEARNED = 0.5

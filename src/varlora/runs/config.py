@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -11,8 +12,10 @@ from typing import Any, Literal
 
 from varlora.io.nearest import nearest
 from varlora.methods import METHODS, checked_options, options_of
-from varlora.methods.known import OWN_OPTIONS
+from varlora.methods.known import OWN_OPTIONS, REPLACED_OPTIONS
 from varlora.registry.option_fields import checked_values, option, types_of
+
+logger = logging.getLogger(__name__)
 
 
 def _group(name: str) -> Callable[..., Any]:
@@ -259,6 +262,35 @@ class RunConfig:
         own = {name: value for name, value in settings.items() if name in SETTINGS}
         return cls(**own, method_options={n: v for n, v in settings.items() if n not in SETTINGS})
 
+    @classmethod
+    def of_finished(cls, settings: Mapping[str, Any]) -> RunConfig:
+        """The settings of a finished run, which an older version may have trained; as `from_dict` otherwise.
+
+        A variance that came from the Hessian is called so where it would now follow the fit, and a movement prior,
+        which this version has no more, is left out, with a warning.
+
+        Args:
+            settings: as `to_dict` of that version gave them.
+
+        Raises:
+            ValueError: one does not fit.
+        """
+        method = settings.get("method", cls.method)
+        if method != "ivon" or "variance" in settings:
+            return cls.from_dict(settings)
+        given = {name: value for name, value in settings.items() if value is not None}
+        gone = [name for name in given if name in REPLACED_OPTIONS or (name, given[name]) == ("prior", "movement")]
+        if gone:
+            logger.warning(
+                "this run was trained by an older version of varlora, with %s: this version knows the posterior, and "
+                "not the setting",
+                ", ".join(f"{name}={given.pop(name)!r}" for name in gone),
+            )
+        hessian = {"hess_init", "beta2", "weight_decay", "prior"} & given.keys() or given.get("update") == "newton"
+        if hessian and given.get("recipe", "auto") == "auto":
+            given["variance"] = "hessian"
+        return cls.from_dict(given)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON and YAML: the settings, and beside them the method's options, None where not given."""
         flat: dict[str, Any] = {}
@@ -281,13 +313,18 @@ class RunConfig:
         Options of varlora's other methods count as not given, as in the folders of earlier versions; those that came
         later count where they are given.
         """
-        options = {name: None for kind in OWN_OPTIONS.values() for name in types_of(kind)}
-        without = [*PLACES, *(name for name in LATER if getattr(self, name) is None)]
-        settings = {name: value for name, value in {**options, **self.to_dict()}.items() if name not in without}
+        options = dict.fromkeys(
+            [*REPLACED_OPTIONS, *(name for kind in OWN_OPTIONS.values() for name in types_of(kind))]
+        )
+        settings = {
+            name: value
+            for name, value in {**options, **self.to_dict()}.items()
+            if name not in PLACES and (name not in LATER or value is not None)
+        }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-LATER = ("lora_layers", "frozen_layers_memory", "length_normalization", "gguf_file")
+LATER = ("lora_layers", "frozen_layers_memory", "length_normalization", "gguf_file", "variance")
 """Settings that versions lacked whose fingerprints are still known."""
 SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name != "method_options")
 """What every run has, whatever its method."""
@@ -305,7 +342,7 @@ def setting_names(methods: Iterable[str] = ()) -> tuple[str, ...]:
         ValueError: there is no such method.
     """
     kinds = [*OWN_OPTIONS.values(), *map(options_of, methods)]
-    return tuple(dict.fromkeys([*SETTINGS, *(name for kind in kinds for name in types_of(kind))]))
+    return tuple(dict.fromkeys([*SETTINGS, *(name for kind in kinds for name in types_of(kind)), *REPLACED_OPTIONS]))
 
 
 def options_elsewhere() -> str:

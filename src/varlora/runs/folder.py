@@ -313,7 +313,7 @@ def read_config(folder: Path) -> RunConfig:
     """
     settings = load_yaml(folder / CONFIG)
     try:
-        return RunConfig.from_dict(settings)
+        return RunConfig.of_finished(settings)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
 

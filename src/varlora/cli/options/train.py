@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from varlora.cli.parsing import CommandParser, value_in
 from varlora.io.yaml_files import load_yaml, read_yaml
 from varlora.methods import METHODS, checked_options, methods_with, options_of
+from varlora.methods.known import REPLACED_OPTIONS
 from varlora.registry.option_fields import types_of
 from varlora.runs.config import RunConfig, options_elsewhere, setting_names
 
@@ -77,7 +78,7 @@ class TrainParser(CommandParser):
     def refuse(self, rest: Sequence[str]) -> NoReturn:
         """Says which methods have an option that this one lacks."""
         given = [word.partition("=")[0].lstrip("-").replace("-", "_") for word in rest if word.startswith("--")]
-        checked_options(self.method, {name: True for name in given if methods_with(name)})
+        checked_options(self.method, {name: True for name in given if methods_with(name) or name in REPLACED_OPTIONS})
         super().refuse(rest)
 
     @property

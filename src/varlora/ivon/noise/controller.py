@@ -11,6 +11,8 @@ precision and data parallelism need no special cases:
   the products are summed, exactly as the gradients are.
 - Every rank multiplies its own gradient by its own noise; only the products are averaged, over the ranks that average
   the gradients (`noise.ranks`).
+- A loss counts with the weight that its backward pass gives it, which is its share of the step, and is averaged over
+  ranks likewise.
 - A weight that is also read outside its module's forward has gradient without noise there, and a curvature that the
   products miss: the step refuses (`noise.arrivals`).
 
@@ -21,10 +23,11 @@ itself and are left unclipped.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -34,7 +37,7 @@ from varlora.adapters import check_trainable
 from varlora.ivon.noise.arrivals import Arrivals
 from varlora.ivon.noise.draw_cycle import Draw, DrawCycle
 from varlora.ivon.noise.places import Place, Site, refuse_data_parallel, scopes_of
-from varlora.ivon.noise.ranks import Groups, averaged, gradient_groups, reduce_
+from varlora.ivon.noise.ranks import Groups, averaged, gradient_groups, reduce_, size_of
 from varlora.ivon.noise.sampled import Sample, SampledForward, uncompiled
 from varlora.ivon.noise.source import NoiseSource
 from varlora.posterior.gaussian_optimizer import GaussianOptimizer, missing_members
@@ -113,6 +116,8 @@ class NoiseController(DrawCycle):
         self._evaluated = False  # whether forwards in evaluation mode see the draw of `evaluation_draw`
         self._sites = self._find_sites()
         self._held = {site.parameter for site in self._sites.values()}
+        self._losses: list[Tensor] = []  # of this step, each times its share: those of `observe_loss`,
+        self._output_losses: list[Tensor] = []  # and those that the model returned
         scopes = scopes_of(self.model, self._sites)
         for former in [inner.noise, *(getattr(scope.forward, "controller", None) for scope in scopes)]:
             if isinstance(former, NoiseController):  # left behind by a training that was interrupted
@@ -194,6 +199,38 @@ class NoiseController(DrawCycle):
             for site in self._sites.values():
                 site.noise = None
 
+    def observe_loss(self, loss: Tensor) -> None:
+        """Shows the loss that is trained on, for a variance that follows it (`IVON(variance="fit")`).
+
+        Call it before the backward pass. The share of the step that the loss has, as 1/k under accumulation over k
+        micro-batches, is seen in the backward pass. Not needed where the model returns its loss (`output.loss`); what
+        is shown here goes before that.
+
+        Args:
+            loss: a scalar, in nats, from which a backward pass will go.
+
+        Raises:
+            ValueError: it is no such tensor.
+
+        Example:
+            >>> import torch
+            >>> from varlora import IVON, NoiseController
+            >>> model = torch.nn.Linear(3, 1)
+            >>> noise = NoiseController(model, IVON(model.parameters(), lr=0.1, ess=50.0, hess_init=1.0))
+            >>> for _ in range(2):                       # two micro-batches
+            ...     loss = model(torch.ones(1, 3)).sum() * 0 + 3
+            ...     noise.observe_loss(loss)
+            ...     (loss / 2).backward()
+            >>> noise.mean_loss()
+            3.0
+        """
+        if not _is_loss(loss):
+            raise ValueError(
+                f"observe_loss() got {loss!r}, which is no scalar that a backward pass can start from. Pass the loss "
+                "itself, before loss.backward()."
+            )
+        self._watch(loss, self._losses)
+
     # For the optimizer (`posterior.gaussian_optimizer.NoiseStatistics`) ------------------------------------------
 
     def collect(self) -> dict[Tensor, Tensor]:
@@ -213,7 +250,7 @@ class NoiseController(DrawCycle):
                 "since the last step. Call model.train(), run the forward pass through the very model given to "
                 "NoiseController (not through a submodule), then loss.backward(), then step()."
             )
-        scale = 1.0 / self.scaler.get_scale() if self.scaler is not None else 1.0
+        scale = self._scale
         result: dict[Tensor, Tensor] = {}
         bypassed = []
         for site, product, without_noise in collected:
@@ -251,10 +288,25 @@ class NoiseController(DrawCycle):
             reduce_(number, groups, dist.ReduceOp.MIN)
         return bool(number)
 
+    def mean_loss(self) -> float | None:
+        """The training loss of this step, by the shares that its parts had, the mean over ranks; None: none was seen.
+
+        It is what `observe_loss` was shown, else what the model returned as `output.loss`.
+        """
+        seen = self._losses or self._output_losses
+        numbers = torch.tensor([math.fsum(map(float, seen)) * self._scale, float(bool(seen))], dtype=torch.float64)
+        for groups in sorted(self._ranks, key=size_of):
+            if groups:
+                numbers = reduce_(numbers.to(self.device), groups).cpu() / size_of(groups)
+        loss, share = numbers.tolist()
+        return loss / share if share else None
+
     def clear(self) -> None:
-        """Forgets the products collected since the last step."""
+        """Forgets the products and losses collected since the last step."""
         for site in self._sites.values():
             site.clear()
+        self._losses.clear()
+        self._output_losses.clear()
 
     def after_step(self) -> None:
         """Ends the step; the next training forward is in another, and starts its first draw.
@@ -284,6 +336,14 @@ class NoiseController(DrawCycle):
                 "torch.no_grad() around it."
             )
         super()._before_forward(module, args)
+
+    @uncompiled
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module is self.model and self.sampling:
+            loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+            if _is_loss(loss):
+                self._watch(loss, self._output_losses)
+        super()._after_forward(module, args, output)
 
     def goes_on(self) -> bool:
         """Whether there are gradients of this step.
@@ -316,6 +376,20 @@ class NoiseController(DrawCycle):
             record = functools.partial(self._record, place.site, place.site.arrivals_at(parameter))
             sample = Sample.apply(parameter, mean, place.site.noise, record)  # type: ignore[no-untyped-call]
             place.holder.__dict__[place.attribute] = sample
+
+    def _watch(self, loss: Tensor, losses: list[Tensor]) -> None:
+        """Notes the loss times its share, which is the gradient that arrives at it."""
+        value = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
+
+        def note(share: Tensor) -> None:
+            losses.append(share.detach().to(value.dtype) * value)
+
+        loss.register_hook(note)  # type: ignore[no-untyped-call]
+
+    @property
+    def _scale(self) -> float:
+        """What undoes the scaling of the loss."""
+        return 1.0 / self.scaler.get_scale() if self.scaler is not None else 1.0
 
     def _master(self, site: Site) -> Tensor:
         return whole(self.optimizer.mean(site.parameter))
@@ -359,3 +433,7 @@ class NoiseController(DrawCycle):
     def device(self) -> torch.device:
         """Where the trained parameters are (the first of them)."""
         return next(iter(self._sites.values())).parameter.device
+
+
+def _is_loss(loss: object) -> TypeGuard[Tensor]:
+    return isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad

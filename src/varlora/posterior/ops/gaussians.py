@@ -1,7 +1,8 @@
 """Diagonal Gaussians in closed form: a prior on the same entries, KL(q ‖ p), and the product of several posteriors.
 
 K posteriors of one prior p merge into ∏ q_k / p^(K−1), whose precision is Σ 1/v_k − (K−1)/v_p. Where each has learned
-the width of its own prior (IVON's movement prior), p is the geometric mean of theirs (`common_prior`): our choice.
+the width of its own prior around its start (the default of older versions), p is the geometric mean of theirs
+(`common_prior`): our choice.
 
 Source: the definitions.
 """
@@ -48,7 +49,7 @@ def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float] 
     if (q.meta.diagnostics or {}).get("prior_width") is not None and not q.meta.prior_precision:
         raise ValueError(
             "the prior of this posterior is around where its training began, which a former version of varlora did not "
-            "keep. Train anew, or with --prior fixed and --weight_decay above 0."
+            "keep. Train anew, or with --variance hessian and --weight_decay above 0."
         )
     if missing := [key for key in trained if key not in by_key]:
         raise ValueError(f"{missing[0]} has no prior precision. Give the one to use (--prior_precision).")
@@ -57,7 +58,7 @@ def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float] 
             raise ValueError(
                 f"the prior precision of {key} is {by_key[key]!r}; it must be a positive number. A run with "
                 "weight_decay 0 had a flat prior: give the precision to use (--prior_precision), or train with "
-                "--prior fixed and --weight_decay above 0."
+                "--variance hessian and --weight_decay above 0."
             )
     return DiagonalGaussian(
         mean={
@@ -73,7 +74,8 @@ def isotropic_prior(q: DiagonalGaussian, precision: float | Mapping[str, float] 
 def common_prior(posteriors: Sequence[DiagonalGaussian]) -> DiagonalGaussian:
     """The prior that posteriors of parts of the data were trained with, for `merge`.
 
-    A movement prior, which each has learned for itself, is of their mean precision: the geometric mean ∏ p_k^(1/K).
+    A prior around the start, the default of older versions, each has learned for itself: its precision is the geometric
+    mean ∏ p_k^(1/K).
 
     Raises:
         ValueError: a posterior does not say its prior, or the priors differ (in the width of a fixed or adaptive one,
