@@ -134,13 +134,14 @@ def test_the_optimizer_does_not_get_what_is_the_trainers() -> None:
         {"betas": (0.9,)},
         {"betas": 0.9},
         {"betas": (1.0, 1.0)},
-        {"betas": (0.9, 0.99)},  # of the Hessian
-        {"hess_init": 0.01},
-        {"prior": "adaptive"},
+        {"variance": "fit", "betas": (0.9, 0.99)},  # of the Hessian
+        {"variance": "fit", "hess_init": 0.01},
+        {"variance": "fit", "prior": "adaptive"},
+        {"variance": "fit", "weight_decay": 0.1},
+        {"variance": "fit", "update": "newton"},
         {"variance": "learned"},
         {"recipe": "cong2024", "variance": "fit"},
         {"weight_decay": -0.1},
-        {"weight_decay": 0.1},
         {"clip_radius": 1e-3},  # of the Newton update
         {"recipe": "cong2024", "clip_radius": 0.0},
         {"recipe": "cong2024", "rescale_lr": "no"},
@@ -174,3 +175,22 @@ def test_the_defaults_noise_may_be_constant() -> None:
     optimizer = IVON([weight], **options)
     optimizer.settle(25)
     assert optimizer.noise_scale(weight).tolist() == pytest.approx([0.2] * 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "variance"),
+    [
+        ({}, "fit"),
+        ({"ess": 1e4, "hess_init": "auto", "betas": (0.8, 1.0), "weight_decay": 0.0, "update": "adam"}, "fit"),
+        ({"prior": "fixed"}, "hessian"),
+        ({"prior": "adaptive"}, "hessian"),
+        ({"hess_init": 0.01}, "hessian"),
+        ({"betas": (0.9, 0.999)}, "hessian"),
+        ({"weight_decay": 0.1}, "hessian"),
+        ({"update": "newton"}, "hessian"),
+    ],
+)
+def test_what_only_a_hessian_has_asks_for_one(given: dict[str, Any], variance: str) -> None:
+    filled = IVONConfig(**given).resolved(1e-3)
+    assert filled.variance == filled.resolved(1e-3).variance == variance
+    IVON([torch.zeros(1, requires_grad=True)], **filled.optimizer_kwargs())

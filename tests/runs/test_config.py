@@ -207,9 +207,8 @@ OLD = {**LEAST, "method": "ivon", "prior_width": None}
         ({}, {}, None),
         ({"draws": 2, "prior": None}, {"draws": 2}, None),
         ({"prior": "movement", "prior_width": 3.0}, {}, "prior_width=3.0, prior='movement'"),
-        ({"beta2": 0.999, "prior": "adaptive"}, {"beta2": 0.999, "prior": "adaptive", "variance": "hessian"}, None),
-        ({"hess_init": 0.001}, {"hess_init": 0.001, "variance": "hessian"}, None),
-        ({"recipe": "cong2024", "hess_init": 0.001}, {"recipe": "cong2024", "hess_init": 0.001}, None),
+        ({"beta2": 0.999, "prior": "adaptive"}, {"beta2": 0.999, "prior": "adaptive"}, None),
+        ({"hess_init": 0.001, "prior": "movement"}, {"hess_init": 0.001}, "prior='movement'"),
     ],
 )
 def test_a_finished_run_of_an_older_version_is_read(

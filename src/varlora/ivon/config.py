@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from varlora.ivon.numbers import number_of
 from varlora.ivon.options import ADAM_ONLY, Auto, Update, Variance, check_options
 from varlora.ivon.priors import PriorName
 
@@ -85,7 +86,8 @@ class IVONConfig:
         prior: "fixed" or "adaptive".
         update: "newton" or "adam".
         variance: "fit": one number for all weights, from the learning rates and the training loss; "hessian": 1/(λ (h +
-            δ)), to which alone `hess_init`, β2, `weight_decay` and `prior` belong.
+            δ)), to which alone `hess_init`, β2, `weight_decay`, `prior` and the Newton update belong. Where one of
+            these is given, None is "hessian" under every recipe.
         adam_beta2: decay of the Adam update's second moment.
         adam_eps: ε of the Adam update.
         held_out: which rows steer λ = "auto" (mixin only): "validation", "train" (a tenth of the training rows, which
@@ -171,5 +173,19 @@ class IVONConfig:
     def _filled(self, learning_rate: float | None) -> dict[str, Any]:
         """Every option, by the recipe where it is None."""
         of_recipe = {"lr": learning_rate, **RECIPES[self.recipe]}
+        if self._asks_for_hessian():
+            of_recipe["variance"] = "hessian"
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value if value is not None else of_recipe.get(name) for name, value in given.items()}
+
+    def _asks_for_hessian(self) -> bool:
+        """Whether an option is given that a variance without a Hessian has not."""
+        betas: Any = self.betas
+        beta2 = betas[-1] if isinstance(betas, (tuple, list)) and betas else betas
+        return (
+            self.prior is not None
+            or self.update == "newton"
+            or self.hess_init not in (None, "auto")
+            or self.weight_decay not in (None, 0)
+            or (betas is not None and number_of(beta2) != 1)
+        )

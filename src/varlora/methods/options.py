@@ -101,7 +101,7 @@ class IvonOptions(MethodOptions):
     variance: Variance | None = option(
         None,
         "'fit': one number for all weights, from the learning rates and the training loss; 'hessian': 1/(lambda (h + "
-        "delta)), to which alone hess_init, beta2, weight_decay and prior belong.",
+        "delta)), which is meant where hess_init, beta2, weight_decay or prior is given.",
     )
     held_out: HeldOutSource | None = option(
         None, "Rows that steer lambda: validation rows, or training rows that are withheld for a while."

@@ -266,8 +266,7 @@ class RunConfig:
     def of_finished(cls, settings: Mapping[str, Any]) -> RunConfig:
         """The settings of a finished run, which an older version may have trained; as `from_dict` otherwise.
 
-        A variance that came from the Hessian is called so where it would now follow the fit, and a movement prior,
-        which this version has no more, is left out, with a warning.
+        What this version has no more, a movement prior, is left out, with a warning.
 
         Args:
             settings: as `to_dict` of that version gave them.
@@ -275,21 +274,15 @@ class RunConfig:
         Raises:
             ValueError: one does not fit.
         """
-        method = settings.get("method", cls.method)
-        if method != "ivon" or "variance" in settings:
-            return cls.from_dict(settings)
         given = {name: value for name, value in settings.items() if value is not None}
         gone = [name for name in given if name in REPLACED_OPTIONS or (name, given[name]) == ("prior", "movement")]
         if gone:
             logger.warning(
                 "this run was trained by an older version of varlora, with %s: this version knows the posterior, and "
                 "not the setting",
-                ", ".join(f"{name}={given.pop(name)!r}" for name in gone),
+                ", ".join(f"{name}={settings[name]!r}" for name in gone),
             )
-        hessian = {"hess_init", "beta2", "weight_decay", "prior"} & given.keys() or given.get("update") == "newton"
-        if hessian and given.get("recipe", "auto") == "auto":
-            given["variance"] = "hessian"
-        return cls.from_dict(given)
+        return cls.from_dict({name: value for name, value in settings.items() if name not in gone})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON and YAML: the settings, and beside them the method's options, None where not given."""
