@@ -202,6 +202,25 @@ def test_a_loss_that_the_model_returns_is_seen_where_it_is_trained_on() -> None:
     assert noise.mean_loss() is None
 
 
+class ReturningLogProbs(nn.Module):
+    """A model that returns the log-probability of each answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"log_probs": self.linear(x).log_softmax(-1)[:, 0]}
+
+
+def test_log_probabilities_that_the_model_returns_are_seen_by_the_weights_that_they_are_trained_on_with() -> None:
+    model, _, noise = made(model=ReturningLogProbs())
+    log_probs = model(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))["log_probs"]
+    loss = -log_probs[:3].sum() / 3
+    (loss / 2).backward()
+    assert noise.mean_loss() == pytest.approx(loss.item() / 2, rel=1e-6)
+
+
 def test_a_step_without_a_loss_is_refused() -> None:
     model, optimizer, noise = made()
     before = [p.detach().clone() for p in model.parameters()]

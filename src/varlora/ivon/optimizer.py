@@ -219,8 +219,9 @@ class IVON(IVONState):
         if loss is None:
             raise ValueError(
                 "variance='fit' follows the training loss, and no loss was seen in this step: no backward pass went "
-                "through an output.loss of the model. Call observe_loss(loss) of the NoiseController before "
-                "loss.backward(), use VariationalTrainerMixin, which does, or take variance='hessian'."
+                "through an output.loss or output.log_probs of the model. Call observe_loss(loss) of the "
+                "NoiseController before loss.backward(), use VariationalTrainerMixin, which does, or take "
+                "variance='hessian'."
             )
         return loss
 

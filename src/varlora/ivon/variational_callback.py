@@ -30,8 +30,9 @@ class VariationalCallback(TrainerCallback):
     Another `varlora.GaussianOptimizer` does as well; what follows is of those that leave options open, as IVON.
     It sets `ess` and `hess_init` where they were left open ("auto" or None), refuses settings that would spoil the
     posterior unnoticed, and after `load_best_model_at_end` brings the optimizer's variance back to the best checkpoint
-    too. A variance that follows the fit sees the loss that the model returns (`output.loss`); where the trainer makes
-    the loss by itself, as with `label_smoothing_factor`, take `VariationalTrainerMixin`, which sees that.
+    too. A variance that follows the fit sees the loss that the model returns (`output.loss`, or `output.log_probs` as
+    in TRL's SFTTrainer). Where the trainer makes the loss from the logits, as with `label_smoothing_factor`, take
+    `VariationalTrainerMixin`, which sees that.
 
     Args:
         seed: the noise's seed; None takes the trainer's.

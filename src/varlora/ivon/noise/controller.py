@@ -117,7 +117,7 @@ class NoiseController(DrawCycle):
         self._sites = self._find_sites()
         self._held = {site.parameter for site in self._sites.values()}
         self._losses: list[Tensor] = []  # of this step, each times its share: those of `observe_loss`,
-        self._output_losses: list[Tensor] = []  # and those that the model returned
+        self._output_losses: dict[str, list[Tensor]] = {"loss": [], "log_probs": []}  # and what the model returned
         scopes = scopes_of(self.model, self._sites)
         for former in [inner.noise, *(getattr(scope.forward, "controller", None) for scope in scopes)]:
             if isinstance(former, NoiseController):  # left behind by a training that was interrupted
@@ -203,8 +203,8 @@ class NoiseController(DrawCycle):
         """Shows the loss that is trained on, for a variance that follows it (`IVON(variance="fit")`).
 
         Call it before the backward pass. The share of the step that the loss has, as 1/k under accumulation over k
-        micro-batches, is seen in the backward pass. Not needed where the model returns its loss (`output.loss`); what
-        is shown here goes before that.
+        micro-batches, is seen in the backward pass. Not needed where the model returns its loss (`output.loss`), or the
+        answers' log-probabilities (`output.log_probs`, as in TRL's SFTTrainer); what is shown here goes before that.
 
         Args:
             loss: a scalar, in nats, from which a backward pass will go.
@@ -291,9 +291,9 @@ class NoiseController(DrawCycle):
     def mean_loss(self) -> float | None:
         """The training loss of this step, by the shares that its parts had, the mean over ranks; None: none was seen.
 
-        It is what `observe_loss` was shown, else what the model returned as `output.loss`.
+        It is what `observe_loss` was shown, else what the model returned as `output.loss` or `output.log_probs`.
         """
-        seen = self._losses or self._output_losses
+        seen = self._losses or self._output_losses["loss"] or self._output_losses["log_probs"]
         numbers = torch.tensor([math.fsum(map(float, seen)) * self._scale, float(bool(seen))], dtype=torch.float64)
         for groups in sorted(self._ranks, key=size_of):
             if groups:
@@ -306,7 +306,8 @@ class NoiseController(DrawCycle):
         for site in self._sites.values():
             site.clear()
         self._losses.clear()
-        self._output_losses.clear()
+        for losses in self._output_losses.values():
+            losses.clear()
 
     def after_step(self) -> None:
         """Ends the step; the next training forward is in another, and starts its first draw.
@@ -340,9 +341,10 @@ class NoiseController(DrawCycle):
     @uncompiled
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is self.model and self.sampling:
-            loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-            if _is_loss(loss):
-                self._watch(loss, self._output_losses)
+            for name, losses in self._output_losses.items():
+                returned = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+                if isinstance(returned, Tensor) and returned.requires_grad:
+                    self._watch(returned, losses)
         super()._after_forward(module, args, output)
 
     def goes_on(self) -> bool:
@@ -378,11 +380,11 @@ class NoiseController(DrawCycle):
             place.holder.__dict__[place.attribute] = sample
 
     def _watch(self, loss: Tensor, losses: list[Tensor]) -> None:
-        """Notes the loss times its share, which is the gradient that arrives at it."""
+        """Notes the loss, or the sum of its parts, times its share, which is the gradient that arrives at it."""
         value = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
 
         def note(share: Tensor) -> None:
-            losses.append(share.detach().to(value.dtype) * value)
+            losses.append((share.detach().to(value.dtype) * value).sum())
 
         loss.register_hook(note)  # type: ignore[no-untyped-call]
 
