@@ -33,7 +33,11 @@ def ivon_diagnostics(
         diagnostics["hessian_moved"] = hessian_moved(hessians)
     if len(ess) > 1:
         diagnostics["ess_of_groups"] = list(ess)
-    if fits := [fit_diagnostics(group) for group in groups if group["params"] and group["variance"] == "fit"]:
+    fits: list[dict[str, float | None]] = []
+    for group in groups:
+        if group["params"] and group["variance"] == "fit" and (fit := fit_diagnostics(group)) not in fits:
+            fits.append(fit)
+    if fits:
         diagnostics["fit_variance"] = fits
     return diagnostics
 

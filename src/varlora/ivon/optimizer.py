@@ -220,8 +220,8 @@ class IVON(IVONState):
             raise ValueError(
                 "variance='fit' follows the training loss, and no loss was seen in this step: no backward pass went "
                 "through an output.loss or output.log_probs of the model. Call observe_loss(loss) of the "
-                "NoiseController before loss.backward(), use VariationalTrainerMixin, which does, or take "
-                "variance='hessian'."
+                "NoiseController before loss.backward(), use VariationalTrainerMixin, which does in compute_loss, or "
+                "take variance='hessian'."
             )
         return loss
 

@@ -67,6 +67,13 @@ class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, SavesPosterior, Qui
             raise ValueError(_NO_DRAWS.format(draws=self.variational.draws, trainer=type(self).__name__))
         arguments: TrainingArguments = self.args  # type: ignore[attr-defined]
         options = self.variational.resolved(arguments.learning_rate)
+        if options.variance == "fit" and hasattr(self, "_buffered_inputs"):
+            warnings.warn(
+                f"the loss of {type(self).__name__} is no negative log-likelihood, and says nothing of the fit: the "
+                "noise of variance='fit' follows the learning rates alone. IVONConfig(variance='hessian') has noise of "
+                "a size that you set.",
+                stacklevel=2,
+            )
         check_arguments(arguments, options.optimizer_kwargs())
         if arguments.weight_decay not in (0.0, options.weight_decay):
             raise ValueError(

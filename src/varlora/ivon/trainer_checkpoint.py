@@ -64,7 +64,7 @@ def posterior_from_checkpoint(
         return _from_checkpoint(folder, adapter, num_examples, readout)
     except CheckpointError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         told = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}."
         raise CheckpointError(f"{folder}: {told} This checkpoint is damaged; take an earlier one.") from error
 

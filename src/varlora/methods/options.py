@@ -91,7 +91,12 @@ class IvonOptions(MethodOptions):
     )
     learning_rate: float | None = option(None, "Learning rate; AdamW's under 'auto', .03 otherwise.", above=0)
     update: Update | None = option(None, "The mean moves by IVON's own step, or by AdamW's.")
-    ess: float | Auto | None = option(None, "Effective sample size lambda; 'auto' is 100 N.", above=0)
+    ess: float | Auto | None = option(
+        None,
+        "Effective sample size lambda; 'auto' is 100 N. A number sets a variance from the Hessian; one that follows "
+        "the fit is scaled by how rows move 'auto'.",
+        above=0,
+    )
     hess_init: float | Auto | None = option(None, "Initial Hessian h0; 'auto' is N / lambda.", above=0)
     beta1: float | None = option(None, "Decay of the momentum.", at_least=0, below=1)
     beta2: float | None = option(None, "Decay of the Hessian; 1 keeps it at h0.", at_least=0, at_most=1)

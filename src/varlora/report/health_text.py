@@ -304,9 +304,9 @@ def _log_temperature(end: HeldOutEnd) -> str:
 def _course(health: Health) -> str:
     assert health.ess is not None
     assert health.num_examples is not None
-    kind = coldness(health.ess, health.num_examples, health.hessian_moved).partition(": ")[2]
+    kind = coldness(health.ess, health.num_examples, health.hessian_moved, fit=bool(health.fits)).partition(": ")[2]
     if health.ess_start is None:
-        return f"weight of the data against the prior: {kind}"
+        return kind if health.fits else f"weight of the data against the prior: {kind}"
     start = _significant(health.ess_start / health.num_examples)
     if math.isclose(health.ess, health.ess_start):
         return f"as at the start: held-out rows asked for no other; {kind}"

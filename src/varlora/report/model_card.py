@@ -236,7 +236,8 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
         lines = ["Its confidence was measured on the data above; on other data it may be off."]
     moved = ((meta.get("diagnostics") or {}).get("hessian_moved") or {}).get("overall")
     if kind != "point_mass" and meta.get("ess") and meta.get("num_examples"):
-        compared = coldness(meta["ess"], meta["num_examples"], moved)
+        fit = bool((meta.get("diagnostics") or {}).get("fit_variance"))
+        compared = coldness(meta["ess"], meta["num_examples"], moved, fit=fit)
         if ((meta.get("diagnostics") or {}).get("counted") or {}).get("mean_over") == "tokens":
             compared = (
                 "The loss is a mean over tokens, so λ/N says nothing of Bayes' rule, which is λ = number of tokens"
@@ -244,8 +245,8 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
         lines.append(f"λ = {show(float(meta['ess']))}. {compared}.")
     if moved is not None:
         lines.append(f"The Hessian estimate moved by {100 * moved:.3g} % (median) from its start: {learning(moved)}.")
-    for fit in (meta.get("diagnostics") or {}).get("fit_variance") or ():
-        lines.append(f"The standard deviation was {fit['variance'] ** 0.5:.2g}, {fitted(fit)}.")
+    for group in (meta.get("diagnostics") or {}).get("fit_variance") or ():
+        lines.append(f"The standard deviation was {group['variance'] ** 0.5:.2g}, {fitted(group)}.")
     if divided := _divided(kind, meta):
         lines.append(f"The logits are to be divided by {divided}: varlora does it, PEFT does not.")
     for mode, fit in ((meta.get("diagnostics") or {}).get("logit_temperature") or {}).items():

@@ -30,13 +30,14 @@ def show(value: object) -> str:
     return str(value)
 
 
-def coldness(ess: float, num_examples: int, hessian_moved: float | None) -> str:
+def coldness(ess: float, num_examples: int, hessian_moved: float | None, *, fit: bool = False) -> str:
     """What λ against N makes of the posterior: nothing where h was not learned, for then the variance is a choice.
 
     Args:
         ess: λ.
         num_examples: N.
         hessian_moved: median of |h/h0 - 1|; None where it is not known, which counts as not learned.
+        fit: whether the variance follows the fit, which has neither prior nor Hessian.
 
     Example:
         >>> coldness(1e6, 300, hessian_moved=0.8)
@@ -45,7 +46,9 @@ def coldness(ess: float, num_examples: int, hessian_moved: float | None) -> str:
         "N is 300, so λ/N = 100: no distance from Bayes' rule, since h was not learned"
     """
     ratio = ess / num_examples
-    if hessian_moved is None or hessian_moved < LEARNED:
+    if fit:
+        kind = "it scales the noise, and is no distance from Bayes' rule"
+    elif hessian_moved is None or hessian_moved < LEARNED:
         kind = "no distance from Bayes' rule, since h was not learned"
     elif ratio > 1.05:
         kind = "a cold posterior, narrower than Bayes' rule at N"

@@ -45,7 +45,8 @@ def count_examples(loader: DataLoader[Any] | None, *, packing: bool = False) -> 
     if not isinstance(rows, Sized):
         raise ValueError(
             "ess and hess_init are set from the number of training examples, and this training set has no length. Pass "
-            "VariationalCallback(num_examples=...), or numbers as IVONConfig(ess=..., hess_init=...)."
+            "VariationalCallback(num_examples=...), or a number as IVONConfig(ess=...), with hess_init=... "
+            "where the variance is the Hessian's."
         )
     found: dict[str, Any] = {"examples": len(rows)}
     columns = rows.features if isinstance(rows, datasets.Dataset) else {}

@@ -159,3 +159,14 @@ def test_pruning_changes_no_input_and_warns_when_it_does_nothing(caplog: pytest.
 def test_pruning_refuses_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prune(one([1.0], [1.0]), **options)
+
+
+def test_variances_that_are_all_the_same_rank_nothing() -> None:
+    q = DiagonalGaussian(
+        mean={"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([3.0, 0.5])},
+        precision={"a": torch.full((2,), 4.0), "b": torch.full((2,), 4.0)},
+    )
+    with pytest.raises(ValueError, match="all entries have the same variance"):
+        prune(q, 0.5, by="variance")
+    assert prune(q, 0.5).mean["a"].tolist() == [1.0, 0.0]  # by their size
+    assert prune(q, 0.5).mean["b"].tolist() == [3.0, 0.0]

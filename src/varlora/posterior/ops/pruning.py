@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, get_args
 
 import torch
@@ -57,7 +57,7 @@ def prune(q: P, fraction: float, by: Criterion = "snr", scope: Scope = "global",
         A new posterior of the same kind.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or all entries have the same variance and are to be ranked by it.
         PointMassError: a point mass is to be pruned by its variance.
         NotAWeightSampleError: what is to be pruned by its variance is no posterior over weights.
 
@@ -89,6 +89,8 @@ def prune(q: P, fraction: float, by: Criterion = "snr", scope: Scope = "global",
     groups = [list(scores)] if scope == "global" else [[key] for key in scores]
     masks: dict[str, Tensor] = {}
     for keys in filter(None, groups):
+        if by == "variance" and 0 < fraction < 1:
+            _check_variances_differ([scores[key] for key in keys])
         masks |= _lowest({key: scores[key] for key in keys}, fraction)
     pruned = sum(int(mask.sum()) for mask in masks.values())
     if fraction > 0 and pruned == 0:
@@ -116,6 +118,18 @@ def _scores(q: Posterior, by: Criterion, seed: int) -> dict[str, Tensor]:
     if by == "variance":
         return {key: torch.where(variance[key] == 0, -math.inf, -variance[key]) for key in varied}
     return {key: _ratio(m, variance[key]) for key, m in varied.items()}
+
+
+def _check_variances_differ(scores: Sequence[Tensor]) -> None:
+    varied = [score[score > -math.inf] for score in scores]
+    low, high = (
+        [float(value) for value in map(end, (v for v in varied if v.numel()))] for end in (torch.min, torch.max)
+    )
+    if low and sum(v.numel() for v in varied) > 1 and min(low) == max(high):
+        raise ValueError(
+            "by='variance' ranks nothing here: all entries have the same variance, as those of a training whose noise "
+            "follows the fit. Use by='snr', which goes by their size then."
+        )
 
 
 def _ratio(mean: Tensor, variance: Tensor) -> Tensor:
