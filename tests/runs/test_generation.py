@@ -64,7 +64,7 @@ def settings_for(folder: Path, model: str, **options: Any) -> RunConfig:
         "held_out": "none",
         "lora_dropout": 0.0,
         "ess": 1e4,
-        "hess_init": 0.05,
+        "hess_init": 0.5,
         "variance": "hessian",
         "learning_rate": 0.02,
         "max_steps": 150,
