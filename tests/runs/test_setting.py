@@ -147,7 +147,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "integers": (
         {"rows": [{"text": "a film", "label": i % 2} for i in range(20)]},
         "the tokenizer knows (label_names_file names the classes in words of yours), answer by letters "
-        "(label_answers='letters'), or read a classification head (model_class='encoder')",
+        "(label_answers='letters'), score whole names (prompt_style='cloze'), or read a classification head "
+        "(model_class='encoder')",
     ),
     "columns": (
         {"dataset_name": "d", "dataset_columns": "text", **NO_FILES},
