@@ -30,7 +30,7 @@ def launches(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 @pytest.mark.parametrize(
     ("code", "first", "text"),
     [
-        ("print('half way'); import sys; sys.exit('no room')", "exit code 1: no room", "half way"),
+        ("print('half way', flush=True); import sys; sys.exit('no room')", "exit code 1: no room", "half way"),
         ("import os; print('half way', flush=True); os.kill(os.getpid(), 9)", "killed by signal 9: half way", ""),
     ],
 )

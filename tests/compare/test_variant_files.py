@@ -104,7 +104,8 @@ def test_a_run_that_predicts_at_its_mean_has_no_draws_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("q", "variant", "why"),
     [
-        (GAUSSIAN, variant_of(temperature=2, prune=0.5, prune_by="variance", samples=50), None),
+        (GAUSSIAN, variant_of(temperature=2, prune=0.5, prune_by="snr", samples=50), None),
+        (GAUSSIAN, variant_of(prune=0.5, prune_by="variance"), "all entries have the same variance"),
         (GAUSSIAN, variant_of(mode="linearised", temperature=0.5), None),
         (POINT, Variant(), "gives a point mass, which has no draws"),
         (POINT, variant_of(mode="mean", prune=0.5, prune_by="random"), None),
