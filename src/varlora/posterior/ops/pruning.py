@@ -121,11 +121,9 @@ def _scores(q: Posterior, by: Criterion, seed: int) -> dict[str, Tensor]:
 
 
 def _check_variances_differ(scores: Sequence[Tensor]) -> None:
-    varied = [score[score > -math.inf] for score in scores]
-    low, high = (
-        [float(value) for value in map(end, (v for v in varied if v.numel()))] for end in (torch.min, torch.max)
-    )
-    if low and sum(v.numel() for v in varied) > 1 and min(low) == max(high):
+    flat = torch.cat([score.flatten().cpu() for score in scores])
+    varied = flat[flat > -math.inf]
+    if varied.numel() > 1 and varied.min() == varied.max():
         raise ValueError(
             "by='variance' ranks nothing here: all entries have the same variance, as those of a training whose noise "
             "follows the fit. Use by='snr', which goes by their size then."
