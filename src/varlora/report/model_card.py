@@ -234,22 +234,22 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
     lines = ["How far its confidence can be trusted has not been measured."]
     if measured:
         lines = ["Its confidence was measured on the data above; on other data it may be off."]
-    moved = ((meta.get("diagnostics") or {}).get("hessian_moved") or {}).get("overall")
+    diagnostics = meta.get("diagnostics") or {}
+    moved = (diagnostics.get("hessian_moved") or {}).get("overall")
     if kind != "point_mass" and meta.get("ess") and meta.get("num_examples"):
-        fit = bool((meta.get("diagnostics") or {}).get("fit_variance"))
-        compared = coldness(meta["ess"], meta["num_examples"], moved, fit=fit)
-        if ((meta.get("diagnostics") or {}).get("counted") or {}).get("mean_over") == "tokens":
+        compared = coldness(meta["ess"], meta["num_examples"], moved, fit=bool(diagnostics.get("fit_variance")))
+        if (diagnostics.get("counted") or {}).get("mean_over") == "tokens":
             compared = (
                 "The loss is a mean over tokens, so λ/N says nothing of Bayes' rule, which is λ = number of tokens"
             )
         lines.append(f"λ = {show(float(meta['ess']))}. {compared}.")
     if moved is not None:
         lines.append(f"The Hessian estimate moved by {100 * moved:.3g} % (median) from its start: {learning(moved)}.")
-    for group in (meta.get("diagnostics") or {}).get("fit_variance") or ():
+    for group in diagnostics.get("fit_variance") or ():
         lines.append(f"The standard deviation was {group['variance'] ** 0.5:.2g}, {fitted(group)}.")
     if divided := _divided(kind, meta):
         lines.append(f"The logits are to be divided by {divided}: varlora does it, PEFT does not.")
-    for mode, fit in ((meta.get("diagnostics") or {}).get("logit_temperature") or {}).items():
+    for mode, fit in (diagnostics.get("logit_temperature") or {}).items():
         lines.append(f"T = {fit['value']:.4g} {_VARIANTS[mode]} was decided on {fit['rows']} validation rows.")
     lines += [f"After training: {_operation(operation)}." for operation in meta.get("history") or ()]
     if kind != "point_mass":
