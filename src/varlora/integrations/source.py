@@ -85,7 +85,7 @@ def read_source(posterior: str, pretrained: str | None = None, *, untuned: bool 
     if base is None:
         raise ValueError(f"{folder} does not say its base model; give it as pretrained=BASE.")
     base = str(base)
-    if (base.startswith((".", "/", "~")) or base.count("/") > 1) and locate_model(base).local is None:
+    if locate_model(base).is_missing:
         raise ValueError(f"there is no base model folder {base}; say where it is now with pretrained=BASE.")
     moved = recorded["base"] is not None and os.path.realpath(base) != os.path.realpath(recorded["base"])
     if moved:

@@ -53,6 +53,12 @@ class ModelFiles:
             return None
         return folder if self.gguf_file is None else folder / self.gguf_file
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether the name has the form of a path, and no folder is there: the hub has no such name."""
+        path = self.name.startswith((".", "/", "~")) or self.name.count("/") > 1
+        return path and self.local is None
+
 
 def locate_model(name: str, gguf_file: str | None = None) -> ModelFiles:
     """Where a model is; nothing is loaded, imported or asked of the network.
@@ -136,7 +142,7 @@ def pretrained_name(
         'model'
     """
     found = locate_model(name, gguf_file)
-    if found.local is None and (name.startswith((".", "/", "~")) or name.count("/") > 1):  # a strange name on the hub
+    if found.is_missing:
         raise ValueError(
             f"there is no model folder {name}; give a folder that save_pretrained wrote, or a hub name, as "
             "model_name_or_path."
