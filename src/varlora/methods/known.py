@@ -51,6 +51,20 @@ REPLACED_OPTIONS: Mapping[str, str] = {"prior_width": MOVEMENT_REPLACED}
 """Options that older versions had, each with what to say of it; as null they may still stand in a file."""
 
 
+def why_replaced(method: str, name: str, value: object) -> str | None:
+    """What to say of an option, or a value of one, that older versions had; None of any other.
+
+    Example:
+        >>> why_replaced("ivon", "prior", "movement") == why_replaced("ivon", "prior_width", 3.0)
+        True
+        >>> why_replaced("ivon", "prior", "adaptive") is None
+        True
+    """
+    if (method, name, value) == ("ivon", "prior", "movement"):
+        return MOVEMENT_REPLACED
+    return REPLACED_OPTIONS.get(name)
+
+
 def class_name(kind: type[MethodOptions]) -> str:
     """What the class is called that has these options and `fit`.
 
@@ -192,8 +206,7 @@ def checked_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     kind = options_of(method)
     options = {name: value for name, value in given.items() if value is not None}
     for name, value in options.items():
-        if name in REPLACED_OPTIONS or (method, name, value) == ("ivon", "prior", "movement"):
-            why = REPLACED_OPTIONS.get(name, MOVEMENT_REPLACED)
+        if (why := why_replaced(method, name, value)) is not None:
             raise ValueError(f"{name} is {value!r}, of an older version: {why}. Leave it out.")
     known = sorted(types_of(kind))
     if strange := sorted(options.keys() - set(known)):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from varlora.io.nearest import nearest
 from varlora.methods import METHODS, checked_options, options_of
-from varlora.methods.known import OWN_OPTIONS, REPLACED_OPTIONS
+from varlora.methods.known import OWN_OPTIONS, REPLACED_OPTIONS, why_replaced
 from varlora.registry.option_fields import checked_values, option, types_of
 
 logger = logging.getLogger(__name__)
@@ -275,7 +275,8 @@ class RunConfig:
             ValueError: one does not fit.
         """
         given = {name: value for name, value in settings.items() if value is not None}
-        gone = [name for name in given if name in REPLACED_OPTIONS or (name, given[name]) == ("prior", "movement")]
+        method = str(given.get("method", cls.method))
+        gone = [name for name, value in given.items() if why_replaced(method, name, value) is not None]
         if gone:
             logger.warning(
                 "this run was trained by an older version of varlora, with %s: this version knows the posterior, and "
