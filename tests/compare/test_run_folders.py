@@ -28,11 +28,20 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Add:
     runs: dict[str, RunFolder] = {}
     monkeypatch.setattr("varlora.compare.run_folders.read_run", lambda folder: runs[str(folder)])
 
-    def added(folder: str, method: str, *, task: str = "arc", model: str = "models/tiny", **settings: Any) -> str:
+    def added(
+        folder: str,
+        method: str,
+        *,
+        task: str = "arc",
+        model: str = "models/tiny",
+        fingerprint: str = "",
+        **settings: Any,
+    ) -> str:
         config = RunConfig.from_dict(
             {"model_name_or_path": model, "train_file": "t", "output_dir": folder, "method": method, **settings}
         )
-        facts = {"task": {"name": task, "kind": "choice", "answers": ["A", "B"]}}
+        task_facts = {"name": task, "kind": "choice", "answers": ["A", "B"]}
+        facts = {"task": task_facts, "fingerprint": fingerprint or config.fingerprint}
         q = POSTERIORS[method]
         runs[folder] = RunFolder(path=Path(folder), config=config, posterior=q, metrics={}, facts=facts)
         return folder
@@ -87,6 +96,16 @@ def test_seeds_that_differ_in_more_are_refused(add: Add) -> None:
         plan_of_runs(folders)
     with pytest.raises(ValueError, match="differ in more than their seed: ess is None and 5"):
         plan_of_runs([folders[0], add("c", "ivon", seed=1, ess=5)])
+
+
+def test_runs_by_other_defaults_are_not_mixed(add: Add) -> None:
+    before = add("b", "ivon", seed=1, fingerprint="of before")
+    with pytest.raises(
+        ValueError, match="are both ivon, but b was trained by a version of varlora whose defaults were"
+    ):
+        plan_of_runs([add("a", "ivon", seed=0), before])
+    _, cells = plan_of_runs([add("c", "adamw"), before])
+    assert cells[1].identity == "of before"
 
 
 def test_runs_that_would_have_one_name_are_refused(add: Add) -> None:

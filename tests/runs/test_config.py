@@ -149,7 +149,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 BEFORE: list[tuple[str, dict[str, Any], str]] = [
     ("adamw", {}, "bd00469048cc0d3b"),
-    ("ivon", {}, "190d9b1d41ae17c0"),
     (
         "ivon",
         {"recipe": "cong2024", "ess": 1e7, "hess_init": 3e-4, "draws": 2, "learning_rate": 0.02},
@@ -170,6 +169,15 @@ def test_checkpoints_of_the_version_before_are_gone_on_with(
 ) -> None:
     where = {"model_name_or_path": "some/model", "task": "arc_easy", "output_dir": "runs/old", "seed": 3}
     assert RunConfig(**where, method=method, method_options=options).fingerprint == fingerprint
+
+
+def test_a_default_that_has_changed_is_another_run() -> None:
+    where = {"model_name_or_path": "some/model", "task": "arc_easy", "output_dir": "runs/old", "seed": 3}
+    movement_prior = "190d9b1d41ae17c0"
+    default = RunConfig(**where).fingerprint
+    assert default != movement_prior
+    assert RunConfig.from_dict({**where, "variance": "fit"}).fingerprint == default
+    assert RunConfig.from_dict({**where, "variance": "hessian"}).fingerprint not in (default, movement_prior)
 
 
 def test_layers_are_a_setting_like_others() -> None:

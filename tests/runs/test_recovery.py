@@ -220,6 +220,14 @@ def test_a_finished_run_is_left_as_it_is(finished: RunConfig, tmp_path: Path) ->
     assert not checkpoints.exists()
 
 
+def test_a_run_by_other_defaults_is_not_the_same(finished: RunConfig, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished.output_dir, tmp_path / "run"))
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "fingerprint": "of before"}))
+    with pytest.raises(ValueError, match=r"earlier version .* defaults were others.* --overwrite"):
+        run(replace(finished, output_dir=str(folder)), resume=True, progress=False)
+
+
 @pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}])
 def test_a_folder_that_is_not_a_runs_is_never_removed(
     how: dict[str, bool], finished: RunConfig, tmp_path: Path

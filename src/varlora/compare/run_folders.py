@@ -48,6 +48,7 @@ def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None)
     _check_task(runs)
     models = _models(runs)
     cells: dict[tuple[str, str, int], Cell] = {}
+    read: dict[tuple[str, str, int], RunFolder] = {}
     rows: dict[str, dict[str, Variant]] = {}
     for run in runs:
         method, seed = run.config.method, run.config.seed
@@ -58,8 +59,9 @@ def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None)
                 f"{cells[key].folder} and {run.path} are both {method} with seed {seed}, so their rows would have one "
                 "name. Leave one out, or compare settings with a plan: see docs/compare.md."
             )
-        _check_settings(run.config, [c.config for c in cells.values() if (c.model, c.method) == (made.model, method)])
-        cells[key] = made
+        same = [other for other, cell in cells.items() if (cell.model, cell.method) == (made.model, method)]
+        _check_settings(run, [read[other] for other in same])
+        cells[key], read[key] = made, run
         rows.setdefault(method, {}).update({f"{method}, {v.config.mode}": v for v in made.variants})
     labels = [label for method in rows.values() for label in method]
     first = "adamw, mean" if "adamw, mean" in labels else labels[0]
@@ -85,7 +87,7 @@ def _cell(run: RunFolder, model: str) -> Cell:
         method=run.config.method,
         seed=run.config.seed,
         config=run.config,
-        identity=run.config.fingerprint,
+        identity=run.facts["fingerprint"],
         code_version="",
         folder=run.path,
         variants=tuple(Variant(config=PredictionConfig(mode=mode)) for mode in modes),
@@ -102,17 +104,23 @@ def _check_task(runs: Sequence[RunFolder]) -> None:
         )
 
 
-def _check_settings(config: RunConfig, others: Sequence[RunConfig]) -> None:
+def _check_settings(run: RunFolder, others: Sequence[RunFolder]) -> None:
     for other in others[:1]:
-        there = other.to_dict()
-        for name, value in config.to_dict().items():
+        there = other.config.to_dict()
+        for name, value in run.config.to_dict().items():
             free = name in FREE or (name.endswith(("_file", "_dir")) and name != "gguf_file")
             if value != there[name] and not free:
                 raise ValueError(
-                    f"{other.output_dir} and {config.output_dir} are both {config.method}, but differ in more than "
-                    f"their seed: {name} is {there[name]!r} and {value!r}. Leave one out, or compare settings with a "
-                    "plan: see docs/compare.md."
+                    f"{other.path} and {run.path} are both {run.config.method}, but differ in more than their seed: "
+                    f"{name} is {there[name]!r} and {value!r}. Leave one out, or compare settings with a plan: see "
+                    "docs/compare.md."
                 )
+        if run.of_other_defaults != other.of_other_defaults:
+            earlier = run if run.of_other_defaults else other
+            raise ValueError(
+                f"{other.path} and {run.path} are both {run.config.method}, but {earlier.path} was trained by a "
+                "version of varlora whose defaults were others. Train it anew, or leave one out."
+            )
 
 
 def _given(runs: Sequence[RunFolder], method: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A method's class, in the file of the method's name, is its options' class with `
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from varlora.curvature.kinds import Fisher, Structure
 from varlora.ivon.config import RECIPES, HeldOutSource, IVONConfig, Recipe
@@ -55,6 +55,13 @@ class MethodOptions:
     def costs(self) -> Costs:
         """What the method takes with these options."""
         return Costs()
+
+    def new_defaults(self) -> dict[str, Any]:
+        """Options that are not given and mean another value than they meant in an earlier version, with that value.
+
+        A run's fingerprint holds them, so that runs of both versions are not taken for the same.
+        """
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +151,11 @@ class IvonOptions(MethodOptions):
         config = self.config
         states = 2.0 + (config.update == "adam" and config.variance == "hessian")
         return Costs(passes=self.draws, states=states, adapters=2.0, predict="S")
+
+    def new_defaults(self) -> dict[str, Any]:
+        """A variance that follows the fit, where the recipe 'auto' once had a movement prior."""
+        variance = self.config.variance
+        return {"variance": variance} if variance == "fit" else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from varlora.io.nearest import nearest
 from varlora.methods import METHODS, checked_options, options_of
 from varlora.methods.known import OWN_OPTIONS, REPLACED_OPTIONS, why_replaced
+from varlora.methods.options import MethodOptions
 from varlora.registry.option_fields import checked_values, option, types_of
 
 logger = logging.getLogger(__name__)
@@ -305,14 +306,17 @@ class RunConfig:
         """A hash of every setting that is no place to write to: equal for runs that must give equal results.
 
         Options of varlora's other methods count as not given, as in the folders of earlier versions; those that came
-        later count where they are given.
+        later count where they are given, as do defaults that have changed (`MethodOptions.new_defaults`). A finished
+        run's own is in its run.json, since its version may have had other defaults.
         """
         options = dict.fromkeys(
             [*REPLACED_OPTIONS, *(name for kind in OWN_OPTIONS.values() for name in types_of(kind))]
         )
+        kind = options_of(self.method)
+        changed = kind(**self.method_options).new_defaults() if issubclass(kind, MethodOptions) else {}
         settings = {
             name: value
-            for name, value in {**options, **self.to_dict()}.items()
+            for name, value in {**options, **self.to_dict(), **changed}.items()
             if name not in PLACES and (name not in LATER or value is not None)
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

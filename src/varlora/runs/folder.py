@@ -225,6 +225,11 @@ class RunFolder:
     metrics: Mapping[str, Any]
     facts: Mapping[str, Any]
 
+    @property
+    def of_other_defaults(self) -> bool:
+        """Whether a version trained it in which its settings meant something else: defaults have changed since."""
+        return bool(self.facts["fingerprint"] != self.config.fingerprint)
+
     def prediction(self, split: str, mode: str) -> Prediction:
         """A stored prediction.
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
+from varlora.io.files import read_json
 from varlora.io.folders import atomic_folder, check_can_be_folder, check_target
 from varlora.methods import METHODS, Job, Method, with_temperatures
 from varlora.metrics import check_metrics
@@ -42,7 +43,7 @@ from varlora.runs.checkpoints import (
     this_process,
 )
 from varlora.runs.config import PLACES, RunConfig
-from varlora.runs.folder import CompletionScores, is_run, read_config, write_run
+from varlora.runs.folder import FACTS, CompletionScores, Facts, is_run, read_config, write_run
 from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.health import SPLIT, run_health, with_verdict
 from varlora.runs.measure import measure
@@ -310,7 +311,13 @@ def _check_not_finished(config: RunConfig) -> None:
     if not is_run(folder):
         return
     there = read_config(folder)
-    if there.fingerprint != config.fingerprint:
+    if read_json(folder / FACTS, Facts)["fingerprint"] != config.fingerprint:
+        if there.fingerprint == config.fingerprint:
+            raise ValueError(
+                f"{folder} is a finished run of an earlier version of varlora, whose defaults were others: with the "
+                "same settings this version trains something else. Choose another output_dir, or replace it with "
+                "--overwrite."
+            )
         former, given = there.to_dict(), config.to_dict()
         changed = [name for name in given if given[name] != former.get(name) and name not in PLACES]
         others = [f"{name} ({former.get(name)!r}, now {given[name]!r})" for name in changed]
