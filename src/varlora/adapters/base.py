@@ -14,12 +14,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from varlora.adapters.tensors import active_adapter, live_tensors, unwrapped_model
+from varlora.adapters.tensors import active_adapter, is_peft_model, live_tensors, unwrapped_model
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +42,11 @@ def base_fingerprint(model: nn.Module, held: Collection[str], *, rows: int | Non
         False
     """
     inner = unwrapped_model(model)
-    base = inner.get_base_model() if isinstance(inner, PeftModel) else inner
-    named = live_tensors(model, embeddings=isinstance(inner, PeftModel) and hasattr(base, "get_input_embeddings"))
+    base = inner.get_base_model() if is_peft_model(inner) else inner
+    named = live_tensors(model, embeddings=is_peft_model(inner) and hasattr(base, "get_input_embeddings"))
     mine = {id(t) for key, t in named.items() if key in held}
     embeddings = {id(t) for layer in _embedding_layers(base) for _, t in _own_tensors(layer)}
-    adapter = active_adapter(inner) if isinstance(inner, PeftModel) else None
+    adapter = active_adapter(inner) if is_peft_model(inner) else None
     body, vocabulary, seen, vocabulary_rows = [], [], set[int](), 0
     for name, t in _own_tensors(base, adapter):
         if id(t) in mine or id(t) in seen or not _is_plain(t):
@@ -102,7 +99,7 @@ def check_base(model: nn.Module, held: Collection[str], expected: Mapping[str, A
     if differing:
         words = {"config": "configuration", "sha256": "weights", "embeddings": "embeddings"}
         inner = unwrapped_model(model)
-        here = getattr(inner.get_base_model() if isinstance(inner, PeftModel) else inner, "name_or_path", None)
+        here = getattr(inner.get_base_model() if is_peft_model(inner) else inner, "name_or_path", None)
         raise ValueError(
             f"this is not the base model that the posterior was trained on ({name or 'which has no name'}): the "
             f"{' and '.join(words[what] for what in differing)} of the one given ({here or 'which has no name'}) "
@@ -113,6 +110,9 @@ def check_base(model: nn.Module, held: Collection[str], expected: Mapping[str, A
 
 def _own_tensors(module: nn.Module, adapter: str | None = None, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """The base model's parameters and saved buffers under the names they had without an adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+
     layer: Any = module
     while isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
         if isinstance(layer, ModulesToSaveWrapper) and adapter is not None and adapter in layer.modules_to_save:

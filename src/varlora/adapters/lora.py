@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, PeftType
-from peft.tuners.lora import Embedding, LoraLayer
-from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
-from varlora.adapters.tensors import active_adapter, refuse_merged, trained_tensors, unwrapped_model
+from varlora.adapters.tensors import active_adapter, is_peft_model, refuse_merged, trained_tensors, unwrapped_model
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
 def factor_keys(trained: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -62,8 +62,10 @@ def linear_factors(model: nn.Module) -> list[tuple[str, nn.Linear, nn.Linear]]:
         [('base_model.model.0.lora_A.weight', torch.Size([1, 3]), torch.Size([2, 1]))]
     """
     model = unwrapped_model(model)
-    if not isinstance(model, PeftModel):
+    if not is_peft_model(model):
         raise ValueError("there is no LoRA adapter to be random; wrap the model with peft.get_peft_model first.")
+    from peft.tuners.lora import LoraLayer
+
     keys = {id(p): key for key, p in trained_tensors(model).items()}
     adapter = active_adapter(model)
     factors = []
@@ -109,8 +111,11 @@ def reset_adapter(model: nn.Module, seed: int) -> None:
         False
     """
     peft_model = unwrapped_model(model)
-    if not isinstance(peft_model, PeftModel):
+    if not is_peft_model(peft_model):
         raise ValueError("the model has no LoRA adapter to start anew; attach one with peft.get_peft_model.")
+    from peft import LoraConfig, PeftType
+    from peft.tuners.lora import LoraLayer
+
     adapter = active_adapter(peft_model)
     config = peft_model.peft_config[adapter]
     if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
@@ -193,8 +198,10 @@ def dropout_on(model: nn.Module, rate: float) -> Iterator[None]:
 def _dropout_sites(model: nn.Module) -> dict[str, tuple[Any, nn.Dropout]]:
     """Where the active adapter applies dropout, layer and dropout module, by the latter's name."""
     peft_model = unwrapped_model(model)
-    if not isinstance(peft_model, PeftModel):
+    if not is_peft_model(peft_model):
         return {}
+    from peft.tuners.lora import Embedding, LoraLayer
+
     adapter = active_adapter(peft_model)
     sites: dict[str, tuple[Any, nn.Dropout]] = {}
     for name, layer in peft_model.named_modules():
@@ -226,6 +233,8 @@ def _on_cpu(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def _refuse_unsupported(name: str, layer: LoraLayer, adapter: str) -> None:
+    from peft.tuners.lora.layer import ParamWrapper
+
     reason = None
     if adapter in layer.lora_embedding_A:
         reason = "is an embedding; leave it out of target_modules"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
-from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from varlora.adapters.tensors import (
     SavedTensors,
     active_adapter,
+    is_peft_model,
     is_resized,
     saved_tensors,
     trained_tensors,
     unwrapped_model,
 )
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # Starts that leave the base model's weights alone. The others (pissa, olora, corda, loftq, lora_ga) subtract from them
 # what the adapter starts with, by a draw or by a decomposition whose rounding is another machine's own.
@@ -65,7 +67,7 @@ def refuse_unreloadable(model: nn.Module, saved: SavedTensors | None = None) -> 
         ValueError: init_lora_weights='olora' has changed the base model's own weights, which ...
     """
     peft_model = unwrapped_model(model)
-    if not isinstance(peft_model, PeftModel):
+    if not is_peft_model(peft_model):
         return
     config = peft_model.peft_config[active_adapter(peft_model)]
     start = getattr(config, "init_lora_weights", True)
@@ -85,6 +87,8 @@ def refuse_unreloadable(model: nn.Module, saved: SavedTensors | None = None) -> 
 
 def _refuse_tied_modules(model: PeftModel) -> None:
     """PEFT loads trained modules that share a tensor (`ensure_weight_tying`) from a file with both names."""
+    from peft.utils.other import ModulesToSaveWrapper
+
     adapter, seen = active_adapter(model), set[int]()
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from accelerate.utils import extract_model_from_parallel
-from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import EMBEDDING_LAYER_NAMES
 from torch import Tensor, nn
+from typing_extensions import TypeIs
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # What scales an adapter's product B A: two adapters that differ here must not share weights.
 _SCALING_FIELDS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
@@ -60,7 +61,7 @@ def saved_tensors(model: nn.Module) -> SavedTensors:
     named = _once(live_tensors(model))
     trained = _trained(model, named)
     peft_model = unwrapped_model(model)
-    if not isinstance(peft_model, PeftModel):
+    if not is_peft_model(peft_model):
         return SavedTensors(trained=trained, fixed={}, resized=False)
     resized = is_resized(peft_model)
     return SavedTensors(trained=trained, fixed=_fixed(peft_model, named, resized=resized), resized=resized)
@@ -92,7 +93,7 @@ def _trained(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, nn.Para
     outside = [n for n, p in unwrapped_model(model).named_parameters() if p.requires_grad and id(p) not in held]
     if outside:
         inner = unwrapped_model(model)
-        if isinstance(inner, PeftModel) and inner.peft_config[active_adapter(inner)].is_prompt_learning:
+        if is_peft_model(inner) and inner.peft_config[active_adapter(inner)].is_prompt_learning:
             raise ValueError(
                 f"this adapter is by {type(inner.peft_config[active_adapter(inner)]).__name__}, which trains a prompt "
                 "and not weights of the model: it would be lost. Use LoRA or another adapter of weights."
@@ -112,7 +113,7 @@ def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
     Always empty for a model without an adapter.
     """
     peft_model = unwrapped_model(model)
-    if not isinstance(peft_model, PeftModel):
+    if not is_peft_model(peft_model):
         return {}
     return _fixed(peft_model, _once(live_tensors(model)), resized=is_resized(peft_model))
 
@@ -147,7 +148,7 @@ def adapter_config(model: nn.Module) -> dict[str, Any] | None:
     Sets are sorted, so equal configurations give equal files.
     """
     peft_model = unwrapped_model(model)
-    if not isinstance(peft_model, PeftModel):
+    if not is_peft_model(peft_model):
         return None
     config = peft_model.peft_config[active_adapter(peft_model)].to_dict()
     config["base_model_name_or_path"], _ = base_model_of(peft_model)
@@ -167,7 +168,7 @@ def saved_in(model: nn.Module, folder: Path) -> Path:
         'run'
     """
     peft_model = unwrapped_model(model)
-    if not isinstance(peft_model, PeftModel) or active_adapter(peft_model) == "default":
+    if not is_peft_model(peft_model) or active_adapter(peft_model) == "default":
         return folder
     return folder / active_adapter(peft_model)
 
@@ -195,7 +196,7 @@ def base_model_of(model: nn.Module) -> tuple[str | None, str | None]:
     """
     inner = unwrapped_model(model)
     name = revision = None
-    if isinstance(inner, PeftModel):
+    if is_peft_model(inner):
         config = inner.peft_config[active_adapter(inner)]
         name, revision = config.base_model_name_or_path, config.revision
         inner = inner.get_base_model()
@@ -319,6 +320,8 @@ def is_base_embedding(key: str) -> bool:
         >>> is_base_embedding("base_model.model.model.embed_tokens.lora_embedding_A")
         False
     """
+    from peft.utils.other import EMBEDDING_LAYER_NAMES
+
     module, _, last = key.rpartition(".")
     return last in ("weight", "bias") and module.removesuffix(".base_layer").endswith(tuple(EMBEDDING_LAYER_NAMES))
 
@@ -334,9 +337,9 @@ def _fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     """The live tensors that `tensors` are for, once keys and shapes are known to fit."""
     named = live_tensors(model)
     required = set(_trained(model, _once(named)))
-    if not required and isinstance(unwrapped_model(model), PeftModel):
+    if not required and is_peft_model(unwrapped_model(model)):
         required = set(_once(named))
-    if tensors.keys() - named.keys() and isinstance(unwrapped_model(model), PeftModel):
+    if tensors.keys() - named.keys() and is_peft_model(unwrapped_model(model)):
         named = {**live_tensors(model, embeddings=True), **named}
     problems = []
     if unknown := sorted(tensors.keys() - named.keys()):
@@ -369,7 +372,9 @@ def live_tensors(model: nn.Module, *, embeddings: bool | Literal["auto"] = False
     """By every key that PEFT saves (a plain module has), the live tensor; tied tensors under each of their keys."""
     model = unwrapped_model(model)
     refuse_merged(model)
-    if isinstance(model, PeftModel):
+    if is_peft_model(model):
+        from peft import get_peft_model_state_dict
+
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")  # it is what is asked for
             state = get_peft_model_state_dict(
@@ -388,12 +393,30 @@ def live_tensors(model: nn.Module, *, embeddings: bool | Literal["auto"] = False
 
 
 def refuse_merged(model: nn.Module) -> None:
+    if "peft" not in sys.modules:
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     merged = [n for n, module in model.named_modules() if isinstance(module, BaseTunerLayer) and module.merged]
     if merged:
         raise ValueError(
             f"the adapter is merged into the base weights ({_some(merged)}), so it can be neither read nor sampled. "
             "Call model.unmerge_adapter() first."
         )
+
+
+def is_peft_model(model: nn.Module) -> TypeIs[PeftModel]:
+    """Whether PEFT wraps the model. Importing PEFT takes seconds: where nobody has, it wraps none.
+
+    Example:
+        >>> is_peft_model(nn.Linear(2, 1))
+        False
+    """
+    if "peft" not in sys.modules:
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
 
 
 def active_adapter(model: PeftModel) -> str:
@@ -411,7 +434,9 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
         >>> unwrapped_model(torch.compile(model)) is model
         True
     """
-    while not isinstance(model, PeftModel) or "_orig_mod" in model.__dict__:  # or accelerate would look at every module
+    from accelerate.utils import extract_model_from_parallel
+
+    while not is_peft_model(model) or "_orig_mod" in model.__dict__:  # or accelerate would look at every module
         inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
         if inner is model:
             break

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging as progress_bars
 
 from varlora.adapters import applied, applying, check_base, dropout_on
 from varlora.adapters.modes import evaluation_mode
@@ -128,6 +127,8 @@ def on_device_of(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def progress_bar(batches: int, q: Posterior | None, samples: int, *, shown: bool) -> Any:
     """A progress bar over all passes, as transformers shows them."""
+    from transformers.utils import logging as progress_bars
+
     total = batches * number_of_draws(q, samples)
     return progress_bars.tqdm(total=total, desc="predict", unit="batch", disable=not shown)
 

@@ -14,22 +14,23 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from varlora.io.parquet_files import TableFile, facts_in, rectangle
 from varlora.metrics import AnswerRows, evaluate_rows, majority
 from varlora.posterior import Posterior
 from varlora.posterior.draws import held_batches, on_device_of, over_draws, progress_bar
-from varlora.prediction.decoding import Greedy
 from varlora.prediction.prediction import PredictedMode
 from varlora.prediction.prediction_setup import prepare
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _FORMAT = "varlora.generations.v1"
 _COLUMNS = {
@@ -246,6 +247,8 @@ def generate(
         ValueError: If there is no prompt, a batch is not padded on the left, a text would not fit into the model's
             context, the model cannot generate or gives NaN, or an option is out of range.
     """
+    from varlora.prediction.decoding import Greedy  # stored texts are read without transformers
+
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; allowed: 1 or more")
     q, samples = prepare(q, samples)

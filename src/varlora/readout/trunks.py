@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 DECODERS: Mapping[str, str] = {
@@ -190,6 +189,8 @@ def frozen_mlp(layer: nn.Module) -> nn.Module | None:
 
 def is_adapted(module: nn.Module) -> bool:
     """Whether a module trains, or has an adapter: one that is read back changes from draw to draw without training."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     return any(p.requires_grad for p in module.parameters()) or any(
         isinstance(inner, BaseTunerLayer) for inner in module.modules()
     )
