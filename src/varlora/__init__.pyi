@@ -47,6 +47,8 @@ from .readout.readout import ChoiceTexts as ChoiceTexts
 from .readout.readout import ClassHead as ClassHead
 from .registry.option_fields import option as option
 from .runs.config import RunConfig as RunConfig
+from .runs.export import Export as Export
+from .runs.export import export_adapters as export_adapters
 from .runs.run import run as run
 from .tasks import Collator as Collator
 from .tasks import answer_tokens as answer_tokens

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "prune": "set a posterior's least certain entries to zero",
     "temper": "scale a posterior's variance",
     "merge": "combine posteriors that were trained on different data",
+    "export": "write a posterior as plain adapters, for vLLM, SGLang and PEFT",
     "methods": "list the ways to train",
     "tasks": "list the named tasks",
 }

@@ -24,15 +24,21 @@ def read_posterior(folder: str) -> Posterior:
     return load_posterior(path)
 
 
-def check_output(output_dir: str, sources: Sequence[str], *, overwrite: bool) -> None:
+def check_output(output_dir: str, sources: Sequence[str], *, overwrite: bool, marker: str = MANIFEST) -> None:
     """Whether the result may go there.
+
+    Args:
+        output_dir: the folder.
+        sources: what is read.
+        overwrite: replace a folder that holds the marker.
+        marker: a file that such results have.
 
     Raises:
         ValueError: something is there already, or it is one of the sources.
     """
     if any(Path(output_dir).resolve() == Path(source).resolve() for source in sources):
         raise ValueError(f"--output_dir is {output_dir}, which is read from; give another folder.")
-    check_target(output_dir, overwrite=overwrite)
+    check_target(output_dir, overwrite=overwrite, marker=marker)
 
 
 def write(q: Posterior, sources: Sequence[str], output_dir: str, *, overwrite: bool, changed: str) -> None:

@@ -102,9 +102,9 @@ def write_posterior_files(q: Posterior, folder: Path) -> None:
     files: dict[str, bytes] = {}
     if q.meta.adapter_config is not None:
         files[ADAPTER_CONFIG] = to_json(q.meta.adapter_config)
-    files[mean_file(q.meta.adapter_config is not None)] = _tensor_bytes(q.point)
+    files[mean_file(q.meta.adapter_config is not None)] = tensor_bytes(q.point)
     if beside:
-        files[BESIDE] = _tensor_bytes(beside)
+        files[BESIDE] = tensor_bytes(beside)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "kind": q.kind,
@@ -240,6 +240,7 @@ def _check_base_model(path: Path, trained_on: str | None, given: str | None) -> 
         )
 
 
-def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file of these tensors; equal tensors give equal bytes."""
     cpu = {key: t.detach().to("cpu", copy=True).contiguous() for key, t in tensors.items()}
     return safetensors.torch.save(cpu, metadata={"format": "pt"})

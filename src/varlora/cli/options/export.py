@@ -1,0 +1,40 @@
+"""What `varlora export` is asked."""
+
+from __future__ import annotations
+
+from varlora.cli.options.operation import SOURCES
+from varlora.cli.parsing import CommandParser
+
+EXAMPLES = """
+  varlora export runs/arc --samples 8 --output_dir exports/arc
+  varlora export runs/arc --samples 0 --output_dir exports/arc-mean
+"""
+
+
+def parser() -> CommandParser:
+    """The posterior, how many draws of it, and where to."""
+    made = CommandParser(
+        "export",
+        about=(
+            "Write a posterior as plain PEFT adapters, one for each draw, which vLLM, SGLang or PEFT load without "
+            "varlora: the draws that `varlora predict` averages, each named by a hash of its weights. README.md in the "
+            "folder has the commands that serve them, export.json what a client needs to average their answers."
+        ),
+        examples=EXAMPLES,
+        usage="SOURCE --output_dir FOLDER [OPTIONS]",
+    )
+    made.add_argument("source", metavar="SOURCE", help=f"{SOURCES[0].upper()}{SOURCES[1:]}.")
+    made.option("output_dir", "Folder for the adapters.", required=True, metavar="FOLDER")
+    made.option(
+        "samples",
+        "Draws, an adapter each; 0 is the mean alone. Otherwise what was tuned, or the run's own number where draws "
+        "were shown to help.",
+        type=int,
+        metavar="K",
+    )
+    made.option("seed", "Decides the draws; the run's own otherwise.", type=int)
+    made.flag("untuned", "Draw from the posterior as training left it: leave aside what `varlora tune` chose.")
+    made.option("name", "What the adapters' names begin with; the output folder's name otherwise.")
+    made.option("model_name_or_path", "Where the server finds the base model, if not where training did.")
+    made.flag("overwrite", "Replace an export in that folder.")
+    return made
