@@ -42,6 +42,9 @@ from .prediction.prediction_setup import apply_config as apply_config
 from .prediction.prediction_setup import apply_tuning as apply_tuning
 from .prediction.prediction_setup import choose_config as choose_config
 from .prediction.prediction_setup import remove_tuning as remove_tuning
+from .predictor.answer import Answer as Answer
+from .predictor.answer import TextAnswer as TextAnswer
+from .predictor.predictor import Predictor as Predictor
 from .readout.readout import AnswerTokens as AnswerTokens
 from .readout.readout import ChoiceTexts as ChoiceTexts
 from .readout.readout import ClassHead as ClassHead

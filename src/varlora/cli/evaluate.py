@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.finished import check_new_file, load_finished, read_finished, rows_of
+from varlora.cli.finished import check_new_file, load_finished, read_finished
 from varlora.cli.selective import chosen, report_of, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.io.files import json_text
@@ -18,6 +18,7 @@ from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, 
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, configs_by_mode
+from varlora.runs.data import load_new_rows
 from varlora.runs.folder import CompletionScores
 from varlora.runs.generation import generate_split
 from varlora.runs.measure import IN_SCOPE, measure
@@ -34,7 +35,7 @@ def execute(arguments: Namespace) -> None:
     run, settings, config = read_finished(arguments)
     task = None
     if arguments.test_file is not None:
-        task = rows_of(arguments.test_file, run, settings, split="test", labelled=True)
+        task = load_new_rows(arguments.test_file, run, settings, split="test", labelled=True)
     setting = load_finished(run, settings, task)
     q, progress = run.posterior, not arguments.no_progress
     configs = configs_by_mode(q, config)

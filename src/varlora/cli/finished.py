@@ -6,17 +6,13 @@ import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from varlora.cli.console import out
 from varlora.posterior import PredictionConfig
-from varlora.prediction.prediction_setup import choose_config, explain_point, remove_tuning
+from varlora.prediction.prediction_setup import choose_config, choose_default_config, remove_tuning
 from varlora.runs.config import RunConfig
-from varlora.runs.data import choice_role
 from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.setting import Setting, reload_setting
-from varlora.tasks import Task, load_more
-from varlora.tasks.rows import Records
+from varlora.tasks import Task
 
 LOCATION = ("model_name_or_path", "gguf_file", "truncation", "per_device_eval_batch_size")
 """Settings of a run that may be others now."""
@@ -38,9 +34,10 @@ def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFold
     q = remove_tuning(run.posterior) if arguments.untuned else run.posterior
     if q.meta.tuned is not None:
         out.print(f"As `varlora tune` chose: {q.meta.tuned.describe()} (--untuned: as trained).", highlight=False)
-    how = choose_config(q, arguments.samples, config.samples)
-    if not judged and arguments.samples is None and explain_point(q):
-        how = how.at("mean")
+    if judged:
+        how = choose_config(q, arguments.samples, config.samples)
+    else:
+        how = choose_default_config(q, arguments.samples, config.samples, tell=False)
     if arguments.max_new_tokens is not None:
         config = dataclasses.replace(config, max_new_tokens=arguments.max_new_tokens)
     return dataclasses.replace(run, posterior=q), config, how
@@ -57,25 +54,6 @@ def changed(config: RunConfig, arguments: Namespace) -> RunConfig:
 def load_finished(run: RunFolder, config: RunConfig, task: Task | None = None) -> Setting:
     """The base model with the run's adapter, and the rows: the run's own, or another file's."""
     return reload_setting(config, run.path, run.posterior.meta, task)
-
-
-def rows_of(file: str | Records, run: RunFolder, config: RunConfig, *, split: str, labelled: bool) -> Task:
-    """Another file's rows, or what was read of it, for the run's task."""
-    facts = run.facts["task"]
-    chat = facts["kind"] == "completion"
-    task = load_more(
-        file,
-        kind=facts["kind"],
-        answers=facts["answers"],
-        split=split,
-        labelled=labelled,
-        name=facts["name"],
-        label_answers=config.label_answers,
-        prompt_style=config.prompt_style,
-        choice_role=choice_role(config),
-        tokenizer=AutoTokenizer.from_pretrained(str(run.path)) if chat else None,
-    )
-    return dataclasses.replace(task, final_answer=facts.get("final_answer"))
 
 
 def check_new_file(file: str | None, *, overwrite: bool) -> Path | None:

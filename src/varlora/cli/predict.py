@@ -15,7 +15,7 @@ import torch
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.finished import check_new_file, load_finished, read_finished, rows_of
+from varlora.cli.finished import check_new_file, load_finished, read_finished
 from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
 from varlora.io.files import finite
 from varlora.io.folders import atomic_file
@@ -23,6 +23,7 @@ from varlora.metrics import mutual_information, predictive_entropy
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import explain_point
+from varlora.runs.data import load_new_rows
 from varlora.runs.generation import generate_split
 from varlora.runs.run import predict_split
 from varlora.runs.selective import Calibration, Selection
@@ -45,7 +46,7 @@ def execute(arguments: Namespace) -> None:
         raise ValueError(f"--output_file is {target}; its name must end in {' or '.join(FORMATS)}.")
     run, settings, config = read_finished(arguments, judged=False)
     asked = read_records(arguments.input_file, labelled=False, once=True)
-    task = rows_of(asked, run, settings, split=SPLIT, labelled=False)
+    task = load_new_rows(asked, run, settings, split=SPLIT, labelled=False)
     _check_columns(asked, TEXTS if run.facts["task"]["kind"] == "completion" else ANSWERS)
     setting = load_finished(run, settings, task)
     selected = chosen(wanted, arguments, run, setting, config) if wanted is not None else None

@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from varlora.cli.console import out
-from varlora.cli.finished import rows_of
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
+from varlora.runs.data import load_new_rows
 from varlora.runs.folder import RunFolder
 from varlora.runs.measure import IN_SCOPE
 from varlora.runs.selective import CALIBRATION, VALIDATION, Calibration, Selection, Wanted, calibrate, select
@@ -69,7 +69,7 @@ def chosen(
     """The thresholds, and the rows that they are from."""
     rows = None
     if (file := arguments.calibration_file) is not None:
-        rows = rows_of(file, run, setting.config, split=CALIBRATION, labelled=True)
+        rows = load_new_rows(file, run, setting.config, split=CALIBRATION, labelled=True)
     calibration = calibrate(run, setting, config, reported=reported, file=rows, progress=not arguments.no_progress)
     return select(wanted, calibration.prediction), calibration
 

@@ -150,17 +150,26 @@ def choose_config(q: Posterior, samples: int | None = None, default: int = SAMPL
     )
 
 
-def choose_default_config(q: Posterior, samples: int | None = None, default: int = SAMPLES) -> PredictionConfig:
+def choose_default_config(
+    q: Posterior,
+    samples: int | None = None,
+    default: int = SAMPLES,
+    *,
+    mode: Mode | None = None,
+    tell: bool = True,
+) -> PredictionConfig:
     """The way to predict with a posterior where it is only to answer: it draws unasked where draws were shown to help.
 
     Args:
         q: the posterior, tuned or not.
         samples: what the caller asks for, 0 for the mean; None takes what was tuned, or else `default` draws where they
-            have been shown to help, and the point where they have not (a line of the log says why).
+            have been shown to help, and the point where they have not.
         default: draws of a posterior that was not tuned.
+        mode: the mode that the caller asks for; None goes by `samples`.
+        tell: whether the log says why the point is taken unasked.
 
     Raises:
-        ValueError: as `choose_config`.
+        ValueError: as `choose_config`; or mode and samples do not go together.
 
     Example:
         >>> import torch
@@ -173,10 +182,16 @@ def choose_default_config(q: Posterior, samples: int | None = None, default: int
         >>> choose_default_config(judged(False), 4).samples
         4
     """
-    if samples is None and default and (why := explain_point(q)):
-        logger.warning("predicting with the point, in one pass: %s. samples=%d averages draws", why, default)
+    if mode == "mean" and samples:
+        raise ValueError(f"samples is {samples}, and mode is 'mean', which has no draws; leave one of them out.")
+    if mode in ("samples", "linearised") and samples == 0:
+        raise ValueError(f"samples is 0, which is the mean, and mode is {mode!r}; leave one of them out.")
+    if mode is None and samples is None and default and (why := explain_point(q)):
+        if tell:
+            logger.warning("predicting with the point, in one pass: %s. samples=%d averages draws", why, default)
         return PredictionConfig(mode="mean")
-    return choose_config(q, samples, default)
+    chosen = choose_config(q, 0 if mode == "mean" else samples, default)
+    return chosen if mode is None else chosen.at(mode)
 
 
 def prepare(q: Posterior | None, samples: int | None) -> tuple[Posterior | None, int]:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from varlora.io.nearest import nearest
 from varlora.runs.config import RunConfig
+from varlora.runs.folder import RunFolder
 from varlora.tasks import (
     TASKS,
     Task,
@@ -19,9 +20,11 @@ from varlora.tasks import (
     limit_train,
     load_hub,
     load_jsonl,
+    load_more,
 )
 from varlora.tasks.named import Benchmark
 from varlora.tasks.prompt_styles import ChoiceRole
+from varlora.tasks.rows import Records
 
 FOUR = 4
 """The number of choices that `choices: four` keeps."""
@@ -52,6 +55,49 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
         if size is not None:
             task = limit_split(task, split, size, seed=config.data_seed)
     return task
+
+
+def load_new_rows(
+    rows: str | Records,
+    run: RunFolder,
+    config: RunConfig,
+    *,
+    split: str,
+    labelled: bool,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    tell: bool = True,
+) -> Task:
+    """Other rows for a finished run's task, worded as its own were.
+
+    Args:
+        rows: a file, "-" for standard input, or what was read of it.
+        run: the run.
+        config: its settings as they are now.
+        split: what to call the rows.
+        labelled: whether their answers are read.
+        tokenizer: the one whose chat template writes prompts; the run's own unless given.
+        tell: whether columns that are not read are logged.
+
+    Raises:
+        ValueError: a row does not fit; the message says which, and why.
+    """
+    facts = run.facts["task"]
+    if tokenizer is None and facts["kind"] == "completion":
+        tokenizer = AutoTokenizer.from_pretrained(str(run.path))
+    task = load_more(
+        rows,
+        kind=facts["kind"],
+        answers=facts["answers"],
+        split=split,
+        labelled=labelled,
+        name=facts["name"],
+        label_answers=config.label_answers,
+        prompt_style=config.prompt_style,
+        choice_role=choice_role(config),
+        tokenizer=tokenizer,
+        tell=tell,
+    )
+    return replace(task, final_answer=facts.get("final_answer"))
 
 
 def choice_role(config: RunConfig) -> ChoiceRole:

@@ -25,7 +25,7 @@ def check_generation(setting: Setting) -> None:
     for split in setting.task.splits:
         if split != "train":
             _references(setting, split)
-            _prompts(setting, split)
+            encode_split_prompts(setting, split)
 
 
 def generate_split(
@@ -51,12 +51,29 @@ def generate_split(
         ValueError: a prompt or a right answer does not fit (see `check_generation`).
     """
     q = apply_config(q, config, seed=setting.config.seed)
-    batches, back, ids = by_length(setting, _prompts(setting, split))
+    samples = config.draws(setting.config.samples)
+    generations = generate_encoded(setting, q, encode_split_prompts(setting, split), samples, progress=progress)
+    return replace(generations, references=_references(setting, split)) if judged else generations
+
+
+def generate_encoded(
+    setting: Setting, q: Posterior | None, encoded: datasets.Dataset, samples: int, *, progress: bool = False
+) -> Generations:
+    """Texts behind prompts that are encoded, by a posterior to which the way to predict was applied.
+
+    Args:
+        setting: the model and its settings.
+        q: the posterior; None is the model as it stands.
+        encoded: the prompts (`encode_split_prompts`).
+        samples: S.
+        progress: show a progress bar.
+    """
+    batches, back, ids = by_length(setting, encoded)
     generations = generate(
         setting.model,
         q,
         batches,
-        config.draws(setting.config.samples),
+        samples,
         tokenizer=setting.tokenizer,
         max_new_tokens=setting.config.max_new_tokens,
         final_answer=setting.task.final_answer or "text",
@@ -70,11 +87,10 @@ def generate_split(
         log_likelihoods=generations.log_likelihoods[back],
         finished=generations.finished[back],
         ids=ids,
-        references=_references(setting, split) if judged else (),
     )
 
 
-def _prompts(setting: Setting, split: str) -> datasets.Dataset:
+def encode_split_prompts(setting: Setting, split: str) -> datasets.Dataset:
     """The token ids of a split's prompts, behind which a text of `max_new_tokens` fits."""
     config, context = setting.config, context_length(setting.model.config)
     limit = config.max_length

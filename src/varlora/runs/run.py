@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import TrainerCallback, set_seed
 
@@ -22,7 +23,7 @@ from varlora.io.files import read_json
 from varlora.io.folders import atomic_folder, check_can_be_folder, check_target
 from varlora.methods import METHODS, Job, Method, with_temperatures
 from varlora.metrics import check_metrics
-from varlora.posterior import Posterior, PredictionConfig
+from varlora.posterior import Mode, Posterior, PredictionConfig
 from varlora.posterior.draws import number_of_draws
 from varlora.prediction.completions import predict_completions
 from varlora.prediction.generation import Generations
@@ -281,17 +282,41 @@ def predict_split(
         config: how to predict; its number of draws is the run's where it has none.
         progress: show a progress bar.
     """
+    q = apply_config(q, config, seed=setting.config.seed)
+    samples = config.draws(setting.config.samples)
+    return predict_encoded(setting, q, setting.encoded(split), config.mode, samples, progress=progress)
+
+
+def predict_encoded(
+    setting: Setting,
+    q: Posterior | None,
+    encoded: datasets.Dataset,
+    mode: Mode,
+    samples: int,
+    *,
+    progress: bool = False,
+) -> Prediction | CompletionScores:
+    """`predict_split` of rows that are encoded, by a posterior to which the way to predict was applied.
+
+    Args:
+        setting: the model and its settings.
+        q: the posterior; None is the model as it stands.
+        encoded: the rows.
+        mode: "linearised", or one of the others.
+        samples: S.
+        progress: show a progress bar.
+    """
     seed = setting.config.seed
-    q, samples = apply_config(q, config, seed=seed), config.draws(setting.config.samples)
-    batches, back, ids = by_length(setting, setting.encoded(split))
-    repeated = config.mode == "samples" and number_of_draws(q, samples) > 1
+    batches, back, ids = by_length(setting, encoded)
+    repeated = mode == "samples" and number_of_draws(q, samples) > 1
     known = setting.config.frozen_layers_dir is not None
     with frozen_layers_once(setting) if repeated or known else nullcontext():
         if setting.readout is None:
             scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
             return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
         how: dict[str, Any] = {"readout": setting.readout, "seed": seed, "progress": progress}
-        if config.mode == "linearised":
+        if mode == "linearised":
+            assert q is not None
             prediction = predict_linearised(setting.model, q, batches, **how)
         else:
             prediction = predict(setting.model, q, batches, samples, **how)

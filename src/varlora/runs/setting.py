@@ -123,6 +123,80 @@ def load_setting(config: RunConfig) -> Setting:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinishedModel:
+    """A finished run's model, to be asked whatever rows.
+
+    Attributes:
+        config: the run's settings.
+        folder: the run's folder.
+        tokenizer, family, model, readout: as in `Setting`.
+    """
+
+    config: RunConfig
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    model: nn.Module
+    readout: Readout | None
+
+    def setting(self, task: Task) -> Setting:
+        """What evaluating these rows needs.
+
+        Raises:
+            ValueError: the task's answers are not those that the run has learned.
+        """
+        _check_answers(task, self.readout, self.folder)
+        collate = Collator.of(task, self.tokenizer, family=self.family)
+        if self.readout is not None:
+            collate = replace(collate, num_classes=self.readout.num_classes)
+        return Setting(
+            config=self.config,
+            task=task,
+            tokenizer=self.tokenizer,
+            family=self.family,
+            model=self.model,
+            readout=self.readout,
+            collate=collate,
+        )
+
+
+def reload_model(
+    config: RunConfig,
+    folder: Path,
+    meta: PosteriorMeta,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | torch.device | None = None,
+) -> FinishedModel:
+    """Loads a finished run's base model with the adapter of its folder.
+
+    Args:
+        config: the run's settings.
+        folder: the run's folder.
+        meta: its posterior's meta.
+        tokenizer: the base model's, where it is at hand.
+        device: where to; None: a CUDA GPU where there is one.
+
+    Raises:
+        ValueError: nothing can be loaded from where the base model should be.
+    """
+    family = family_of(config)
+    readout = readout_from_dict(meta.readout) if meta.readout is not None else None
+    base, _ = _base_model(config, family, _learned_answers(readout))
+    model = PeftModel.from_pretrained(base, str(folder))
+    if config.quantization == "none":  # bitsandbytes has placed what it quantized
+        model = model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    return FinishedModel(
+        config=config,
+        folder=folder,
+        tokenizer=tokenizer if tokenizer is not None else _tokenizer(config),
+        family=family,
+        model=model,
+        readout=readout,
+    )
+
+
 def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: Task | None = None) -> Setting:
     """Loads what evaluating a finished run needs: its base model with the adapter of its folder, and its readout.
 
@@ -136,32 +210,25 @@ def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: T
         ValueError: the task's answers are not those that the run has learned.
     """
     tokenizer = _tokenizer(config)
-    family = family_of(config)
     readout = readout_from_dict(meta.readout) if meta.readout is not None else None
     task = task if task is not None else load_task(config, tokenizer)
-    learned = task.answers
-    if readout is not None:
-        learned = readout.classes if isinstance(readout, ClassHead) else readout.answers
-        if task.answers != learned[: len(task.answers)]:
-            raise ValueError(
-                f"task {task.name!r} has the answers {', '.join(task.answers)}, but {folder} has learned "
-                f"{', '.join(learned)}, in that order. Give rows with these answers (label_names_file sets an order)."
-            )
-    base, _ = _base_model(config, family, learned)
-    collate = Collator.of(task, tokenizer, family=family)
-    if readout is not None:
-        collate = replace(collate, num_classes=readout.num_classes)
-    model = PeftModel.from_pretrained(base, str(folder))
-    return Setting(
-        config=config,
-        task=task,
-        tokenizer=tokenizer,
-        family=family,
-        # bitsandbytes has placed what it quantized
-        model=model if config.quantization != "none" else model.to("cuda" if torch.cuda.is_available() else "cpu"),
-        readout=readout,
-        collate=collate,
-    )
+    _check_answers(task, readout, folder)  # before the model is loaded
+    return reload_model(config, folder, meta, tokenizer=tokenizer).setting(task)
+
+
+def _learned_answers(readout: Readout | None) -> tuple[str, ...]:
+    if readout is None:
+        return ()
+    return readout.classes if isinstance(readout, ClassHead) else readout.answers  # type: ignore[attr-defined]
+
+
+def _check_answers(task: Task, readout: Readout | None, folder: Path) -> None:
+    learned = _learned_answers(readout)
+    if readout is not None and task.answers != learned[: len(task.answers)]:
+        raise ValueError(
+            f"task {task.name!r} has the answers {', '.join(task.answers)}, but {folder} has learned "
+            f"{', '.join(learned)}, in that order. Give rows with these answers (label_names_file sets an order)."
+        )
 
 
 def _tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:

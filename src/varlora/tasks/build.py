@@ -22,7 +22,7 @@ from varlora.tasks.rows import (
     yes_no_rows,
 )
 from varlora.tasks.task import Task, TaskKind
-from varlora.tasks.unread import tell_unread
+from varlora.tasks.unread import find_unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +43,7 @@ def build_task(
     licence: str | None = None,
     source: str | None = None,
     notes: Sequence[str] = (),
+    tell: bool = True,
 ) -> Task:
     """Check the records of every split and make a task of them.
 
@@ -62,6 +63,7 @@ def build_task(
         licence: Licence of the data.
         source: Where the data came from.
         notes: What was done with the data so far.
+        tell: Whether columns that are not read are logged.
 
     Raises:
         ValueError: For any record that does not fit, naming it.
@@ -144,11 +146,13 @@ def build_task(
         licence=licence,
         source=source,
         notes=tuple(notes),
-        not_read=tell_unread(name, sources, [shape], tokenizer),
+        not_read=find_unread(name, sources, [shape], tokenizer, tell=tell),
     )
 
 
-def build_prompts(name: str, split: str, records: Records, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
+def build_prompts(
+    name: str, split: str, records: Records, *, tokenizer: PreTrainedTokenizerBase | None = None, tell: bool = True
+) -> Task:
     """A completion task of prompts alone, to write on after; every row's completion is empty.
 
     Args:
@@ -156,6 +160,7 @@ def build_prompts(name: str, split: str, records: Records, *, tokenizer: PreTrai
         split: What to call the rows.
         records: Of `prompt` or of chat `messages`; what may follow the prompt is not looked at.
         tokenizer: Needed for chat `messages` only.
+        tell: Whether columns that are not read are logged.
 
     Raises:
         ValueError: For any record that does not fit, naming it.
@@ -171,7 +176,7 @@ def build_prompts(name: str, split: str, records: Records, *, tokenizer: PreTrai
         kind="completion",
         answers=(),
         splits={split: datasets.Dataset.from_list(named)},
-        not_read=tell_unread(name, {split: records}, shapes, tokenizer),
+        not_read=find_unread(name, {split: records}, shapes, tokenizer, tell=tell),
     )
 
 
@@ -183,7 +188,7 @@ def _shape(records: Records) -> str:
     known = "; ".join("/".join(fields) for fields in shapes.values())
     shape: str | None = None
     for index, row in enumerate(records.rows):
-        at = f"{records.where}, {records.unit} {index + 1}"
+        at = records.at(index)
         fits = [name for name, fields in shapes.items() if all(field in row for field in fields)]
         if shape is not None and fits == [shape]:
             continue
@@ -214,10 +219,12 @@ def _ids(records: Records, split: str) -> list[str]:
     """The records' own ids, else split and position; each must be its own."""
     seen: dict[str, int] = {}
     for index, row in enumerate(records.rows):
-        value = row.get("id", f"{split}-{index:05d}")
+        value = row.get("id", f"{split}-{records.first + index:05d}")
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
             raise records.error(index, "id", value, "a string or an integer")
         before = seen.setdefault(str(value), index)
         if before != index:
-            raise records.error(index, "id", value, f"an id of its own ({records.unit} {before + 1} has the same)")
+            raise records.error(
+                index, "id", value, f"an id of its own ({records.unit} {records.first + before + 1} has the same)"
+            )
     return list(seen)

@@ -30,6 +30,7 @@ def load_more(
     prompt_style: str = "varlora",
     choice_role: ChoiceRole = "answer",
     tokenizer: PreTrainedTokenizerBase | None = None,
+    tell: bool = True,
 ) -> Task:
     """Load a file (`varlora.tasks.files`) as a split of a known task.
 
@@ -46,6 +47,7 @@ def load_more(
         prompt_style: How a causal LM is asked, as in training.
         choice_role: What a choice is to its question, as in training (see `build_task`).
         tokenizer: For chat `messages`: its chat template writes the prompt.
+        tell: Whether columns that are not read are logged.
 
     Raises:
         ValueError: If the rows are not of this task; the message names file, line and field.
@@ -64,7 +66,8 @@ def load_more(
     else:
         records = read_records(file, labelled=labelled, once=True)
     if kind == "completion" and not labelled:
-        return replace(build_prompts(name, split, records, tokenizer=tokenizer), source=Path(records.where).name)
+        prompts = build_prompts(name, split, records, tokenizer=tokenizer, tell=tell)
+        return replace(prompts, source=Path(records.where).name)
     classes = tuple(answers)
     by_text = all(field in records.rows[0] for field in records.fields("label"))
     if by_text and kind != "label":
@@ -78,6 +81,7 @@ def load_more(
         choice_role=choice_role,
         tokenizer=tokenizer,
         source=Path(records.where).name,
+        tell=tell,
     )
     if task.kind != kind or (kind == "label" and task.answers != classes):
         raise _of_another_task(records, "yes or no" if task.answers == YES_NO else task.kind, kind, classes)

@@ -209,7 +209,7 @@ class Benchmark:
             for column in self.record_fields:
                 if column not in row:
                     raise ValueError(
-                        f"{records.where}, {records.unit} {index + 1}: missing column {column!r}; task {self.name!r} "
+                        f"{records.at(index)}: missing column {column!r}; task {self.name!r} "
                         f"has {'/'.join(self.record_fields)}"
                     )
                 records.text(index, column)

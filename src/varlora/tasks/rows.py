@@ -48,6 +48,7 @@ class Records:
         unit: What one record is called: "line" of a file, "row" of a dataset.
         labelled: Whether answers are read. If not, the records may lack them, and every row's label is -1.
         instead: What else can be done where an answer does not fit, to end the error about it.
+        first: How many records there are before these, of which they are a part.
     """
 
     where: str
@@ -55,19 +56,22 @@ class Records:
     unit: str = "line"
     labelled: bool = True
     instead: str = ""
+    first: int = 0
 
     def fields(self, shape: str) -> tuple[str, ...]:
         """What every record of a shape must hold."""
         return tuple(f for f in SHAPES[shape] if self.labelled or f != ANSWER_FIELDS.get(shape))
+
+    def at(self, index: int) -> str:
+        """Where one record is, for an error."""
+        return f"{self.where}, {self.unit} {self.first + index + 1}"
 
     def error(self, index: int, field: str, given: object, allowed: str) -> ValueError:
         """The error about one field of one record, to raise."""
         shown = repr(given)
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
         instead = self.instead if field in ANSWER_FIELDS.values() else ""
-        return ValueError(
-            f"{self.where}, {self.unit} {index + 1}, field {field!r}: got {shown}; allowed: {allowed}{instead}"
-        )
+        return ValueError(f"{self.at(index)}, field {field!r}: got {shown}; allowed: {allowed}{instead}")
 
     def text(self, index: int, field: str) -> str:
         """A field that must be a string with something in it."""
@@ -215,7 +219,7 @@ def message_rows(records: Records, tokenizer: PreTrainedTokenizerBase | None) ->
         messages = _messages(records, index, least=2)
         if messages[-1]["role"] != "assistant":
             raise records.error(index, "messages", messages[-1], "a last message whose role is assistant")
-        at, tools = f"{records.where}, {records.unit} {index + 1}", _tools(records, index)
+        at, tools = records.at(index), _tools(records, index)
         prompt, completion = render_chat(messages, tokenizer, at, tools=tools)
         asked = _conversation(messages[:-1], tools)
         rows.append({"prompt": prompt, "completion": completion, "conversation": asked})
@@ -227,7 +231,7 @@ def prompt_rows(records: Records, tokenizer: PreTrainedTokenizerBase | None) -> 
     rows: list[dict[str, Any]] = []
     chat = any("messages" in record for record in records.rows)
     for index, record in enumerate(records.rows):
-        at = f"{records.where}, {records.unit} {index + 1}"
+        at = records.at(index)
         if ("prompt" in record) is ("messages" in record):
             raise ValueError(f"{at}: got columns {sorted(record)}; allowed: prompt, or messages, one of the two")
         if "prompt" in record:
@@ -246,7 +250,7 @@ def prompt_rows(records: Records, tokenizer: PreTrainedTokenizerBase | None) -> 
 def writes_tools(records: Records, index: int, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template writes a record's tools into its prompt."""
     asked = _asked(_messages(records, index, least=1))
-    at, tools = f"{records.where}, {records.unit} {index + 1}", _tools(records, index)
+    at, tools = records.at(index), _tools(records, index)
     return render_prompt(asked, tokenizer, at, tools=tools) != render_prompt(asked, tokenizer, at)
 
 

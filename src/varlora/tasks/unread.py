@@ -14,19 +14,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def tell_unread(
-    name: str, sources: Mapping[str, Records], shapes: Sequence[str], tokenizer: PreTrainedTokenizerBase | None
+def find_unread(
+    name: str,
+    sources: Mapping[str, Records],
+    shapes: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    tell: bool = True,
 ) -> dict[str, tuple[str, ...]]:
-    """The columns of each split that hold something and are not read; they are logged, too.
+    """The columns of each split that hold something and are not read.
 
     Args:
         name: The task's name.
         sources: Split name to its records.
         shapes: What the records are.
         tokenizer: That of chat messages; tools that its chat template does not write count as not read.
+        tell: Whether they are logged.
     """
     found = {split: columns for split, records in sources.items() if (columns := _unread(records, shapes, tokenizer))}
-    if found:
+    if found and tell:
         fields = [f for shape in shapes for f in SHAPES[shape] if f not in (ANSWER_FIELDS.get(shape), "completion")]
         seen = " and ".join(dict.fromkeys(fields))
         logger.warning(
