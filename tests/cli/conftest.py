@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cli.workshop import Outcome, Workshop, reviews, write_rows
+from cli.workshop import TEST, VALIDATION, Outcome, Workshop, reviews, write_rows
 from models import tiny_llama
 from tiny_tokenizers import byte_bpe
 from varlora.cli import main
@@ -50,3 +51,21 @@ def run_folder(workshop: Workshop) -> Path:
     folder = workshop.folder / "run"
     assert main(workshop.training(folder)) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def graded(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with 60 validation rows that decided nothing, 45 test rows, and others."""
+    folder = tmp_path_factory.mktemp("graded")
+    files = {
+        "validation_file": write_rows(folder / "validation.jsonl", VALIDATION),
+        "test_file": write_rows(folder / "test.jsonl", TEST),
+        "shift_file": write_rows(folder / "shift.jsonl", reviews(12, first=900)),
+    }
+    assert main(workshop.training(folder / "run", held_out="none", **files)) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(graded: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(graded, tmp_path / "run"))

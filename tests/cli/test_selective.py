@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cli.workshop import Outcome, Workshop, reviews, write_rows
+from cli.workshop import TEST, VALIDATION, Outcome, Workshop, write_rows
 from varlora.metrics import clopper_pearson, conformal_rank
 from varlora.posterior import PredictionConfig
 from varlora.posterior.manifest import write_tuned
@@ -24,27 +24,6 @@ from varlora.runs.run import predict_split
 from varlora.runs.setting import reload_setting
 
 Call = Callable[..., Outcome]
-VALIDATION, TEST = reviews(60, first=200), reviews(45, first=100)
-
-
-@pytest.fixture(scope="module")
-def graded(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with 60 validation rows that decided nothing, 45 test rows, and others."""
-    from varlora.cli import main
-
-    folder = tmp_path_factory.mktemp("graded")
-    files = {
-        "validation_file": write_rows(folder / "validation.jsonl", VALIDATION),
-        "test_file": write_rows(folder / "test.jsonl", TEST),
-        "shift_file": write_rows(folder / "shift.jsonl", reviews(12, first=900)),
-    }
-    assert main(workshop.training(folder / "run", held_out="none", **files)) == 0
-    return folder / "run"
-
-
-@pytest.fixture
-def run(graded: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(graded, tmp_path / "run"))
 
 
 def confidences(prediction: Prediction) -> list[float]:

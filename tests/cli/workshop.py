@@ -34,6 +34,10 @@ def reviews(count: int, *, first: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+VALIDATION, TEST = reviews(60, first=200), reviews(45, first=100)
+"""Of the run that has decided nothing on its validation rows."""
+
+
 @dataclass(frozen=True)
 class Workshop:
     """Where the tests' model and data are."""

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "lm-eval": "measure a run on the tasks of EleutherAI's lm-evaluation-harness",
     "health": "whether sampling helps in a run, and how its posterior does; loads no model",
     "tune": "choose how to predict with a run, on its validation rows",
+    "decide": "choose which rows a run answers, with a guarantee, and keep it",
     "report": "show what a comparison, or some runs, have found: tables, or one interactive page",
     "prune": "set a posterior's least certain entries to zero",
     "temper": "scale a posterior's variance",

@@ -67,7 +67,7 @@ def execute(arguments: Namespace) -> None:
     out.print(f"Rows: {escape(rows)}.{explained}", highlight=False)
     selective: dict[str, Any] | None = None
     if selected is not None:
-        selective = report_of(*selected, {split: _of_classes(predictions[split][own]) for split in splits})
+        selective = report_of(selected, {split: _of_classes(predictions[split][own]) for split in splits})
         show(selective)
     if target is not None:
         content: dict[str, Any] = {

@@ -24,9 +24,9 @@ from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import explain_point
 from varlora.runs.data import load_new_rows
+from varlora.runs.decision import Decision
 from varlora.runs.generation import generate_split
 from varlora.runs.run import predict_split
-from varlora.runs.selective import Calibration, Selection
 from varlora.tasks.files import read_records
 from varlora.tasks.rows import Records
 
@@ -60,7 +60,7 @@ def execute(arguments: Namespace) -> None:
         assert isinstance(answered, Prediction)
         prediction, records = answered, list(_answers(answered))
         if selected is not None:
-            _select(records, selected[0], answered)
+            _select(records, selected, answered)
     with atomic_file(target, overwrite=arguments.overwrite) as file:
         _write([_beside(*both) for both in zip(asked.rows, records, strict=True)], file, target.suffix)
     draws = "1 draw" if prediction.num_draws == 1 else f"{prediction.num_draws} draws"
@@ -75,7 +75,7 @@ def execute(arguments: Namespace) -> None:
     if arguments.samples is None and run.config.samples and (why := explain_point(run.posterior)):
         out.print(f"One pass, since {why} (--samples {run.config.samples}: draws).", highlight=False, soft_wrap=True)
     if selected is not None:
-        _say(*selected, records)
+        _say(selected, records)
 
 
 def _check_columns(asked: Records, ours: Collection[str]) -> None:
@@ -92,13 +92,13 @@ def _beside(row: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]
     return {"id": row.get("id", answer["id"]), **row, **{name: answer[name] for name in answer if name != "id"}}
 
 
-def _say(selection: Selection, calibration: Calibration, records: list[dict[str, Any]]) -> None:
-    report = report_of(selection, calibration, {})
-    if selection.threshold is not None:
+def _say(decision: Decision, records: list[dict[str, Any]]) -> None:
+    report = report_of(decision, {})
+    if decision.threshold is not None:
         kept = sum(record["answered"] for record in records)
         out.print(f"{kept} of them sure enough (`answered` in the file).", highlight=False)
         say_threshold(report)
-    if selection.sets is not None:
+    if decision.sets is not None:
         size = sum(len(record["set"]) for record in records) / len(records)
         out.print(f"{size:.2f} answers in a set on average (`set` in the file).", highlight=False)
         say_sets(report)
@@ -127,15 +127,15 @@ def _answers(prediction: Prediction) -> Iterator[dict[str, Any]]:
         yield answer
 
 
-def _select(records: list[dict[str, Any]], selection: Selection, prediction: Prediction) -> None:
+def _select(records: list[dict[str, Any]], decision: Decision, prediction: Prediction) -> None:
     """Adds to each record whether its row is answered, and its set of answers."""
-    answered, sets = selection.answered(prediction), selection.sets_of(prediction)
+    decided = decision.decide(prediction)
     for n, record in enumerate(records):
-        if answered is not None:
-            record["answered"] = bool(answered[n])
-        if sets is not None:
+        if decided.answered is not None:
+            record["answered"] = bool(decided.answered[n])
+        if decided.sets is not None:
             record["set"] = [
-                label for label, inside in zip(prediction.classes, sets[n].tolist(), strict=True) if inside
+                label for label, inside in zip(prediction.classes, decided.sets[n].tolist(), strict=True) if inside
             ]
 
 

@@ -1,4 +1,4 @@
-"""What `eval` and `predict` share of selective prediction: the options, and what is said about a threshold."""
+"""What `eval`, `predict` and `decide` share: a decision made as the options ask, and what is said about it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from varlora.cli.console import out
+from varlora.io.words import counted
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
+from varlora.runs.calibration import CALIBRATION, VALIDATION, calibrate
 from varlora.runs.data import load_new_rows
+from varlora.runs.decision import Decision, Groups, Wanted, choose_decision
 from varlora.runs.folder import RunFolder
 from varlora.runs.measure import IN_SCOPE
-from varlora.runs.selective import CALIBRATION, VALIDATION, Calibration, Selection, Wanted, calibrate, select
 from varlora.runs.setting import Setting
 
 logger = logging.getLogger(__name__)
@@ -65,35 +67,35 @@ def chosen(
     config: PredictionConfig,
     *,
     reported: Sequence[str] = (),
-) -> tuple[Selection, Calibration]:
-    """The thresholds, and the rows that they are from."""
-    rows = None
-    if (file := arguments.calibration_file) is not None:
-        rows = load_new_rows(file, run, setting.config, split=CALIBRATION, labelled=True)
-    calibration = calibrate(run, setting, config, reported=reported, file=rows, progress=not arguments.no_progress)
-    return select(wanted, calibration.prediction), calibration
+) -> Decision:
+    """The decision that is asked for."""
+    file = None
+    if (name := arguments.calibration_file) is not None:
+        file = load_new_rows(name, run, setting.config, split=CALIBRATION, labelled=True)
+    progress = not arguments.no_progress
+    calibration = calibrate(
+        run, setting.config, config, setting=setting, reported=reported, file=file, progress=progress
+    )
+    return choose_decision(wanted, calibration)
 
 
-def report_of(selection: Selection, calibration: Calibration, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+def report_of(
+    decision: Decision, predictions: Mapping[str, Prediction], *, groups: Groups | None = None
+) -> dict[str, Any]:
     """What `eval` writes: the thresholds, what they promise, and what came of them in every split."""
     found: dict[str, Any] = {
-        "mode": calibration.prediction.mode,
-        "draws": calibration.prediction.num_draws,
-        "chosen_on": {
-            "source": calibration.source,
-            "rows": len(calibration.prediction.labels),
-            "left_out": calibration.left_out,
-            "also_used_for": list(calibration.also_used_for),
-        },
+        "mode": decision.predicted_as.mode,
+        "draws": decision.predicted_as.draws,
+        "chosen_on": dataclasses.asdict(decision.chosen_on),
     }
-    if selection.threshold is not None:
-        found["threshold"] = {"sureness": selection.by, **dataclasses.asdict(selection.threshold)}
-        found["guarantee"] = selection.threshold.sentence
-    if selection.sets is not None:
-        found["set_threshold"] = dataclasses.asdict(selection.sets)
-        found["set_guarantee"] = selection.sets.sentence
+    if decision.threshold is not None:
+        found["threshold"] = {"sureness": decision.by, **dataclasses.asdict(decision.threshold)}
+        found["guarantee"] = decision.threshold.sentence
+    if decision.sets is not None:
+        found["set_threshold"] = dataclasses.asdict(decision.sets)
+        found["set_guarantee"] = decision.sets.sentence
     found["splits"] = {
-        split: {"guarantee": _guarantee(split, calibration), **selection.measure(prediction)}
+        split: {"guarantee": _guarantee(split, decision), **decision.measure(prediction, groups)}
         for split, prediction in predictions.items()
     }
     return found
@@ -139,6 +141,31 @@ def say_sets(report: Mapping[str, Any]) -> None:
     out.print(f"Sets by {report['set_threshold']['score']}. {report['set_guarantee']}", highlight=False, soft_wrap=True)
 
 
+def say_groups(decision: Decision) -> None:
+    """Says which groups have thresholds of their own, and which go by the common ones."""
+    if decision.group_column is None:
+        return
+    kinds = {"answers": (decision.threshold, decision.group_thresholds), "sets": (decision.sets, decision.group_sets)}
+    for what, (common, own) in kinds.items():
+        if common is None:
+            continue
+        lines = [f"{name} ({counted(decision.group_rows[name], 'row')}): {one.value:.4g}" for name, one in own.items()]
+        rest = [f"{name} ({rows})" for name, rows in decision.group_rows.items() if name not in own]
+        out.print(
+            f"By {escape(decision.group_column)}, {what}: the same guarantee within "
+            f"{escape('; '.join(lines)) if lines else 'no group'}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if rest:
+            out.print(
+                f"The common threshold, with no guarantee of their own, since their rows do not suffice: "
+                f"{escape(', '.join(rest))}; and groups that are new.",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
 def say_caveats(report: Mapping[str, Any]) -> None:
     """Says where the guarantee does not hold, or not exactly."""
     chosen_on = report["chosen_on"]
@@ -159,10 +186,10 @@ def say_caveats(report: Mapping[str, Any]) -> None:
         )
 
 
-def _guarantee(split: str, calibration: Calibration) -> str:
-    if calibration.source != VALIDATION:
+def _guarantee(split: str, decision: Decision) -> str:
+    if decision.chosen_on.source != VALIDATION:
         return ALIKE
-    holds = APPROXIMATE if calibration.also_used_for else HOLDS
+    holds = APPROXIMATE if decision.chosen_on.also_used_for else HOLDS
     return {VALIDATION: CHOSEN, IN_SCOPE: holds}.get(split, NONE)
 
 

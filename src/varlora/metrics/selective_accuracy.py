@@ -131,15 +131,20 @@ def threshold_for_accuracy(
     raise _cannot(groups, rows, float(wanted), delta)
 
 
-def _fewest(accuracy: float, delta: float) -> int:
-    """How many answers, all of them right, guarantee an accuracy."""
+def fewest_answers(accuracy: float, delta: float) -> int:
+    """How many answers, all of them right, guarantee an accuracy.
+
+    Example:
+        >>> fewest_answers(0.95, 0.05)
+        59
+    """
     return max(1, math.ceil(math.log(delta) / math.log(accuracy) - 1e-12))
 
 
 def _sizes(rows: int, accuracy: float, delta: float) -> list[int]:
     """How many rows may be answered: as many of the shares as leave each test a chance to succeed."""
     sizes = list(dict.fromkeys(math.ceil(rows * share) for share in SHARES))
-    tests = max((k for k in range(1, len(sizes) + 1) if sizes[k - 1] >= _fewest(accuracy, delta / k)), default=1)
+    tests = max((k for k in range(1, len(sizes) + 1) if sizes[k - 1] >= fewest_answers(accuracy, delta / k)), default=1)
     return sizes[:tests]
 
 

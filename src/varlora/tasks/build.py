@@ -131,7 +131,7 @@ def build_task(
 
     splits = {
         split: datasets.Dataset.from_list(
-            [{"id": i, **row} for i, row in zip(_ids(sources[split], split), rows, strict=True)]
+            [{"id": i, **row} for i, row in zip(record_ids(sources[split], split), rows, strict=True)]
         )
         for split, rows in parsed.items()
     }
@@ -168,7 +168,7 @@ def build_prompts(
     import datasets
 
     rows = prompt_rows(records, tokenizer)
-    named = [{"id": i, **row} for i, row in zip(_ids(records, split), rows, strict=True)]
+    named = [{"id": i, **row} for i, row in zip(record_ids(records, split), rows, strict=True)]
     there = {field for row in records.rows for field in row}
     shapes = [shape for shape in ("completion", "messages") if SHAPES[shape][0] in there]
     return Task(
@@ -215,7 +215,7 @@ def _shape(records: Records) -> str:
     return shape
 
 
-def _ids(records: Records, split: str) -> list[str]:
+def record_ids(records: Records, split: str) -> list[str]:
     """The records' own ids, else split and position; each must be its own."""
     seen: dict[str, int] = {}
     for index, row in enumerate(records.rows):

@@ -1,8 +1,7 @@
-"""Which rows of a run are answered, and sets of answers: thresholds from its validation rows, applied to others.
+"""The rows that a decision is chosen on, predicted as the rows that it is for.
 
-The validation rows are predicted as the others are: the same posterior, mode and number of draws. Training has left
-those predictions in the run's folder; they are made anew where something differs. Rows that are reported, too, are left
-out.
+Training has left predictions of the validation rows in the run's folder; they are made anew where they would be made
+otherwise: another posterior, mode or number of draws. Rows that are reported, too, are left out.
 """
 
 from __future__ import annotations
@@ -11,28 +10,8 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from varlora.metrics import (
-    AccuracyThreshold,
-    CoverageThreshold,
-    SetThreshold,
-    answered_metrics,
-    confidence_and_correct,
-    prediction_sets,
-    set_metrics,
-    sureness,
-    threshold_for_accuracy,
-    threshold_for_coverage,
-    threshold_for_sets,
-)
-from varlora.metrics.conformal import SetScore
-from varlora.metrics.selective import Sureness
-from varlora.metrics.selective_accuracy import DELTA
 from varlora.posterior import PredictionConfig
 from varlora.posterior.draws import number_of_draws
 from varlora.prediction.prediction import Prediction
@@ -40,7 +19,7 @@ from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import RunFolder
 from varlora.runs.run import predict_split
-from varlora.runs.setting import Setting
+from varlora.runs.setting import Setting, reload_setting
 from varlora.runs.validation import unreported
 from varlora.tasks import OUT_OF_SCOPE, Task
 
@@ -52,130 +31,52 @@ CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is asked for.
+class ChosenOn:
+    """Which rows a decision was chosen on.
 
     Attributes:
-        coverage: the share of rows to answer.
-        accuracy: the accuracy of the answers; one of the two at most.
-        delta: the chance that the guarantee of the accuracy may fail.
-        by: what tells how sure an answer is.
-        sets: the probability that a set holds the right answer.
-        set_score: by which score the sets are made.
-    """
-
-    coverage: Fraction | None = None
-    accuracy: Fraction | None = None
-    delta: float = DELTA
-    by: Sureness = "confidence"
-    sets: Fraction | None = None
-    set_score: SetScore = "lac"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """The rows that thresholds are chosen on, predicted.
-
-    Attributes:
-        prediction: of the rows that are used.
         source: "validation", or the name of another file.
+        rows: how many there were.
         left_out: how many labelled rows were left out because they are reported, too.
         also_used_for: what else the rows have decided, in words; each makes the guarantees a little less exact.
     """
 
-    prediction: Prediction
     source: str
+    rows: int
     left_out: int = 0
     also_used_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Thresholds, and what comes of them.
+class Calibration:
+    """The rows that a decision is chosen on, predicted.
 
     Attributes:
-        threshold: of the rows that are answered; None if that was not asked for.
-        sets: of the classes in a set; None if that was not asked for.
-        by: what tells how sure an answer is.
+        prediction: of the rows that are used; all have labels.
+        chosen_on: which rows they are.
     """
 
-    threshold: CoverageThreshold | AccuracyThreshold | None
-    sets: SetThreshold | None
-    by: Sureness
-
-    def answered(self, prediction: Prediction) -> Tensor | None:
-        """Which rows are answered, (N,) bool."""
-        if self.threshold is None:
-            return None
-        return sureness(prediction.log_probs, self.by) >= self.threshold.value
-
-    def sets_of(self, prediction: Prediction) -> Tensor | None:
-        """Which classes are in a row's set, (N, C) bool."""
-        return prediction_sets(prediction.log_probs, self.sets) if self.sets is not None else None
-
-    def measure(self, prediction: Prediction) -> dict[str, dict[str, float]]:
-        """What came of it: `answered` and `sets`, of the labelled rows where there are some, else of all."""
-        known = prediction.labels >= 0
-        labelled = bool(known.any())
-        rows = known if labelled else torch.ones_like(known)
-        labels = prediction.labels[rows] if labelled else None
-        metrics = {}
-        if (answered := self.answered(prediction)) is not None:
-            correct = confidence_and_correct(prediction.probs[rows], labels)[1] if labels is not None else None
-            metrics["answered"] = answered_metrics(answered[rows], correct)
-        if (sets := self.sets_of(prediction)) is not None:
-            metrics["sets"] = set_metrics(sets[rows], labels)
-        return metrics
-
-
-def select(wanted: Wanted, calibration: Prediction) -> Selection:
-    """The thresholds that do what is asked for.
-
-    Args:
-        wanted: what is asked for.
-        calibration: labelled rows that are not reported.
-
-    Raises:
-        ValueError: the rows do not suffice for the accuracy (`CannotGuaranteeError`), or an option does not fit.
-
-    Example:
-        >>> probs = torch.linspace(0.5, 0.99, 50, dtype=torch.float64)
-        >>> rows = Prediction(log_probs=torch.stack([probs, 1 - probs], -1).log()[:, None],
-        ...                   labels=torch.zeros(50, dtype=torch.int64))
-        >>> selection = select(Wanted(coverage=Fraction("0.8"), sets=Fraction("0.9")), rows)
-        >>> round(selection.threshold.value, 2), selection.measure(rows)["answered"]["share_answered"]
-        (0.59, 0.82)
-        >>> selection.measure(rows)["sets"]["coverage"]
-        0.92
-    """
-    threshold: CoverageThreshold | AccuracyThreshold | None = None
-    if wanted.coverage is not None:
-        threshold = threshold_for_coverage(sureness(calibration.log_probs, wanted.by), wanted.coverage)
-    elif wanted.accuracy is not None:
-        _, correct = confidence_and_correct(calibration.probs, calibration.labels)
-        sure = sureness(calibration.log_probs, wanted.by)
-        threshold = threshold_for_accuracy(sure, correct, wanted.accuracy, delta=wanted.delta)
-    sets = None
-    if wanted.sets is not None:
-        sets = threshold_for_sets(calibration.log_probs, calibration.labels, wanted.sets, score=wanted.set_score)
-    return Selection(threshold=threshold, sets=sets, by=wanted.by)
+    prediction: Prediction
+    chosen_on: ChosenOn
 
 
 def calibrate(
     run: RunFolder,
-    setting: Setting,
+    settings: RunConfig,
     config: PredictionConfig,
     *,
+    setting: Setting | None = None,
     reported: Sequence[str] = (),
     file: Task | None = None,
     progress: bool = False,
 ) -> Calibration:
-    """The rows that thresholds are chosen on, predicted as others will be.
+    """The rows that a decision is chosen on, predicted as others will be.
 
     Args:
         run: the run, with what was tuned left in or taken out.
-        setting: its parts, loaded for the rows that will be answered.
-        config: how they will be predicted.
+        settings: its settings, as they are now.
+        config: how the rows to decide on will be predicted.
+        setting: its parts, where they are loaded already; None loads them if a prediction is to be made.
         reported: the setting's splits that are reported. Rows whose prompts are among theirs are not chosen on.
         file: other labelled rows in place of the validation rows, as the split "calibration".
         progress: show progress bars.
@@ -183,12 +84,13 @@ def calibrate(
     Raises:
         ValueError: there are no such rows, or the run's task has no classes.
     """
-    if setting.readout is None:
+    if run.facts["task"]["kind"] == "completion":
         raise ValueError(
-            "a threshold needs probabilities of classes, and completions have none. Leave --coverage, "
+            "a decision needs probabilities of classes, and completions have none. Leave --coverage, "
             "--target_accuracy and --prediction_sets out."
         )
     if file is not None:
+        setting = setting if setting is not None else reload_setting(settings, run.path, run.posterior.meta, file)
         at = dataclasses.replace(setting, task=file)
         prediction = _predicted(at, run, CALIBRATION, config, progress)
         return _usable(prediction, file.rows(CALIBRATION)["prompt"], setting.task, reported, str(file.source), ())
@@ -204,10 +106,11 @@ def calibrate(
             "reported. Give labelled rows that are neither (--calibration_file), or train with validation_file or "
             "validation_size."
         )
-    stored = _stored(run, setting.config, config)
+    stored = _stored(run, settings, config)
     used = also_used_for(run)
     if stored is not None and not splits:
-        return _usable(stored, (), setting.task, (), VALIDATION, used)
+        return _usable(stored, (), None, (), VALIDATION, used)
+    setting = setting if setting is not None else reload_setting(settings, run.path, run.posterior.meta)
     task = setting.task if VALIDATION in setting.task.splits else load_task(setting.config, setting.tokenizer)
     rows = task.rows(VALIDATION)
     if stored is None or not _same_rows(stored, rows):
@@ -261,13 +164,14 @@ def _predicted(setting: Setting, run: RunFolder, split: str, config: PredictionC
 def _usable(
     prediction: Prediction,
     prompts: Sequence[str],
-    task: Task,
+    task: Task | None,
     reported: Sequence[str],
     source: str,
     used: tuple[str, ...],
 ) -> Calibration:
     """The labelled rows that are not reported."""
-    kept, left_out = unreported(prediction.labels >= 0, prompts, task, reported)
+    labelled = prediction.labels >= 0
+    kept, left_out = (labelled, 0) if task is None else unreported(labelled, prompts, task, reported)
     if not bool(kept.any()):
         too = f"; {left_out} others are reported, too" if left_out else ""
         raise ValueError(
@@ -282,4 +186,5 @@ def _usable(
         labels=prediction.labels[kept],
         ids=tuple(name for name, keep in zip(prediction.ids, kept.tolist(), strict=True) if keep),
     )
-    return Calibration(prediction=rows, source=source, left_out=left_out, also_used_for=used)
+    chosen_on = ChosenOn(source=source, rows=len(rows.labels), left_out=left_out, also_used_for=used)
+    return Calibration(prediction=rows, chosen_on=chosen_on)

@@ -1,0 +1,108 @@
+"""`varlora decide`: chosen on a run's validation rows, kept in its folder, said and taken back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli.workshop import TEST, VALIDATION, Outcome, write_rows
+from varlora.posterior import PredictionConfig
+from varlora.posterior.manifest import write_tuned
+from varlora.runs.decision import Decision
+from varlora.runs.folder import read_run
+
+Call = Callable[..., Outcome]
+
+
+def test_what_was_chosen_is_said_and_kept(call: Call, run: Path) -> None:
+    words = ["--coverage", "0.8", "--prediction_sets", "0.9", "--samples", 4]
+    done = call("decide", run, "--no_progress", *words)
+    assert done.code == 0, done.err
+    decision = Decision.load(run)
+    assert decision is not None
+    stored = read_run(run).prediction("validation", "samples")
+    assert decision.threshold is not None
+    confidence = stored.probs.max(1).values
+    assert decision.threshold.value == pytest.approx(float(confidence.sort().values[11]))  # the 49th from above
+    assert (decision.predicted_as.mode, decision.predicted_as.draws, decision.chosen_on.rows) == ("samples", 4, 60)
+    decided = decision.decide(stored)
+    assert decided.answered is not None
+    assert int(decided.answered.sum()) == 49
+    for said in (
+        "At least 80 % of new rows like these 60 are answered",
+        "At least 90 % of new rows like these 60 have the right answer in their set",
+        "49 of 60",
+        "decision.json",
+    ):
+        assert said in done.out
+    again = call("decide", run)
+    assert (again.code, "Chosen on 60 rows of validation, predicted by samples, 4 draw(s)" in again.out) == (0, True)
+    assert "At least 80 % of new rows like these 60 are answered" in again.out
+
+    assert call("decide", run, "--reset").code == 0
+    assert Decision.load(run) is None
+    refused = call("decide", run)
+    assert (refused.code, "nothing was decided" in refused.err) == (1, True)
+    refused = call("decide", run, "--reset")
+    assert (refused.code, "there is nothing to take back" in refused.err) == (1, True)
+
+
+def test_no_model_is_loaded_where_training_has_left_the_predictions(call: Call, run: Path) -> None:
+    done = call("decide", run, "--coverage", "0.8", "--samples", 4, "--model_name_or_path", "nowhere")
+    assert done.code == 0, done.err
+
+
+def test_thresholds_by_a_column_of_the_rows(call: Call, run: Path, tmp_path: Path) -> None:
+    rows = [{**row, "topic": "a" if n % 6 else "b"} for n, row in enumerate(VALIDATION)]
+    rows[0] |= {"topic": None}
+    config = (run / "config.yaml").read_text()
+    old = next(line for line in config.splitlines() if line.startswith("validation_file:"))
+    file = write_rows(tmp_path / "topics.jsonl", rows)
+    (run / "config.yaml").write_text(config.replace(old, f"validation_file: {file}"))
+    done = call("decide", run, "--no_progress", "--samples", 4, "--coverage", "0.9", "--group_column", "topic")
+    assert done.code == 0, done.err
+    decision = Decision.load(run)
+    assert decision is not None
+    assert decision.group_column == "topic"
+    assert decision.group_rows == {"a": 50, "b": 9}
+    assert set(decision.group_thresholds) == {"a", "b"}
+    confidence = read_run(run).prediction("validation", "samples").probs.max(1).values
+    of_b = torch.tensor([row["topic"] == "b" for row in rows])
+    assert decision.group_thresholds["b"].value == pytest.approx(float(confidence[of_b].min()))
+
+    mine = write_rows(tmp_path / "mine.jsonl", [{**row, "topic": n // 40} for n, row in enumerate(TEST)])
+    words = ["--coverage", "0.9", "--group_column", "topic", "--calibration_file", mine]
+    done = call("decide", run, "--no_progress", "--samples", 4, *words)
+    assert done.code == 0, done.err
+    decision = Decision.load(run)
+    assert decision is not None
+    assert (decision.group_rows, set(decision.group_thresholds)) == ({"0": 40, "1": 5}, {"0"})
+    assert decision.chosen_on.source == "mine.jsonl"
+    for said in ("0 (40 rows)", "with no guarantee of their own, since their rows do not suffice: 1 (5)"):
+        assert said in done.out
+
+    refused = call("decide", run, "--no_progress", "--samples", 4, "--coverage", "0.9", "--group_column", "subject")
+    assert (refused.code, "has no column 'subject' to group by; it has label, text, topic" in refused.err) == (1, True)
+
+
+def test_a_decision_that_was_made_before_tuning_is_refused(call: Call, run: Path) -> None:
+    assert call("decide", run, "--coverage", "0.8").code == 0
+    write_tuned(run, PredictionConfig(mode="mean", logit_temperature=2.0), [{"op": "tune"}])
+    refused = call("decide", run)
+    assert (refused.code, "was chosen for another posterior" in refused.err) == (1, True)
+    assert call("decide", run, "--no_progress", "--coverage", "0.8").code == 0
+    assert call("decide", run).code == 0
+
+
+def test_completions_have_no_classes(call: Call, run: Path) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    facts["task"]["kind"] = "completion"
+    (run / "run.json").write_text(json.dumps(facts))
+    shutil.rmtree(run / "predictions")
+    refused = call("decide", run, "--coverage", "0.9")
+    assert (refused.code, "completions have none" in refused.err) == (1, True)

@@ -1,0 +1,220 @@
+"""Decisions: applied to predictions, by group, kept in a folder and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from varlora.metrics import CannotGuaranteeError, evaluate
+from varlora.posterior import PointMass, PredictionConfig
+from varlora.posterior.folder import save_posterior
+from varlora.posterior.manifest import write_tuned
+from varlora.prediction.prediction import Prediction
+from varlora.runs.calibration import Calibration, ChosenOn
+from varlora.runs.decision import Decision, Groups, Wanted, choose_decision
+
+
+def predicted(rows: int, *, seed: int = 0, draws: int = 3, unknown: int = 0) -> Prediction:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(rows, draws, 4, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(-1).mean(1), 1, generator=generator).squeeze(-1)
+    labels[:unknown] = -1
+    return Prediction(log_probs=logits.log_softmax(-1), labels=labels)
+
+
+def calibration_of(rows: Prediction) -> Calibration:
+    return Calibration(prediction=rows, chosen_on=ChosenOn(source="validation", rows=len(rows.labels)))
+
+
+def chosen(wanted: Wanted, rows: Prediction, groups: Groups | None = None) -> Decision:
+    column = None if groups is None else "kind"
+    return choose_decision(wanted, calibration_of(rows), group_column=column, groups=groups)
+
+
+def test_what_is_answered_is_measured_on_labelled_rows() -> None:
+    decision = chosen(Wanted(coverage=Fraction("0.6")), predicted(100))
+    found = decision.measure(predicted(80, seed=1, unknown=30))["answered"]
+    known = dataclasses.replace(
+        (both := predicted(80, seed=1, unknown=30)), log_probs=both.log_probs[30:], labels=both.labels[30:]
+    )
+    assert found == decision.measure(known)["answered"]
+    assert found["rows"] == 50
+    assert found["accuracy_of_all"] == pytest.approx(evaluate(known.log_probs, known.labels)["accuracy"])
+    answered = decision.decide(known).answered
+    assert answered is not None
+    assert found["answered"] == int(answered.sum())
+
+
+def test_rows_without_labels_are_counted() -> None:
+    decision = chosen(Wanted(coverage=Fraction("0.6"), sets=Fraction("0.9")), predicted(100))
+    found = decision.measure(predicted(40, seed=1, unknown=40))
+    assert found["answered"].keys() == {"rows", "answered", "share_answered"}
+    assert found["sets"].keys() == {"mean_size", "share_empty", "share_singleton"}
+
+
+def test_nothing_is_chosen_that_was_not_asked_for() -> None:
+    rows = predicted(50)
+    only_sets = chosen(Wanted(sets=Fraction("0.9")), rows)
+    assert only_sets.decide(rows).answered is None
+    assert only_sets.measure(rows).keys() == {"sets"}
+    only_answers = chosen(Wanted(accuracy=Fraction("0.1")), rows)
+    assert only_answers.decide(rows).sets is None
+    assert only_answers.measure(rows).keys() == {"answered"}
+    with pytest.raises(CannotGuaranteeError):
+        chosen(Wanted(accuracy=Fraction("0.99")), rows)
+
+
+def test_the_measure_of_sureness_decides() -> None:
+    rows = predicted(100)
+    answered = [
+        chosen(Wanted(coverage=Fraction("0.5"), by=by), rows).decide(rows).answered  # type: ignore[arg-type]
+        for by in ("confidence", "entropy", "mutual_information")
+    ]
+    assert all(one is not None and int(one.sum()) == 51 for one in answered)
+    assert not torch.equal(answered[0], answered[2])  # type: ignore[arg-type]
+
+
+def test_rows_that_are_not_answered_say_why() -> None:
+    rows = predicted(100)
+    for by, word in (("confidence", "is below"), ("entropy", "is above"), ("mutual_information", "is above")):
+        decided = chosen(Wanted(coverage=Fraction("0.5"), by=by), rows).decide(rows)  # type: ignore[arg-type]
+        assert decided.answered is not None
+        assert [reason is None for reason in decided.reasons] == decided.answered.tolist()
+        assert all(word in reason for reason in decided.reasons if reason is not None)
+
+
+def two_kinds(rows: int, *, seed: int) -> tuple[Prediction, list[str | None]]:
+    """Three easy rows to one hard; every fifth hard row is of a rare kind."""
+    kinds = ["hard" if n % 4 == 0 else "easy" for n in range(rows)]
+    kinds = ["rare" if n % 20 == 0 else kind for n, kind in enumerate(kinds)]
+    generator = torch.Generator().manual_seed(seed)
+    sharp = torch.tensor([4.0 if kind == "easy" else 0.7 for kind in kinds], dtype=torch.float64)
+    logits = sharp[:, None] * torch.randn(rows, 4, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    return Prediction(log_probs=logits.log_softmax(-1)[:, None], labels=labels), list(kinds)
+
+
+def test_a_guarantee_holds_in_every_group_that_is_large_enough() -> None:
+    """Over 200 draws of the rows the common threshold fails the hard ones, and their own does not."""
+    covered = {"own": [], "common": []}
+    answered = {"own": [], "common": []}
+    test, kinds = two_kinds(2000, seed=10_000)
+    hard = torch.tensor([kind == "hard" for kind in kinds])
+    wanted = Wanted(coverage=Fraction("0.8"), sets=Fraction("0.8"))
+    for seed in range(200):
+        rows, groups = two_kinds(200, seed=seed)
+        decision = chosen(wanted, rows, groups)
+        assert set(decision.group_thresholds) == set(decision.group_sets) == {"easy", "hard", "rare"}
+        for which, one in (("own", decision), ("common", chosen(wanted, rows))):
+            decided = one.decide(test, kinds if which == "own" else None)
+            assert decided.sets is not None
+            assert decided.answered is not None
+            right = decided.sets.gather(1, test.labels[:, None]).squeeze(1)
+            covered[which].append(float(right[hard].double().mean()))
+            answered[which].append(float(decided.answered[hard].double().mean()))
+    for shares in (covered, answered):
+        mean = {which: sum(found) / len(found) for which, found in shares.items()}
+        assert 0.79 < mean["own"] < 0.84  # 40 rows: at most 1/41 above 0.8
+        assert mean["common"] < 0.7
+
+
+def test_a_group_that_is_too_small_or_new_goes_by_the_common_threshold() -> None:
+    rows, groups = two_kinds(100, seed=0)
+    assert groups.count("rare") == 5
+    decision = chosen(Wanted(coverage=Fraction("0.9"), sets=Fraction("0.9")), rows, groups)
+    assert set(decision.group_thresholds) == set(decision.group_sets) == {"easy", "hard"}  # 9 rows are needed
+    assert decision.group_rows == {"easy": 75, "hard": 20, "rare": 5}
+    common = dataclasses.replace(decision, group_column=None).decide(rows)
+    for name in ("rare", "never seen", None):
+        decided = decision.decide(rows, [name] * 100)
+        assert torch.equal(decided.answered, common.answered)  # type: ignore[arg-type]
+        assert torch.equal(decided.sets, common.sets)  # type: ignore[arg-type]
+    own = chosen(
+        Wanted(coverage=Fraction("0.9")),
+        dataclasses.replace(
+            rows,
+            log_probs=rows.log_probs[[g == "hard" for g in groups]],
+            labels=rows.labels[[g == "hard" for g in groups]],
+        ),
+    )
+    assert decision.group_thresholds["hard"] == own.threshold
+
+
+def test_a_group_whose_accuracy_cannot_be_guaranteed_goes_by_the_common_threshold() -> None:
+    sure = torch.linspace(0.51, 0.99, 300, dtype=torch.float64)
+    labels = torch.zeros(300, dtype=torch.int64)
+    labels[::30] = 1  # ten of them wrong, all in the group "b"
+    rows = Prediction(log_probs=torch.stack([sure, 1 - sure], -1).log()[:, None], labels=labels)
+    groups: list[str | None] = ["b" if n % 3 == 0 else "a" for n in range(300)]
+    decision = chosen(Wanted(accuracy=Fraction("0.9")), rows, groups)
+    assert set(decision.group_thresholds) == {"a"}
+    assert decision.threshold is not None
+    with pytest.raises(CannotGuaranteeError):
+        chosen(
+            Wanted(accuracy=Fraction("0.9")),
+            dataclasses.replace(rows, log_probs=rows.log_probs[::3], labels=labels[::3]),
+        )
+
+
+def test_groups_that_do_not_fit_are_refused() -> None:
+    rows, groups = two_kinds(100, seed=0)
+    decision = chosen(Wanted(coverage=Fraction("0.9")), rows, groups)
+    with pytest.raises(ValueError, match="goes by the rows' 'kind': give groups"):
+        decision.decide(rows)
+    with pytest.raises(ValueError, match="there are 3 groups for 100 rows"):
+        decision.decide(rows, ["easy"] * 3)
+    with pytest.raises(ValueError, match="give group_column and groups, or neither"):
+        choose_decision(Wanted(coverage=Fraction("0.9")), calibration_of(rows), group_column="kind")
+
+
+def test_a_prediction_made_otherwise_is_refused() -> None:
+    rows = predicted(50)
+    decision = chosen(Wanted(coverage=Fraction("0.9")), rows)
+    for other in (
+        predicted(50, draws=2),
+        dataclasses.replace(rows, mode="mean"),
+        dataclasses.replace(rows, logit_temperature=2.0),
+    ):
+        with pytest.raises(ValueError, match="its thresholds are of other probabilities"):
+            decision.decide(other)
+    with pytest.raises(ValueError, match="is for the classes"):
+        decision.decide(dataclasses.replace(rows, classes=("a", "b", "c", "d")))
+
+
+def test_a_decision_is_kept_and_read_back(tmp_path: Path) -> None:
+    folder = save_posterior(PointMass(mean={"w": torch.ones(1)}), tmp_path / "q")
+    assert Decision.load(folder) is None
+    rows, groups = two_kinds(100, seed=0)
+    for wanted in (
+        Wanted(coverage=Fraction("0.9"), sets=Fraction("0.9"), by="entropy"),
+        Wanted(coverage=Fraction(1), sets=Fraction(1), set_score="aps"),  # infinite thresholds
+        Wanted(accuracy=Fraction("0.5"), delta=0.1),
+    ):
+        for one in (chosen(wanted, rows, groups), chosen(wanted, rows)):
+            one.save(folder)
+            assert Decision.load(folder) == one
+    write_tuned(folder, PredictionConfig(mode="mean", logit_temperature=2.0), [{"op": "tune"}])
+    with pytest.raises(ValueError, match="was chosen for another posterior"):
+        Decision.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "has format version 2; this varlora reads 1"),
+        ({"by": "margin"}, "'by'"),
+        ({"threshold": {"value": 0.5}}, "is not a decision"),
+        ({"chosen_on": {}}, "is not a decision"),
+        ({"sets": 3}, "'sets'"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    file = chosen(Wanted(coverage=Fraction("0.9")), predicted(50)).save(tmp_path)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        Decision.load(tmp_path)
