@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from varlora.adapters import base_fingerprint, base_model_of, check_base, saved_tensors
+from varlora.ivon.fit_variance import fit_variance
 from varlora.ivon.held_out import HeldOut
 from varlora.ivon.noise import NoiseController
 from varlora.ivon.steering import Steering, leave_unsteered
@@ -164,12 +166,24 @@ class VariationalCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Logs λ where it is steered."""
-        if self.steering is not None and logs is not None and "loss" in logs:
-            optimizer = self.steering.noise.optimizer
-            ess = optimizer.ess_of(next(p for group in optimizer.param_groups for p in group["params"]))
+        """Logs λ where it is steered, and the noise's standard deviation where it is one for all that trains.
+
+        The trackers of `report_to` see them where this callback comes before theirs, as the mixin sees to.
+        """
+        if self.noise is None or logs is None or "loss" not in logs:
+            return
+        optimizer = self.noise.optimizer
+        groups = [group for group in optimizer.param_groups if group["params"]]
+        found: dict[str, float] = {}
+        if self.steering is not None:
+            ess = optimizer.ess_of(groups[0]["params"][0])
             assert ess is not None  # it is steered
-            state.log_history[-1]["ess"] = logs["ess"] = ess
+            found["ess"] = ess
+        variances = {fit_variance(group) if group.get("variance") == "fit" else None for group in groups}
+        if len(variances) == 1 and (variance := variances.pop()) is not None:
+            found["noise_std"] = math.sqrt(variance)
+        logs |= found
+        state.log_history[-1] |= found
 
     def on_train_end(
         self,

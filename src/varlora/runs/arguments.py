@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from varlora.metrics.selection import FEW_ROWS
 from varlora.runs.setting import Setting
+from varlora.runs.trackers import tracker_names
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -
         save_steps=steps,
         save_total_limit=2,
         logging_steps=10,
-        report_to="none",
+        report_to=tracker_names(config.report_to),
+        run_name=config.run_name or Path(config.output_dir).name,
         disable_tqdm=not progress,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -15,6 +15,7 @@ from varlora.methods import METHODS, checked_options, options_of
 from varlora.methods.known import OWN_OPTIONS, REPLACED_OPTIONS, why_replaced
 from varlora.methods.options import MethodOptions
 from varlora.registry.option_fields import checked_values, option, types_of
+from varlora.runs.trackers import tracker_names
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +183,10 @@ class RunConfig:
     )
     save_steps: int = _training("Steps between checkpoints, from which --resume goes on.", 500, at_least=1)
     seed: int = _training("Seed of initialisation, data order, dropout and noise.", 0)
+    report_to: str = _training(
+        "Trackers that see the training as it runs: tensorboard, wandb, trackio, mlflow, comma-separated.", "none"
+    )
+    run_name: str | None = _training("The run's name there; that of the output folder otherwise.")
 
     samples: int = _evaluation(
         "Posterior draws at evaluation; 0 is the mean only. Of a linearised model always 100, which cost nothing.",
@@ -243,6 +248,8 @@ class RunConfig:
         whole = size >= 1 and size == int(size)
         require("validation_size", 0 < size < 1 or whole, "a fraction below 1, or a number of rows")
         _check_schedule(self.lr_scheduler_type)
+        if not tracker_names(self.report_to) and self.run_name is not None:
+            raise ValueError(f"run_name is {self.run_name!r}, which has no effect without report_to.")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RunConfig:
@@ -326,7 +333,7 @@ LATER = ("lora_layers", "frozen_layers_memory", "length_normalization", "gguf_fi
 """Settings that versions lacked whose fingerprints are still known."""
 SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name != "method_options")
 """What every run has, whatever its method."""
-PLACES = ("output_dir", "frozen_layers_dir")
+PLACES = ("output_dir", "frozen_layers_dir", "report_to", "run_name")
 """Settings that say where something is written, not what."""
 
 

@@ -49,6 +49,7 @@ from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.health import SPLIT, run_health, with_verdict
 from varlora.runs.measure import measure
 from varlora.runs.setting import Setting, load_setting
+from varlora.runs.trackers import check_trackers, keep_events
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def run(
         _check_not_finished(config)
     check_target(config.output_dir, overwrite=overwrite)
     check_metrics()
+    check_trackers(config.report_to)
     method = method_of(config)
     check_checkpoints(config, resume=resume, overwrite=overwrite)
     if config.frozen_layers_dir is not None:
@@ -146,6 +148,7 @@ def run(
                 generations=result.generations,
             )
             setting.tokenizer.save_pretrained(str(folder))
+            keep_events(checkpoints, folder)
         try:
             remove_checkpoints(checkpoints)
         except OSError as error:
