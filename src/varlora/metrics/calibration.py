@@ -48,10 +48,10 @@ def reliability_bins(confidence: Tensor, correct: Tensor, *, bins: int = 15) -> 
         >>> (low.count, low.accuracy), (high.count, high.confidence, high.accuracy)
         ((1, 1.0), (2, 0.875, 0.5))
     """
-    confidence, correct = _checked(confidence, correct, bins)
+    confidence, correct = checked_confidence(confidence, correct, bins)
     if confidence.dim() != 1:
         raise ValueError(f"a diagram shows one set of examples (N,), not {tuple(confidence.shape)}.")
-    index = _bin_index(confidence, bins)
+    index = bin_index(confidence, bins)
     counts = _sum_by_bin(torch.ones_like(confidence), index, bins)
     columns = (counts, _sum_by_bin(confidence, index, bins) / counts, _sum_by_bin(correct, index, bins) / counts)
     return tuple(
@@ -83,8 +83,8 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, *, bins: int
 
     Source: Guo et al., arXiv:1706.04599, section 2.
     """
-    confidence, correct = _checked(confidence, correct, bins)
-    gaps = _sum_by_bin(correct - confidence, _bin_index(confidence, bins), bins)
+    confidence, correct = checked_confidence(confidence, correct, bins)
+    gaps = _sum_by_bin(correct - confidence, bin_index(confidence, bins), bins)
     return gaps.abs().sum(-1) / confidence.shape[-1]
 
 
@@ -100,8 +100,8 @@ def maximum_calibration_error(confidence: Tensor, correct: Tensor, *, bins: int 
 
     Source: Guo et al., arXiv:1706.04599, section 2.
     """
-    confidence, correct = _checked(confidence, correct, bins)
-    index = _bin_index(confidence, bins)
+    confidence, correct = checked_confidence(confidence, correct, bins)
+    index = bin_index(confidence, bins)
     gaps = _sum_by_bin(correct - confidence, index, bins)
     counts = _sum_by_bin(torch.ones_like(confidence), index, bins)
     return (gaps.abs() / counts.clamp(min=1)).amax(-1)
@@ -126,12 +126,11 @@ def equal_mass_calibration_error(confidence: Tensor, correct: Tensor, *, bins: i
 
     Source: Nixon et al., arXiv:1904.01685 (adaptive calibration error, of the predicted class).
     """
-    confidence, correct = _checked(confidence, correct, bins)
+    confidence, correct = checked_confidence(confidence, correct, bins)
     num_examples = confidence.shape[-1]
     confidence, order = confidence.sort(dim=-1)
     correct = shared_by_equals(confidence, correct.gather(-1, order))
-    sizes = torch.tensor([num_examples // bins + (i < num_examples % bins) for i in range(bins)])
-    group = torch.arange(bins).repeat_interleave(sizes).expand_as(confidence)
+    group = torch.arange(bins).repeat_interleave(equal_masses(num_examples, bins)).expand_as(confidence)
     gaps = _sum_by_bin(correct - confidence, group, bins)
     return gaps.abs().sum(-1) / num_examples
 
@@ -156,7 +155,17 @@ def classwise_calibration_error(probs: Tensor, labels: Tensor, *, bins: int = 15
     return expected_calibration_error(probs.mT.contiguous(), is_class.mT, bins=bins).mean(-1)
 
 
-def _checked(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+def equal_masses(num_examples: int, bins: int) -> Tensor:
+    """How many examples are in each of B groups, (B,): the first N mod B have one more."""
+    return torch.tensor([num_examples // bins + (i < num_examples % bins) for i in range(bins)])
+
+
+def checked_confidence(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Confidence and correctness (..., N) in float64, for so many bins.
+
+    Raises:
+        ValueError: as of `expected_calibration_error`.
+    """
     if bins < 1:
         raise ValueError(f"bins is {bins}: give a positive number, e.g. 15.")
     confidence, correct = as_examples(confidence, correct)
@@ -168,7 +177,8 @@ def _checked(confidence: Tensor, correct: Tensor, bins: int) -> tuple[Tensor, Te
     return confidence, correct
 
 
-def _bin_index(confidence: Tensor, bins: int) -> Tensor:
+def bin_index(confidence: Tensor, bins: int) -> Tensor:
+    """The bin of each confidence, from 0."""
     # k / bins, correctly rounded, is the float a user writes for that edge; k * (1 / bins) need not be.
     inner_edges = torch.arange(1, bins, dtype=torch.float64) / bins
     return torch.bucketize(confidence, inner_edges)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from varlora.metrics.ranking import number_kept
-from varlora.metrics.resampling import Interval, Statistics, bootstrap
+from varlora.metrics.resampling import Interval, Statistics, bootstrap_counts, indices_of
 from varlora.metrics.rows import ClassRows, CompletionRows, Rows, ScopeRows
 from varlora.metrics.scoring import log_losses
 from varlora.metrics.table import METRICS
@@ -76,8 +77,7 @@ def evaluate_with_intervals(
     """
     rows = ClassRows(predictions, labels)
     _warn_of_impossible_labels(rows)
-    ascending = rows.at(rows.confidence.argsort(stable=True))  # a resample in their order is cheap to sort
-    return evaluate_rows_with_intervals(ascending, resamples=resamples, level=level, seed=seed)
+    return evaluate_rows_with_intervals(rows, resamples=resamples, level=level, seed=seed)
 
 
 def evaluate_rows(rows: Rows) -> dict[str, float]:
@@ -95,7 +95,12 @@ def evaluate_rows(rows: Rows) -> dict[str, float]:
         >>> metrics["exact_match"], round(metrics["exact_match_per_draw"], 4), round(metrics["agreement"], 4)
         (0.5, 0.3333, 0.8333)
     """
-    return {name: float(value) for name, value in statistics_of(rows)(torch.arange(rows.number)).items()}
+    numbers = {}
+    for metric in (m for m in METRICS.values() if m.kind == rows.kind):
+        if (value := metric.function(rows)) is not None:
+            _check_shape(metric.name, value, (rows.number,) if metric.per_row else ())
+            numbers[metric.name] = float(value.double().mean() if metric.per_row else value)
+    return numbers
 
 
 def evaluate_rows_with_intervals(
@@ -109,10 +114,10 @@ def evaluate_rows_with_intervals(
         >>> evaluate_rows_with_intervals(rows)["exact_match"]
         Interval(estimate=0.75, low=0.25, high=1.0, level=0.95)
     """
-    return bootstrap(
+    return bootstrap_counts(
         statistics_of(rows),
         rows.number,
-        width=rows.width,
+        width=_width(rows),
         shares={m.name: number_kept(m.share_of, rows.number) for m in METRICS.values() if m.share_of is not None},
         resamples=resamples,
         level=level,
@@ -163,13 +168,13 @@ def compare(
         raise ValueError("a method has no predictions: give one tensor, or a list with one per run.")
     of_runs = [[statistics_of(run) for run in method] for method in runs]
 
-    def statistics(indices: Tensor) -> dict[str, Tensor]:
-        one, two = ([run(indices) for run in method] for method in of_runs)
+    def statistics(counts: Tensor) -> dict[str, Tensor]:
+        one, two = ([run(counts) for run in method] for method in of_runs)
         shared = [name for name in one[0] if all(name in run for run in (*one, *two))]
         return {name: _mean([run[name] for run in one]) - _mean([run[name] for run in two]) for name in shared}
 
-    width = max(run.width for method in runs for run in method)
-    return bootstrap(statistics, len(labels), width=width, resamples=resamples, level=level, seed=seed)
+    width = max(_width(run) for method in runs for run in method)
+    return bootstrap_counts(statistics, len(labels), width=width, resamples=resamples, level=level, seed=seed)
 
 
 def check_metrics() -> None:
@@ -186,7 +191,7 @@ def check_metrics() -> None:
 
 
 def statistics_of(rows: Rows, names: Sequence[str] | None = None) -> Statistics:
-    """The metrics of rows at any indices (..., N), as `bootstrap` asks for them.
+    """The metrics of rows that are drawn so often, counts (..., N), as `bootstrap_counts` asks for them.
 
     Args:
         rows: What is judged.
@@ -198,20 +203,51 @@ def statistics_of(rows: Rows, names: Sequence[str] | None = None) -> Statistics:
         if metric.per_row and (value := metric.function(rows)) is not None:
             _check_shape(metric.name, value, (rows.number,))
             values[metric.name] = value.double()
+    means = _Means(values)
 
-    def statistics(indices: Tensor) -> dict[str, Tensor]:
-        taken, numbers = rows.at(indices), {}
+    def statistics(counts: Tensor) -> dict[str, Tensor]:
+        of_means, taken, numbers = means(counts), None, {}
         for metric in metrics:
             if metric.per_row:
-                number = values[metric.name][indices].mean(-1) if metric.name in values else None
+                number = of_means.get(metric.name)
+            elif metric.of_counts is not None:
+                number = metric.of_counts(rows, counts)
             else:
+                taken = taken if taken is not None else rows.at(indices_of(counts))
                 number = metric.function(taken)
             if number is not None:
-                _check_shape(metric.name, number, indices.shape[:-1])
+                _check_shape(metric.name, number, counts.shape[:-1])
                 numbers[metric.name] = number
         return numbers
 
     return statistics
+
+
+def _width(rows: Rows) -> int:
+    """How many numbers of a row are gathered at once, where a metric is to have the rows of each resample."""
+    gathers = any(m.kind == rows.kind and not m.per_row and m.of_counts is None for m in METRICS.values())
+    return rows.width if gathers else 1
+
+
+class _Means:
+    """Means of each row's values over resamples: one product with their counts."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.names = tuple(values)
+        columns = torch.stack(list(values.values()), dim=-1) if values else torch.empty(0, 0)
+        self.columns, self.infinite = columns.nan_to_num(0.0, 0.0, 0.0), []
+        for value in (math.inf, -math.inf, math.nan):  # 0 times these would be NaN
+            held = columns.isnan() if math.isnan(value) else columns == value
+            if bool(held.any()):
+                self.infinite.append((value, held.double()))
+
+    def __call__(self, counts: Tensor) -> dict[str, Tensor]:
+        if not self.names:
+            return {}
+        means = counts @ self.columns / counts.shape[-1]
+        for value, held in self.infinite:
+            means = torch.where(counts @ held > 0, means + value, means)
+        return dict(zip(self.names, means.unbind(-1), strict=True))
 
 
 def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -31,7 +31,9 @@ class Metric:
         digits: Decimals shown; 1 of a percentage and else 3 by default.
         kind: Which rows it judges.
         per_row: Whether it is a mean over the rows: their values are worked out once, and each resample of the
-            bootstrap is a mean of some. Else `function` is called for each resample.
+            bootstrap is a mean of some. Else `of_counts`, or `function`, is called for each resample.
+        of_counts: From the rows (N,) and how often resamples hold each, (..., N) float64: what `function` gives of the
+            rows as they were drawn, and sooner (`varlora.metrics.counted`). None: `function` is called with them.
         share_of: The fraction of the rows that it is a share of: where resampling gives an interval no width (12 of 12
             right), it is the exact one of Clopper and Pearson. None: it is no share.
         inflated: Whether resampling can only add to it, as to a calibration error, so that its interval lies high.
@@ -58,6 +60,7 @@ class Metric:
     digits: int | None = None
     kind: Kind = "classes"
     per_row: bool = False
+    of_counts: Callable[[Any, Tensor], Tensor | None] | None = None
     share_of: float | None = None
     inflated: bool = False
     shown: Shown = "everywhere"

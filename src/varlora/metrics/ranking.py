@@ -1,6 +1,6 @@
 """Does a score put the right examples first? AUROC, FPR95, and accuracy when the least sure may be left out.
 
-All functions take (..., N) and treat leading dimensions as a batch, which is what makes the bootstrap fast.
+All functions take (..., N) and treat leading dimensions as a batch.
 """
 
 from __future__ import annotations
@@ -121,11 +121,7 @@ def accuracy_at_coverage(confidence: Tensor, correct: Tensor, *, coverage: float
         >>> float(accuracy_at_coverage(torch.tensor([0.9, 0.6, 0.8]), torch.tensor([1, 0, 1]), coverage=0.5))
         1.0
     """
-    return accuracy_on_curve(risk_coverage(confidence, correct)[1], coverage=coverage)
-
-
-def accuracy_on_curve(risk: Tensor, *, coverage: float) -> Tensor:
-    """`accuracy_at_coverage`, read off the risks (..., N) of `risk_coverage`."""
+    risk = risk_coverage(confidence, correct)[1]
     return 1 - risk[..., number_kept(coverage, risk.shape[-1]) - 1]
 
 

@@ -1,8 +1,9 @@
 """How much of a number is luck of the test set: percentile bootstrap intervals over the examples.
 
-A resample draws N examples with replacement and computes the whole metric on them, binning and sorting included.
-Metrics take leading batch dimensions, so a block of resamples is one call. The paired difference computes both
-methods on the *same* resample: what makes an example hard for both cancels, and the interval is narrower.
+A resample draws N examples with replacement and computes the whole metric on them, binning and sorting included. It is
+told by how often it holds each example; statistics take a block of resamples in one call, so that a mean is one matrix
+product with the counts (`varlora.metrics.counted` has the rest). The paired difference computes both methods on the
+*same* resample: what makes an example hard for both cancels, and the interval is narrower.
 
 The percentile interval of a calibration error deserves care. Resampling adds noise to every bin, which can only
 push the bins' absolute gaps up, so the interval of a well-calibrated model's ECE lies high and may not even
@@ -25,9 +26,10 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-Statistics = Callable[[Tensor], Mapping[str, Tensor]]  # indices (..., N) -> named numbers (...,)
-
+Statistics = Callable[[Tensor], Mapping[str, Tensor]]
+"""From indices of examples (..., N), or how often each is drawn (..., N), to named numbers (...,)."""
 BLOCK_NUMBERS = 2**20
+"""Numbers that statistics gather at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,38 @@ def bootstrap(
         >>> interval.low < interval.estimate < interval.high
         True
     """
+    return bootstrap_counts(
+        lambda counts: statistics(indices_of(counts)),
+        num_examples,
+        width=width,
+        sets=sets,
+        shares=shares,
+        resamples=resamples,
+        level=level,
+        seed=seed,
+    )
+
+
+def bootstrap_counts(
+    statistics: Statistics,
+    num_examples: int,
+    *,
+    width: int = 1,
+    sets: int | None = None,
+    shares: Mapping[str, int] | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """`bootstrap`, of statistics that take how often each example is drawn, (..., N) float64; on the same resamples.
+
+    Example:
+        >>> values = torch.linspace(0, 1, 50, dtype=torch.float64)
+        >>> by_counts = bootstrap_counts(lambda counts: {"mean": counts @ values / 50}, 50)["mean"]
+        >>> by_indices = bootstrap(lambda i: {"mean": values[i].mean(-1)}, 50)["mean"]
+        >>> abs(by_counts.low - by_indices.low) < 1e-12
+        True
+    """
     if num_examples < 1:
         raise ValueError("there are no examples to resample.")
     if not 0 < level < 1:
@@ -110,18 +144,41 @@ def bootstrap(
     if resamples < (needed := math.ceil(2 / (1 - level) - 1e-9)):
         raise ValueError(f"{resamples} resamples have no {level:g} interval: take {needed} at least, better 1000.")
     lead = () if sets is None else (sets,)
-    estimates = statistics(torch.arange(num_examples).expand(*lead, num_examples))
+    estimates = statistics(torch.ones((*lead, num_examples), dtype=torch.float64))
     generator = torch.Generator().manual_seed(seed)
     rows = max(1, BLOCK_NUMBERS // (num_examples * width))
     blocks = []
     for start in range(0, resamples, rows):
         shape = (*lead, min(rows, resamples - start), num_examples)
-        # A resample has no order; in ascending order it is cheap to gather, and to sort if the examples were sorted.
-        blocks.append(statistics(torch.randint(num_examples, shape, generator=generator).sort(dim=-1).values))
+        blocks.append(statistics(counts_of(torch.randint(num_examples, shape, generator=generator))))
     return {
         name: _interval(float(estimate), torch.cat([block[name] for block in blocks]), level, (shares or {}).get(name))
         for name, estimate in estimates.items()
     }
+
+
+def counts_of(indices: Tensor) -> Tensor:
+    """How often each of N examples is among indices (..., N), as float64 (..., N).
+
+    Example:
+        >>> counts_of(torch.tensor([2, 0, 2])).tolist()
+        [1.0, 0.0, 2.0]
+    """
+    number = indices.shape[-1]
+    sets = indices.reshape(-1, number)
+    own = sets + number * torch.arange(len(sets))[:, None]  # each set counts in a range of its own
+    return torch.bincount(own.flatten(), minlength=sets.numel()).double().reshape(indices.shape)
+
+
+def indices_of(counts: Tensor) -> Tensor:
+    """The examples that are drawn so often, (..., N), in ascending order: cheap to gather.
+
+    Example:
+        >>> indices_of(torch.tensor([1.0, 0.0, 2.0])).tolist()
+        [0, 2, 2]
+    """
+    each = torch.arange(counts.shape[-1]).expand(counts.shape).flatten()
+    return each.repeat_interleave(counts.flatten().long()).reshape(counts.shape)
 
 
 def _interval(estimate: float, values: Tensor, level: float, share_of: int | None) -> Interval:

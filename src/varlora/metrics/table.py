@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +23,19 @@ from varlora.metrics.calibration import (
     expected_calibration_error,
     maximum_calibration_error,
 )
+from varlora.metrics.counted import (
+    counted_accuracy_at,
+    counted_aurc,
+    counted_auroc,
+    counted_calibration_error,
+    counted_classwise_error,
+    counted_equal_mass_error,
+    counted_fpr95,
+    counted_maximum_error,
+)
 from varlora.metrics.metric import Kind, Metric, Shown
-from varlora.metrics.ranking import accuracy_on_curve, auroc, fpr95
-from varlora.metrics.rows import ClassRows, CompletionRows, Rows, ScopeRows
+from varlora.metrics.ranking import accuracy_at_coverage, aurc, auroc, fpr95
+from varlora.metrics.rows import Rows
 from varlora.metrics.scoring import brier_scores, log_losses
 from varlora.metrics.uncertainty import entropy, expected_entropy, mutual_information
 from varlora.metrics.voting import AnswerRows
@@ -42,35 +51,58 @@ def _of(rows: Rows, value: str, measure: Callable[..., Tensor], **options: Any) 
     return None if given is None else measure(given, **options)
 
 
-def _nll_per_token(rows: CompletionRows) -> Tensor:
-    return -rows.log_likelihood.sum(-1) / rows.num_tokens.sum(-1)
+def _nll_per_token(log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
+    return -log_likelihood.sum(-1) / num_tokens.sum(-1)
 
 
-def _perplexity(rows: CompletionRows) -> Tensor:
+def _counted_nll_per_token(counts: Tensor, log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
+    return -(counts @ log_likelihood) / (counts @ num_tokens.double())
+
+
+def _perplexity(log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
+    return _exp(_nll_per_token(log_likelihood, num_tokens))
+
+
+def _counted_perplexity(counts: Tensor, log_likelihood: Tensor, num_tokens: Tensor) -> Tensor:
+    return _exp(_counted_nll_per_token(counts, log_likelihood, num_tokens))
+
+
+def _exp(each: Tensor) -> Tensor:
     """Infinite beyond the largest float."""
-    each = _nll_per_token(rows)
     values = [math.exp(nll) if nll < 700 else math.inf for nll in each.flatten().tolist()]
     return torch.tensor(values, dtype=torch.float64).reshape(each.shape)
 
 
-def _ece(bins: int, rows: ClassRows) -> Tensor:
-    return expected_calibration_error(rows.confidence, rows.correct, bins=bins)
+def _both(
+    measure: Callable[..., Tensor], counted: Callable[..., Tensor], *values: str | Callable[[Any], Any], **options: Any
+) -> dict[str, Any]:
+    """A metric's `function` and `of_counts`, by a measure of some of the rows' values and its twin for counts.
+
+    Args:
+        measure: takes the values and the options.
+        counted: takes the counts before them.
+        *values: names of the rows' values, or what gives one of the rows; where one is None, so is the metric.
+        **options: of both.
+    """
+
+    def given(rows: Rows) -> list[Any] | None:
+        found = [getattr(rows, value) if isinstance(value, str) else value(rows) for value in values]
+        return None if any(value is None for value in found) else found
+
+    def function(rows: Rows) -> Tensor | None:
+        return None if (found := given(rows)) is None else measure(*found, **options)
+
+    def of_counts(rows: Rows, counts: Tensor) -> Tensor | None:
+        return None if (found := given(rows)) is None else counted(counts, *found, **options)
+
+    return {"function": function, "of_counts": of_counts}
 
 
-def _accuracy_at(percent: int, rows: ClassRows) -> Tensor:
-    return accuracy_on_curve(rows.risk, coverage=percent / 100)
+_SURE = ("confidence", "correct")
 
 
-def _mean_of_texts(values: Tensor) -> Tensor:
-    return values.double().mean((-2, -1))
-
-
-def _finding_right(score: str, rows: AnswerRows) -> Tensor | None:
-    return _of(rows, score, auroc, positive=rows.correct)
-
-
-def _finding_outside(score: str, measure: Callable[..., Tensor], rows: ScopeRows) -> Tensor | None:
-    return _of(rows, score, measure, positive=rows.outside)
+def _mean_over_draws(values: Tensor) -> Tensor:
+    return values.double().mean(-1)
 
 
 def _several(rows: AnswerRows) -> Tensor | None:
@@ -100,7 +132,7 @@ _OF_CLASSES = (
     ),
     Metric(
         name="ece_15",
-        function=partial(_ece, 15),
+        **_both(expected_calibration_error, counted_calibration_error, *_SURE, bins=15),
         inflated=True,
         title="ECE",
         better="lower",
@@ -126,29 +158,36 @@ _FURTHER = (
     Metric(name="predictive_entropy", function=lambda rows: entropy(rows.log_probs), per_row=True, **_UNSHOWN),
     Metric(name="expected_entropy", function=lambda r: _of(r, "draws", expected_entropy), per_row=True, **_UNSHOWN),
     Metric(name="mutual_information", function=lambda r: _of(r, "draws", mutual_information), per_row=True, **_UNSHOWN),
-    *(Metric(name=f"ece_{b}", function=partial(_ece, b), **_ERROR) for b in (10, 20)),
+    *(
+        Metric(
+            name=f"ece_{bins}",
+            **_both(expected_calibration_error, counted_calibration_error, *_SURE, bins=bins),
+            **_ERROR,
+        )
+        for bins in (10, 20)
+    ),
     Metric(
         name="ece_15_equal_mass",
-        function=lambda rows: equal_mass_calibration_error(rows.confidence, rows.correct, bins=15),
+        **_both(equal_mass_calibration_error, counted_equal_mass_error, *_SURE, bins=15),
         **_ERROR,
     ),
     Metric(
         name="mce_15",
-        function=lambda rows: maximum_calibration_error(rows.confidence, rows.correct, bins=15),
+        **_both(maximum_calibration_error, counted_maximum_error, *_SURE, bins=15),
         title="MCE",
         meaning="maximum calibration error, the gap of the worst group, however few answers it holds",
         **_ERROR,
     ),
     Metric(
         name="classwise_ece_15",
-        function=lambda rows: classwise_calibration_error(rows.probs, rows.labels, bins=15),
+        **_both(classwise_calibration_error, counted_classwise_error, "probs", "labels", bins=15),
         **_ERROR,
     ),
-    Metric(name="aurc", function=lambda rows: rows.risk.mean(-1), better="lower", **_UNSHOWN),
+    Metric(name="aurc", **_both(aurc, counted_aurc, *_SURE), better="lower", **_UNSHOWN),
     *(
         Metric(
             name=f"accuracy_at_{percent}",
-            function=partial(_accuracy_at, percent),
+            **_both(accuracy_at_coverage, counted_accuracy_at, *_SURE, coverage=percent / 100),
             share_of=percent / 100,
             better="higher",
             percent=True,
@@ -156,14 +195,19 @@ _FURTHER = (
         )
         for percent in (80, 90, 95)
     ),
-    Metric(name="auroc_errors", function=lambda r: auroc(-r.confidence, ~r.correct), better="higher", **_UNSHOWN),
+    Metric(
+        name="auroc_errors",
+        **_both(auroc, counted_auroc, lambda rows: -rows.confidence, lambda rows: ~rows.correct),
+        better="higher",
+        **_UNSHOWN,
+    ),
 )
 
 _COMPLETIONS: Any = {"kind": "completions", "better": "lower"}
 _OF_COMPLETIONS = (
     Metric(
         name="nll_per_token",
-        function=_nll_per_token,
+        **_both(_nll_per_token, _counted_nll_per_token, "log_likelihood", "num_tokens"),
         title="NLL per token",
         meaning="negative log-likelihood of the given completions, per token",
         **_COMPLETIONS,
@@ -176,7 +220,14 @@ _OF_COMPLETIONS = (
         shown="terminal",
         **_COMPLETIONS,
     ),
-    Metric(name="perplexity", function=_perplexity, title="Perplexity", digits=2, shown="terminal", **_COMPLETIONS),
+    Metric(
+        name="perplexity",
+        **_both(_perplexity, _counted_perplexity, "log_likelihood", "num_tokens"),
+        title="Perplexity",
+        digits=2,
+        shown="terminal",
+        **_COMPLETIONS,
+    ),
 )
 
 _ANSWERS: Any = {"kind": "final_answers"}
@@ -202,7 +253,7 @@ _OF_ANSWERS = (
     Metric(name="agreement", function=lambda rows: rows.share, title="Agreement", shown="terminal", **_SHARES),
     Metric(
         name="agreement_ece_10",
-        function=lambda r: _of(r, "share", expected_calibration_error, correct=r.correct, bins=10),
+        **_both(expected_calibration_error, counted_calibration_error, "share", "correct", bins=10),
         title="ECE of agreement",
         better="lower",
         percent=True,
@@ -213,7 +264,7 @@ _OF_ANSWERS = (
     *(
         Metric(
             name=f"{words}_auroc",
-            function=partial(_finding_right, value),
+            **_both(auroc, counted_auroc, value, "correct"),
             title=f"AUROC, {words}",
             better="higher",
             shown="terminal",
@@ -223,30 +274,37 @@ _OF_ANSWERS = (
     ),
     Metric(
         name="finished",
-        function=lambda r: _of(r, "finished", _mean_of_texts),
+        function=lambda r: _of(r, "finished", _mean_over_draws),
+        per_row=True,
         title="Finished",
         better="higher",
         percent=True,
         shown="terminal",
         **_ANSWERS,
     ),
-    Metric(name="tokens_per_text", function=lambda r: _of(r, "num_tokens", _mean_of_texts), **_ANSWERS, **_UNSHOWN),
+    Metric(
+        name="tokens_per_text",
+        function=lambda r: _of(r, "num_tokens", _mean_over_draws),
+        per_row=True,
+        **_ANSWERS,
+        **_UNSHOWN,
+    ),
 )
 
 _OUT_OF_SCOPE = tuple(
     Metric(
         name=f"{name}_{score}",
         kind="out_of_scope",
-        function=partial(_finding_outside, score, measure),
+        **_both(measure, counted, score, "outside"),
         title=f"{name.upper()}, {words}",
         better="higher" if name == "auroc" else "lower",
         percent=name == "fpr95",
         meaning=f"are rows of no known class told from the test rows by {words}? {scale}",
     )
     for score, words in (("entropy", "entropy"), ("mutual_information", "mutual information"))
-    for name, measure, scale in (
-        ("auroc", auroc, "1 is always, 0.5 is chance"),
-        ("fpr95", fpr95, "The share of false alarms when 95 % of the foreign rows are found"),
+    for name, measure, counted, scale in (
+        ("auroc", auroc, counted_auroc, "1 is always, 0.5 is chance"),
+        ("fpr95", fpr95, counted_fpr95, "The share of false alarms when 95 % of the foreign rows are found"),
     )
 )
 

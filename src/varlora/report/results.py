@@ -19,7 +19,7 @@ from varlora.io.words import counted
 from varlora.metrics import METRICS, Interval, evaluate, metric_named, shown_metrics
 from varlora.metrics.evaluation import statistics_of
 from varlora.metrics.ranking import number_kept
-from varlora.metrics.resampling import bootstrap
+from varlora.metrics.resampling import bootstrap_counts
 from varlora.report.estimates import Difference, Estimate, Summary
 from varlora.report.rows import Row
 from varlora.report.seeds import LEVEL
@@ -206,11 +206,11 @@ class Comparison:
         }
         own, seeds = self.own_examples(split), len(self.seeds(split))
 
-        def statistics(indices: Tensor) -> dict[str, Tensor]:
+        def statistics(counts: Tensor) -> dict[str, Tensor]:
             by_run: dict[str, dict[str, Tensor]] = {}
             for method, of_runs in runs.items():
-                of_each = [of_run(indices[k] if own else indices) for k, of_run in enumerate(of_runs)]
-                unknown = torch.full(indices.shape[int(own) : -1], math.nan, dtype=torch.float64)
+                of_each = [of_run(counts[k] if own else counts) for k, of_run in enumerate(of_runs)]
+                unknown = torch.full(counts.shape[int(own) : -1], math.nan, dtype=torch.float64)
                 by_run[method] = {m: torch.stack([run.get(m, unknown) for run in of_each]) for m in self.metrics}
             means = {name: {metric: v.mean(0) for metric, v in values.items()} for name, values in by_run.items()}
             values = {_single(one, metric): value for one in means for metric, value in means[one].items()}
@@ -229,10 +229,10 @@ class Comparison:
         number = self.num_examples(split)
         of_rows = {name: share for name in self.metrics if (share := metric_named(name).share_of) is not None}
         shares = {name: number_kept(share, number) * (seeds if own else 1) for name, share in of_rows.items()}
-        intervals = bootstrap(
+        intervals = bootstrap_counts(
             statistics,
             number,
-            width=seeds,
+            width=seeds if own else 1,
             sets=seeds if own else None,
             shares={_single(method, metric): share for method in runs for metric, share in shares.items()},
             resamples=self.resamples,
