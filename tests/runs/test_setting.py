@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, LlamaConfig
 
+from models import tiny_llama
 from small_runs import config as settings
 from small_runs import films, save_model, write_rows
 from tiny_runs import save_encoder
-from varlora.readout.readout import AnswerTokens, ClassHead
+from tiny_tokenizers import sentencepiece
+from varlora.readout.readout import AnswerTokens, ChoiceTexts, ClassHead
 from varlora.runs.config import RunConfig
 from varlora.runs.setting import Setting, load_setting
 
@@ -136,9 +138,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"lora_layers": "top:1", "lora_target_modules": "q_proj,lm_head"},
         "lora_target_modules names 'lm_head', which the layers of lora_layers lack",
     ),
-    "same first token": (
-        {"rows": [{"text": "a film", "label": f"fine {i % 2}"} for i in range(20)]},
-        "the answers ' fine 0' and ' fine 1' both start with the token",
+    "a chat without a template": ({"prompt_format": "chat"}, "has no chat template; use an instruction-tuned model"),
+    "a field that is not there": (
+        {"prompt_template": "{txt}:"},
+        "prompt_template has {txt}; allowed: {text}, {labels}, {id}",
     ),
     "unknown token": (
         {"rows": [{"text": "a film", "label": ("fine", "zzz")[i % 2]} for i in range(20)]},
@@ -180,6 +183,49 @@ def mmlu_folder(folder: Path) -> str:
     folder.mkdir()
     for name in ("chemistry", "physics", "computer_science", "mathematics"):
         write_rows(folder / f"{name}.jsonl", [{"question": "a film", "choices": list("wxyz"), "answer": 0}])
+    return str(folder)
+
+
+def test_answers_that_begin_alike_are_scored_as_texts(config: Make, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"text": f"a film {i}", "label": ("a cat", "a dog", "hen")[i % 3]} for i in range(30)]
+
+    setting = load_setting(config(rows=rows, prompt_template="{text} Label:"))
+
+    assert setting.readout == ChoiceTexts(answers=("a cat", "a dog", "hen"))
+    assert setting.task.cloze
+    encoded = setting.encoded("train")[0]
+    assert encoded["choice_lengths"] == [2, 2, 1]
+    assert len({tuple(ids[:-n]) for ids, n in zip(encoded["input_ids"], [2, 2, 1], strict=True)}) == 1  # one prompt
+    assert caplog.text.count("So whole answers are scored as texts behind the prompt") == 1
+    assert "the answers ' a cat' and ' a dog' both start with the token" in caplog.text
+    assert "each row is 3 sequences" in caplog.text
+
+
+def test_letters_that_share_a_token_are_scored_as_those_that_a_row_offers(tmp_path: Path, config: Make) -> None:
+    tokenizer = sentencepiece(split_letters=True)
+    model = save_model(tmp_path / "split", tiny_llama(vocab_size=len(tokenizer)), tokenizer)
+    rows = [{"question": f"film {i}", "choices": ["cat", "dog", "hen"][: 2 + i % 2], "answer": 0} for i in range(20)]
+
+    setting = load_setting(config(rows=rows, model=model))
+
+    assert isinstance(setting.readout, ChoiceTexts)
+    assert [len(row["choice_lengths"]) for row in setting.encoded("train")] == setting.task.rows("train")["num_choices"]
+
+
+def test_an_encoder_reads_a_template_and_no_chat(tmp_path: Path, config: Make) -> None:
+    model = save_encoder(tmp_path / "bert")
+
+    setting = load_setting(config(model=model, prompt_template="fine : {text}"))
+    ids = setting.encoded("train")[0]["input_ids"]
+    assert setting.tokenizer.convert_ids_to_tokens(ids)[:3] == ["[CLS]", "fine", ":"]
+    with pytest.raises(ValueError, match="prompt_format is 'chat', which an encoder has no use for"):
+        load_setting(config(model=save_chat_encoder(tmp_path / "chat"), prompt_format="chat"))
+
+
+def save_chat_encoder(folder: Path) -> str:
+    """An encoder whose tokenizer has a chat template."""
+    save_encoder(folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
     return str(folder)
 
 

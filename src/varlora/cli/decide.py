@@ -11,10 +11,9 @@ from varlora.cli.finished import read_finished
 from varlora.cli.selective import report_of, say_caveats, say_groups, say_sets, say_threshold, show, wanted_of
 from varlora.io.words import counted
 from varlora.runs.calibration import CALIBRATION, calibrate
-from varlora.runs.data import load_new_rows
+from varlora.runs.data import load_new_rows, read_new_rows
 from varlora.runs.decision import FILE, Decision, choose_decision
 from varlora.runs.row_groups import groups_of, validation_records
-from varlora.tasks.files import read_records
 
 
 def execute(arguments: Namespace) -> None:
@@ -29,7 +28,7 @@ def execute(arguments: Namespace) -> None:
     run, settings, config = read_finished(arguments, judged=False)
     file = groups = None
     if arguments.calibration_file is not None:
-        records, split = read_records(arguments.calibration_file), CALIBRATION
+        records, split = read_new_rows(arguments.calibration_file, settings, labelled=True), CALIBRATION
         file = load_new_rows(records, run, settings, split=split, labelled=True)
     calibration = calibrate(run, settings, config, file=file, progress=not arguments.no_progress)
     if (column := arguments.group_column) is not None:

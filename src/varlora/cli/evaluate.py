@@ -35,7 +35,11 @@ def execute(arguments: Namespace) -> None:
     run, settings, config = read_finished(arguments)
     task = None
     if arguments.test_file is not None:
-        task = load_new_rows(arguments.test_file, run, settings, split="test", labelled=True)
+        task = load_new_rows(
+            arguments.test_file, run, settings, split="test", labelled=True, columns=arguments.dataset_columns
+        )
+    elif arguments.dataset_columns is not None and arguments.calibration_file is None:
+        raise ValueError("--dataset_columns has no effect without --test_file or --calibration_file.")
     setting = load_finished(run, settings, task)
     q, progress = run.posterior, not arguments.no_progress
     configs = configs_by_mode(q, config)

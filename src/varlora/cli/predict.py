@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from varlora.metrics import mutual_information, predictive_entropy
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import explain_point
-from varlora.runs.data import load_new_rows
+from varlora.runs.data import load_new_rows, read_new_rows
 from varlora.runs.decision import Decision
 from varlora.runs.generation import generate_split
 from varlora.runs.run import predict_split
-from varlora.tasks.files import read_records
 from varlora.tasks.rows import Records
 
 SPLIT = "input"
@@ -45,9 +44,10 @@ def execute(arguments: Namespace) -> None:
     if target.suffix not in FORMATS:
         raise ValueError(f"--output_file is {target}; its name must end in {' or '.join(FORMATS)}.")
     run, settings, config = read_finished(arguments, judged=False)
-    asked = read_records(arguments.input_file, labelled=False, once=True)
+    asked = read_new_rows(arguments.input_file, settings, columns=arguments.dataset_columns, labelled=False)
     task = load_new_rows(asked, run, settings, split=SPLIT, labelled=False)
-    _check_columns(asked, TEXTS if run.facts["task"]["kind"] == "completion" else ANSWERS)
+    given = asked.as_given or asked.rows
+    _check_columns(asked, given, TEXTS if run.facts["task"]["kind"] == "completion" else ANSWERS)
     setting = load_finished(run, settings, task)
     selected = chosen(wanted, arguments, run, setting, config) if wanted is not None else None
     q, progress = run.posterior, not arguments.no_progress
@@ -62,7 +62,7 @@ def execute(arguments: Namespace) -> None:
         if selected is not None:
             _select(records, selected, answered)
     with atomic_file(target, overwrite=arguments.overwrite) as file:
-        _write([_beside(*both) for both in zip(asked.rows, records, strict=True)], file, target.suffix)
+        _write([_beside(*both) for both in zip(given, records, strict=True)], file, target.suffix)
     draws = "1 draw" if prediction.num_draws == 1 else f"{prediction.num_draws} draws"
     how = {
         "samples": f"the {'average' if setting.readout is not None else 'majority'} over {draws}",
@@ -78,9 +78,9 @@ def execute(arguments: Namespace) -> None:
         _say(selected, records)
 
 
-def _check_columns(asked: Records, ours: Collection[str]) -> None:
+def _check_columns(asked: Records, given: Sequence[Mapping[str, Any]], ours: Collection[str]) -> None:
     """Refuses rows which have a column that is to be written beside them."""
-    if taken := [column for column in ours if any(column in row for row in asked.rows)]:
+    if taken := [column for column in ours if any(column in row for row in given)]:
         raise ValueError(
             f"{asked.where} has the columns {', '.join(taken)}, which `varlora predict` writes; rename them, as the "
             "other columns are kept beside the answers."

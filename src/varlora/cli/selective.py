@@ -71,7 +71,8 @@ def chosen(
     """The decision that is asked for."""
     file = None
     if (name := arguments.calibration_file) is not None:
-        file = load_new_rows(name, run, setting.config, split=CALIBRATION, labelled=True)
+        columns = arguments.dataset_columns
+        file = load_new_rows(name, run, setting.config, split=CALIBRATION, labelled=True, columns=columns)
     progress = not arguments.no_progress
     calibration = calibrate(
         run, setting.config, config, setting=setting, reported=reported, file=file, progress=progress

@@ -24,6 +24,7 @@ from varlora.tasks import (
 from varlora.tasks.named import Benchmark
 from varlora.tasks.overlap import overlap_in_words
 from varlora.tasks.rows import LISTED_LABELS, SHAPES
+from varlora.tasks.tokens import SharedTokenError
 from varlora.tasks.unread import unread_in_words
 
 if TYPE_CHECKING:
@@ -125,7 +126,10 @@ def _answers(task: Benchmark, prompt: str, answers: tuple[str, ...], tokenizer: 
         return escape("' ' and the name of the class, known by its first token")
     shown = [repr(answer) for answer in answers]
     if tokenizer is not None:
-        tokens = answer_tokens(tokenizer, [prompt], answers)
+        try:
+            tokens = answer_tokens(tokenizer, [prompt], answers)
+        except SharedTokenError:
+            return escape(f"{', '.join(shown)}, scored as texts, since some begin with one token")
         shown = [f"{answer} (token {token})" for answer, token in zip(shown, tokens, strict=True)]
     return escape(", ".join(shown))
 

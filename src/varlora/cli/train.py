@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from varlora.cli.console import out
 from varlora.runs.config import RunConfig, setting_names
+from varlora.runs.text_settings import read_texts
 from varlora.training.stopping import Stopped, reworded
 
 MODES = {
@@ -24,7 +25,7 @@ def config_of(arguments: Namespace) -> RunConfig:
         ValueError: they do not fit.
     """
     known = set(setting_names([arguments.method]))
-    return RunConfig.from_dict({name: value for name, value in vars(arguments).items() if name in known})
+    return RunConfig.from_dict(read_texts({name: value for name, value in vars(arguments).items() if name in known}))
 
 
 def execute(arguments: Namespace) -> None:

@@ -16,6 +16,7 @@ from varlora.io.nearest import nearest
 from varlora.io.yaml_files import load_yaml
 from varlora.methods import METHODS
 from varlora.runs.config import setting_names
+from varlora.runs.text_settings import read_texts
 
 NOTES = ("note", "source")
 KNOWN = (
@@ -223,7 +224,10 @@ def _settings(given: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
         if name in values:
             raise ValueError(f"{where} has {name}; a plan says it once, at the top: {instead}.")
     _check_keys(values, known, where)
-    return values
+    try:
+        return read_texts(values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _seeds(given: Any, where: str) -> tuple[int, ...]:

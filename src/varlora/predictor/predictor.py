@@ -299,7 +299,7 @@ class Predictor:
 
 def _chat_tokenizer(run: RunFolder) -> PreTrainedTokenizerBase | None:
     """The run's own tokenizer, whose chat template writes prompts."""
-    if run.facts["task"]["kind"] != "completion":
+    if run.facts["task"]["kind"] != "completion" and run.config.prompt_format != "chat":
         return None
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(run.path))
     return tokenizer

@@ -16,6 +16,7 @@ from varlora.methods.known import OWN_OPTIONS, REPLACED_OPTIONS, why_replaced
 from varlora.methods.options import MethodOptions
 from varlora.registry.option_fields import checked_values, option, types_of
 from varlora.runs.trackers import tracker_names
+from varlora.tasks.own_prompts import OwnPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ NEEDS: Mapping[str, str] = {
     "ood_file": "train_file",
     "label_names_file": "train_file or dataset_name",
     "dataset_config": "dataset_name",
-    "dataset_columns": "dataset_name",
+    "dataset_columns": "train_file or dataset_name",
     "dataset_splits": "dataset_name",
     "eval_steps": "early_stopping",
     "frozen_layers_memory": "cache_frozen_layers",
@@ -101,7 +102,9 @@ class RunConfig:
     ood_file: str | None = _data("Rows that belong to no class (label -1), for out-of-scope detection.")
     dataset_name: str | None = _data("Data set on the hub, or a local folder of one.")
     dataset_config: str | None = _data("Configuration of the data set.")
-    dataset_columns: str | None = _data("Columns of the data set by our names, e.g. 'text=sentence,label=polarity'.")
+    dataset_columns: str | None = _data(
+        "Columns of the data set or the files by our names, e.g. 'text=sentence,label=polarity'."
+    )
     dataset_splits: str | None = _data(
         "Splits of the data set by our names, e.g. 'test=validation', or 'test=none' to leave one out; those of 'ood' "
         "belong to no class. Its own train, validation and test otherwise."
@@ -125,6 +128,17 @@ class RunConfig:
         "'cloze' scores each choice's text behind the question, or each class's name behind the text.",
         "varlora",
     )
+    prompt_template: str | None = _data(
+        "Words of your own around rows with answers to choose from, in place of prompt_style's: text, or @FILE of it, "
+        "with fields in braces, e.g. 'Review: {text}\\nSentiment:'. Fields are {text}, or {passage} and {question}, "
+        "with {labels}; or {question}, {choices} and {letters}; and any other column. An encoder reads it as its text."
+    )
+    prompt_format: Literal["plain", "chat"] = _data(
+        "'chat' makes the prompt the user's turn in the tokenizer's chat template, and reads the answer where the "
+        "assistant's begins.",
+        "plain",
+    )
+    system_prompt: str | None = _data("With prompt_format 'chat': the system's turn, text or @FILE of it.")
     length_normalization: Literal["none", "bytes"] | None = _data(
         "With prompt_style 'cloze': a choice's score is the sum of its tokens' log-probabilities ('none', unless "
         "given), or that by byte."
@@ -225,6 +239,7 @@ class RunConfig:
                 f"length_normalization is {self.length_normalization!r}, which has no effect without "
                 "prompt_style='cloze'."
             )
+        self._check_prompt()
         if taken := sorted(set(SETTINGS) & types_of(options_of(self.method)).keys()):
             raise ValueError(f"method {self.method!r} has the option {taken[0]}, which every run has; rename it there.")
         object.__setattr__(self, "method_options", checked_options(self.method, self.method_options))
@@ -250,6 +265,23 @@ class RunConfig:
         _check_schedule(self.lr_scheduler_type)
         if not tracker_names(self.report_to) and self.run_name is not None:
             raise ValueError(f"run_name is {self.run_name!r}, which has no effect without report_to.")
+
+    def _check_prompt(self) -> None:
+        for name in ("prompt_template", "system_prompt"):
+            if (getattr(self, name) or "").startswith("@"):
+                raise ValueError(
+                    f"{name} begins with '@', which names a file where a command line or a plan has it; give its text."
+                )
+        if self.own_prompt.template is not None and self.prompt_style not in ("varlora", "cloze"):
+            raise ValueError(
+                f"prompt_template words the rows, and so does prompt_style {self.prompt_style!r}; leave one of them "
+                "out."
+            )
+
+    @property
+    def own_prompt(self) -> OwnPrompt:
+        """The words and turns of one's own around the rows."""
+        return OwnPrompt(template=self.prompt_template, format=self.prompt_format, system=self.system_prompt)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RunConfig:
@@ -321,15 +353,19 @@ class RunConfig:
         )
         kind = options_of(self.method)
         changed = kind(**self.method_options).new_defaults() if issubclass(kind, MethodOptions) else {}
+        defaults = {f.name: f.default for f in fields(self)}
         settings = {
             name: value
             for name, value in {**options, **self.to_dict(), **changed}.items()
-            if name not in PLACES and (name not in LATER or value is not None)
+            if name not in PLACES and (name not in LATER or value != defaults.get(name))
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-LATER = ("lora_layers", "frozen_layers_memory", "length_normalization", "gguf_file", "variance")
+LATER = (
+    *("lora_layers", "frozen_layers_memory", "length_normalization", "gguf_file", "variance"),
+    *("prompt_template", "prompt_format", "system_prompt"),
+)
 """Settings that versions lacked whose fingerprints are still known."""
 SETTINGS = tuple(f.name for f in fields(RunConfig) if f.name != "method_options")
 """What every run has, whatever its method."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -22,6 +24,8 @@ from varlora.tasks import (
     load_jsonl,
     load_more,
 )
+from varlora.tasks.columns import rename_columns
+from varlora.tasks.files import read_records
 from varlora.tasks.named import Benchmark
 from varlora.tasks.prompt_styles import ChoiceRole
 from varlora.tasks.rows import Records
@@ -38,7 +42,7 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
 
     Args:
         config: the run's settings.
-        tokenizer: for chat messages.
+        tokenizer: for chats.
 
     Raises:
         ValueError: the data do not fit the settings or each other; the message says what to do.
@@ -47,7 +51,8 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
     if config.final_answer is not None:
         task = replace(task, final_answer=None if config.final_answer == "none" else config.final_answer)
     if shifts := _shift_names(config):
-        task = add_shift_tasks(task, {name: _filtered(_named(name, config, shift=True), config) for name in shifts})
+        others = {name: _named(name, config, tokenizer, shift=True) for name in shifts}
+        task = add_shift_tasks(task, {name: _filtered(other, config) for name, other in others.items()})
     if config.max_train_samples is not None:
         task = limit_train(task, config.max_train_samples, seed=config.data_seed)
     for split in [split for split in task.splits if split != "train"]:
@@ -57,6 +62,23 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
     return task
 
 
+def read_new_rows(file: str, config: RunConfig, *, labelled: bool, columns: str | None = None) -> Records:
+    """Another file's rows for a finished run, under our names.
+
+    Args:
+        file: the file; "-" for standard input.
+        config: the run's settings.
+        labelled: whether the rows' answers are read.
+        columns: the file's columns by our names, as `dataset_columns`; None: those of the run's own data, for each of
+            which the file may have our name.
+
+    Raises:
+        ValueError: the file does not read, or lacks a column.
+    """
+    pairs = name_pairs("dataset_columns", config.dataset_columns if columns is None else columns)
+    return read_records(file, labelled=labelled, once=True, columns=pairs, either=columns is None)
+
+
 def load_new_rows(
     rows: str | Records,
     run: RunFolder,
@@ -64,17 +86,20 @@ def load_new_rows(
     *,
     split: str,
     labelled: bool,
+    columns: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     tell: bool = True,
 ) -> Task:
     """Other rows for a finished run's task, worded as its own were.
 
     Args:
-        rows: a file, "-" for standard input, or what was read of it.
+        rows: a file, "-" for standard input, or records; those that `read_new_rows` has not read may have the names of
+            the run's own data, or ours.
         run: the run.
         config: its settings as they are now.
         split: what to call the rows.
         labelled: whether their answers are read.
+        columns: of a file: as for `read_new_rows`.
         tokenizer: the one whose chat template writes prompts; the run's own unless given.
         tell: whether columns that are not read are logged.
 
@@ -82,8 +107,12 @@ def load_new_rows(
         ValueError: a row does not fit; the message says which, and why.
     """
     facts = run.facts["task"]
-    if tokenizer is None and facts["kind"] == "completion":
+    if tokenizer is None and (facts["kind"] == "completion" or config.prompt_format == "chat"):
         tokenizer = AutoTokenizer.from_pretrained(str(run.path))
+    if not isinstance(rows, Records):
+        rows = read_new_rows(rows, config, labelled=labelled, columns=columns)
+    elif rows.as_given is None:
+        rows = rename_columns(rows, name_pairs("dataset_columns", config.dataset_columns), either=True)
     task = load_more(
         rows,
         kind=facts["kind"],
@@ -94,6 +123,7 @@ def load_new_rows(
         label_answers=config.label_answers,
         prompt_style=config.prompt_style,
         choice_role=choice_role(config),
+        prompt=config.own_prompt,
         tokenizer=tokenizer,
         tell=tell,
     )
@@ -138,7 +168,7 @@ def _filtered(task: Task, config: RunConfig) -> Task:
     return keep_num_choices(task, FOUR) if config.choices == "four" else task
 
 
-def _named(name: str, config: RunConfig, *, shift: bool = False) -> Task:
+def _named(name: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase | None, *, shift: bool = False) -> Task:
     """A named task, from its own folder or the hub."""
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}{' in shift_tasks' * shift}; {nearest(name, TASKS)}")
@@ -148,12 +178,21 @@ def _named(name: str, config: RunConfig, *, shift: bool = False) -> Task:
         if isinstance(loader, Benchmark):
             loader = loader.tests_only()
         folder = Path(config.shift_task_dir) / task_folder(name) if config.shift_task_dir is not None else None
+    given: dict[str, Any] = {}
+    if config.own_prompt.is_set:
+        if not {"prompt", "tokenizer"} <= signature(loader).parameters.keys():
+            raise ValueError(
+                f"the task {name!r} of a package words its rows itself; prompt_template and prompt_format have no "
+                "effect on it. Leave them out."
+            )
+        given = {"prompt": config.own_prompt, "tokenizer": tokenizer}
     return loader(
         folder,
         validation_size=_validation_size(config),
         seed=config.data_seed,
         label_answers=config.label_answers,
         prompt_style=config.prompt_style,
+        **given,
     )
 
 
@@ -163,19 +202,20 @@ def _validation_size(config: RunConfig) -> float | int:
 
 def _whole_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None) -> Task:
     if config.task is not None:
-        return _named(config.task, config)
+        return _named(config.task, config, tokenizer)
     if config.dataset_name is not None:
-        named = _pairs("dataset_splits", config.dataset_splits)
+        named = name_pairs("dataset_splits", config.dataset_splits)
         splits = {ours: None if theirs == "none" else theirs for ours, theirs in named.items()}
         return load_hub(
             config.dataset_name,
             config.dataset_config,
-            columns=_pairs("dataset_columns", config.dataset_columns),
+            columns=name_pairs("dataset_columns", config.dataset_columns),
             splits=splits,
             label_names=config.label_names_file,
             ood_splits=[split for split, there in splits.items() if split == "ood" and there is not None],
             label_answers=config.label_answers,
             prompt_style=config.prompt_style,
+            prompt=config.own_prompt,
             tokenizer=tokenizer,
             validation_size=_validation_size(config),
             seed=config.data_seed,
@@ -193,18 +233,32 @@ def _whole_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None) ->
     }
     return load_jsonl(
         files,
+        columns=name_pairs("dataset_columns", config.dataset_columns),
         label_names=config.label_names_file,
         ood_splits=[split for split in files if split == "ood"],
         label_answers=config.label_answers,
         prompt_style=config.prompt_style,
+        prompt=config.own_prompt,
         tokenizer=tokenizer,
         validation_size=_validation_size(config),
         seed=config.data_seed,
     )
 
 
-def _pairs(option: str, given: str | None) -> Mapping[str, str]:
-    """What an option says of the data set's names."""
+def name_pairs(option: str, given: str | None) -> Mapping[str, str]:
+    """What an option says of the data's names, by our names.
+
+    Args:
+        option: its name, for the error.
+        given: what it is.
+
+    Raises:
+        ValueError: it is not pairs of names.
+
+    Example:
+        >>> name_pairs("dataset_columns", "text=sentence, label=polarity")
+        {'text': 'sentence', 'label': 'polarity'}
+    """
     if given is None:
         return {}
     pairs = [pair.split("=") for pair in given.split(",")]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from varlora.runs.config import RunConfig
+from varlora.runs.data import name_pairs
 from varlora.tasks.build import record_ids
 from varlora.tasks.files import read_records
 from varlora.tasks.rows import Records
@@ -48,7 +49,7 @@ def groups_of(ids: Sequence[str], records: Records, split: str, column: str) -> 
     Raises:
         ValueError: as `groups_in`, or a row is not among the records.
     """
-    groups = groups_in(records.rows, column, where=records.where)
+    groups = groups_in(records.as_given or records.rows, column, where=records.where)
     by_id = dict(zip(record_ids(records, split), groups, strict=True))
     if missing := [name for name in ids if name not in by_id]:
         raise ValueError(f"{records.where} has no row {missing[0]!r} any more, and is to tell its group.")
@@ -66,7 +67,8 @@ def validation_records(config: RunConfig) -> tuple[Records, str]:
     """
     for split, file in (("validation", config.validation_file), ("train", config.train_file)):
         if file is not None:
-            return read_records(file), split
+            columns = name_pairs("dataset_columns", config.dataset_columns)
+            return read_records(file, columns=columns), split
     raise ValueError(
         "the validation rows are from no file, and a group is read from a column of one. Give labelled rows that have "
         "the column (--calibration_file)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +35,9 @@ from varlora.runs.lora import lora_config
 from varlora.runs.quantization import quantization_config
 from varlora.tasks import Collator, Task, answer_tokens, context_length, encode
 from varlora.tasks.encode import Family
+from varlora.tasks.tokens import SharedTokenError
+
+logger = logging.getLogger(__name__)
 
 PROMPTS_VERIFIED = 256
 """Training prompts on which the answer tokens are verified."""
@@ -101,6 +105,11 @@ def load_setting(config: RunConfig) -> Setting:
             f"prompt_style is {config.prompt_style!r}, which has no effect on an encoder: it reads the bare text. "
             "Leave it out."
         )
+    if family == "encoder" and config.prompt_format != "plain":
+        raise ValueError(
+            f"prompt_format is {config.prompt_format!r}, which an encoder has no use for; leave it out "
+            "(prompt_template words the text that it reads)."
+        )
     torch.manual_seed(config.seed)
     readout = _readout(config, task, tokenizer, family)
     base, new_modules = _base_model(config, family, task.answers)
@@ -114,7 +123,7 @@ def load_setting(config: RunConfig) -> Setting:
         ) from error
     return Setting(
         config=config,
-        task=task,
+        task=_scored_as(task, readout),
         tokenizer=tokenizer,
         family=family,
         model=model,
@@ -152,7 +161,7 @@ class FinishedModel:
             collate = replace(collate, num_classes=self.readout.num_classes)
         return Setting(
             config=self.config,
-            task=task,
+            task=_scored_as(task, self.readout),
             tokenizer=self.tokenizer,
             family=self.family,
             model=self.model,
@@ -292,7 +301,20 @@ def _readout(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, 
     if task.cloze:
         return ChoiceTexts(answers=task.answers, length_normalization=config.length_normalization or "none")
     prompts = task.rows("train")["prompt"][:PROMPTS_VERIFIED]
-    return AnswerTokens(token_ids=answer_tokens(tokenizer, prompts, task.continuations), answers=task.answers)
+    try:
+        return AnswerTokens(token_ids=answer_tokens(tokenizer, prompts, task.continuations), answers=task.answers)
+    except SharedTokenError as error:
+        logger.warning(
+            "%s: %s. So whole answers are scored as texts behind the prompt, as with prompt_style 'cloze': each row is "
+            "%d sequences, one for each answer",
+            *(task.name, str(error).partition("; ")[0], len(task.answers)),
+        )
+        return ChoiceTexts(answers=task.answers)
+
+
+def _scored_as(task: Task, readout: Readout | None) -> Task:
+    """The task as its answers are read: some that begin alike have to be scored as texts."""
+    return replace(task, cloze=True) if isinstance(readout, ChoiceTexts) and not task.cloze else task
 
 
 def _base_model(config: RunConfig, family: Family, answers: tuple[str, ...]) -> tuple[nn.Module, list[str]]:

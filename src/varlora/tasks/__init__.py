@@ -18,6 +18,7 @@ from varlora.tasks.more import load_more
 from varlora.tasks.named import TaskLoader
 from varlora.tasks.openbookqa import openbookqa
 from varlora.tasks.overlap import count_overlap, note_overlap
+from varlora.tasks.own_prompts import OwnPrompt
 from varlora.tasks.prompt_styles import PROMPT_STYLES, PromptStyle
 from varlora.tasks.shift import add_shift_tasks
 from varlora.tasks.splitting import cut_validation, keep_num_choices, limit_split, limit_train
@@ -78,6 +79,7 @@ __all__ = [
     "TASKS",
     "Collator",
     "FinalAnswer",
+    "OwnPrompt",
     "PromptStyle",
     "Task",
     "TaskLoader",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from varlora.tasks import prompts
 from varlora.tasks.classes import class_names
 from varlora.tasks.final_answers import FinalAnswer
+from varlora.tasks.own_prompts import OwnPrompt, check_fields
 from varlora.tasks.prompt_styles import ChoiceRole, style_of
 from varlora.tasks.rows import (
     ANSWER_FIELDS,
+    PROMPT_FIELDS,
     SHAPES,
     LabelAnswers,
     Records,
@@ -27,6 +30,8 @@ from varlora.tasks.unread import find_unread
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 
 def build_task(
     name: str,
@@ -38,6 +43,7 @@ def build_task(
     repeated_choices: bool = False,
     prompt_style: str = "varlora",
     choice_role: ChoiceRole = "answer",
+    prompt: OwnPrompt | None = None,
     final_answer: FinalAnswer | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     licence: str | None = None,
@@ -58,8 +64,9 @@ def build_task(
         prompt_style: How a causal LM is asked (`varlora.tasks.prompt_styles`); only questions have more than one
             wording.
         choice_role: What a choice is to its question, by which some styles go: WinoGrande's fill a blank.
+        prompt: The user's own words and turns around the rows of a task with answers; None for none.
         final_answer: How the final answer of a completion is read, where completions are right or wrong.
-        tokenizer: Needed for chat `messages` only: its chat template writes the prompt.
+        tokenizer: Needed for chats only: its chat template writes the prompt.
         licence: Licence of the data.
         source: Where the data came from.
         notes: What was done with the data so far.
@@ -97,6 +104,28 @@ def build_task(
             f"prompt_style is {prompt_style!r}, which scores the classes' names, and label_answers is 'letters'; leave "
             "one of them out."
         )
+    prompt = prompt or OwnPrompt()
+    if prompt.is_set and shape not in PROMPT_FIELDS:
+        raise ValueError(
+            f"prompt_template, prompt_format and system_prompt are for rows with answers to choose from; {name} is "
+            f"{'/'.join(SHAPES[shape])}. Write its rows as you want them read: as prompts, or as messages with a "
+            "system's turn."
+        )
+    if prompt.words is not None:
+        if prompt_style != "varlora" and not cloze:
+            raise ValueError(
+                f"prompt_template words the rows, and so does prompt_style {prompt_style!r}; leave one of them out "
+                "(prompt_style 'cloze' goes with a template, whose answers it scores as texts)."
+            )
+        own = (*PROMPT_FIELDS[shape], *(("choices", "letters") if label_answers == "letters" else ()))
+        check_fields(prompt.words, own, ANSWER_FIELDS[shape], list(sources.values()))
+        if tell and shape == "choice" and not cloze and "choices" not in prompt.words.fields:
+            logger.warning(
+                "%s: prompt_template has no {choices}, and the answers are their letters; prompt_style 'cloze' scores "
+                "the choices' texts instead",
+                name,
+            )
+    asking = prompt.asking(tokenizer)
     kind: TaskKind
     continuations: tuple[str, ...] = ()
     if shape == "label":
@@ -104,23 +133,23 @@ def build_task(
         names = class_names(sources, label_names)
         answers = names
         if label_answers == "letters":
-            continuations = tuple(f" {letter}" for letter in prompts.letters(len(names)))
+            continuations = prompts.letters(len(names))
         elif label_answers != "names":
             raise ValueError(f"label_answers is {label_answers!r}; allowed: names, letters")
         parsed = {
-            split: label_rows(records, names, ood=split in ood_splits, label_answers=label_answers)
+            split: label_rows(records, names, ood=split in ood_splits, label_answers=label_answers, asking=asking)
             for split, records in sources.items()
         }
     elif shape == "choice":
         kind = "choice"
         parsed = {
-            split: choice_rows(records, repeated=repeated_choices, style=style, choice_role=choice_role)
+            split: choice_rows(records, repeated=repeated_choices, style=style, choice_role=choice_role, asking=asking)
             for split, records in sources.items()
         }
         answers = tuple(prompts.LETTERS[: max(row["num_choices"] for rows in parsed.values() for row in rows)])
     elif shape == "yes_no":
         kind, answers, continuations = "label", prompts.YES_NO, style.no_yes
-        parsed = {split: yes_no_rows(records, style=style) for split, records in sources.items()}
+        parsed = {split: yes_no_rows(records, style=style, asking=asking) for split, records in sources.items()}
     else:
         kind, answers = "completion", ()
         parsed = {
@@ -139,14 +168,16 @@ def build_task(
         name=name,
         kind=kind,
         answers=answers,
-        continuations=continuations,
+        continuations=tuple(f"{asking.space}{answer.lstrip()}" for answer in continuations or answers),
         cloze=cloze,
         final_answer=final_answer,
         splits=splits,
         licence=licence,
         source=source,
         notes=tuple(notes),
-        not_read=find_unread(name, sources, [shape], tokenizer, tell=tell),
+        not_read=find_unread(
+            name, sources, [shape], tokenizer, in_template=prompt.words.fields if prompt.words else (), tell=tell
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -13,6 +14,70 @@ from varlora.tasks.prompts import MARK, span_of
 SYSTEM = ("system", "developer")
 """Roles of the turns before a conversation, which tell the assistant what it is."""
 Tools: TypeAlias = Sequence[Mapping[str, Any]] | None
+ANSWER = "\ue001"
+"""Stands where an answer will stand, to find its place in a chat; a character that no text has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatFrame:
+    """What a chat template writes around a user's turn, up to the assistant's first word.
+
+    Attributes:
+        before: What stands before the turn's text, the system's turn in it.
+        after: What stands behind it.
+        space: Spaces between that and the answer.
+    """
+
+    before: str
+    after: str
+    space: str
+
+
+def chat_frame(tokenizer: PreTrainedTokenizerBase | None, system: str | None = None) -> ChatFrame:
+    """The chat around one question, as the tokenizer's template writes it with an answer behind it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        system: The system's turn; None leaves it to the template.
+
+    Raises:
+        ValueError: There is no tokenizer or template, or the template does not take or write these turns.
+    """
+    where = "prompt_format='chat'"
+    if tokenizer is None:
+        raise ValueError(f"{where} needs a tokenizer with a chat template, and no tokenizer was given")
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{where}: the tokenizer {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned model, "
+            "or leave prompt_format out"
+        )
+    turns = [{"role": "user", "content": MARK}, {"role": "assistant", "content": ANSWER}]
+    alone = _frame_of(_rendered(turns, tokenizer, where, tools=None, add_generation_prompt=False))
+    frame = alone
+    if system is not None:
+        told = [{"role": "system", "content": system}, *turns]
+        instead = "leave system_prompt out, or write it at the start of prompt_template"
+        try:
+            frame = _frame_of(_rendered(told, tokenizer, where, tools=None, add_generation_prompt=False))
+        except ValueError as error:
+            raise ValueError(f"{error}. It takes no system turn: {instead}") from error
+        if frame is not None and system.strip() not in frame.before:
+            raise ValueError(f"the chat template of {tokenizer.name_or_path!r} does not write a system turn; {instead}")
+    if frame is None:
+        raise ValueError(
+            f"{where}: the chat template of {tokenizer.name_or_path!r} does not write a user's turn and an answer once "
+            "each; leave prompt_format out"
+        )
+    return frame
+
+
+def _frame_of(text: str) -> ChatFrame | None:
+    """The frame in a rendered chat; None if it does not show."""
+    if text.count(MARK) != 1 or text.count(ANSWER) != 1 or text.index(ANSWER) < text.index(MARK):
+        return None
+    before, after = text.partition(ANSWER)[0].split(MARK)
+    bare = after.rstrip(" ")
+    return ChatFrame(before=before, after=bare, space=after[len(bare) :])
 
 
 def render_chat(
@@ -123,4 +188,4 @@ def _rendered(
             )
         )
     except TemplateError as error:
-        raise ValueError(f"{where}, field 'messages': the chat template refuses it: {error}") from error
+        raise ValueError(f"{where}: the chat template refuses the messages: {error}") from error

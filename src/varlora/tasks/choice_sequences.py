@@ -50,7 +50,8 @@ def choice_sequences(
 
     Args:
         tokenizer: The model's tokenizer.
-        row: The row, as `Task` describes it; its `choices` are scored, or else the continuations behind its prompt.
+        row: The row, as `Task` describes it; its `choices` are scored, or else as many of the continuations behind
+            its prompt.
         continuations: The task's.
         longest: Most tokens in a sequence: prompts are cut, all to the room beside the longest text, so that every
             choice is behind the same words; None cuts none.
@@ -68,7 +69,8 @@ def choice_sequences(
         >>> choice_sequences(tokenizer, {"prompt": "Answer:"}, [" cat", " a cat"])
         ChoiceSequences(input_ids=[[1, 3], [1, 2, 3]], choice_lengths=[1, 2], choice_bytes=[3, 5])
     """
-    scored = row.get("choices") or [{"prompt": row["prompt"], "text": text} for text in continuations]
+    offered = continuations[: row.get("num_choices", len(continuations))]
+    scored = row.get("choices") or [{"prompt": row["prompt"], "text": text} for text in offered]
     prompts = [choice["prompt"].rstrip() for choice in scored]
     alone = {prompt: split_special(tokenizer, prompt)[:2] for prompt in dict.fromkeys(prompts)}
     joined = [choice["prompt"] + choice["text"] for choice in scored]

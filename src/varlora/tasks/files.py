@@ -15,10 +15,12 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from varlora.io.files import open_regular
+from varlora.tasks.columns import rename_columns
 from varlora.tasks.rows import Records
 
 READ = "JSONL (one JSON object a line), a JSON array of objects, CSV, TSV or Parquet, gzipped or not"
@@ -42,7 +44,14 @@ _LARGEST_CELL = (1 << 31) - 1
 _WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 
 
-def read_records(file: str | Path, *, labelled: bool = True, once: bool = False) -> Records:
+def read_records(
+    file: str | Path,
+    *,
+    labelled: bool = True,
+    once: bool = False,
+    columns: Mapping[str, str] | None = None,
+    either: bool = False,
+) -> Records:
     """Read a file's rows.
 
     Args:
@@ -50,11 +59,13 @@ def read_records(file: str | Path, *, labelled: bool = True, once: bool = False)
         labelled: Whether the records' answers are read (see `Records`).
         once: Whether it is read this once, so that a pipe or standard input will do. A training's rows are read again
             when it is evaluated or resumed.
+        columns: The file's columns by our names, e.g. {"text": "sentence"}; those not named have our names.
+        either: Accept a file that has our name in place of such a column.
 
     Raises:
         ValueError: For a file of another kind, an empty one, or a row that does not read (bytes that are not UTF-8,
-            invalid JSON, a blank line, half a character, a key that occurs twice, too many cells); each names the file
-            and the line or row.
+            invalid JSON, a blank line, half a character, a key that occurs twice, too many cells), or that lacks a
+            column of `columns`; each names the file and the line or row.
         FileNotFoundError: If there is no such file.
 
     Example:
@@ -65,23 +76,28 @@ def read_records(file: str | Path, *, labelled: bool = True, once: bool = False)
         [{'text': 'a fine, long film', 'label': 1}]
     """
     where = "standard input" if str(file) == "-" else str(file)
-    content = _content(file, where, once=once)
+    records, is_text = _records(_content(file, where, once=once), where)
+    named = rename_columns(replace(records, labelled=labelled), columns or {}, either=either)
+    return replace(named, rows=_typed([dict(row) for row in named.rows], where)) if is_text else named
+
+
+def _records(content: bytes, where: str) -> tuple[Records, bool]:
+    """The rows, and whether their cells are text, whatever they mean."""
     kind = next((kind for start, kind in _OTHERS.items() if content.startswith(start)), None)
     if kind is not None:
         raise ValueError(f"{where} is {kind}; what is read is {READ}")
     if content.startswith(b"PAR1"):
-        return Records(where=where, rows=_parquet(content, where), unit="row", labelled=labelled)
+        return Records(where=where, rows=_parquet(content, where), unit="row"), False
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
         raise ValueError(f"{where} is empty: it holds no record")
     suffix = Path(where.removesuffix(".gz")).suffix.lower()
     if suffix in _DELIMITERS:
-        rows = list(_table(content, where, _DELIMITERS[suffix]))
-        return Records(where=where, rows=_typed(rows, where), unit="row", labelled=labelled)
+        return Records(where=where, rows=list(_table(content, where, _DELIMITERS[suffix])), unit="row"), True
     if content.lstrip().startswith(b"["):
-        return Records(where=where, rows=_array(content, where), unit="record", labelled=labelled)
+        return Records(where=where, rows=_array(content, where), unit="record"), False
     lines = content.removesuffix(b"\n").split(b"\n")
-    return Records(where=where, rows=[_line(lines, n, where) for n in range(len(lines))], labelled=labelled)
+    return Records(where=where, rows=[_line(lines, n, where) for n in range(len(lines))]), False
 
 
 def _content(file: str | Path, where: str, *, once: bool) -> bytes:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varlora.tasks.build import build_task
+from varlora.tasks.columns import renamed
 from varlora.tasks.jsonl import read_label_names
 from varlora.tasks.overlap import note_overlap
+from varlora.tasks.own_prompts import OwnPrompt
 from varlora.tasks.rows import LabelAnswers, Records
 from varlora.tasks.splitting import cut_validation
 from varlora.tasks.task import Task
@@ -38,6 +40,7 @@ def load_hub(
     ood_splits: Collection[str] = (),
     label_answers: LabelAnswers = "names",
     prompt_style: str = "varlora",
+    prompt: OwnPrompt | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation_size: float | int = 0.1,
     seed: int = 0,
@@ -58,6 +61,7 @@ def load_hub(
         ood_splits: See `load_jsonl`.
         label_answers: See `load_jsonl`.
         prompt_style: See `load_jsonl`.
+        prompt: See `load_jsonl`.
         tokenizer: See `load_jsonl`.
         validation_size: See `load_jsonl`.
         seed: See `load_jsonl`.
@@ -88,8 +92,8 @@ def load_hub(
         label = rows.features.get(columns.get("label", "label"))
         if names is None and isinstance(label, datasets.ClassLabel):
             names = label.names
-        renamed = [_renamed(row, columns) for row in rows]
-        sources[split] = Records(where=f"{dataset}:{there}", rows=renamed, unit="row", instead=_instead(split, data))
+        ours = [renamed(row, columns) for row in rows]
+        sources[split] = Records(where=f"{dataset}:{there}", rows=ours, unit="row", instead=_instead(split, data))
     task = build_task(
         name or dataset,
         sources,
@@ -97,6 +101,7 @@ def load_hub(
         ood_splits=ood_splits,
         label_answers=label_answers,
         prompt_style=prompt_style,
+        prompt=prompt,
         tokenizer=tokenizer,
         source="/".join(filter(None, [dataset, config])) + (f" @ {revision}" if revision else ""),
     )
@@ -132,8 +137,3 @@ def read_dataset(
             "check the name, the configuration and the connection, or give a local folder"
         ) from error
     return dict(data) if isinstance(data, Mapping) else {"train": data}
-
-
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    others = {key: value for key, value in row.items() if key not in columns.values()}
-    return {**others, **{field: row[column] for field, column in columns.items()}}

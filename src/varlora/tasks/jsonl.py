@@ -19,6 +19,7 @@ from varlora.tasks.build import build_task
 from varlora.tasks.classes import check_label_names
 from varlora.tasks.files import read_records
 from varlora.tasks.overlap import note_overlap
+from varlora.tasks.own_prompts import OwnPrompt
 from varlora.tasks.rows import LabelAnswers
 from varlora.tasks.splitting import cut_validation
 from varlora.tasks.task import Task
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
 def load_jsonl(
     files: Mapping[str, str | Path] | str | Path,
     *,
+    columns: Mapping[str, str] | None = None,
     name: str = "jsonl",
     label_names: Sequence[str] | str | Path | None = None,
     ood_splits: Collection[str] = (),
     label_answers: LabelAnswers = "names",
     prompt_style: str = "varlora",
+    prompt: OwnPrompt | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     validation_size: float | int = 0.1,
     seed: int = 0,
@@ -47,6 +50,7 @@ def load_jsonl(
         files: Split name to file (JSONL, CSV or Parquet: `varlora.tasks.files`), or one file of training rows. "train",
             "validation" and "test" have their usual meaning; any other name is one more split to evaluate on, e.g. a
             domain shift.
+        columns: The files' columns by our names, e.g. {"text": "sentence"}; those not named have our names.
         name: Name of the task.
         label_names: Class names in order, or a file of them (a JSON list, or one name a line). By default the
             labels found in "train", sorted.
@@ -54,7 +58,8 @@ def load_jsonl(
         label_answers: How a causal LM names a class: by its "names" or by "letters".
         prompt_style: How a causal LM is asked (`varlora.tasks.PROMPT_STYLES`); of texts to classify "cloze" alone, by
             which their classes' names are scored.
-        tokenizer: For chat `messages`: its chat template writes the prompt.
+        prompt: Words and turns of your own around rows with answers to choose from.
+        tokenizer: For chats: its chat template writes the prompt.
         validation_size: Fraction or number of training rows to cut when there is no "validation".
         seed: Decides which rows are cut.
         licence: Licence of the data.
@@ -80,7 +85,7 @@ def load_jsonl(
         files = {"train": files}
     if not files:
         raise ValueError("no data file was given; give at least one, e.g. a train file")
-    sources = {split: read_records(file) for split, file in files.items()}
+    sources = {split: read_records(file, columns=columns) for split, file in files.items()}
     if isinstance(label_names, (str, Path)):
         label_names = read_label_names(label_names)
     task = build_task(
@@ -90,6 +95,7 @@ def load_jsonl(
         ood_splits=ood_splits,
         label_answers=label_answers,
         prompt_style=prompt_style,
+        prompt=prompt,
         tokenizer=tokenizer,
         licence=licence,
         source=source or ", ".join(Path(file).name for file in files.values()),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from varlora.tasks.build import build_prompts, build_task
 from varlora.tasks.files import read_records
+from varlora.tasks.own_prompts import OwnPrompt
 from varlora.tasks.prompt_styles import ChoiceRole
 from varlora.tasks.prompts import YES_NO
 from varlora.tasks.rows import LabelAnswers, Records
@@ -29,6 +30,7 @@ def load_more(
     label_answers: LabelAnswers = "names",
     prompt_style: str = "varlora",
     choice_role: ChoiceRole = "answer",
+    prompt: OwnPrompt | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     tell: bool = True,
 ) -> Task:
@@ -46,7 +48,8 @@ def load_more(
         label_answers: How a causal LM names a class.
         prompt_style: How a causal LM is asked, as in training.
         choice_role: What a choice is to its question, as in training (see `build_task`).
-        tokenizer: For chat `messages`: its chat template writes the prompt.
+        prompt: The user's own words and turns, as in training.
+        tokenizer: For chats: its chat template writes the prompt.
         tell: Whether columns that are not read are logged.
 
     Raises:
@@ -79,6 +82,7 @@ def load_more(
         label_answers=label_answers,
         prompt_style=prompt_style,
         choice_role=choice_role,
+        prompt=prompt,
         tokenizer=tokenizer,
         source=Path(records.where).name,
         tell=tell,

@@ -18,6 +18,7 @@ from varlora.tasks.final_answers import FinalAnswer
 from varlora.tasks.hub import read_dataset
 from varlora.tasks.jsonl import read_label_names
 from varlora.tasks.overlap import SEEN, note_overlap
+from varlora.tasks.own_prompts import OwnPrompt
 from varlora.tasks.prompt_styles import ChoiceRole
 from varlora.tasks.rows import LISTED_LABELS, LabelAnswers, Records
 from varlora.tasks.splitting import cut_validation
@@ -25,6 +26,7 @@ from varlora.tasks.task import Task
 
 if TYPE_CHECKING:
     import datasets
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +116,16 @@ class Benchmark:
         seed: int = 0,
         label_answers: LabelAnswers = "names",
         prompt_style: str = "varlora",
+        prompt: OwnPrompt | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Task:
-        """Load it (see `TaskLoader`)."""
+        """Load it (see `TaskLoader`).
+
+        Args:
+            folder: See there, as all others but
+            prompt: Words and turns of the user's own; a loader that has this argument has a `tokenizer`, too.
+            tokenizer: For chats.
+        """
         sources = self._from_hub() if folder is None else self._from_folder(Path(folder))
         names = self.label_names
         if names is None and folder is not None and (Path(folder) / "label_names.json").is_file():
@@ -131,6 +141,8 @@ class Benchmark:
             repeated_choices=self.repeated_choices,
             prompt_style=prompt_style,
             choice_role=self.choice_role,
+            prompt=prompt,
+            tokenizer=tokenizer,
             final_answer=self.final_answer,
             licence=self.licence,
             source=f"{self.source}; from {'the hub, ' + self.dataset if folder is None else 'a local folder'}",

@@ -42,7 +42,8 @@ def count_overlap(task: Task, splits: Collection[str] | None = None) -> dict[str
         >>> count_overlap(task)
         {'test': {'train': 1}}
     """
-    asked = "text" if task.cloze else "prompt"  # with the choices
+    with_choices = all("choices" in rows.column_names for rows in task.splits.values())
+    asked = "text" if task.cloze and with_choices else "prompt"
     seen = {split: {_normal(prompt) for prompt in task.rows(split)[asked]} for split in SEEN if split in task.splits}
     counts = {}
     for split in splits if splits is not None else [split for split in task.splits if split != "train"]:

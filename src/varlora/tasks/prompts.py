@@ -62,8 +62,17 @@ def choice_text(question: str, choices: Sequence[str]) -> str:
         A. cat
         B. dog
     """
-    lines = [f"{letter}. {choice}" for letter, choice in zip(letters(len(choices)), choices, strict=True)]
-    return "\n".join([question, *lines])
+    return f"{question}\n{lettered(choices)}"
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """Choices with their letters, one a line.
+
+    Example:
+        >>> lettered(["cat", "dog"])
+        'A. cat\\nB. dog'
+    """
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters(len(choices)), choices, strict=True))
 
 
 def choice_prompt(question: str, choices: Sequence[str]) -> str:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from varlora.tasks import prompts
 from varlora.tasks.chat import Tools, render_chat, render_prompt
+from varlora.tasks.own_prompts import PLAIN, Asking
 from varlora.tasks.prompt_styles import BLANK, PROMPT_STYLES, ChoiceRole, PromptStyle
+from varlora.tasks.prompt_template import Span
 from varlora.tasks.prompts import MARK, span_of
 from varlora.tasks.task import OUT_OF_SCOPE
 
@@ -32,6 +34,12 @@ READ_BESIDE: Mapping[str, tuple[str, ...]] = {"messages": ("tools",)}
 """Columns that are read beside a shape's own where they are there."""
 ANSWER_FIELDS: Mapping[str, str] = {"label": "label", "choice": "answer", "yes_no": "answer"}
 """The field that unlabelled records of a shape may lack."""
+PROMPT_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "label": ("text", "labels"),
+    "choice": ("question", "choices", "letters"),
+    "yes_no": ("passage", "question", "labels"),
+}
+"""What a prompt template may name of a shape, beside other columns; classes by letters have "choices" and "letters"."""
 LISTED_LABELS = 10
 """A label prompt lists the class names when there are at most this many."""
 
@@ -49,6 +57,7 @@ class Records:
         labelled: Whether answers are read. If not, the records may lack them, and every row's label is -1.
         instead: What else can be done where an answer does not fit, to end the error about it.
         first: How many records there are before these, of which they are a part.
+        as_given: The records before their columns got our names, where they did (`varlora.tasks.columns`).
     """
 
     where: str
@@ -57,6 +66,7 @@ class Records:
     labelled: bool = True
     instead: str = ""
     first: int = 0
+    as_given: Sequence[Mapping[str, Any]] | None = None
 
     def fields(self, shape: str) -> tuple[str, ...]:
         """What every record of a shape must hold."""
@@ -87,6 +97,7 @@ def choice_rows(
     repeated: bool = False,
     style: PromptStyle = PROMPT_STYLES["varlora"],
     choice_role: ChoiceRole = "answer",
+    asking: Asking = PLAIN,
 ) -> list[dict[str, Any]]:
     """Rows of question/choices/answer.
 
@@ -95,6 +106,7 @@ def choice_rows(
         repeated: Accept a wrong choice that occurs twice.
         style: How they are worded.
         choice_role: What a choice is to its question.
+        asking: How they are put to the model.
     """
     rows = []
     for index, record in enumerate(records.rows):
@@ -106,22 +118,34 @@ def choice_rows(
         label = _choice_index(records, index, record["answer"], choices) if records.labelled else OUT_OF_SCOPE
         if len(set(choices)) < len(choices) and (not repeated or choices.count(choices[label]) > 1):
             raise records.error(index, "choices", choices, "choices that all differ")
-        prompt, text = style.choice(question, choices, choice_role), prompts.choice_text(question, choices)
+        text = prompts.choice_text(question, choices)
+        text_span = span_of(prompts.choice_text(MARK, choices), text)
+        if asking.words is None:
+            worded = style.choice(question, choices, choice_role)
+            span = span_of(style.choice(MARK, choices, choice_role), worded)
+        else:
+            own = {"question": question, "choices": prompts.lettered(choices)}
+            worded, span = asking.filled(records, index, {**own, "letters": _listed(prompts.letters(len(choices)))})
+            if style.scored is None:
+                text, text_span = worded, span
+        prompt, prompt_span = asking.framed(worded, span)
         row = {
             "prompt": prompt,
             "text": text,
             "label": label,
             "num_choices": len(choices),
-            "prompt_span": span_of(style.choice(MARK, choices, choice_role), prompt),
-            "text_span": span_of(prompts.choice_text(MARK, choices), text),
+            "prompt_span": prompt_span,
+            "text_span": text_span,
         }
-        if style.scored is not None:
+        if style.scored is not None and asking == PLAIN:
             try:
                 row["choices"] = [asdict(scored) for scored in style.scored(question, choices, choice_role)]
             except ValueError as error:
                 raise records.error(index, "question", question, str(error)) from error
             if choice_role == "blank":  # what stands before it is in the prompt of every choice
                 row["prompt_span"] = (0, question.index(BLANK))
+        elif style.scored is not None:
+            row["choices"] = [{"prompt": prompt, "text": f"{asking.space}{choice}"} for choice in choices]
         rows.append(row)
     return rows
 
@@ -142,36 +166,48 @@ def _choice_index(records: Records, index: int, answer: object, choices: Sequenc
     raise records.error(index, "answer", answer, allowed)
 
 
-def yes_no_rows(records: Records, *, style: PromptStyle = PROMPT_STYLES["varlora"]) -> list[dict[str, Any]]:
+def yes_no_rows(
+    records: Records, *, style: PromptStyle = PROMPT_STYLES["varlora"], asking: Asking = PLAIN
+) -> list[dict[str, Any]]:
     """Rows of passage/question/answer; class 0 is no, 1 is yes."""
     rows = []
     for index, record in enumerate(records.rows):
         passage, question = records.text(index, "passage"), records.text(index, "question")
         if records.labelled and not isinstance(record["answer"], bool):
             raise records.error(index, "answer", record["answer"], "true or false")
-        prompt, text = style.yes_no(passage, question), prompts.yes_no_text(passage, question)
+        if asking.words is None:
+            worded, text = style.yes_no(passage, question), prompts.yes_no_text(passage, question)
+            span = span_of(style.yes_no(MARK, question), worded)
+            text_span = span_of(prompts.yes_no_text(MARK, question), text)
+        else:
+            own = {"passage": passage, "question": question, "labels": _listed(prompts.YES_NO)}
+            worded, span = text, text_span = asking.filled(records, index, own)
+        prompt, prompt_span = asking.framed(worded, span)
         rows.append(
             {
                 "prompt": prompt,
                 "text": text,
                 "label": int(record["answer"]) if records.labelled else OUT_OF_SCOPE,
                 "num_choices": 2,
-                "prompt_span": span_of(style.yes_no(MARK, question), prompt),
-                "text_span": span_of(prompts.yes_no_text(MARK, question), text),
+                "prompt_span": prompt_span,
+                "text_span": text_span,
             }
         )
     return rows
 
 
 def label_rows(
-    records: Records, names: tuple[str, ...], *, ood: bool, label_answers: LabelAnswers
+    records: Records, names: tuple[str, ...], *, ood: bool, label_answers: LabelAnswers, asking: Asking = PLAIN
 ) -> list[dict[str, Any]]:
     """Rows of text/label for classes of these names; `ood` accepts the label -1."""
     index_of = {name: i for i, name in enumerate(names)}
     numbered = all(name.lstrip("-").isdigit() for name in names)
     listed = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
-    worded = prompts.choice_prompt if label_answers == "letters" else prompts.label_prompt
+    style = prompts.choice_prompt if label_answers == "letters" else prompts.label_prompt
     shown = names if label_answers == "letters" or len(names) <= LISTED_LABELS else ()
+    own = {"labels": _listed(names)}
+    if label_answers == "letters":
+        own |= {"choices": prompts.lettered(names), "letters": _listed(prompts.letters(len(names)))}
     rows = []
     for index, record in enumerate(records.rows):
         text = records.text(index, "text")
@@ -191,17 +227,28 @@ def label_rows(
             number = label
         else:
             raise records.error(index, "label", label, listed if numbered else f"{listed}, or 0 to {len(names) - 1}")
+        text_span: Span | None = (0, len(text))
+        if asking.words is None:
+            worded = style(text, shown)
+            span = span_of(style(MARK, shown), worded)
+        else:
+            worded, span = text, text_span = asking.filled(records, index, {**own, "text": text})
+        prompt, prompt_span = asking.framed(worded, span)
         rows.append(
             {
-                "prompt": worded(text, shown),
+                "prompt": prompt,
                 "text": text,
                 "label": number,
                 "num_choices": len(names),
-                "prompt_span": span_of(worded(MARK, shown), worded(text, shown)),
-                "text_span": (0, len(text)),
+                "prompt_span": prompt_span,
+                "text_span": text_span,
             }
         )
     return rows
+
+
+def _listed(answers: Sequence[str]) -> str:
+    return ", ".join(answers)
 
 
 def completion_rows(records: Records) -> list[dict[str, Any]]:

@@ -37,9 +37,8 @@ class Task:
             `prompt_span` and `text_span`, start and end in characters of the text that may be cut (all of it
             otherwise), and for chats by `conversation`, the messages that the prompt was written from.
         continuations: What a causal LM writes after the prompt to give each answer; " " + answer by default.
-        cloze: Whether a causal LM's answer is the choice whose whole text is likely, rather than one token. Rows of
-            "choice" then have `choices`, the `prompt` and the `text` of each; a "label" task's texts are its
-            continuations.
+        cloze: Whether a causal LM's answer is the choice whose whole text is likely, rather than one token. Scored are
+            a row's `choices`, where it has them, the `prompt` and the `text` of each; otherwise the continuations.
         final_answer: Of a "completion" task whose texts are right or wrong: how the final answer is read from a
             text, "number" or "text". None: a completion is only more or less likely.
         licence: Licence of the data, where known.
@@ -95,8 +94,7 @@ class Task:
         if not self.splits:
             raise ValueError(f"task {self.name!r} has no split")
         for split, rows in self.splits.items():
-            scored = ("choices",) if self.cloze and self.kind == "choice" else ()
-            missing = [c for c in (*COLUMNS[self.kind], *scored) if c not in rows.column_names and c != "text"]
+            missing = [c for c in COLUMNS[self.kind] if c not in rows.column_names and c != "text"]
             if missing:
                 raise ValueError(f"task {self.name!r}, split {split!r}: missing columns {missing}")
             if not len(rows):

@@ -20,6 +20,10 @@ INSTEAD = (
 """What can be done where a causal LM cannot answer by the classes' names."""
 
 
+class SharedTokenError(ValueError):
+    """Two answers begin with one token, which therefore cannot tell them apart."""
+
+
 def split_special(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int], list[int]]:
     """Tokenize a text and tell its own tokens from those the tokenizer puts around it.
 
@@ -97,8 +101,9 @@ def answer_tokens(
         One token id per answer, all different.
 
     Raises:
-        ValueError: If two answers start with the same token (naming both and the token), an answer's token is
-            the unknown token, it depends on the prompt, or a prompt's tokens change when it is appended.
+        SharedTokenError: If two answers start with the same token (naming both and the token).
+        ValueError: If an answer's token is the unknown token, it depends on the prompt, or a prompt's tokens change
+            when it is appended.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -125,7 +130,7 @@ def answer_tokens(
             )
         if token in tokens:
             other = answers[tokens.index(token)]
-            raise ValueError(
+            raise SharedTokenError(
                 f"the answers {other!r} and {answer!r} both start with the token {_show(tokenizer, token)}; "
                 f"choose answers whose first tokens differ{INSTEAD}"
             )

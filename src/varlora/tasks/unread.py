@@ -20,6 +20,7 @@ def find_unread(
     shapes: Sequence[str],
     tokenizer: PreTrainedTokenizerBase | None,
     *,
+    in_template: Sequence[str] = (),
     tell: bool = True,
 ) -> dict[str, tuple[str, ...]]:
     """The columns of each split that hold something and are not read.
@@ -29,12 +30,17 @@ def find_unread(
         sources: Split name to its records.
         shapes: What the records are.
         tokenizer: That of chat messages; tools that its chat template does not write count as not read.
+        in_template: The columns that a prompt template names.
         tell: Whether they are logged.
     """
-    found = {split: columns for split, records in sources.items() if (columns := _unread(records, shapes, tokenizer))}
+    found = {
+        split: columns
+        for split, records in sources.items()
+        if (columns := _unread(records, shapes, tokenizer, in_template))
+    }
     if found and tell:
         fields = [f for shape in shapes for f in SHAPES[shape] if f not in (ANSWER_FIELDS.get(shape), "completion")]
-        seen = " and ".join(dict.fromkeys(fields))
+        seen = " and ".join(dict.fromkeys(in_template or fields))
         logger.warning(
             "%s: %s; of a row the model sees %s alone",
             *(name, unread_in_words(found, sources), seen),
@@ -61,8 +67,14 @@ def unread_in_words(not_read: Mapping[str, Sequence[str]], splits: Collection[st
     return f"not read: {', '.join(told)}" if told else ""
 
 
-def _unread(records: Records, shapes: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
-    read = {"id", *(column for shape in shapes for column in (*SHAPES[shape], *READ_BESIDE.get(shape, ())))}
+def _unread(
+    records: Records, shapes: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, in_template: Sequence[str]
+) -> tuple[str, ...]:
+    read = {
+        "id",
+        *in_template,
+        *(column for shape in shapes for column in (*SHAPES[shape], *READ_BESIDE.get(shape, ()))),
+    }
     unread = dict.fromkeys(c for row in records.rows for c in row if c not in read and row[c] is not None)
     if "messages" in shapes and tokenizer is not None:
         index = next((i for i, row in enumerate(records.rows) if row.get("tools")), None)

@@ -13,6 +13,12 @@ def add_options(made: CommandParser) -> None:
         "only if validation rows have shown that draws help.",
         type=int,
     )
+    made.option(
+        "dataset_columns",
+        "Columns of a file that is given by our names, e.g. 'text=sentence'; those of the run's data otherwise, where "
+        "the file has them.",
+        metavar="PAIRS",
+    )
     made.option("max_new_tokens", "Most tokens of a text that is written; the run's own otherwise.", type=int)
     made.flag("untuned", "Predict as training left the posterior: leave aside what `varlora tune` chose.")
     add_run(made)
