@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import get_args
 import pytest
 
 from cli.workshop import Outcome
-from varlora.cli import COMMANDS
+from varlora.cli import COMMANDS, parser_of
 from varlora.cli.options.selective import SET_SCORES, SURENESS
 from varlora.cli.options.tune import DRAWS, FRACTIONS, TEMPERATURES
 from varlora.methods import METHODS
@@ -37,6 +38,20 @@ def test_help_has_examples(call: Call, command: str) -> None:
 
     assert (shown.code, "Examples:" in shown.out) == (0, True)
     assert f"varlora {'train' if command in ('methods', 'tasks') else command}" in shown.out.split("Examples:")[1]
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "compare"])
+def test_the_first_screen_of_help_has_the_options_that_people_need(
+    call: Call, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = call(command, "--help").out
+    first = re.findall(r"^  (?:-\w, )?--(\w+)", "\n".join(shown.splitlines()[:40]), re.MULTILINE)
+
+    assert tuple(first[:10]) == parser_of(command).first
+    assert len(re.findall(r"^  --(\w+)", shown, re.MULTILINE)) == len(
+        set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
+    )
 
 
 def test_lists(call: Call) -> None:

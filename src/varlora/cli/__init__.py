@@ -10,9 +10,13 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from varlora.io.nearest import nearest
 from varlora.training.stopping import Stopped, sigterm_raises
+
+if TYPE_CHECKING:
+    from varlora.cli.parsing import CommandParser
 
 COMMANDS: Mapping[str, str] = {
     "demo": "train with AdamW and IVON on an embedded task, and compare; a few minutes on a laptop",
@@ -31,6 +35,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "write a posterior as plain adapters, for vLLM, SGLang and PEFT",
     "methods": "list the ways to train",
     "tasks": "list the named tasks",
+    "completion": "print what makes bash, zsh or fish complete commands and options",
 }
 MODULES: Mapping[str, str] = {"eval": "evaluate", "lm-eval": "lm_eval"}
 """Where a command's module is not called as the command."""
@@ -67,16 +72,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(name, options)
 
 
+def parser_of(command: str) -> CommandParser:
+    """A command's parser, made anew."""
+    parser: CommandParser = importlib.import_module(f"varlora.cli.options.{_module_of(command)}").parser()
+    return parser
+
+
+def _module_of(command: str) -> str:
+    return MODULES.get(command, command)
+
+
 def _run(name: str, options: list[str]) -> int:
     debug = "--debug" in options
     from varlora.cli.console import print_error, set_up
 
     try:
         set_up(debug=debug)
-        module = MODULES.get(name, name)
-        arguments = importlib.import_module(f"varlora.cli.options.{module}").parser().parse(options)
+        arguments = parser_of(name).parse(options)
         with sigterm_raises():
-            importlib.import_module(f"varlora.cli.{module}").execute(arguments)
+            importlib.import_module(f"varlora.cli.{_module_of(name)}").execute(arguments)
     except SystemExit as stop:  # argparse's --help and errors
         return stop.code if isinstance(stop.code, int) else MISUSED
     except KeyboardInterrupt as stop:

@@ -42,7 +42,16 @@ class CommandParser(argparse.ArgumentParser):
     `--lora_r` and `--lora-r` both exist; help shows the one that the YAML file and the run folder use, too.
     """
 
-    def __init__(self, name: str, *, about: str, examples: str, options: Any = None, usage: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        about: str,
+        examples: str,
+        options: Any = None,
+        usage: str = "",
+        first: Sequence[str] = (),
+    ) -> None:
         """Makes the parser.
 
         Args:
@@ -51,8 +60,11 @@ class CommandParser(argparse.ArgumentParser):
             examples: shown at the end of the help.
             options: a dataclass.
             usage: what follows the command in the usage line.
+            first: the options that most people need, which the help shows before the others.
         """
+        self.first = first
         self.titled: dict[str, Any] = {}
+        self.field_names: list[str] = []
         self.reading: str | None = None
         super().__init__(
             prog=f"varlora {name}",
@@ -89,6 +101,7 @@ class CommandParser(argparse.ArgumentParser):
         if details.get("type") is _truth and field.default is not None:
             details |= {"nargs": "?", "const": True}  # --bf16 alone
         self.titled_group(title).add_argument(*_spellings(field.name), **details)
+        self.field_names.append(field.name)
 
     def titled_group(self, title: str) -> Any:
         """A group of options in the help."""
@@ -111,7 +124,7 @@ class CommandParser(argparse.ArgumentParser):
             SystemExit: with code 2 and a message on stderr, if the command line is wrong; with 0 after --help.
             ValueError: if the file is.
         """
-        self._finish_help()
+        self.finish_help()
         settings = Namespace()
         if any(action.dest == "config" for action in self._actions) and (file := value_in(words, "config")) is not None:
             settings = self._from_yaml(file)
@@ -165,23 +178,39 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
             ValueError: it names an option that does not exist.
         """
-        return read_yaml(file, self.field_names())
+        return read_yaml(file, self.field_names)
 
     def known_words(self) -> list[str]:
         """The options that a misspelt one is compared with."""
         return [word for action in self._actions for word in action.option_strings if word.startswith("--")]
 
-    def field_names(self) -> list[str]:
-        """The options that are fields, and so may stand in a file."""
-        return [action.dest for group in self.titled.values() for action in group._group_actions]
+    def add_every_option(self) -> None:
+        """Adds the options that depend on others, all of them: for what shows or completes them."""
 
-    def _finish_help(self) -> None:
+    def finish_help(self) -> None:
+        """Puts what most people need first, and gives each option one spelling and a word for its value."""
+        if self.first:
+            self._show_first()
         for action in self._actions:
             # Every spelling stays known; the help shows the first.
             long = [word for word in action.option_strings if word.startswith("--")]
             action.option_strings = [*(w for w in action.option_strings if not w.startswith("--")), *long[:1]]
             if action.option_strings and action.metavar is None and action.choices is None and action.nargs != 0:
                 action.metavar = _placeholder(action)
+
+    def _show_first(self) -> None:
+        shown = self.add_argument_group("Most used")
+        actions = {action.dest: action for action in self._actions}
+        for name in self.first:
+            if (action := actions.get(name)) is not None:  # not every method has a learning rate
+                for group in self._action_groups:
+                    if action in group._group_actions:
+                        group._group_actions.remove(action)
+                shown._group_actions.append(action)
+        ends = (self._positionals, self._optionals, shown)
+        between = [group for group in self._action_groups if group not in ends]
+        self._optionals.title = "Other options"
+        self._action_groups[:] = [self._positionals, shown, *between, self._optionals]
 
 
 def _spellings(name: str) -> list[str]:

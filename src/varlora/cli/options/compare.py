@@ -13,6 +13,7 @@ EXAMPLES = """
   varlora compare plan.yaml --launcher "accelerate launch --num_processes 8"
   varlora compare plan.yaml --only task=arc_easy method=ivon seed=0,1
 """
+FIRST = ("dry_run", "small", "output_dir", "data", "seeds", "only", "executor", "workers", "slurm", "launcher")
 
 
 def parser() -> CommandParser:
@@ -28,6 +29,7 @@ def parser() -> CommandParser:
         ),
         examples=EXAMPLES,
         usage="PLAN [OPTIONS]",
+        first=FIRST,
     )
     made.add_argument("plan", metavar="PLAN", help="YAML file; docs/compare.md says what may stand in it.")
     made.flag("dry_run", "Show the cells, their states, and how long cells like them took; run nothing.")

@@ -12,6 +12,18 @@ EXAMPLES = """
   varlora eval runs/arc --split test --output_file arc.json
   varlora eval runs/arc --coverage 0.9                       answer the surest 90 %: the threshold, and what comes of it
 """
+FIRST = (
+    "test_file",
+    "split",
+    "samples",
+    "coverage",
+    "target_accuracy",
+    "prediction_sets",
+    "output_file",
+    "untuned",
+    "model_name_or_path",
+    "overwrite",
+)
 
 
 def parser() -> CommandParser:
@@ -25,6 +37,7 @@ def parser() -> CommandParser:
         ),
         examples=EXAMPLES,
         usage="RUN [OPTIONS]",
+        first=FIRST,
     )
     made.option("test_file", "File of labelled rows, JSONL, CSV or Parquet; the run's own splits otherwise.")
     made.option("split", "Which of the run's splits; all but the training rows otherwise.", nargs="+", metavar="NAME")

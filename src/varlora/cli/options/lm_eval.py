@@ -36,7 +36,7 @@ class _Parser(CommandParser):
 
     def parse(self, words: Sequence[str]) -> Namespace:
         if not words or words[0] in ("-h", "--help"):
-            self._finish_help()
+            self.finish_help()
             self.print_help()
             raise SystemExit(0 if words else 2)
         return Namespace(words=[word for word in words if word != "--debug"])

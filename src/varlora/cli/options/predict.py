@@ -11,6 +11,18 @@ EXAMPLES = """
   varlora predict runs/sst2 --input_file reviews.jsonl --output_file answers.parquet --samples 32
   varlora predict runs/arc --input_file questions.jsonl --output_file answers.jsonl --target_accuracy 0.95
 """
+FIRST = (
+    "input_file",
+    "output_file",
+    "samples",
+    "coverage",
+    "target_accuracy",
+    "prediction_sets",
+    "untuned",
+    "model_name_or_path",
+    "per_device_eval_batch_size",
+    "overwrite",
+)
 
 
 def parser() -> CommandParser:
@@ -27,6 +39,7 @@ def parser() -> CommandParser:
         ),
         examples=EXAMPLES,
         usage="RUN --input_file FILE --output_file FILE [OPTIONS]",
+        first=FIRST,
     )
     made.option(
         "input_file",

@@ -23,6 +23,18 @@ EXAMPLES = """
   varlora train --config recipe.yaml --resume        after an interruption
   varlora train --method swag --help                 the options of one method
 """
+FIRST = (
+    "model_name_or_path",
+    "task",
+    "train_file",
+    "test_file",
+    "output_dir",
+    "method",
+    "learning_rate",
+    "num_train_epochs",
+    "config",
+    "resume",
+)
 
 
 def parser() -> CommandParser:
@@ -36,6 +48,7 @@ def parser() -> CommandParser:
         ),
         examples=EXAMPLES,
         options=RunConfig,
+        first=FIRST,
     )
     made.option("config", "YAML file of options; what the command line says goes before it.", metavar="FILE")
     made.flag("overwrite", "Replace the output folder, and what is left of an unfinished run.")
@@ -59,7 +72,7 @@ class TrainParser(CommandParser):
         if named is None and (file := value_in(words, "config")) is not None:
             named = load_yaml(file).get("method")
         if named is None and {"-h", "--help"} & set(words):
-            self._add_every_method()
+            self.add_every_option()
         else:
             self.method = str(named if named is not None else self.method)
             self._add_method()
@@ -68,7 +81,7 @@ class TrainParser(CommandParser):
     def read_settings(self, file: str) -> dict[str, Any]:
         """As every command; an option of another method may be there as null, as in the folder of an older run."""
         values = read_yaml(file, setting_names([self.method]))
-        own = set(self.field_names())
+        own = set(self.field_names)
         try:
             checked_options(self.method, {name: value for name, value in values.items() if name not in own})
         except ValueError as error:
@@ -99,7 +112,7 @@ class TrainParser(CommandParser):
                 told = f"{told} [default: {field.default}]".strip()
             self._add_option(self.method, field, types[field.name], title=f"Method {self.method}", help_text=told)
 
-    def _add_every_method(self) -> None:
+    def add_every_option(self) -> None:
         """Each option once, with what it is to the methods that have it."""
         found: dict[str, tuple[str, dataclasses.Field[Any], Any]] = {}
         told: dict[str, dict[str, list[str]]] = {}
