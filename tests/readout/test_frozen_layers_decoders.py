@@ -261,7 +261,7 @@ def test_a_steered_run_gives_the_posterior_that_it_gives_without(finished: Path,
 
 
 def test_draws_share_the_lower_layers(finished: Path) -> None:
-    """Of a finished run, too: ten draws pass every row through the lower layers once, and predict as without."""
+    """Of a finished run, too: ten draws pass every row through the lower layers once, with and without the cache."""
     there = read_run(finished)
     assert isinstance(there.posterior, DiagonalGaussian)
     found, calls = [], []
@@ -278,7 +278,7 @@ def test_draws_share_the_lower_layers(finished: Path) -> None:
         found.append(prediction.log_probs)
         calls.append(sum(computed))
     texts = {tuple(ids) for ids in setting.encoded("test")["input_ids"]}
-    assert calls[0] == 10 * 24
+    assert calls[0] == 24 + 3 * 2, "and two rows, by which draws as rows are compared with two single draws"
     assert len(texts) <= calls[1] <= 24
     torch.testing.assert_close(*found, rtol=0, atol=1e-6)
     assert found[0].std(1).max() > 1e-3

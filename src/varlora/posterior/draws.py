@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from varlora.adapters import applied, applying, check_base, dropout_on
 from varlora.adapters.modes import evaluation_mode
 from varlora.posterior import DropoutMasks, Mixture, PointMass, Posterior
+
+Result = TypeVar("Result")
 
 
 def number_of_draws(q: Posterior | None, samples: int) -> int:
@@ -95,19 +97,42 @@ def over_draws(
     Raises:
         ValueError: the model's base is not the one that the posterior was trained on.
     """
+    with ready_to_predict(model, q):
+        return torch.stack(list(passes_in_turn(model, q, samples, one_pass, antithetic=antithetic, seed=seed)), dim=1)
+
+
+@contextmanager
+def ready_to_predict(model: nn.Module, q: Posterior | None) -> Iterator[None]:
+    """Within the block the model is in eval mode and without gradients; then modes and random state are as before.
+
+    Raises:
+        ValueError: the model's base is not the one that the posterior was trained on.
+    """
     if q is not None:
         check_base(model, q.point.keys(), q.meta.base_fingerprint, q.meta.base_model)
     with torch.random.fork_rng(devices=[]), evaluation_mode(model), torch.no_grad():
-        if q is None:
-            return one_pass()[:, None]
-        if isinstance(q, DropoutMasks) and samples != 0:
-            return torch.stack(_masked_passes(model, q, number_of_draws(q, samples), one_pass, seed), dim=1)
-        passes = []
+        yield
+
+
+def passes_in_turn(
+    model: nn.Module,
+    q: Posterior | None,
+    samples: int,
+    one_pass: Callable[[], Result],
+    *,
+    antithetic: bool,
+    seed: int,
+) -> Iterator[Result]:
+    """What one pass gives for each set of weights, or for each dropout mask, one after another."""
+    if q is None:
+        yield one_pass()
+    elif isinstance(q, DropoutMasks) and samples != 0:
+        yield from _masked_passes(model, q, number_of_draws(q, samples), one_pass, seed)
+    else:
         with applying(model, q.point) as apply:
             for weights in weight_draws(q, samples, antithetic=antithetic, seed=seed):
                 apply(weights)
-                passes.append(one_pass())
-        return torch.stack(passes, dim=1)
+                yield one_pass()
 
 
 def held_batches(batches: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -149,16 +174,15 @@ def _draws(q: Posterior, samples: int, antithetic: bool, generator: torch.Genera
 
 
 def _masked_passes(
-    model: nn.Module, q: DropoutMasks, samples: int, one_pass: Callable[[], Tensor], seed: int
-) -> list[Tensor]:
+    model: nn.Module, q: DropoutMasks, samples: int, one_pass: Callable[[], Result], seed: int
+) -> Iterator[Result]:
     """Passes at the point, each with masks from a seed of its own; the first of more passes are those of fewer."""
     generator = torch.Generator().manual_seed(seed)
-    passes = []
     with applied(model, q.point), dropout_on(model, q.rate):
         for _ in range(samples):
             with _seeded(model, int(torch.randint(2**63 - 1, (), generator=generator))):
-                passes.append(one_pass())
-    return passes
+                result = one_pass()
+            yield result
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from varlora.posterior import Posterior
-from varlora.posterior.draws import held_batches, on_device_of, over_draws, progress_bar
+from varlora.posterior.batched_draws import over_batches
+from varlora.posterior.draws import held_batches, progress_bar
 from varlora.prediction.prediction_setup import prepare
 from varlora.readout.answer_logits import decoder_inputs, forward_parameters, widened
 
@@ -68,18 +69,13 @@ def predict_completions(
     """
     q, samples = prepare(q, samples)
     held = held_batches(batches)
-    counts: list[Tensor] = []
 
-    def one_pass() -> Tensor:
-        counts.clear()
-        values = []
-        for batch in held:
-            value, count = completion_log_likelihood(model, on_device_of(model, batch))
-            values.append(value.double().cpu())
-            counts.append(count.cpu())
-            bar.update()
-        return torch.cat(values)
+    def read(batch: Mapping[str, Any]) -> Tensor:
+        return completion_log_likelihood(model, batch)[0].double().cpu()
 
     with progress_bar(len(held), q, samples, shown=progress) as bar:
-        log_likelihood = over_draws(model, q, samples, one_pass, antithetic=antithetic, seed=seed)
-    return log_likelihood, torch.cat(counts)
+        passes = over_batches(
+            model, q, samples, held, read, what="completions", antithetic=antithetic, seed=seed, done=bar.update
+        )
+    counts = torch.cat([(batch["labels"][:, 1:] != -100).sum(1).cpu() for batch in held])
+    return torch.stack([torch.cat(of_draw) for of_draw in passes], dim=1), counts

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from varlora.io.parquet_files import TableFile, facts_in, rectangle
 from varlora.posterior import Posterior
-from varlora.posterior.draws import held_batches, on_device_of, over_draws, progress_bar
+from varlora.posterior.batched_draws import over_batches
+from varlora.posterior.draws import held_batches, progress_bar
 from varlora.prediction.prediction_setup import prepare
 from varlora.readout.readout import Readout
 
@@ -227,16 +228,22 @@ def predict(
     if int(labels.max()) >= readout.num_classes:
         raise ValueError(f"label {int(labels.max())} for a readout of {readout.num_classes} classes")
 
-    def one_pass() -> Tensor:
-        log_probs = []
-        for batch in held:
-            logits = readout.logits(model, on_device_of(model, batch)).double().cpu()
-            log_probs.append(torch.log_softmax(logits / temperature, dim=-1))
-            bar.update()
-        return torch.cat(log_probs)
+    def read(batch: Mapping[str, Any]) -> Tensor:
+        return torch.log_softmax(readout.logits(model, batch).double().cpu() / temperature, dim=-1)
 
     with progress_bar(len(held), q, samples, shown=progress) as bar:
-        log_probs = over_draws(model, q, samples, one_pass, antithetic=antithetic, seed=seed)
+        passes = over_batches(
+            model,
+            q,
+            samples,
+            held,
+            read,
+            what=type(readout).__qualname__,
+            antithetic=antithetic,
+            seed=seed,
+            done=bar.update,
+        )
+    log_probs = torch.stack([torch.cat(of_draw) for of_draw in passes], dim=1)
     if bool(log_probs.isnan().any()):
         broken = int(log_probs.isnan().any(-1).any(-1).nonzero()[0])
         raise ValueError(

@@ -172,7 +172,7 @@ def _can_narrow(model: nn.Module, inputs: Mapping[str, Any], places: Places, tok
     inputs knows whose they are.
     """
     head, several = _output_layer(model), token_ids is None
-    if head is None or any(map(_is_opaque, _layers(model))) or (several and _trains(head)):
+    if head is None or is_opaque(model) or (several and _trains(head)):
         return False
     base = _base(model)
     agreed = _narrowing_agrees.setdefault(base, {})
@@ -249,10 +249,12 @@ def _trains(layer: nn.Module | None) -> bool:
     return layer is not None and any(p.requires_grad for p in layer.parameters())
 
 
-def _is_opaque(layer: nn.Module) -> bool:
-    """Whether a forward of this layer may not see what is changed on the modules inside it."""
-    compiled = layer._compiled_call_impl is not None or "_orig_mod" in layer._modules
-    return compiled or isinstance(layer, nn.DataParallel)
+def is_opaque(model: nn.Module) -> bool:
+    """Whether a forward may not see what is changed on the modules inside it: compiled or replicated."""
+    return any(
+        layer._compiled_call_impl is not None or "_orig_mod" in layer._modules or isinstance(layer, nn.DataParallel)
+        for layer in _layers(model)
+    )
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varlora.adapters.modes import evaluation_mode
-from varlora.readout.replaced_forward import AtPositions, ReplacedForward
+from varlora.readout.lower_layers import LowerLayers, left_out_already
+from varlora.readout.replaced_forward import AtPositions
 from varlora.readout.row_states import RowStates
 from varlora.readout.shared_states import SharedRowStates, states_fingerprint
-from varlora.readout.trunks import Decoder, Trunk, call_of, frozen_mlp, is_adapted, trunk_of
+from varlora.readout.trunks import Decoder, Trunk, frozen_mlp, is_adapted, trunk_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,43 +40,17 @@ TOLERANCE = 0.01
 """Relative; states in a folder are those that are computed bit for bit, unless something rounds that is not known."""
 
 
-class _Reached(Exception):
-    """What enters the first trained layer."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.hidden = hidden
-
-
-class _Cache:
+class _Cache(LowerLayers):
     """What enters the first trained layer, by row."""
 
-    def __init__(
-        self, trunk: Trunk, first_trained: nn.Module, states: RowStates | SharedRowStates, *, alone: bool
-    ) -> None:
-        self.trunk = trunk
-        self.first_trained = first_trained
-        self.states = states
+    def __init__(self, trunk: Trunk, first: int, states: RowStates | SharedRowStates, *, alone: bool) -> None:
+        super().__init__(trunk, first)
+        self.by_row = states
         self.alone = alone
-        self.batch: Tensor | None = None
         self.own: Tensor | None = None
-        self.computing = False
-        self.whole = False
 
-    @property
-    def is_off(self) -> bool:
-        """Whether the lower layers are to compute."""
-        return self.computing or self.whole
-
-    def before_trunk(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Computes the rows that are new, and lays the batch ready."""
-        if self.computing or module is not self.trunk.module:
-            return None
-        given = call_of(module, args, kwargs)
-        self.whole = self.trunk.is_whole(given)
-        if self.whole:
-            return None
+    def states(self, given: Mapping[str, Any]) -> Tensor:
+        """Computes the rows that are new, and puts the batch together."""
         rows = self.trunk.rows(given)
         own = rows.own
         self.own = None if bool(own.all()) else own.flatten().nonzero()[:, 0]
@@ -85,19 +59,19 @@ class _Cache:
         keys = [half + tokens for tokens in rows.tokens()]
         if self.alone and self.batch is None:
             self._check(rows.alone(0), keys[0])
-        new = {key: i for i, key in enumerate(keys) if key not in self.states}  # each once
+        new = {key: i for i, key in enumerate(keys) if key not in self.by_row}  # each once
         if new and not self.alone:
-            hidden = self._lower(rows.batch(list(new.values())))
+            hidden = self.compute(rows.batch(list(new.values())))
             for row, (key, i) in enumerate(new.items()):
-                self.states[key] = hidden[row][own[i]].clone()
+                self.by_row[key] = hidden[row][own[i]].clone()
         elif new:
             for key, i in new.items():
-                self.states[key] = self._lower(rows.alone(i))[0]
-        first = self.states[keys[0]]
-        self.batch = torch.zeros(*own.shape, first.shape[-1], dtype=first.dtype, device=own.device)
+                self.by_row[key] = self.compute(rows.alone(i))[0]
+        first = self.by_row[keys[0]]
+        batch = torch.zeros(*own.shape, first.shape[-1], dtype=first.dtype, device=own.device)
         for i, key in enumerate(keys):
-            self.batch[i, own[i]] = self.states[key].to(own.device)
-        return args, {**kwargs, **{name: value for name, value in self.trunk.fixed.items() if given.get(name) is None}}
+            batch[i, own[i]] = self.by_row[key].to(own.device)
+        return batch
 
     def own_positions(self, layer: nn.Module, shape: tuple[int, ...]) -> Tensor | None:
         """Where in the batch (B, T) its rows' own tokens are, for a layer's MLP; None where all are to be computed."""
@@ -105,10 +79,11 @@ class _Cache:
             return None
         return self.own
 
-    def after_trunk(self, module: nn.Module, *_: Any) -> None:
+    def _after_trunk(self, module: nn.Module, *_: Any) -> None:
         """Ends a call: what is computed again later, in a backward pass, is so at every position."""
+        super()._after_trunk(module)
         if not self.computing and module is self.trunk.module:
-            self.whole, self.own = False, None
+            self.own = None
 
     def _check(self, row: Mapping[str, Tensor], key: bytes) -> None:
         """Computes a row anew, whether or not its states are known: what is in a folder must be what is computed.
@@ -116,70 +91,18 @@ class _Cache:
         Raises:
             ValueError: it is not.
         """
-        computed = self._lower(row)[0]
-        if key not in self.states:
-            self.states[key] = computed
+        computed = self.compute(row)[0]
+        if key not in self.by_row:
+            self.by_row[key] = computed
             return
-        there = self.states[key].to(computed.device)
+        there = self.by_row[key].to(computed.device)
         largest = computed.abs().amax()
         if there.shape != computed.shape or not bool((there - computed).abs().amax() <= TOLERANCE * largest):
-            where = self.states.folder
+            where = self.by_row.folder
             raise ValueError(
                 f"the states of frozen layers in {where} are not those that this model computes. Delete that folder, "
                 "or give another frozen_layers_dir."
             )
-
-    @torch.no_grad()
-    def _lower(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        self.computing = True
-        hook = self.first_trained.register_forward_pre_hook(_stop)
-        try:
-            with evaluation_mode(self.trunk.module):
-                self.trunk.module(**inputs, **self.trunk.fixed)
-        except _Reached as reached:
-            return reached.hidden
-        finally:
-            hook.remove()
-            self.computing = False
-        raise AssertionError("the model's forward did not reach its first trained layer")
-
-    def before_first_trained(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Gives the first trained layer the batch, in place of what came from below."""
-        if self.is_off or module is not self.first_trained:
-            return None
-        assert self.batch is not None
-        if getattr(module, "gradient_checkpointing", False) and torch.is_grad_enabled():
-            self.batch.requires_grad_()  # reentrant checkpointing computes no gradient where no input has one
-        return (self.batch, *args[1:])
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Cache:
-        """A copy of the model keeps the hooks, which do nothing in it."""
-        return self
-
-
-class _Nothing(ReplacedForward):
-    """A forward of something below: it computes nothing, and returns zeros of the shape that it would return."""
-
-    def __init__(self, cache: _Cache, module: nn.Module) -> None:
-        super().__init__(module)
-        self.cache = cache
-        self.width = 0
-        self.rest: tuple[Any, ...] | None = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.cache.is_off:
-            output = self.forward(*args, **kwargs)
-            hidden, self.rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-            self.width = hidden.shape[-1]
-            return output
-        batch = self.cache.batch
-        assert batch is not None
-        zeros = batch.new_zeros(1).expand(*batch.shape[:-1], self.width)
-        return zeros if self.rest is None else (zeros, *self.rest)
-
-
-def _stop(module: nn.Module, args: tuple[Any, ...]) -> None:
-    raise _Reached(args[0])
 
 
 @contextmanager
@@ -231,7 +154,7 @@ def cached_frozen_layers(
             "layer train, or no layer does. Adapt upper layers only (lora_layers, lora_target_modules), or leave the "
             "option out."
         )
-    if isinstance(trunk.embeddings.__dict__.get("forward"), _Nothing):
+    if left_out_already(trunk):
         yield first
         return
     states: RowStates | SharedRowStates
@@ -239,25 +162,19 @@ def cached_frozen_layers(
         states = SharedRowStates(folder, states_fingerprint(trunk, first), memory=int(memory * 2**30))
     else:
         states = RowStates(memory=int(memory * 2**30), folder=None if shared else folder)
-    cache = _Cache(trunk, trunk.layers[first], states, alone=shared)
-    replaced: list[ReplacedForward] = [_Nothing(cache, part) for part in (trunk.embeddings, *trunk.layers[:first])]
-    if isinstance(trunk, Decoder):
-        for layer in trunk.layers[first:]:
-            if (mlp := frozen_mlp(layer)) is not None:
-                replaced.append(AtPositions(mlp, functools.partial(cache.own_positions, layer)))
-    hooks = [
-        trunk.module.register_forward_pre_hook(cache.before_trunk, with_kwargs=True),
-        trunk.module.register_forward_hook(cache.after_trunk, always_call=True),
-        trunk.layers[first].register_forward_pre_hook(cache.before_first_trained),
+    cache = _Cache(trunk, first, states, alone=shared)
+    mlps = [
+        AtPositions(module, functools.partial(cache.own_positions, layer))
+        for layer in trunk.layers[first:]
+        if isinstance(trunk, Decoder) and (module := frozen_mlp(layer)) is not None
     ]
     logger.info("the lower %d of %d layers are frozen and computed once for each row", first, len(adapted))
     try:
-        for replacement in replaced:
-            replacement.put()
-        yield first
+        with cache.left_out():
+            for mlp in mlps:
+                mlp.put()
+            yield first
     finally:
-        for hook in hooks:
-            hook.remove()
-        for replacement in replaced:
-            replacement.remove()
+        for mlp in mlps:
+            mlp.remove()
         states.close()

@@ -1,0 +1,239 @@
+"""Predictions of batches by every draw: several draws in one forward where that is faster, else one after another.
+
+Where a batch is small, a forward spends its time on reading the weights, and draws as further rows of it cost little:
+the draws of a batch go through the model together up to a number of tokens above which a forward's time grows with
+them (`TOKENS`, measured by `python -m benchmarks.prediction`). Larger batches are predicted one draw after another, as
+all are by a model that does not let draws be rows (`varlora.readout.draws_as_rows`), which is logged once.
+
+The numbers are those of one draw after another up to rounding; that they are is seen once for every model, by two rows
+of the first batch under two sets of weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor, nn
+
+from varlora.adapters import applying, unwrapped_model
+from varlora.posterior import DropoutMasks, Posterior
+from varlora.posterior.draws import number_of_draws, on_device_of, passes_in_turn, ready_to_predict, weight_draws
+from varlora.readout.draws_as_rows import DrawsAsRows, NotAsRowsError
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, Any]
+Rows = TypeVar("Rows", Tensor, list[Any])
+"""What is read of a batch: a tensor (B, ...) or a list of B."""
+
+TOKENS = {"cpu": 512, "cuda": 4096}
+"""Of one forward, by kind of device: draws are taken together up to so many."""
+BYTES_OF_DRAWS = 2**30
+"""Weights of draws that are held at a time."""
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
+"""Relative, of two ways to compute the same, by the frozen weights' dtype."""
+COARSE = 0.05
+"""The same, of half precision and of quantised weights, whose rounding depends on what is in the batch."""
+
+_agree: WeakKeyDictionary[nn.Module, dict[tuple[str, frozenset[str]], bool]] = WeakKeyDictionary()
+"""Whether draws as rows give the numbers of one draw after another, by model, by what is read and by a draw's keys."""
+
+
+def over_batches(
+    model: nn.Module,
+    q: Posterior | None,
+    samples: int,
+    batches: Sequence[Batch],
+    read: Callable[[Batch], Rows],
+    *,
+    what: str,
+    antithetic: bool,
+    seed: int,
+    compare: Callable[[Batch], Tensor] | None = None,
+    done: Callable[[int], object] = lambda passes: None,
+) -> list[list[Rows]]:
+    """What is read of every batch under every draw.
+
+    Args:
+        model: the model, on its device.
+        q: the posterior; None is the model as it stands.
+        samples: S.
+        batches: each with its rows along the first dimension of all its tensors and lists.
+        read: what the model says of a batch on its device, row by row.
+        what: the name of what is read, for which draws as rows are compared with single draws.
+        antithetic: draw in mirrored pairs.
+        seed: decides the draws.
+        compare: what is compared; what is read, unless given. Needed where that is no tensor.
+        done: is told how many passes over one batch are done.
+
+    Returns:
+        For each draw, what was read of each batch.
+
+    Raises:
+        ValueError: the model's base is not the one that the posterior was trained on.
+    """
+    with ready_to_predict(model, q):
+        compared: Callable[[Batch], Any] = compare if compare is not None else read
+        if q is not None and (stacked := _stacked(model, q, samples, batches, compared, what)) is not None:
+            draws = weight_draws(q, samples, antithetic=antithetic, seed=seed)
+            return _together(model, stacked, draws, batches, read, done)
+
+        def one_pass() -> list[Rows]:
+            found = []
+            for batch in batches:
+                found.append(read(on_device_of(model, batch)))
+                done(1)
+            return found
+
+        return list(passes_in_turn(model, q, samples, one_pass, antithetic=antithetic, seed=seed))
+
+
+def _stacked(
+    model: nn.Module,
+    q: Posterior,
+    samples: int,
+    batches: Sequence[Batch],
+    compared: Callable[[Batch], Tensor],
+    what: str,
+) -> DrawsAsRows | None:
+    """The model's layers to take draws as rows; None where it is not faster or cannot be."""
+    if number_of_draws(q, samples) == 1 or isinstance(q, DropoutMasks):
+        return None
+    keys = q.point.keys()
+    memory = _agree.setdefault(unwrapped_model(model), {})
+    known = memory.get((what, frozenset(keys)))
+    if known is False:
+        return None
+    try:
+        stacked = DrawsAsRows(model, keys)
+        if not stacked.shares_lower_layers and all(_at_once(model, batch, 2) == 1 for batch in batches):
+            return None
+        if known is None and not _agrees(model, q, stacked, batches[0], compared):
+            raise NotAsRowsError("the numbers are others")
+    except NotAsRowsError as reason:
+        memory[what, frozenset(keys)] = False
+        logger.info("draws are predicted one after another, not as rows of one forward: %s", reason)
+        return None
+    memory[what, frozenset(keys)] = True
+    return stacked
+
+
+def _agrees(
+    model: nn.Module, q: Posterior, stacked: DrawsAsRows, batch: Batch, compared: Callable[[Batch], Tensor]
+) -> bool:
+    """Whether two rows under two sets of weights, the point and zeros, are as each by itself."""
+    few = _repeated(on_device_of(model, batch), 1, slice(0, 2))
+    both = [q.point, {key: torch.zeros_like(value) for key, value in q.point.items()}]
+    apart = []
+    with applying(model, q.point) as apply:
+        for weights in both:
+            apply(weights)
+            apart.append(compared(few))
+    try:
+        with stacked.of(both):
+            together = compared(_repeated(few, 2))
+    except RuntimeError as error:
+        if should_reduce_batch_size(error):
+            raise
+        raise NotAsRowsError(str(error)) from error
+    expected = torch.cat(apart)
+    frozen = [p.dtype for p in model.parameters() if not p.requires_grad] or [p.dtype for p in model.parameters()]
+    tolerance = max(TOLERANCE.get(dtype, COARSE) for dtype in frozen)
+    scale = max(1.0, expected.nan_to_num(0.0, 0.0, 0.0).abs().max().item())
+    return together.shape == expected.shape and torch.allclose(
+        together, expected, rtol=0.0, atol=tolerance * scale, equal_nan=True
+    )
+
+
+def _together(
+    model: nn.Module,
+    stacked: DrawsAsRows,
+    draws: Iterator[Mapping[str, Tensor]],
+    batches: Sequence[Batch],
+    read: Callable[[Batch], Rows],
+    done: Callable[[int], object],
+) -> list[list[Rows]]:
+    """Group by group of as many draws as may be held, every batch under all of them."""
+    found: list[list[Rows]] = []
+    most: dict[int, int] = {}
+    for first in draws:
+        held: int = max(1, BYTES_OF_DRAWS // max(1, sum(value.nbytes for value in first.values())))
+        group = [first, *islice(draws, held - 1)]
+        of_group: list[list[Rows]] = [[] for _ in group]
+        with stacked.of(group):
+            for number, batch in enumerate(batches):
+                here = on_device_of(model, batch)
+                at_once = most.get(number, _at_once(model, batch, len(group)))
+                parts, most[number] = _by_chunk(stacked, here, len(group), at_once, read, done)
+                for of_draw, part in zip(of_group, parts, strict=True):
+                    of_draw.append(part)
+        found += of_group
+    return found
+
+
+def _by_chunk(
+    stacked: DrawsAsRows,
+    batch: Batch,
+    draws: int,
+    at_once: int,
+    read: Callable[[Batch], Rows],
+    done: Callable[[int], object],
+) -> tuple[list[Rows], int]:
+    """What is read of a batch under each draw, and how many went through at once: half as many without the memory."""
+    found: list[Rows] = []
+    while len(found) < draws:
+        count = min(at_once, draws - len(found))
+        stacked.select(len(found), count)
+        try:
+            rows = read(_repeated(batch, count))
+        except RuntimeError as error:
+            if count == 1 or not should_reduce_batch_size(error):
+                raise
+            rows = None
+        if rows is None:  # outside of the handler, whose traceback holds the tensors
+            at_once = count // 2
+            logger.info("%d draws at once need more memory than there is; taking %d", count, at_once)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        size = len(rows) // count
+        found += [rows[k * size : (k + 1) * size] for k in range(count)]
+        done(count)
+    return found, at_once
+
+
+def _at_once(model: nn.Module, batch: Batch, draws: int) -> int:
+    """How many draws of a batch to take in one forward, all of them in as few forwards of the same size as can be."""
+    kind = next((p.device.type for p in model.parameters()), "cpu")
+    tokens = batch["input_ids"].numel() if isinstance(batch.get("input_ids"), Tensor) else 0
+    if tokens == 0 or len(_lengths(batch)) != 1:
+        return 1
+    most = max(1, TOKENS.get(kind, TOKENS["cpu"]) // tokens)
+    return -(-draws // -(-draws // most))
+
+
+def _lengths(batch: Batch) -> Collection[int]:
+    """The first dimensions of a batch's tensors and lists: one, if all are of its rows."""
+    return {
+        len(value)
+        for value in batch.values()
+        if (isinstance(value, Tensor) and value.ndim) or isinstance(value, list | tuple)
+    }
+
+
+def _repeated(batch: Batch, times: int, rows: slice = slice(None)) -> dict[str, Any]:
+    """Some rows of a batch, all of them once after another."""
+    return {
+        name: value[rows].repeat(times, *[1] * (value.ndim - 1))
+        if isinstance(value, Tensor) and value.ndim
+        else value[rows] * times
+        if isinstance(value, list | tuple)
+        else value
+        for name, value in batch.items()
+    }

@@ -1,0 +1,217 @@
+"""Several draws of a model's weights in one forward: the rows repeated for each, every adapted layer by its own draw.
+
+    rows 0 … B−1 of draw 0, rows 0 … B−1 of draw 1, …        y_k = W x_k + s · B_k A_k x_k
+
+The frozen weights W multiply all rows at once, so that they are read from memory once; A and B of all draws multiply by
+batched products. Layers below the first that a draw changes see the same rows under every draw and are computed once
+for all of them, where the model is of a known kind (`varlora.readout.trunks`).
+
+What a draw holds has to be weights and biases of linear layers that are called as modules: LoRA on linear layers of any
+precision, and trained heads that are made of linear layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
+from torch import Tensor, nn
+
+from varlora.adapters.tensors import active_adapter, live_tensors, unwrapped_model
+from varlora.readout.answer_logits import is_opaque
+from varlora.readout.lower_layers import LowerLayers, left_out_already
+from varlora.readout.replaced_forward import ReplacedForward
+from varlora.readout.trunks import Trunk, trunk_of
+
+
+class NotAsRowsError(ValueError):
+    """Draws of these tensors cannot be rows of one forward."""
+
+
+class DrawsAsRows:
+    """A model's linear layers with the weights of several draws.
+
+    Args:
+        model: the model, whose own weights stay as they are.
+        keys: checkpoint keys of the tensors that a draw holds.
+
+    Raises:
+        NotAsRowsError: some tensor is used in another way than as a linear layer's weight or bias.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> rows = DrawsAsRows(model, ["weight"])
+        >>> with rows.of([{"weight": torch.tensor([[2.0]])}, {"weight": torch.tensor([[3.0]])}]):
+        ...     model(torch.tensor([[1.0], [10.0]]).repeat(2, 1)).flatten().tolist()
+        [2.0, 20.0, 3.0, 30.0]
+    """
+
+    def __init__(self, model: nn.Module, keys: Collection[str]) -> None:
+        if is_opaque(model):
+            raise NotAsRowsError("the model is compiled or replicated")
+        self._layers: dict[int, _Linear] = {}
+        self._places: dict[str, tuple[_Linear, str]] = {}
+        live = live_tensors(model)
+        owners = _owners(model)
+        aside = _read_as_weights(model)
+        for key in keys:
+            if key not in live or len(found := owners.get(id(live[key]), [])) != 1:
+                raise NotAsRowsError(f"{key} is no parameter of one module alone")
+            module, name = found[0]
+            kind = type(module)
+            if kind is not nn.Linear or "forward" in module.__dict__ or id(module) in aside:
+                raise NotAsRowsError(f"{key} is used in another way than as the {name} of a linear layer")
+            layer = self._layers.setdefault(id(module), _Linear(module))
+            self._places[key] = layer, name
+        self._lower = _lower_of(model, self._layers)
+
+    @property
+    def shares_lower_layers(self) -> bool:
+        """Whether layers that no draw changes are computed once for all of them."""
+        return self._lower is not None
+
+    @contextmanager
+    def of(self, draws: Sequence[Mapping[str, Tensor]]) -> Iterator[None]:
+        """Within the block the model takes rows of these draws, a block of as many rows for each draw in turn.
+
+        Args:
+            draws: values by checkpoint key; converted to the parameters' dtype and device.
+
+        Raises:
+            ValueError: a draw's shapes are not the model's.
+        """
+        for key, (layer, name) in self._places.items():
+            live: Tensor = getattr(layer.module, name)
+            if wrong := [tuple(draw[key].shape) for draw in draws if draw[key].shape != live.shape]:
+                raise ValueError(f"{key} is {tuple(live.shape)} in the model and {wrong[0]} in a draw.")
+            layer.values[name] = torch.stack([draw[key].to(live.device, live.dtype) for draw in draws])
+        self.select(0, len(draws))
+        with ExitStack() as stack:
+            if self._lower is not None:
+                stack.enter_context(self._lower.left_out())
+                stack.callback(self._lower.forget)
+            for layer in self._layers.values():
+                stack.callback(layer.values.clear)
+                stack.callback(layer.remove)
+                layer.put()
+            yield
+
+    def select(self, first: int, count: int) -> None:
+        """Of the block's draws, takes these alone from here on."""
+        for layer in self._layers.values():
+            layer.first, layer.count = first, count
+        if self._lower is not None:
+            self._lower.count = count
+
+
+class _Linear(ReplacedForward):
+    """A linear layer's forward, each block of rows by its own draw of the weight, the bias or both."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.values: dict[str, Tensor] = {}
+        self.first, self.count = 0, 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        chosen = slice(self.first, self.first + self.count)
+        weights, biases = (self.values[name][chosen] if name in self.values else None for name in ("weight", "bias"))
+        weight, bias = cast(Tensor, self.module.weight), cast("Tensor | None", self.module.bias)
+        if self.count == 1:
+            weight = weight if weights is None else weights[0]
+            return F.linear(x, weight, bias if biases is None else biases[0])
+        if len(x) % self.count:
+            raise RuntimeError(f"{len(x)} rows are not those of {self.count} draws")
+        blocks = x.reshape(self.count, -1, x.shape[-1])
+        products: Tensor = F.linear(blocks, weight) if weights is None else blocks @ weights.mT
+        if biases is not None:
+            products = products + biases[:, None]
+        elif bias is not None:
+            products = products + bias
+        return products.reshape(*x.shape[:-1], products.shape[-1])
+
+
+class _OncePerBatch(LowerLayers):
+    """The lower layers of rows that stand there once for each of `count` draws, computed once, also for more calls."""
+
+    def __init__(self, trunk: Trunk, first: int) -> None:
+        super().__init__(trunk, first)
+        self.count = 1
+        self.known: tuple[dict[str, Any], Tensor] | None = None
+
+    def states(self, given: Mapping[str, Any]) -> Tensor:
+        """What enters the first layer that a draw changes, repeated for each."""
+        rows = max(len(value) for value in given.values() if isinstance(value, Tensor) and value.ndim)
+        if rows % self.count:
+            raise RuntimeError(f"{rows} rows are not those of {self.count} draws")
+        once = {name: _part(value, rows, rows // self.count) for name, value in given.items()}
+        if self.known is None or not _same(self.known[0], once):
+            self.known = once, self.compute(once)
+        return self.known[1].repeat(self.count, 1, 1)
+
+    def forget(self) -> None:
+        """Lets the last batch go."""
+        self.known = self.batch = None
+
+
+def _lower_of(model: nn.Module, layers: Mapping[int, _Linear]) -> _OncePerBatch | None:
+    """The layers that no draw changes below one that some do; None where there are none, or others leave them out."""
+    try:
+        trunk = trunk_of(unwrapped_model(model))
+    except ValueError:
+        return None
+    changed = [any(id(module) in layers for module in layer.modules()) for layer in trunk.layers]
+    below = any(id(module) in layers for module in trunk.embeddings.modules())
+    if below or True not in changed or changed[0] or left_out_already(trunk):
+        return None
+    return _OncePerBatch(trunk, changed.index(True))
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """By a parameter's id, the modules that hold it and by what name."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                owners.setdefault(id(p), []).append((module, name))
+    return owners
+
+
+def _read_as_weights(model: nn.Module) -> set[int]:
+    """Modules of LoRA whose weights are read and not called: DoRA and other variants, stacked and bare parameters."""
+    inner = unwrapped_model(model)
+    if not isinstance(inner, PeftModel):
+        return set()
+    adapter = active_adapter(inner)
+    return {
+        id(held[adapter])
+        for layer in map(_untyped, inner.modules())
+        if isinstance(layer, LoraLayer)
+        and (adapter in layer.lora_variant or isinstance(layer, (ParamWrapper, MultiheadAttention)))
+        for held in (layer.lora_A, layer.lora_B)
+        if adapter in held
+    }
+
+
+def _untyped(module: Any) -> Any:
+    return module
+
+
+def _part(value: Any, rows: int, count: int) -> Any:
+    return value[:count] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
+
+
+def _same(known: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether a trunk is called with the same again."""
+    if known.keys() != given.keys():
+        return False
+    pairs = [(known[name], given[name]) for name in given]
+    return all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape else a is b
+        for a, b in pairs
+    )
