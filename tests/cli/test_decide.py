@@ -106,3 +106,63 @@ def test_completions_have_no_classes(call: Call, run: Path) -> None:
     shutil.rmtree(run / "predictions")
     refused = call("decide", run, "--coverage", "0.9")
     assert (refused.code, "completions have none" in refused.err) == (1, True)
+
+
+def test_costs_are_chosen_by_class_and_said_beside_simpler_rules(call: Call, run: Path, tmp_path: Path) -> None:
+    words = ["--samples", 4, "--cost_wrong", "negative=10", "1", "--cost_abstain", "0.4"]
+    done = call("decide", run, *words)
+    assert done.code == 0, done.err
+    decision = Decision.load(run)
+    assert decision is not None
+    assert decision.costs is not None
+    assert (decision.costs.wrong, decision.costs.abstain) == (((0, 10), (1, 0)), (0.4, 0.4))
+    for rule in ("least expected cost", "always the cheapest answer", "always the likeliest answer", "never an answer"):
+        assert rule in done.out
+    assert f"{decision.cost_of_rules[0].measured:.4g}" in done.out
+    file = tmp_path / "costs.json"
+    file.write_text('{"wrong": {"negative": {"positive": 10}, "positive": 1}, "abstain": 0.4}')
+    assert call("decide", run, "--samples", 4, "--cost_file", file).code == 0
+    again = Decision.load(run)
+    assert again is not None
+    assert again == decision
+    assert "never an answer" in call("decide", run).out
+
+
+def test_bands_are_said_with_what_they_measure_and_promise(call: Call, run: Path) -> None:
+    done = call("decide", run, "--samples", 4, "--confidence_bands", "high=0.5", "low")
+    assert done.code == 0, done.err
+    assert "Least confidence" in done.out
+    done = call("decide", run, "--samples", 4, "--accuracy_bands", "sure=0.999", "fair=0.2", "low", "--delta", 0.1)
+    assert done.code == 0, done.err
+    for said in ("no rows can", "For 90 % of the draws of such 60 rows"):
+        assert said in done.out
+    decision = Decision.load(run)
+    assert decision is not None
+    assert [band.rows for band in decision.bands] == [0, 60, 0]
+
+
+def test_recalibration_takes_half_of_the_rows(call: Call, run: Path) -> None:
+    done = call("decide", run, "--samples", 4, "--coverage", 0.8, "--recalibrate", "auto")
+    assert done.code == 0, done.err
+    for said in ("cross-validated NLL", "All else was chosen on 30 other rows", "Chosen on 30 rows of validation"):
+        assert said in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cost_wrong", "dull=1"], "there is no class 'dull'"),
+        (["--cost_wrong", "negative=much"], "'much' is no number"),
+        (["--cost_wrong", "negative=1", "negative=2"], "names a class twice"),
+        (["--cost_wrong", "nan"], "a cost is nan"),
+        (["--cost_abstain", "1", "--coverage", "0.9"], "--cost_abstain says what it costs not to answer"),
+        (["--cost_wrong", "1", "--coverage", "0.9"], "rows are answered by one rule"),
+        (["--confidence_bands", "high=0.9"], "write NAME=NUMBER for each band but the last"),
+        (["--confidence_bands", "high=0.9", "low", "--accuracy_bands", "high=0.9", "low"], "not both"),
+        (["--recalibrate", "auto"], "say what is to be decided"),
+    ],
+)
+def test_misuse(call: Call, graded: Path, words: list[str], message: str) -> None:
+    refused = call("decide", graded, "--samples", 4, *words)
+    assert (refused.code, message in refused.err) == (1, True), refused.err
+    assert Decision.load(graded) is None

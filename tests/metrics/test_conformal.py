@@ -218,3 +218,35 @@ def test_misuse() -> None:
         threshold_for_sets(torch.tensor([[0.5, 0.5]]), torch.tensor([-1]), 0.9)
     with pytest.raises(ValueError, match="give bool"):
         set_metrics(torch.zeros(2, 2))
+
+
+def test_sets_are_mapies_to_the_entry() -> None:
+    classification = pytest.importorskip("mapie.classification")
+    base = pytest.importorskip("sklearn.base")
+
+    class Asked(base.ClassifierMixin, base.BaseEstimator):  # type: ignore[misc, name-defined]
+        """A classifier whose rows are its probabilities, as a predictor's `predict_proba` gives them."""
+
+        classes_ = range(4)
+
+        def fit(self, rows: Any, labels: Any) -> Any:
+            return self
+
+        def predict_proba(self, rows: Any) -> Any:
+            return rows
+
+        def predict(self, rows: Any) -> Any:
+            return rows.argmax(1)
+
+        def __sklearn_is_fitted__(self) -> bool:
+            return True
+
+    generator = torch.Generator().manual_seed(0)
+    probs = (2 * torch.randn(500, 4, generator=generator, dtype=torch.float64)).softmax(-1)
+    labels = torch.multinomial(probs, 1, generator=generator).squeeze(1)
+    for coverage in ("0.8", "0.9", "0.95"):
+        theirs = classification.SplitConformalClassifier(Asked(), confidence_level=float(coverage), prefit=True)
+        theirs.conformalize(probs[:137].numpy(), labels[:137].numpy())
+        _, sets = theirs.predict_set(probs[137:].numpy())
+        ours = prediction_sets(probs[137:], threshold_for_sets(probs[:137], labels[:137], coverage))
+        assert ours.tolist() == sets[:, :, 0].astype(bool).tolist()

@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from varlora.metrics import CannotGuaranteeError, evaluate
+from varlora.metrics.costs import Costs
+from varlora.metrics.recalibration import Temperatures
+from varlora.metrics.venn_abers import VennAbers
 from varlora.posterior import PointMass, PredictionConfig
 from varlora.posterior.folder import save_posterior
 from varlora.posterior.manifest import write_tuned
 from varlora.prediction.prediction import Prediction
 from varlora.runs.calibration import Calibration, ChosenOn
-from varlora.runs.decision import Decision, Groups, Wanted, choose_decision
+from varlora.runs.choose_decision import Wanted, WantedBands, choose_decision
+from varlora.runs.decision import Decision, Groups
 
 
 def predicted(rows: int, *, seed: int = 0, draws: int = 3, unknown: int = 0) -> Prediction:
@@ -100,13 +104,13 @@ def two_kinds(rows: int, *, seed: int) -> tuple[Prediction, list[str | None]]:
 
 
 def test_a_guarantee_holds_in_every_group_that_is_large_enough() -> None:
-    """Over 200 draws of the rows the common threshold fails the hard ones, and their own does not."""
+    """Over 100 draws of the rows the common threshold fails the hard ones, and their own does not."""
     covered = {"own": [], "common": []}
     answered = {"own": [], "common": []}
     test, kinds = two_kinds(2000, seed=10_000)
     hard = torch.tensor([kind == "hard" for kind in kinds])
     wanted = Wanted(coverage=Fraction("0.8"), sets=Fraction("0.8"))
-    for seed in range(200):
+    for seed in range(100):
         rows, groups = two_kinds(200, seed=seed)
         decision = chosen(wanted, rows, groups)
         assert set(decision.group_thresholds) == set(decision.group_sets) == {"easy", "hard", "rare"}
@@ -194,6 +198,9 @@ def test_a_decision_is_kept_and_read_back(tmp_path: Path) -> None:
         Wanted(coverage=Fraction("0.9"), sets=Fraction("0.9"), by="entropy"),
         Wanted(coverage=Fraction(1), sets=Fraction(1), set_score="aps"),  # infinite thresholds
         Wanted(accuracy=Fraction("0.5"), delta=0.1),
+        Wanted(costs=Costs.of(tuple("abcd"), wrong={"a": 5, "*": 1}, abstain=0.3)),
+        Wanted(bands=WantedBands(names=("high", "low"), cuts=(0.7,)), recalibrate=("temperature",)),
+        Wanted(bands=WantedBands(names=("high", "low"), accuracies=(0.99,)), recalibrate=("venn_abers",)),
     ):
         for one in (chosen(wanted, rows, groups), chosen(wanted, rows)):
             one.save(folder)
@@ -218,3 +225,98 @@ def test_a_damaged_file_is_refused(tmp_path: Path, change: dict[str, object], me
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(ValueError, match=message):
         Decision.load(tmp_path)
+
+
+def test_costs_decide_the_answer_and_whether_it_is_given() -> None:
+    rows = dataclasses.replace(predicted(200), classes=tuple("abcd"))
+    costs = Costs.of(rows.classes, wrong={"a": 20, "*": 1}, abstain=0.4)
+    decision = chosen(Wanted(costs=costs), rows)
+    decided = decision.decide(rows)
+    assert decided.answered is not None
+    assert decided.cheapest is not None
+    assert torch.equal(decided.answered, costs.answered(rows.probs))
+    assert torch.equal(decided.cheapest, costs.cheapest(rows.probs)[0])
+    assert not torch.equal(decided.cheapest, rows.probs.argmax(1))
+    assert [reason is None for reason in decided.reasons] == decided.answered.tolist()
+    assert "abstaining 0.4" in str(next(reason for reason in decided.reasons if reason is not None))
+    assert decision.cost_of_rules[0].rule == "least expected cost"
+    right = decided.cheapest == rows.labels
+    assert decision.measure(rows)["answered"]["accuracy_of_all"] == pytest.approx(float(right.double().mean()))
+    with pytest.raises(ValueError, match="a coverage, an accuracy or costs, one of them"):
+        chosen(Wanted(costs=costs, coverage=Fraction("0.9")), rows)
+
+
+def too_sure(rows: int, *, seed: int) -> Prediction:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+    return Prediction(log_probs=(6 * logits).log_softmax(-1)[:, None], labels=labels)
+
+
+def test_what_is_guaranteed_is_chosen_on_rows_to_which_nothing_was_fitted() -> None:
+    """Sets of Venn–Abers probabilities cover what they promise, over 60 draws of 80 rows, and use 40 of them."""
+    test, covered = too_sure(2000, seed=10_000), []
+    for seed in range(60):
+        decision = chosen(Wanted(sets=Fraction("0.9"), recalibrate=("venn_abers",)), too_sure(80, seed=seed))
+        assert decision.chosen_on.rows == 40
+        decided = decision.decide(test)
+        assert decided.sets is not None
+        covered.append(float(decided.sets.gather(1, test.labels[:, None]).double().mean()))
+    assert 0.89 < sum(covered) / 60 < 0.95  # at most 1/41 above where no scores are tied, and isotonic ones are
+
+
+def test_probabilities_are_recalibrated_before_they_are_decided_by() -> None:
+    rows, test = too_sure(800, seed=0), too_sure(400, seed=1)
+    plain = chosen(Wanted(coverage=Fraction("0.9")), rows).decide(test)
+    assert torch.equal(plain.probs, test.probs)
+    nll = {"as they are": evaluate(test.log_probs, test.labels)["nll"]}
+    for way, kind in (("temperature", Temperatures), ("venn_abers", VennAbers)):
+        decision = chosen(Wanted(coverage=Fraction("0.9"), recalibrate=(way,)), rows)  # type: ignore[arg-type]
+        assert isinstance(decision.recalibration, kind)
+        assert "cross-validated NLL" in decision.recalibration_said
+        decided = decision.decide(test)
+        nll[way] = evaluate(decided.probs, test.labels)["nll"]
+        assert (decided.intervals is not None) is (way == "venn_abers")
+    assert decided.intervals is not None
+    low, high = decided.intervals.unbind(-1)
+    assert bool(((low <= decided.probs + 1e-12) & (decided.probs <= high + 1e-12)).all())
+    assert max(nll["temperature"], nll["venn_abers"]) < 0.8 * nll["as they are"]
+    with pytest.raises(ValueError, match="Venn–Abers gives one probability for all draws"):
+        chosen(Wanted(coverage=Fraction("0.9"), by="mutual_information", recalibrate=("venn_abers",)), predicted(60))
+
+
+def test_bands_are_of_what_is_decided_by() -> None:
+    rows = predicted(300)
+    by_cuts = chosen(Wanted(bands=WantedBands(names=("high", "medium", "low"), cuts=(0.8, 0.5))), rows)
+    named = by_cuts.decide(rows).bands
+    assert named is not None
+    confidence = rows.probs.amax(1)
+    assert [name == "high" for name in named] == (confidence >= 0.8).tolist()
+    assert [band.rows for band in by_cuts.bands] == [named.count(name) for name in ("high", "medium", "low")]
+    with pytest.raises(ValueError, match="by cuts or by accuracies"):
+        WantedBands(names=("high", "low"))
+
+
+def test_rows_of_another_kind_are_called_out() -> None:
+    decision = chosen(Wanted(coverage=Fraction("0.9")), predicted(300))
+    assert decision.check_exchangeability(predicted(200, seed=1)).exchangeable
+    harder = predicted(200, seed=2)
+    harder = dataclasses.replace(harder, log_probs=(0.4 * harder.log_probs).log_softmax(-1))
+    check = decision.check_exchangeability(harder)
+    assert not check.exchangeable
+    assert check.reference_rows == 300
+    assert decision.martingale(alpha=0.005).update(harder.probs.amax(1)).alarm_at == check.alarm_at
+    many = chosen(Wanted(coverage=Fraction("0.9")), predicted(2500, draws=1))
+    assert len(many.reference) == 2000
+
+
+def test_one_row() -> None:
+    row = predicted(1)
+    for wanted in (
+        Wanted(coverage=Fraction("0.9"), sets=Fraction("0.9")),
+        Wanted(costs=Costs.of(tuple("abcd"), wrong=1, abstain=0.2)),
+        Wanted(bands=WantedBands(names=("high", "low"), cuts=(0.7,))),
+    ):
+        chosen(wanted, row, ["only"]).decide(row, ["other"])
+    with pytest.raises(ValueError, match="on half of the rows, and there is one"):
+        chosen(Wanted(coverage=Fraction("0.9"), recalibrate=("temperature",)), row)

@@ -17,8 +17,9 @@ from varlora.io.words import counted
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.runs.calibration import CALIBRATION, VALIDATION, calibrate
+from varlora.runs.choose_decision import Wanted, choose_decision
 from varlora.runs.data import load_new_rows
-from varlora.runs.decision import Decision, Groups, Wanted, choose_decision
+from varlora.runs.decision import Decision, Groups
 from varlora.runs.folder import RunFolder
 from varlora.runs.measure import IN_SCOPE
 from varlora.runs.setting import Setting
@@ -28,27 +29,33 @@ logger = logging.getLogger(__name__)
 CHOSEN, HOLDS, APPROXIMATE, NONE, ALIKE = "chosen here", "holds", "approximate", "none", "if drawn alike"
 """What a guarantee says of a split: nothing new; it holds; it nearly does, since the rows that it is from have decided
 other things, too; these are rows of another kind; it depends on the file's."""
+BANDS = ("confidence_bands", "accuracy_bands")
 NEEDS: Mapping[str, tuple[str, ...]] = {
-    "delta": ("target_accuracy",),
-    "sureness": ("coverage", "target_accuracy"),
+    "delta": ("target_accuracy", "accuracy_bands"),
+    "sureness": ("coverage", "target_accuracy", *BANDS),
     "set_score": ("prediction_sets",),
-    "calibration_file": ("coverage", "target_accuracy", "prediction_sets"),
+    "calibration_file": ("coverage", "target_accuracy", "prediction_sets", "cost_wrong", "cost_file", *BANDS),
 }
 """Options that have no effect without one of others."""
 
 
-def wanted_of(arguments: Namespace) -> Wanted | None:
+def wanted_of(arguments: Namespace, *, more: bool = False) -> Wanted | None:
     """What the command line asks for; None if nothing.
+
+    Args:
+        arguments: of the command line.
+        more: whether it asks for something else, too.
 
     Raises:
         ValueError: a coverage and an accuracy are asked for at once.
     """
     for name, others in NEEDS.items():
-        if getattr(arguments, name) is not None and all(getattr(arguments, other) is None for other in others):
-            logger.warning("--%s has no effect without %s", name, " or ".join(f"--{other}" for other in others))
+        there = [other for other in others if hasattr(arguments, other)]
+        if getattr(arguments, name) is not None and all(getattr(arguments, other) is None for other in there):
+            logger.warning("--%s has no effect without %s", name, " or ".join(f"--{other}" for other in there))
     if arguments.coverage is not None and arguments.target_accuracy is not None:
         raise ValueError("give --coverage or --target_accuracy, not both: one threshold cannot be chosen for either.")
-    if arguments.coverage is arguments.target_accuracy is arguments.prediction_sets is None:
+    if not more and arguments.coverage is arguments.target_accuracy is arguments.prediction_sets is None:
         return None
     given = {"delta": arguments.delta, "by": arguments.sureness, "set_score": arguments.set_score}
     return Wanted(

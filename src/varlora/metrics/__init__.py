@@ -4,9 +4,12 @@ table: every metric with its function, direction, words and interval (`METRICS`,
 are computed from. scoring: accuracy, NLL, Brier. calibration: ECE and its kin. ranking: AUROC, FPR95, risk and
 coverage. uncertainty: entropies of sampled predictions. voting: answers in words or numbers by several draws.
 resampling: the bootstrap, and exact intervals of shares. selection: which of several to take. conformal, selective,
-selective_accuracy: sets of answers, and which rows to answer, with a guarantee.
+selective_accuracy, by_group, bands: sets of answers, which rows to answer, and bands of confidence, with a guarantee.
+costs: what answers cost. recalibration, venn_abers: other probabilities. exchangeability: whether new rows are drawn as
+those of a guarantee were.
 """
 
+from varlora.metrics.bands import Band, bands_at, bands_for_accuracies, in_bands
 from varlora.metrics.calibration import (
     ReliabilityBin,
     classwise_calibration_error,
@@ -25,6 +28,7 @@ from varlora.metrics.conformal import (
     set_metrics,
     threshold_for_sets,
 )
+from varlora.metrics.costs import CostOfRule, Costs, cost_of_rules
 from varlora.metrics.evaluation import (
     check_metrics,
     compare,
@@ -33,8 +37,10 @@ from varlora.metrics.evaluation import (
     evaluate_rows_with_intervals,
     evaluate_with_intervals,
 )
+from varlora.metrics.exchangeability import ConformalTestMartingale, check_exchangeability
 from varlora.metrics.metric import Metric
 from varlora.metrics.ranking import accuracy_at_coverage, aurc, auroc, fpr95, risk_coverage
+from varlora.metrics.recalibration import choose_recalibration
 from varlora.metrics.resampling import Interval, bootstrap, clopper_pearson
 from varlora.metrics.rows import ClassRows, CompletionRows, ScopeRows
 from varlora.metrics.scoring import accuracy, brier, confidence_and_correct, nll
@@ -64,6 +70,7 @@ from varlora.metrics.uncertainty import (
     mutual_information,
     predictive_entropy,
 )
+from varlora.metrics.venn_abers import VennAbers, fit_venn_abers
 from varlora.metrics.voting import AnswerRows, majority
 
 __all__ = [
@@ -72,9 +79,13 @@ __all__ = [
     "WORTHWHILE",
     "AccuracyThreshold",
     "AnswerRows",
+    "Band",
     "CannotGuaranteeError",
     "ClassRows",
     "CompletionRows",
+    "ConformalTestMartingale",
+    "CostOfRule",
+    "Costs",
     "CoverageThreshold",
     "Interval",
     "Metric",
@@ -82,14 +93,19 @@ __all__ = [
     "ScopeRows",
     "SetThreshold",
     "TemperatureFit",
+    "VennAbers",
     "accuracy",
     "accuracy_at_coverage",
     "answered_metrics",
     "aurc",
     "auroc",
+    "bands_at",
+    "bands_for_accuracies",
     "bootstrap",
     "brier",
+    "check_exchangeability",
     "check_metrics",
+    "choose_recalibration",
     "classwise_calibration_error",
     "clopper_pearson",
     "compare",
@@ -97,6 +113,7 @@ __all__ = [
     "conformal_rank",
     "conformal_scores",
     "conformal_threshold",
+    "cost_of_rules",
     "cross_fitted",
     "entropy",
     "equal_mass_calibration_error",
@@ -108,7 +125,9 @@ __all__ = [
     "expected_entropy",
     "fewest_rows",
     "fit_temperature",
+    "fit_venn_abers",
     "fpr95",
+    "in_bands",
     "independent",
     "is_free",
     "largest_free",

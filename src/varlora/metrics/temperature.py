@@ -84,13 +84,16 @@ class TemperatureFit:
         return f"T = {self.value:.4g} from {counted(self.rows, 'row')} ({why})"
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True, of: str = "") -> TemperatureFit:
+def fit_temperature(
+    logits: Tensor, labels: Tensor, *, candidates: float = 1.0, warn: bool = True, of: str = ""
+) -> TemperatureFit:
     """T for predictions, and what decided it: 1 unless the rows say more than noise does, and then shrunk towards 1.
 
     Args:
         logits: (N, C) or, for S draws, (N, S, C), up to a constant per row and draw (log-probabilities will do); -inf
             for choices that do not exist.
         labels: (N,) class indices.
+        candidates: M, of how many sets of rows, each with a T of its own, these are one.
         warn: whether to warn where only the prior holds T.
         of: what the warning is to name: whose predictions they are.
 
@@ -106,7 +109,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, warn: bool = True, of: st
         (6, 1.62, 2.89, 1.0)
     """
     likeliest = likeliest_temperature(logits, labels, warn=False)
-    distance, needed = _score(*_checked(logits, labels)), standard_errors_for(len(labels))
+    distance, needed = _score(*_checked(logits, labels)), standard_errors_for(len(labels), candidates)
     value = likeliest_temperature(logits, labels, prior_sd=PRIOR_SD, warn=False) if distance > needed else 1.0
     if warn and value != 1.0 and likeliest in BOUNDS:
         logger.warning(

@@ -1,20 +1,18 @@
-"""What to do with a prediction: answer it or not, and with which set of answers. Chosen once, kept in `decision.json`.
+"""What to do with a prediction: answer it or not, which set, which band. Chosen once, kept in `decision.json`.
 
-`choose_decision` chooses on labelled rows (`varlora.runs.calibration`) what is asked for (`Wanted`). The decision says
-from how many rows it is and with which guarantee, and refuses predictions that were made otherwise than those rows':
-at the mean, with another number of draws, or by a posterior that has changed since.
+`varlora.runs.choose_decision` chooses it on labelled rows (`varlora.runs.calibration`). The decision says from how many
+rows it is and with which guarantee, and refuses predictions that were made otherwise than those rows': at the mean,
+with another number of draws, or by a posterior that has changed since.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,26 +20,39 @@ from torch import Tensor
 from varlora.io.files import json_text, read_json
 from varlora.io.folders import atomic_file
 from varlora.metrics import (
-    AccuracyThreshold,
-    CoverageThreshold,
     SetThreshold,
     answered_metrics,
     confidence_and_correct,
-    fewest_rows,
     prediction_sets,
     set_metrics,
     sureness,
-    threshold_for_accuracy,
-    threshold_for_coverage,
-    threshold_for_sets,
 )
-from varlora.metrics.by_group import fit_by_group
-from varlora.metrics.conformal import SetScore
+from varlora.metrics.bands import Band, in_bands
+from varlora.metrics.costs import CostOfRule, Costs
+from varlora.metrics.exchangeability import (
+    ALPHA,
+    ConformalTestMartingale,
+    ExchangeabilityCheck,
+    check_exchangeability,
+)
+from varlora.metrics.recalibration import Recalibration, Temperatures, recalibrated
 from varlora.metrics.selective import Sureness
-from varlora.metrics.selective_accuracy import DELTA, fewest_answers
+from varlora.metrics.selective_accuracy import DELTA
+from varlora.metrics.uncertainty import mean_log_probs
+from varlora.metrics.venn_abers import VennAbers
 from varlora.posterior.manifest import MANIFEST, library_version, read_manifest, sha256, to_json
 from varlora.prediction.prediction import Prediction
-from varlora.runs.calibration import Calibration, ChosenOn
+from varlora.runs.calibration import ChosenOn
+from varlora.runs.decision_file import (
+    DecisionFile,
+    Threshold,
+    band_from,
+    costs_from,
+    recalibration_from,
+    sets_from,
+    threshold_from,
+    threshold_to_dict,
+)
 
 FILE = "decision.json"
 FORMAT_VERSION = 1
@@ -49,40 +60,31 @@ Groups = Sequence[str | None]
 """One name a row; None where a row's group is not known."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is asked for.
-
-    Attributes:
-        coverage: the share of rows to answer.
-        accuracy: the accuracy of the answers; one of the two at most.
-        delta: the chance that the guarantee of the accuracy may fail.
-        by: what tells how sure an answer is.
-        sets: the probability that a set holds the right answer.
-        set_score: by which score the sets are made.
-    """
-
-    coverage: Fraction | None = None
-    accuracy: Fraction | None = None
-    delta: float = DELTA
-    by: Sureness = "confidence"
-    sets: Fraction | None = None
-    set_score: SetScore = "lac"
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decided:
     """What is decided of N predicted rows.
 
     Attributes:
+        probs: (N, C), the probabilities that it is decided by, averaged over the draws; recalibrated where the
+            decision says so, else those of the prediction.
         answered: (N,) bool, which rows are answered; None where every row is, since no rule was set.
         reasons: why a row is not answered; None where it is.
         sets: (N, C) bool, which classes are in a row's set; None where no sets were asked for.
+        cheapest: (N,) the class whose answer has the least expected cost, which need not be the likeliest; None where
+            nothing is said of costs.
+        expected_costs: (N,) of that answer.
+        bands: the name of each row's band of confidence; None where there are none.
+        intervals: (N, C, 2), p0 and p1 of each class by Venn–Abers, between which its probability is; None otherwise.
     """
 
+    probs: Tensor
     answered: Tensor | None
     reasons: tuple[str | None, ...]
     sets: Tensor | None
+    cheapest: Tensor | None = None
+    expected_costs: Tensor | None = None
+    bands: tuple[str, ...] | None = None
+    intervals: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +128,21 @@ class Decision:
         by: what tells how sure an answer is.
         threshold: of the rows that are answered; None if that was not asked for.
         sets: of the classes in a set; None if that was not asked for.
+        costs: of answers and of abstaining; None if nothing was said of them.
+        cost_of_rules: what that cost on the rows, beside simpler rules.
+        bands: of confidence, the surest first; empty if none were asked for.
+        delta: of what is guaranteed of the bands, the chance that it fails.
+        recalibration: of the probabilities that all of this goes by; None: as they are.
+        recalibration_said: what was tried, and what was taken, in words; empty if nothing was.
+        reference: how sure the model was of the rows, before any recalibration, for `check_exchangeability`; rising.
         group_column: the column of the rows that names their group; None: all rows are one.
         group_rows: how many of the rows each group had.
         group_thresholds, group_sets: of the groups that have their own; rows of others go by the common ones above.
 
     Example:
+        >>> from fractions import Fraction
+        >>> from varlora.runs.calibration import Calibration
+        >>> from varlora.runs.choose_decision import Wanted, choose_decision
         >>> probs = torch.linspace(0.5, 0.99, 50, dtype=torch.float64)
         >>> rows = Prediction(log_probs=torch.stack([probs, 1 - probs], -1).log()[:, None],
         ...                   labels=torch.zeros(50, dtype=torch.int64))
@@ -144,11 +156,18 @@ class Decision:
     chosen_on: ChosenOn
     predicted_as: PredictedAs
     by: Sureness = "confidence"
-    threshold: CoverageThreshold | AccuracyThreshold | None = None
+    threshold: Threshold | None = None
     sets: SetThreshold | None = None
+    costs: Costs | None = None
+    cost_of_rules: tuple[CostOfRule, ...] = ()
+    bands: tuple[Band, ...] = ()
+    delta: float = DELTA
+    recalibration: Recalibration | None = None
+    recalibration_said: str = ""
+    reference: tuple[float, ...] = ()
     group_column: str | None = None
     group_rows: Mapping[str, int] = field(default_factory=dict)
-    group_thresholds: Mapping[str, CoverageThreshold | AccuracyThreshold] = field(default_factory=dict)
+    group_thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     group_sets: Mapping[str, SetThreshold] = field(default_factory=dict)
 
     def decide(self, prediction: Prediction, groups: Groups | None = None) -> Decided:
@@ -163,26 +182,22 @@ class Decision:
             ValueError: the prediction was made otherwise, or groups are missing or not of these rows.
         """
         self.check(prediction)
-        rows = len(prediction.labels)
-        named = self._groups(rows, groups)
-        answered: Tensor | None = None
-        reasons: list[str | None] = [None] * rows
-        if self.threshold is not None:
-            sure = sureness(prediction.log_probs, self.by)
-            own = [self.group_thresholds.get(name or "", self.threshold).value for name in named]
-            needed = torch.tensor(own, dtype=torch.float64)
-            answered = sure >= needed
-            reasons = [
-                None if kept else _reason(self.by, value, least)
-                for kept, value, least in zip(answered.tolist(), sure.tolist(), own, strict=True)
-            ]
-        sets = None
-        if self.sets is not None:
-            sets = prediction_sets(prediction.log_probs, self.sets)
-            for name, threshold in self.group_sets.items():
-                if bool((at := torch.tensor([one == name for one in named], dtype=torch.bool)).any()):
-                    sets[at] = prediction_sets(prediction.log_probs[at], threshold)
-        return Decided(answered=answered, reasons=tuple(reasons), sets=sets)
+        named = self._groups(len(prediction.labels), groups)
+        log_probs = recalibrated(self.recalibration, prediction.log_probs, named)
+        probs = mean_log_probs(log_probs).exp()
+        answered, reasons = self._answered(log_probs, probs, named)
+        by_cost = self.costs.cheapest(probs) if self.costs is not None else (None, None)
+        drawn_from = self.recalibration
+        return Decided(
+            probs=probs,
+            answered=answered,
+            reasons=reasons,
+            sets=self._sets(log_probs, named),
+            cheapest=by_cost[0],
+            expected_costs=by_cost[1],
+            bands=tuple(in_bands(sureness(log_probs, self.by), self.bands)) if self.bands else None,
+            intervals=drawn_from.intervals(prediction.probs) if isinstance(drawn_from, VennAbers) else None,
+        )
 
     def measure(self, prediction: Prediction, groups: Groups | None = None) -> dict[str, dict[str, float]]:
         """What comes of it: `answered` and `sets`, of the labelled rows where there are some, else of all.
@@ -200,11 +215,40 @@ class Decision:
         labels = prediction.labels[rows] if labelled else None
         metrics = {}
         if decided.answered is not None:
-            correct = confidence_and_correct(prediction.probs[rows], labels)[1] if labels is not None else None
+            correct = None
+            if labels is not None and decided.cheapest is not None:
+                correct = decided.cheapest[rows] == labels
+            elif labels is not None:
+                correct = confidence_and_correct(decided.probs[rows], labels)[1]
             metrics["answered"] = answered_metrics(decided.answered[rows], correct)
         if decided.sets is not None:
             metrics["sets"] = set_metrics(decided.sets[rows], labels)
         return metrics
+
+    def check_exchangeability(
+        self, prediction: Prediction, *, alpha: float = ALPHA, seed: int = 0
+    ) -> ExchangeabilityCheck:
+        """Whether predicted rows look as if they were drawn as the rows that this was chosen on.
+
+        Args:
+            prediction: of the rows, in their order, made as `predicted_as` says.
+            alpha: the chance of a false alarm.
+            seed: breaks ties.
+
+        Raises:
+            ValueError: the prediction was made otherwise.
+        """
+        self.check(prediction)
+        return check_exchangeability(self.reference, sureness(prediction.log_probs), alpha=alpha, seed=seed)
+
+    def martingale(self, *, alpha: float = ALPHA, seed: int = 0) -> ConformalTestMartingale:
+        """The same for rows that come one by one, of which it takes the confidence (before any recalibration).
+
+        Args:
+            alpha: the chance of a false alarm, however many rows come.
+            seed: breaks ties.
+        """
+        return ConformalTestMartingale(self.reference, alpha=alpha, seed=seed)
 
     def check(self, prediction: Prediction) -> None:
         """Whether a prediction is one that this decision is for.
@@ -258,7 +302,7 @@ class Decision:
         if not file.is_file():
             return None
         instead = "Choose it anew (`varlora decide`), or remove the file."
-        content = read_json(file, _File, instead=instead)
+        content = read_json(file, DecisionFile, instead=instead)
         if content["format_version"] != FORMAT_VERSION:
             raise ValueError(
                 f"{file} has format version {content['format_version']}; this varlora reads {FORMAT_VERSION}. {instead}"
@@ -273,10 +317,13 @@ class Decision:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: every field; an infinite threshold is null."""
         held = dataclasses.asdict(self)
+        if self.recalibration is not None:
+            kind = "temperatures" if isinstance(self.recalibration, Temperatures) else "venn_abers"
+            held["recalibration"] = {kind: held["recalibration"]}
         for name in ("threshold", "sets"):
-            held[name] = None if getattr(self, name) is None else _as_json(getattr(self, name))
+            held[name] = None if getattr(self, name) is None else threshold_to_dict(getattr(self, name))
         for name in ("group_thresholds", "group_sets"):
-            held[name] = {group: _as_json(value) for group, value in getattr(self, name).items()}
+            held[name] = {group: threshold_to_dict(value) for group, value in getattr(self, name).items()}
         return held
 
     @classmethod
@@ -293,15 +340,52 @@ class Decision:
                 chosen_on=ChosenOn(**{**used, "also_used_for": tuple(used["also_used_for"])}),
                 predicted_as=PredictedAs(**{**predicted, "classes": tuple(predicted["classes"])}),
                 by=values["by"],
-                threshold=None if values["threshold"] is None else _threshold(values["threshold"]),
-                sets=None if values["sets"] is None else _sets(values["sets"]),
+                threshold=None if values["threshold"] is None else threshold_from(values["threshold"]),
+                sets=None if values["sets"] is None else sets_from(values["sets"]),
+                costs=None if values["costs"] is None else costs_from(values["costs"]),
+                cost_of_rules=tuple(CostOfRule(**rule) for rule in values["cost_of_rules"]),
+                bands=tuple(band_from(band, last=band is values["bands"][-1]) for band in values["bands"]),
+                delta=values["delta"],
+                recalibration=None if values["recalibration"] is None else recalibration_from(values["recalibration"]),
+                recalibration_said=values["recalibration_said"],
+                reference=tuple(values["reference"]),
                 group_column=values["group_column"],
                 group_rows=values["group_rows"],
-                group_thresholds={name: _threshold(one) for name, one in values["group_thresholds"].items()},
-                group_sets={name: _sets(one) for name, one in values["group_sets"].items()},
+                group_thresholds={name: threshold_from(one) for name, one in values["group_thresholds"].items()},
+                group_sets={name: sets_from(one) for name, one in values["group_sets"].items()},
             )
         except (TypeError, KeyError) as error:
             raise ValueError(f"{FILE} is not a decision: {error}. Choose it anew (`varlora decide`).") from error
+
+    def _answered(
+        self, log_probs: Tensor, probs: Tensor, groups: Groups
+    ) -> tuple[Tensor | None, tuple[str | None, ...]]:
+        """Which rows are answered, and why the others are not."""
+        rows = len(probs)
+        if self.costs is not None:
+            kept = self.costs.answered(probs)
+            pairs = zip(self.costs.cheapest(probs)[1].tolist(), self.costs.abstaining(probs).tolist(), strict=True)
+            dear = [f"an answer is expected to cost {one:.4g}, abstaining {other:.4g}" for one, other in pairs]
+            return kept, tuple(None if of else why for of, why in zip(kept.tolist(), dear, strict=True))
+        if self.threshold is None:
+            return None, (None,) * rows
+        sure = sureness(log_probs, self.by)
+        least = [self.group_thresholds.get(name or "", self.threshold).value for name in groups]
+        kept = sure >= torch.tensor(least, dtype=torch.float64)
+        return kept, tuple(
+            None if of else _reason(self.by, value, needed)
+            for of, value, needed in zip(kept.tolist(), sure.tolist(), least, strict=True)
+        )
+
+    def _sets(self, log_probs: Tensor, groups: Groups) -> Tensor | None:
+        """Which classes are in each row's set."""
+        if self.sets is None:
+            return None
+        sets = prediction_sets(log_probs, self.sets)
+        for name, threshold in self.group_sets.items():
+            if bool((at := torch.tensor([one == name for one in groups], dtype=torch.bool)).any()):
+                sets[at] = prediction_sets(log_probs[at], threshold)
+        return sets
 
     def _groups(self, rows: int, groups: Groups | None) -> Groups:
         if self.group_column is None:
@@ -314,103 +398,6 @@ class Decision:
         if len(groups) != rows:
             raise ValueError(f"there are {len(groups)} groups for {rows} rows.")
         return groups
-
-
-def choose_decision(
-    wanted: Wanted, calibration: Calibration, *, group_column: str | None = None, groups: Groups | None = None
-) -> Decision:
-    """The decision that does what is asked for.
-
-    Args:
-        wanted: what is asked for.
-        calibration: labelled rows that are not reported.
-        group_column: what the rows' groups are called, where thresholds are to be chosen by group.
-        groups: the rows' groups, then.
-
-    Raises:
-        ValueError: the rows do not suffice for the accuracy (`CannotGuaranteeError`), or an option does not fit.
-    """
-    prediction = calibration.prediction
-    if (group_column is None) != (groups is None):
-        raise ValueError("give group_column and groups, or neither.")
-    named: Groups = groups if groups is not None else [None] * len(prediction.labels)
-    if len(named) != len(prediction.labels):
-        raise ValueError(f"there are {len(named)} groups for {len(prediction.labels)} rows.")
-    every = torch.ones(len(prediction.labels), dtype=torch.bool)
-    threshold, by_group, fewest = None, {}, None
-    if wanted.coverage is not None and wanted.accuracy is not None:
-        raise ValueError("give a coverage or an accuracy, not both: one threshold cannot be chosen for either.")
-    if wanted.coverage is not None or wanted.accuracy is not None:
-        sure = sureness(prediction.log_probs, wanted.by)
-        _, correct = confidence_and_correct(prediction.probs, prediction.labels)
-
-        def fit_threshold(rows: Tensor) -> CoverageThreshold | AccuracyThreshold:
-            if wanted.coverage is not None:
-                return threshold_for_coverage(sure[rows], wanted.coverage)
-            assert wanted.accuracy is not None
-            return threshold_for_accuracy(sure[rows], correct[rows], wanted.accuracy, delta=wanted.delta)
-
-        threshold = fit_threshold(every)
-        if wanted.coverage is not None:
-            fewest = fewest_rows(1 - wanted.coverage)
-        else:
-            assert wanted.accuracy is not None
-            fewest = fewest_answers(float(wanted.accuracy), wanted.delta)
-        by_group = fit_by_group(fit_threshold, named, fewest=fewest)
-    sets, sets_by_group = None, {}
-    if (probability := wanted.sets) is not None:
-
-        def fit_sets(rows: Tensor) -> SetThreshold:
-            return threshold_for_sets(
-                prediction.log_probs[rows], prediction.labels[rows], probability, score=wanted.set_score
-            )
-
-        sets = fit_sets(every)
-        sets_by_group = fit_by_group(fit_sets, named, fewest=fewest_rows(1 - probability))
-    return Decision(
-        chosen_on=calibration.chosen_on,
-        predicted_as=PredictedAs.of(prediction),
-        by=wanted.by,
-        threshold=threshold,
-        sets=sets,
-        group_column=group_column,
-        group_rows={name: named.count(name) for name in sorted({name for name in named if name is not None})},
-        group_thresholds=by_group,
-        group_sets=sets_by_group,
-    )
-
-
-class _File(TypedDict):
-    """What `decision.json` must hold."""
-
-    format_version: int
-    posterior: str | None
-    chosen_on: dict[str, Any]
-    predicted_as: dict[str, Any]
-    by: Literal["confidence", "entropy", "mutual_information"]
-    threshold: dict[str, Any] | None
-    sets: dict[str, Any] | None
-    group_column: str | None
-    group_rows: dict[str, int]
-    group_thresholds: dict[str, dict[str, Any]]
-    group_sets: dict[str, dict[str, Any]]
-
-
-def _as_json(threshold: CoverageThreshold | AccuracyThreshold | SetThreshold) -> dict[str, Any]:
-    held = dataclasses.asdict(threshold)
-    return {**held, "value": held["value"] if math.isfinite(held["value"]) else None}
-
-
-def _threshold(held: Mapping[str, Any]) -> CoverageThreshold | AccuracyThreshold:
-    kind: Any = CoverageThreshold if "coverage" in held else AccuracyThreshold
-    threshold: CoverageThreshold | AccuracyThreshold = kind(
-        **{**held, "value": -math.inf if held["value"] is None else held["value"]}
-    )
-    return threshold
-
-
-def _sets(held: Mapping[str, Any]) -> SetThreshold:
-    return SetThreshold(**{**held, "value": math.inf if held["value"] is None else held["value"]})
 
 
 def _digest(folder: Path) -> str | None:

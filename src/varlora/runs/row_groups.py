@@ -13,7 +13,7 @@ from varlora.tasks.rows import Records
 
 
 def groups_in(rows: Sequence[Mapping[str, Any]], column: str, *, where: str) -> tuple[str | None, ...]:
-    """The group of each record; None where it has none.
+    """The group of each record; None where it has none, or an empty text.
 
     Args:
         rows: the records.
@@ -34,7 +34,7 @@ def groups_in(rows: Sequence[Mapping[str, Any]], column: str, *, where: str) -> 
     for value in values:
         if not isinstance(value, (str, int, type(None))):
             raise ValueError(f"{where}: the column {column!r} holds {value!r}; a group is text or a whole number.")
-    return tuple(None if value is None else str(value) for value in values)
+    return tuple(None if value is None or value == "" else str(value) for value in values)
 
 
 def groups_of(ids: Sequence[str], records: Records, split: str, column: str) -> tuple[str | None, ...]:
