@@ -44,14 +44,15 @@ from .prediction.prediction_setup import choose_config as choose_config
 from .prediction.prediction_setup import remove_tuning as remove_tuning
 from .predictor.answer import Answer as Answer
 from .predictor.answer import TextAnswer as TextAnswer
+from .predictor.client import Backend as Backend
 from .predictor.predictor import Predictor as Predictor
 from .readout.readout import AnswerTokens as AnswerTokens
 from .readout.readout import ChoiceTexts as ChoiceTexts
 from .readout.readout import ClassHead as ClassHead
 from .registry.option_fields import option as option
 from .runs.config import RunConfig as RunConfig
-from .runs.export import Export as Export
 from .runs.export import export_adapters as export_adapters
+from .runs.export_folder import Export as Export
 from .runs.run import run as run
 from .tasks import Collator as Collator
 from .tasks import answer_tokens as answer_tokens

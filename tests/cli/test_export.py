@@ -47,3 +47,16 @@ def test_where_the_base_model_is_and_what_an_adapter_is_called(call: Call, run_f
     assert call(*words, "--overwrite").code == 0
     own = call("export", run_folder, "--samples", 0, "--output_dir", run_folder, "--overwrite")
     assert (own.code, "which is read from" in own.err) == (1, True)
+
+
+def test_merged(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "merged"
+
+    done = call("export", run_folder, "--merged", "--output_dir", target)
+
+    assert (done.code, done.err) == (0, "")
+    assert "The mean, merged into" in done.out
+    assert {"config.json", "model.safetensors", "tokenizer.json", "export.json"} <= {p.name for p in target.iterdir()}
+    assert "ollama create" in (target / "README.md").read_text()
+    both = call("export", run_folder, "--merged", "--samples", 3, "--output_dir", tmp_path / "no")
+    assert (both.code, "--samples is about adapters" in both.err) == (1, True)

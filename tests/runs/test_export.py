@@ -16,7 +16,7 @@ from varlora.posterior import Posterior, PosteriorMeta, PredictionConfig
 from varlora.posterior.folder import MANIFEST as POSTERIOR
 from varlora.prediction.prediction_setup import remove_tuning
 from varlora.readout.readout import readout_from_dict
-from varlora.runs.export import MANIFEST
+from varlora.runs.export_folder import EXPORT
 from varlora.runs.folder import read_run
 from varlora.runs.setting import Setting, reload_setting
 
@@ -92,7 +92,7 @@ def test_names_follow_the_weights(q: Posterior, trained: Path, tmp_path: Path) -
     assert all(name.startswith(f"arc-draw0{i}-") for i, name in enumerate(names))
     assert Export.load(tmp_path / "arc") == first
     written = {path.name for path in (tmp_path / "arc").iterdir()}
-    assert written >= {*names, MANIFEST, "README.md", "config.yaml", "run.json", "tokenizer.json"}
+    assert written >= {*names, EXPORT, "README.md", "config.yaml", "run.json", "tokenizer.json"}
     assert POSTERIOR not in written
     page = (tmp_path / "arc" / "README.md").read_text()
     assert "--max-loras 2 --max-cpu-loras 2 --max-lora-rank 8" in page
@@ -113,8 +113,8 @@ def test_an_export_is_replaced_and_nothing_else(q: Posterior, tmp_path: Path) ->
         export_adapters(q, target, samples=3)
     assert len(export_adapters(q, target, samples=3, overwrite=True).adapters) == 3
     assert sum(path.is_dir() for path in target.iterdir()) == 3
-    (target / MANIFEST).unlink()
-    with pytest.raises(ValueError, match=f"holds no {MANIFEST}"):
+    (target / EXPORT).unlink()
+    with pytest.raises(ValueError, match=f"holds no {EXPORT}"):
         export_adapters(q, target, overwrite=True)
     with pytest.raises(ValueError, match="is no export"):
         Export.load(target)
@@ -156,7 +156,7 @@ def test_a_manifest_that_is_another_is_refused(
     q: Posterior, tmp_path: Path, change: dict[str, object], told: str
 ) -> None:
     export_adapters(q, tmp_path / "out", samples=1)
-    file = tmp_path / "out" / MANIFEST
+    file = tmp_path / "out" / EXPORT
     values = {**json.loads(file.read_text()), **change}
     file.write_text(json.dumps({key: value for key, value in values.items() if value is not None or key != "rank"}))
     with pytest.raises(ValueError, match=told):

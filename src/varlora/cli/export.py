@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,14 +11,21 @@ from rich.markup import escape
 from varlora.cli.console import out
 from varlora.cli.operation import check_output, read_posterior
 from varlora.prediction.prediction_setup import choose_default_config, remove_tuning
-from varlora.runs.export import MANIFEST, export_adapters
-from varlora.runs.folder import is_run, read_config
+from varlora.runs.export import export_adapters
+from varlora.runs.export_folder import EXPORT
+from varlora.runs.folder import is_run, read_config, read_run
+from varlora.runs.merged import export_merged
 
 
 def execute(arguments: Namespace) -> None:
     """Exports."""
+    check_output(arguments.output_dir, [arguments.source], overwrite=arguments.overwrite, marker=EXPORT)
+    if arguments.merged:
+        _merge(arguments)
+        return
+    if arguments.quantization is not None:
+        raise ValueError("--quantization has no effect without --merged; leave it out.")
     source = Path(arguments.source)
-    check_output(arguments.output_dir, [arguments.source], overwrite=arguments.overwrite, marker=MANIFEST)
     q = read_posterior(arguments.source)
     q = remove_tuning(q) if arguments.untuned else q
     config = read_config(source) if is_run(source) else None
@@ -38,15 +46,40 @@ def execute(arguments: Namespace) -> None:
     for adapter in export.adapters:
         out.print(f"{adapter.name}  [dim]{adapter.weight:.4g}[/dim]", highlight=False)
     number = "1 adapter" if len(export.adapters) == 1 else f"{len(export.adapters)} adapters"
-    out.print(
-        f"{number} of {escape(export.base_model)}, with their weights in the average; written to "
-        f"[bold]{escape(arguments.output_dir)}[/bold], whose README.md has the commands that serve them.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say(f"{number} of {escape(export.base_model)}, with their weights in the average", arguments.output_dir)
     if export.not_plain:
         out.print(
             f"vLLM and SGLang do not load them: they have {escape(', '.join(export.not_plain))}.",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _merge(arguments: Namespace) -> None:
+    """One model."""
+    if given := [name for name in ("samples", "seed", "name") if getattr(arguments, name) is not None]:
+        raise ValueError(f"--{given[0]} is about adapters, and --merged writes one model of the mean; leave one out.")
+    run = read_run(arguments.source)
+    changes = {
+        name: value
+        for name in ("quantization", "model_name_or_path")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if "model_name_or_path" in changes:
+        changes["gguf_file"] = None
+    export = export_merged(
+        run,
+        arguments.output_dir,
+        config=dataclasses.replace(run.config, **changes),
+        untuned=arguments.untuned,
+        overwrite=arguments.overwrite,
+    )
+    _say(f"The mean, merged into {escape(export.base_model)}", arguments.output_dir)
+
+
+def _say(what: str, output_dir: str) -> None:
+    out.print(
+        f"{what}; written to [bold]{escape(output_dir)}[/bold], whose README.md has the commands that serve it.",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -25,11 +25,14 @@ from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, choose_default_config, remove_tuning
 from varlora.predictor.answer import Answer, TextAnswer, answers_of, text_answers_of
 from varlora.predictor.asked import Asked, chunks, is_one_row, listed, records_of
+from varlora.predictor.client import Backend
 from varlora.runs.data import load_new_rows
+from varlora.runs.export_folder import is_export, read_export
 from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.generation import encode_split_prompts, generate_encoded
 from varlora.runs.run import predict_encoded
-from varlora.runs.setting import FinishedModel, Setting, reload_model
+from varlora.runs.setting import FinishedModel, reload_model
+from varlora.tasks import Task
 from varlora.tasks.prompts import YES_NO
 from varlora.tasks.rows import Records
 from varlora.tasks.unread import unread_in_words
@@ -65,7 +68,7 @@ class Predictor:
     def __init__(self, *, run: RunFolder, loaded: FinishedModel, config: PredictionConfig) -> None:
         self.run = run
         self.config = config
-        self._loaded = loaded
+        self._loaded, self._settings = loaded, loaded.config
         self._lock = threading.RLock()
         self._told: set[str] = set()
         self._chat = _chat_tokenizer(run)
@@ -97,11 +100,12 @@ class Predictor:
         gguf_file: str | None = None,
         truncation: str | None = None,
         max_new_tokens: int | None = None,
-    ) -> Self:
+        backend: str | Backend | None = None,
+    ) -> Predictor:
         """Loads what a folder holds.
 
         Args:
-            folder: A run's folder.
+            folder: A run's folder, or an export's.
             samples: S, the number of draws; 0 is the mean. None: what `varlora tune` chose; else the run's own number
                 where validation rows have shown that draws help, and the mean where they have not.
             mode: "mean", "samples" or "linearised"; None goes by `samples`.
@@ -113,12 +117,36 @@ class Predictor:
             gguf_file: Name of the GGUF file there, if it is one.
             truncation: What to do with rows that are too long: "error", "left", "right"; None: as in training.
             max_new_tokens: Most tokens of a text that is written; None: the run's own.
+            backend: URL of an OpenAI-compatible server that serves an export's adapters ("http://localhost:8000/v1"),
+                or more about it: no model is loaded, and their answers are averaged here.
 
         Raises:
             ValueError: The folder holds no run, something in it is damaged or its base model is not there, or the
                 options do not go together; the message says which, and what to do.
         """
-        run = read_run(Path(folder))
+        if backend is not None:
+            return _connect(
+                folder,
+                backend,
+                batch_size=batch_size,
+                truncation=truncation,
+                max_new_tokens=max_new_tokens,
+                here={
+                    "samples": samples,
+                    "mode": mode,
+                    "untuned": untuned or None,
+                    "device": device,
+                    "dtype": dtype,
+                    "base_model": base_model,
+                    "gguf_file": gguf_file,
+                },
+            )
+        adapter = Path(folder)
+        if is_export(folder):
+            run, export = read_export(folder)
+            adapter /= export.adapters[0].name
+        else:
+            run = read_run(adapter)
         q = remove_tuning(run.posterior) if untuned else run.posterior
         given: dict[str, Any] = {
             "model_name_or_path": base_model,
@@ -132,7 +160,7 @@ class Predictor:
             changes["gguf_file"] = gguf_file  # another place says anew whether it is a file there
         config = dataclasses.replace(run.config, **changes)
         way = choose_default_config(q, samples, config.samples, mode=mode, tell=False)
-        loaded = reload_model(config, run.path, q.meta, device=device)
+        loaded = reload_model(config, adapter, q.meta, device=device)
         return cls(run=dataclasses.replace(run, posterior=q), loaded=loaded, config=way)
 
     @property
@@ -263,13 +291,13 @@ class Predictor:
 
     def _stream(self, rows: Iterable[Any]) -> Iterator[Answer] | Iterator[TextAnswer]:
         first = 0
-        for chunk in chunks(rows, BATCHES_A_CHUNK * self._loaded.config.per_device_eval_batch_size):
+        for chunk in chunks(rows, BATCHES_A_CHUNK * self._settings.per_device_eval_batch_size):
             yield from self.answers(records_of(chunk, self._field, first=first))
             first += len(chunk)
 
     def _predict(self, records: Records) -> Prediction:
         with self._lock:
-            setting = self._setting(records)
+            setting = self._loaded.setting(self._task(records))
             encoded = setting.encoded(SPLIT)
             found = predict_encoded(setting, self._q, encoded, self.config.canonical.mode, self._samples)
         assert isinstance(found, Prediction)
@@ -277,15 +305,15 @@ class Predictor:
 
     def _generate(self, records: Records) -> Generations:
         with self._lock:
-            setting = self._setting(records)
+            setting = self._loaded.setting(self._task(records))
             return generate_encoded(setting, self._q, encode_split_prompts(setting, SPLIT), self._samples)
 
-    def _setting(self, records: Records) -> Setting:
-        """The model and the rows."""
+    def _task(self, records: Records) -> Task:
+        """The rows, worded as in training."""
         task = load_new_rows(
             records,
             self.run,
-            self._loaded.config,
+            self._settings,
             split=SPLIT,
             labelled=records.labelled,
             tokenizer=self._chat,
@@ -294,7 +322,21 @@ class Predictor:
         if new := [column for columns in task.not_read.values() for column in columns if column not in self._told]:
             self._told.update(new)
             logger.warning("%s: %s", records.where, unread_in_words({SPLIT: new}, [SPLIT]))
-        return self._loaded.setting(task)
+        return task
+
+
+def _connect(
+    folder: str | os.PathLike[str], backend: str | Backend, *, here: Mapping[str, Any], **options: Any
+) -> Predictor:
+    """A predictor whose model is a server's; options of a model that is loaded here are refused."""
+    from varlora.predictor.remote import RemotePredictor  # which is a Predictor
+
+    if given := [name for name, value in here.items() if value is not None]:
+        raise ValueError(
+            f"{', '.join(given)} decide how a model is loaded here, and backend says that a server has loaded it; "
+            "leave one of them out."
+        )
+    return RemotePredictor.connect(Path(folder), backend, **options)
 
 
 def _chat_tokenizer(run: RunFolder) -> PreTrainedTokenizerBase | None:

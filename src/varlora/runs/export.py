@@ -1,13 +1,4 @@
-"""A posterior as plain PEFT adapters, for servers that know of no posterior, and the manifest that describes them.
-
-NAME-draw00-HASH/          adapter_config.json, adapter_model.safetensors: one draw of the weights
-export.json                names, weights in the average, readout, temperature of the logits, base model
-README.md                  the commands that serve them
-config.yaml, run.json, decision.json, the tokenizer      as the run has them, so that rows are read as in training
-
-An adapter's name ends in a hash of its content. Servers keep caches by name (vLLM those of prefixes), so that other
-weights under a known name could be answered for by those before.
-"""
+"""A posterior written as plain PEFT adapters, for servers that know of no posterior (`varlora.runs.export_folder`)."""
 
 from __future__ import annotations
 
@@ -16,105 +7,35 @@ import hashlib
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
-from typing_extensions import Self
 
-from varlora.io.files import json_text, read_json
+from varlora.io.files import json_text
 from varlora.io.folders import atomic_folder, check_target
 from varlora.posterior import Posterior
 from varlora.posterior.draws import weight_draws
 from varlora.posterior.folder import tensor_bytes
-from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN, library_version
+from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN
 from varlora.prediction.prediction_setup import SAMPLES, apply_config, choose_default_config, remove_tuning
+from varlora.runs.export_folder import EXPORT, Export, ExportedAdapter
 from varlora.runs.export_text import export_readme
 from varlora.runs.folder import CONFIG, FACTS, TOKENIZER_FILES, read_config
 
-MANIFEST = "export.json"
-FORMAT_VERSION = 1
 HASH_LENGTH = 10
-PROMPT_SETTINGS = ("prompt_style", "label_answers", "length_normalization", "max_length", "truncation")
+PROMPT_SETTINGS = (
+    "prompt_style",
+    "prompt_template",
+    "prompt_format",
+    "system_prompt",
+    "label_answers",
+    "length_normalization",
+    "max_length",
+    "truncation",
+)
 _COPIED = (CONFIG, FACTS, "decision.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportedAdapter:
-    """One adapter of an export.
-
-    Attributes:
-        name: of its folder, and under which a server is to know it.
-        sha256: of its two files together, whose first digits the name ends in.
-        weight: of its probabilities in the average.
-    """
-
-    name: str
-    sha256: str
-    weight: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """What an export folder holds, as export.json says it.
-
-    Attributes:
-        kind: "adapters", or "merged" where the mean was merged into the base model.
-        base_model: name or path of the base model.
-        base_revision: its revision, where known.
-        adapters: the adapters, in the order of the draws; empty where merged.
-        mode: "samples", or "mean" where the point alone was exported.
-        seed: of the draws; None where none was drawn.
-        rank: the largest rank of an adapted module.
-        logit_temperature: T, which divides the logits of the answers before the softmax over them.
-        readout: how an answer is read (`varlora.readout.readout`); None of completions, or where it is unknown.
-        prompt: the run's settings that word and cut a row; empty where they are unknown.
-        not_plain: what of the adapter vLLM and SGLang do not load, in words; empty for plain LoRA.
-        version: of varlora.
-        format_version: of the file.
-    """
-
-    kind: Literal["adapters", "merged"]
-    base_model: str
-    base_revision: str | None = None
-    adapters: tuple[ExportedAdapter, ...] = ()
-    mode: Literal["samples", "mean"]
-    seed: int | None = None
-    rank: int
-    logit_temperature: float
-    readout: Mapping[str, Any] | None = None
-    prompt: Mapping[str, Any] = field(default_factory=dict)
-    not_plain: tuple[str, ...] = ()
-    version: str = field(default_factory=lambda: library_version("varlora"))
-    format_version: int = FORMAT_VERSION
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Reads an export folder's manifest; the adapters are not opened, which may lie on another machine.
-
-        Raises:
-            ValueError: there is none, or it is damaged or of another format.
-        """
-        file = Path(folder) / MANIFEST
-        if not file.is_file():
-            raise ValueError(f"{folder} is no export, it has no {MANIFEST}. Give a folder that `varlora export` wrote.")
-        values = read_json(file, dict[str, Any])
-        if values.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"{file} is of format {values.get('format_version')!r}, and this varlora reads {FORMAT_VERSION}. "
-                f"Export anew, or read it with the varlora that wrote it ({values.get('version')})."
-            )
-        try:
-            values["adapters"] = tuple(ExportedAdapter(**adapter) for adapter in values["adapters"])
-            values["not_plain"] = tuple(values["not_plain"])
-            return cls(**values)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{file} is damaged ({error}). Export anew.") from error
-
-    def save(self, folder: Path) -> None:
-        """Writes export.json into an existing folder."""
-        (folder / MANIFEST).write_text(json_text(asdict(self)), encoding="utf-8")
 
 
 def export_adapters(
@@ -164,7 +85,7 @@ def export_adapters(
         >>> [(adapter.name[:11], adapter.weight) for adapter in made.adapters]
         [('arc-draw00-', 0.5), ('arc-draw01-', 0.5)]
     """
-    check_target(output_dir, overwrite=overwrite, marker=MANIFEST)
+    check_target(output_dir, overwrite=overwrite, marker=EXPORT)
     base = base_of(q, base_model)
     q = remove_tuning(q) if untuned else q
     how = choose_default_config(q, samples)
@@ -177,7 +98,7 @@ def export_adapters(
     mode: Literal["samples", "mean"] = "samples" if draws else "mean"
     adapter = {**(q.meta.adapter_config or {}), "base_model_name_or_path": base}
     stem = f"{_as_name(name or Path(output_dir).name)}-{'draw' if draws else 'mean'}"
-    with atomic_folder(output_dir, overwrite=overwrite, marker=MANIFEST) as folder:
+    with atomic_folder(output_dir, overwrite=overwrite, marker=EXPORT) as folder:
         written = [
             _write_adapter(folder, f"{stem}{number:02d}" if draws else stem, adapter, weights)
             for number, weights in enumerate(weight_draws(q, draws, seed=seed))

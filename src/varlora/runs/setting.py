@@ -329,7 +329,7 @@ def _base_model(config: RunConfig, family: Family, answers: tuple[str, ...]) -> 
         options |= {"num_labels": len(answers), "ignore_mismatched_sizes": True}
     if (quantized := quantization_config(config)) is not None:
         options["quantization_config"] = quantized
-    with _without_bars():
+    with without_bars():
         model, info = loader.from_pretrained(pretrained_of(config), **options)
     if quantized is not None:
         prepare: Any = prepare_model_for_kbit_training
@@ -347,7 +347,7 @@ def _base_model(config: RunConfig, family: Family, answers: tuple[str, ...]) -> 
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """transformers shows one bar per loaded model; ours are about the work."""
     shown = progress_bars.is_progress_bar_enabled()
     progress_bars.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from varlora.cli.parsing import CommandParser
 EXAMPLES = """
   varlora export runs/arc --samples 8 --output_dir exports/arc
   varlora export runs/arc --samples 0 --output_dir exports/arc-mean
+  varlora export runs/arc --merged --output_dir exports/arc-merged
 """
 
 
@@ -18,7 +19,8 @@ def parser() -> CommandParser:
         about=(
             "Write a posterior as plain PEFT adapters, one for each draw, which vLLM, SGLang or PEFT load without "
             "varlora: the draws that `varlora predict` averages, each named by a hash of its weights. README.md in the "
-            "folder has the commands that serve them, export.json what a client needs to average their answers."
+            "folder has the commands that serve them, export.json what a client needs to average their answers. With "
+            "--merged: a run's mean merged into the base model, one ordinary model folder."
         ),
         examples=EXAMPLES,
         usage="SOURCE --output_dir FOLDER [OPTIONS]",
@@ -35,6 +37,12 @@ def parser() -> CommandParser:
     made.option("seed", "Decides the draws; the run's own otherwise.", type=int)
     made.flag("untuned", "Draw from the posterior as training left it: leave aside what `varlora tune` chose.")
     made.option("name", "What the adapters' names begin with; the output folder's name otherwise.")
-    made.option("model_name_or_path", "Where the server finds the base model, if not where training did.")
+    made.flag("merged", "Write the mean, merged into the base model, and no adapter.")
+    made.option(
+        "quantization",
+        "With --merged: 'none' loads the base model of a quantized run in full precision.",
+        choices=["none"],
+    )
+    made.option("model_name_or_path", "Where the base model is, if not where it was in training.")
     made.flag("overwrite", "Replace an export in that folder.")
     return made

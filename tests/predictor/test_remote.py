@@ -1,0 +1,167 @@
+"""A predictor whose adapters a server holds says what the posterior says here, or why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import varlora.predictor.client
+from openai_server import Behaviour, serving
+from small_runs import finish_herds, herds, save_model
+from varlora import Backend, Export, Predictor, export_adapters
+from varlora.predictor.remote import RemotePredictor
+from varlora.runs.folder import read_run
+
+TEXTS = [row["text"] for row in herds(7, offset=40)]
+NOISY = {"hess_init": 1e-2, "ess": 1e4, "variance": "hessian", "max_steps": 12, "samples": 6}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose draws differ."""
+    folder = tmp_path_factory.mktemp("trained")
+    model = save_model(folder / "model", layers=1)
+    return finish_herds(folder, model, per_device_eval_batch_size=3, temperature_scaling=True, **NOISY)
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "herds"
+    run = read_run(trained)
+    export_adapters(run.posterior, folder, samples=3, seed=run.config.seed, source=trained)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def here(trained: Path) -> Predictor:
+    """The posterior itself."""
+    return Predictor.from_pretrained(trained, samples=3)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlora.predictor.client.time, "sleep", lambda seconds: None)
+
+
+def served(folder: Path, **behaviour: Any) -> tuple[Behaviour, AbstractContextManager[str]]:
+    export, how = Export.load(folder), Behaviour(**behaviour)
+    return how, serving(export.base_model, folder, [adapter.name for adapter in export.adapters], how)
+
+
+def answers(predictor: Predictor) -> np.ndarray:
+    return predictor.prediction(TEXTS).log_probs.numpy()
+
+
+def test_the_adapters_of_a_server_say_what_the_posterior_says(here: Predictor, exported: Path) -> None:
+    behaviour, server = served(exported)
+    with server as url:
+        there = Predictor.from_pretrained(exported, backend=Backend(url=url, concurrency=2))
+        assert isinstance(there, RemotePredictor)
+        np.testing.assert_allclose(answers(there), answers(here), atol=1e-5)
+        np.testing.assert_allclose(there.predict_proba(TEXTS), here.predict_proba(TEXTS), atol=1e-5)
+        assert [answer.label for answer in there(iter(TEXTS))] == [answer.label for answer in here(TEXTS)]
+    assert there.num_draws == 3
+    assert behaviour.at_once <= 2
+    assert {len(body["prompt"]) for body in behaviour.asked} == {3, 1}
+    prediction = here.prediction(TEXTS)
+    assert prediction.logit_temperature != 1
+    assert np.ptp(prediction.log_probs.exp().numpy(), axis=1).max() > 1e-3, "draws must differ"
+
+
+def test_an_export_answers_here_as_well(here: Predictor, exported: Path, tmp_path: Path) -> None:
+    np.testing.assert_allclose(answers(Predictor.from_pretrained(exported)), answers(here), atol=1e-6)
+    weights = next(exported.glob("*-draw01-*")) / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    try:
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(ValueError, match=r"draw01.* was changed after it was exported"):
+            Predictor.from_pretrained(exported)
+    finally:
+        weights.write_bytes(data)
+
+
+@pytest.mark.parametrize("behaviour", [{"knows_ids": False}, {"knows_ids": False, "refuses_ids": True}])
+def test_an_older_server_names_the_likeliest_tokens_by_text(
+    here: Predictor, exported: Path, behaviour: dict[str, Any]
+) -> None:
+    how, server = served(exported, **behaviour)
+    with server as url:
+        there = Predictor.from_pretrained(exported, backend=Backend(url=url, top_logprobs=1000))
+        np.testing.assert_allclose(answers(there), answers(here), atol=1e-5)
+        asked = len(how.asked)
+        answers(there)
+    assert not any("logprob_token_ids" in body for body in how.asked[asked:])
+
+
+def test_what_a_server_does_not_tell_is_an_error_and_not_zero(exported: Path) -> None:
+    _, server = served(exported, knows_ids=False)
+    with server as url:
+        there = Predictor.from_pretrained(exported, backend=Backend(url=url, top_logprobs=1))
+        with pytest.raises(ValueError, match=r"draw..-.*does not tell .*it is below -.*top_logprobs.*--max-logprobs"):
+            there(TEXTS)
+
+
+def test_a_server_that_is_busy_is_asked_again(here: Predictor, exported: Path) -> None:
+    how, server = served(exported, failures=4, key="secret")
+    with server as url:
+        backend = Backend(url=url, api_key="secret", retries=4)
+        assert "secret" not in repr(backend)
+        there = Predictor.from_pretrained(exported, backend=backend)
+        how.failures = 4
+        np.testing.assert_allclose(answers(there), answers(here), atol=1e-5)
+        how.failures = 100
+        with pytest.raises(ValueError, match="does not answer after 5 tries: 503 busy"):
+            there(TEXTS[0])
+        how.failures = 0
+        with pytest.raises(ValueError, match="wants a key: give api_key, or VARLORA_API_KEY"):
+            Predictor.from_pretrained(exported, backend=url)
+
+
+def test_a_server_of_other_weights_or_none_is_refused(here: Predictor, exported: Path, tmp_path: Path) -> None:
+    other = tmp_path / "herds"
+    export_adapters(here.run.posterior, other, samples=3, seed=9, source=here.run.path)
+    _, server = served(exported, drops=True)
+    with server as url:
+        with pytest.raises(ValueError, match=r"lacks herds-draw00-.*start the server with the command"):
+            Predictor.from_pretrained(other, backend=url)
+        with pytest.raises(ValueError, match="does not answer each once"):
+            Predictor.from_pretrained(exported, backend=url)(TEXTS)
+        with pytest.raises(ValueError, match="samples, dtype decide how a model is loaded here"):
+            Predictor.from_pretrained(exported, backend=url, samples=2, dtype="float32")
+        with pytest.raises(ValueError, match="the model is at"):
+            Predictor.from_pretrained(exported, backend=url).to("cpu")
+        with pytest.raises(ValueError, match="is no export"):
+            Predictor.from_pretrained(here.run.path, backend=url)
+    with pytest.raises(ValueError, match=r"does not answer after 1 try: ConnectError"):
+        Predictor.from_pretrained(exported, backend=Backend(url=url, retries=0))
+    with pytest.raises(ValueError, match="give a URL"):
+        Predictor.from_pretrained(exported, backend="localhost:8000")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
+    """A run of another kind, and its export."""
+
+    def made(name: str, **options: Any) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        trained = finish_herds(folder, save_model(folder / "model", layers=1), **{**NOISY, **options})
+        run = read_run(trained)
+        export_adapters(run.posterior, folder / "out", samples=3, seed=run.config.seed, source=trained)
+        return trained, folder / "out"
+
+    return made
+
+
+@pytest.mark.parametrize("normalization", ["none", "bytes"])
+def test_choices_that_are_scored_as_texts(texts: Callable[..., tuple[Path, Path]], normalization: str) -> None:
+    trained, exported = texts("cloze", prompt_style="cloze", length_normalization=normalization)
+    here = Predictor.from_pretrained(trained, samples=3)
+    _, server = served(exported)
+    with server as url:
+        there = Predictor.from_pretrained(exported, backend=url)
+        np.testing.assert_allclose(answers(there), answers(here), atol=1e-5)
