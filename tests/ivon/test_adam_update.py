@@ -18,7 +18,8 @@ def test_it_is_torchs_adamw(dtype: torch.dtype) -> None:
     for step in range(1, 30):
         gradient = torch.randn(5, 7, generator=generator, dtype=dtype) * 10.0 ** -(step % 5)
         momentum.lerp_(gradient, 1 - 0.8)
-        adam_update_(mean, momentum, second, gradient, step=step, lr=3e-2, beta1=0.8, beta2=0.98, eps=1e-5)
+        options = {"lr": 3e-2, "beta1": 0.8, "beta2": 0.98, "eps": 1e-5}
+        adam_update_([mean], [momentum], [second], [gradient], step=step, **options)
         twin.grad = gradient
         adamw.step()
         assert torch.equal(mean, twin.detach())

@@ -13,6 +13,7 @@ from torch import nn
 from varlora import IVON, IVONConfig, NoiseController
 from varlora.ivon.noise import ReplayedNoise
 from varlora.ivon.reference import ReferenceState, reference_adam_step, reference_step
+from varlora.ivon.skipped import all_finite
 
 ORACLE = json.loads((Path(__file__).parent.parent / "data" / "ivon_trajectories.json").read_text())
 
@@ -396,3 +397,40 @@ def test_learns_the_posterior_of_a_linear_gaussian_model():
     hessian = torch.stack(hessians).mean((0, 1))
     torch.testing.assert_close(hessian, a, rtol=0.08, atol=0)
     torch.testing.assert_close(model.weight.detach().mean(0), a / (a + 0.1), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("recipe", ["auto", "cong2025"])
+def test_how_many_parameters_are_updated_together_changes_no_bit(recipe, monkeypatch):
+    def trained(block):
+        monkeypatch.setattr("varlora.ivon.optimizer.CPU_BLOCK", block)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
+        optimizer = IVON(model.parameters(), **IVONConfig(recipe=recipe, lr=0.01, ess=1e3).optimizer_kwargs())
+        noise = NoiseController(model, optimizer, seed=3)
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = model(torch.ones(6, 5)).square().mean()
+            noise.observe_loss(loss)
+            loss.backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert torch.equal(trained(1), trained(2**20))
+
+
+def test_products_are_computed_where_a_hessian_is_learned_alone():
+    for recipe, read in (("auto", False), ("cong2025", True)):
+        model = nn.Linear(3, 1)
+        optimizer = IVON(model.parameters(), **IVONConfig(recipe=recipe, lr=0.01, ess=1e3).optimizer_kwargs())
+        noise = NoiseController(model, optimizer, seed=0)
+        model(torch.ones(2, 3)).sum().backward()
+        collected = noise.collect()
+        assert optimizer.reads_products == read
+        assert set(collected) == set(model.parameters())
+        assert all((product is not None) == read for product in collected.values())
+
+
+def test_numbers_whose_squares_overflow_are_finite():
+    assert all_finite([torch.full((3,), 1e25), torch.zeros(0)])
+    for value in (math.inf, math.nan):
+        assert not all_finite([torch.full((3,), 1e25), torch.tensor([1.0, value])])

@@ -12,14 +12,15 @@ Source: our choice; AdamW is Loshchilov & Hutter 2019, arXiv 1711.05101.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def adam_update_(
-    mean: Tensor,
-    momentum: Tensor,
-    second_moment: Tensor,
-    gradient: Tensor,
+    means: list[Tensor],
+    momenta: list[Tensor],
+    second_moments: list[Tensor],
+    gradients: list[Tensor],
     *,
     step: float,
     lr: float,
@@ -30,10 +31,10 @@ def adam_update_(
     """One step, in place: the operations of `torch.optim.AdamW(weight_decay=0)` in their order, so to the same bits.
 
     Args:
-        mean: m; changed.
-        momentum: g, already updated with `gradient`.
-        second_moment: s; changed.
-        gradient: ĝ.
+        means: m of each tensor; changed.
+        momenta: g, already updated with `gradients`.
+        second_moments: s; changed.
+        gradients: ĝ.
         step: t, from 1.
         lr: learning rate.
         beta1: β1, decay of g.
@@ -43,10 +44,14 @@ def adam_update_(
     Example:
         >>> import torch
         >>> m, s, gradient = torch.zeros(2), torch.zeros(2), torch.tensor([3.0, -0.5])
-        >>> adam_update_(m, 0.1 * gradient, s, gradient, step=1, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8)
+        >>> options = dict(step=1, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8)
+        >>> adam_update_([m], [0.1 * gradient], [s], [gradient], **options)
         >>> m        # the first step has the size of the learning rate, whatever the gradient's
         tensor([-0.0100,  0.0100])
     """
-    second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    root = (second_moment.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
-    mean.addcdiv_(momentum, root, value=-(lr / (1 - beta1**step)))
+    torch._foreach_mul_(second_moments, beta2)
+    torch._foreach_addcmul_(second_moments, gradients, gradients, value=1 - beta2)
+    roots = torch._foreach_sqrt(second_moments)
+    torch._foreach_div_(roots, (1 - beta2**step) ** 0.5)
+    torch._foreach_add_(roots, eps)
+    torch._foreach_addcdiv_(means, momenta, roots, value=-(lr / (1 - beta1**step)))

@@ -55,7 +55,11 @@ class IVONState(torch.optim.Optimizer):
         return group["ess"] * (state["hessian"] + prior_of(group).delta(state, group))  # type: ignore[no-any-return]
 
     def noise_scale(self, p: Tensor) -> Tensor:
-        """The posterior standard deviation of `p`, elementwise."""
+        """The posterior standard deviation of `p`, elementwise; one number in the shape of `p` where that is all."""
+        group = self.group_of(p)
+        if group["variance"] == "fit" and not hasattr(p, "full_tensor"):
+            like: Tensor = self._state(p)["momentum"]
+            return like.new_tensor(1 / fit_variance(group)).rsqrt().expand(like.shape)
         return self.precision(p).rsqrt()
 
     def prior_precision(self, p: Tensor) -> float | None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ from varlora.ivon.priors import PriorName, prior_of
 from varlora.ivon.skipped import MOST_SKIPPED, STEPS_BEFORE_REFUSAL, all_finite, mostly_skipped
 
 logger = logging.getLogger(__name__)
+
+CPU_BLOCK = 2**16
+"""Entries that are updated together on a CPU."""
 
 
 class IVON(IVONState):
@@ -182,11 +185,10 @@ class IVON(IVONState):
         products = self.noise.collect()
         fitted = [group for group in self.param_groups if group["variance"] == "fit"]
         trained_on = self._trained_on() if fitted else 0.0
-        if self.noise.all_agree(all_finite([*products.values(), *(_gradient(p) for p in products)])):
+        read = [product for product in products.values() if product is not None]
+        if self.noise.all_agree(all_finite([*read, *(_gradient(p) for p in products)])):
             for group in self.param_groups:
-                for p in group["params"]:
-                    if p in products:
-                        self._update(p, group, products[p])
+                self._update(group, {p: products[p] for p in group["params"] if p in products})
             for group in fitted:
                 follow_fit(group, trained_on)
         else:
@@ -211,6 +213,11 @@ class IVON(IVONState):
         if self.noise is not None:
             self.noise.clear()
 
+    @property
+    def reads_products(self) -> bool:
+        """Whether a step reads noise · gradient: whether a Hessian is learned."""
+        return any(group["betas"][1] < 1 for group in self.param_groups)
+
     # Inside -----------------------------------------------------------------------------------------------
 
     def _trained_on(self) -> float:
@@ -225,40 +232,39 @@ class IVON(IVONState):
             )
         return loss
 
-    def _update(self, p: Tensor, group: dict[str, Any], product: Tensor) -> None:
-        state, mean, prior = self._state(p), self.mean(p), prior_of(group)
-        beta1, beta2 = group["betas"]
-        momentum = state["momentum"]
+    def _update(self, group: dict[str, Any], products: Mapping[Tensor, Tensor | None]) -> None:
+        """Updates the parameters of a group, by their mean noise · gradient where it is read."""
+        prior = prior_of(group)
+        pulled = group["update"] == "adam" and prior.pulls and group["weight_decay"]
+        for taken in _blocks(products):
+            states, means = [self._state(p) for p in taken], [self.mean(p) for p in taken]
+            momenta = [state["momentum"] for state in states]
+            torch._foreach_add_([state["step"] for state in states], 1)
+            gradients = [_gradient(p).to(g.dtype) for p, g in zip(taken, momenta, strict=True)]
+            if pulled:
+                pulls = [prior.delta(state, group) for state in states]
+                gradients = [g.add(m, alpha=d) for g, m, d in zip(gradients, means, pulls, strict=True)]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["betas"][0])
+            for p, state, mean in zip(taken, states, means, strict=True):
+                if group["betas"][1] < 1:
+                    self._learn_hessian(state, group, products[p])
+                prior.renew_(state, mean, group)
+            if group["update"] == "adam":
+                _adam_update(states, means, gradients, group)
+            else:
+                for state, mean in zip(states, means, strict=True):
+                    self._newton_update(mean, state, group)
+            for p, mean in zip(taken, means, strict=True):
+                if mean.dtype != p.dtype:
+                    p.copy_(mean)
 
-        state["step"] += 1
-        gradient = _gradient(p).to(momentum.dtype)
-        if group["update"] == "adam" and prior.pulls and group["weight_decay"]:
-            gradient = gradient.add(mean, alpha=prior.delta(state, group))
-        momentum.lerp_(gradient, 1 - beta1)
-
-        if beta2 < 1:
-            hessian = state["hessian"]
-            curvature = hessian + prior.delta(state, group)
-            excess = product.mul(group["ess"]).mul_(curvature).sub_(hessian)  # f − h
-            hessian.add_(excess, alpha=1 - beta2)
-            hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
-        prior.renew_(state, mean, group)
-        if group["update"] == "adam":
-            adam_update_(
-                mean,
-                momentum,
-                state["second_moment"],
-                gradient,
-                step=state["step"].item(),
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=group["adam_beta2"],
-                eps=group["adam_eps"],
-            )
-        else:
-            self._newton_update(mean, state, group)
-        if mean.dtype != p.dtype:
-            p.copy_(mean)
+    def _learn_hessian(self, state: dict[str, Any], group: dict[str, Any], product: Tensor | None) -> None:
+        assert product is not None
+        beta2, hessian = group["betas"][1], state["hessian"]
+        curvature = hessian + prior_of(group).delta(state, group)
+        excess = product.mul(group["ess"]).mul_(curvature).sub_(hessian)  # f − h
+        hessian.add_(excess, alpha=1 - beta2)
+        hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
 
     def _newton_update(self, mean: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         prior = prior_of(group)
@@ -275,6 +281,40 @@ class IVON(IVONState):
     def _count(self, key: str) -> None:
         for group in self.param_groups:
             group[key] = group.get(key, 0) + 1
+
+
+def _adam_update(
+    states: Sequence[dict[str, Any]], means: Sequence[Tensor], gradients: Sequence[Tensor], group: dict[str, Any]
+) -> None:
+    by_step: dict[float, list[int]] = {}  # they are one, unless some took part in fewer steps
+    for i, step in enumerate(torch.stack([state["step"] for state in states]).tolist()):
+        by_step.setdefault(step, []).append(i)
+    for step, taken in by_step.items():
+        adam_update_(
+            [means[i] for i in taken],
+            [states[i]["momentum"] for i in taken],
+            [states[i]["second_moment"] for i in taken],
+            [gradients[i] for i in taken],
+            step=step,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["adam_beta2"],
+            eps=group["adam_eps"],
+        )
+
+
+def _blocks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters, some at a time: on a CPU so few that what a step reads of them stays in its cache."""
+    block: list[Tensor] = []
+    entries = 0
+    for p in parameters:
+        if block and p.device.type == "cpu" and entries + p.numel() > CPU_BLOCK:
+            yield block
+            block, entries = [], 0
+        block.append(p)
+        entries += p.numel()
+    if block:
+        yield block
 
 
 def _gradient(p: Tensor) -> Tensor:

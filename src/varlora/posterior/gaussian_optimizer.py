@@ -18,8 +18,11 @@ from torch import Tensor
 class NoiseStatistics(Protocol):
     """What an optimizer needs from whoever draws its noise (`varlora.ivon.noise.NoiseController`)."""
 
-    def collect(self) -> Mapping[Tensor, Tensor]:
-        """Returns mean(noise · gradient) of every parameter whose noise took part in a backward pass."""
+    def collect(self) -> Mapping[Tensor, Tensor | None]:
+        """Returns mean(noise · gradient) of every parameter whose noise took part in a backward pass.
+
+        None in their place, where the optimizer says that it reads none (`reads_products`).
+        """
 
     def all_agree(self, flag: Tensor) -> bool:
         """Whether `flag` is true on every rank."""
@@ -36,6 +39,9 @@ class NoiseStatistics(Protocol):
 
 class GaussianOptimizer(Protocol):
     """A `torch.optim.Optimizer` that holds a Gaussian posterior over what it trains.
+
+    It may have an attribute more: `reads_products`, whether a step reads noise · gradient. Where it is false, none is
+    computed; without it, they are.
 
     Attributes:
         param_groups: PyTorch's.

@@ -183,7 +183,7 @@ class NoiseController(DrawCycle):
         """
         if self._evaluated:
             raise RuntimeError("evaluation_draw() within evaluation_draw(); leave the first block before the second.")
-        pending = any(site.product is not None and site.parameter.grad is not None for site in self._sites.values())
+        pending = any(site.took_part and site.parameter.grad is not None for site in self._sites.values())
         if self.waiting or pending:
             raise RuntimeError(
                 "evaluation_draw() between a training forward and optimizer.step(); call it after step()."
@@ -233,8 +233,8 @@ class NoiseController(DrawCycle):
 
     # For the optimizer (`posterior.gaussian_optimizer.NoiseStatistics`) ------------------------------------------
 
-    def collect(self) -> dict[Tensor, Tensor]:
-        """The mean of noise · gradient over draws and ranks, per parameter that took part.
+    def collect(self) -> dict[Tensor, Tensor | None]:
+        """The mean of noise · gradient over draws and ranks, per parameter that took part; None where it is not read.
 
         Raises:
             RuntimeError: no draw took part in a backward pass, or a gradient bypassed its noise.
@@ -242,23 +242,27 @@ class NoiseController(DrawCycle):
         collected = [
             (site, *of_ranks)
             for groups, sites in self._ranks.items()
-            for site, of_ranks in zip(sites, averaged(sites, self.optimizer, groups, self.device), strict=True)
+            for site, of_ranks in zip(
+                sites,
+                averaged(sites, self.optimizer, groups, self.device, products=self._products_are_read),
+                strict=True,
+            )
         ]
-        if not any(product is not None for _, product, _ in collected):
+        if not any(took_part for _, took_part, _, _ in collected):
             raise RuntimeError(
                 "IVON.step() found no draw to learn from: no backward pass has gone through the sampled weights "
                 "since the last step. Call model.train(), run the forward pass through the very model given to "
                 "NoiseController (not through a submodule), then loss.backward(), then step()."
             )
         scale = self._scale
-        result: dict[Tensor, Tensor] = {}
+        result: dict[Tensor, Tensor | None] = {}
         bypassed = []
-        for site, product, without_noise in collected:
+        for site, took_part, product, without_noise in collected:
             p = site.parameter
-            if without_noise or (product is None and p.grad is not None and bool((p.grad != 0).any())):
+            if without_noise or (not took_part and p.grad is not None and bool((p.grad != 0).any())):
                 bypassed.append(site.name)
-            elif product is not None and p.grad is not None:
-                result[p] = sharded_like(p, product * scale)
+            elif took_part and p.grad is not None:
+                result[p] = sharded_like(p, product * scale) if product is not None else None
         strangers = [
             p
             for group in self.optimizer.param_groups
@@ -365,7 +369,8 @@ class NoiseController(DrawCycle):
     def _set_noise(self, draw: Draw, kind: str = "", sign: float = 1.0) -> None:
         for site in self._sites.values():
             scale = whole(self.optimizer.noise_scale(site.parameter))
-            site.noise = draw.normal(f"{kind}{site.name}", scale) * scale * sign
+            noise = draw.normal(f"{kind}{site.name}", scale) * scale
+            site.noise = noise if sign == 1 else noise * sign
 
     @uncompiled
     def shadow(self, places: Sequence[Place]) -> None:
@@ -389,6 +394,10 @@ class NoiseController(DrawCycle):
         loss.register_hook(note)  # type: ignore[no-untyped-call]
 
     @property
+    def _products_are_read(self) -> bool:
+        return getattr(self.optimizer, "reads_products", True)
+
+    @property
     def _scale(self) -> float:
         """What undoes the scaling of the loss."""
         return 1.0 / self.scaler.get_scale() if self.scaler is not None else 1.0
@@ -396,9 +405,12 @@ class NoiseController(DrawCycle):
     def _master(self, site: Site) -> Tensor:
         return whole(self.optimizer.mean(site.parameter))
 
-    def _record(self, site: Site, arrivals: Arrivals, gradient: Tensor, product: Tensor) -> None:
+    def _record(self, site: Site, arrivals: Arrivals, gradient: Tensor, noise: Tensor) -> None:
         arrivals.hand_on(gradient)
-        site.product = product if site.product is None else site.product.add_(product)
+        site.took_part = True
+        if self._products_are_read:
+            product = gradient.to(noise.dtype) * noise
+            site.product = product if site.product is None else site.product.add_(product)
         self.mark_used()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseController:

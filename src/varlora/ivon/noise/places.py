@@ -14,11 +14,21 @@ from varlora.ivon.noise.arrivals import Arrivals
 
 @dataclass
 class Site:
-    """One trained parameter: its present noise, the sum of its noise · gradient products, and its gradient's ways."""
+    """One trained parameter: its present noise, and what backward passes have brought since the last step.
+
+    Attributes:
+        name: as the model calls it.
+        parameter: as the optimizer holds it (under FSDP2, the shard).
+        noise: of the present draw.
+        took_part: whether gradient has come through its sample.
+        product: the sum of noise · gradient; None where there is none, or the optimizer reads none.
+        arrivals: the ways on which its gradient came.
+    """
 
     name: str
-    parameter: nn.Parameter  # as the optimizer holds it (under FSDP2, the shard)
+    parameter: nn.Parameter
     noise: Tensor | None = None
+    took_part: bool = False
     product: Tensor | None = None
     arrivals: list[Arrivals] = field(default_factory=list)
 
@@ -40,7 +50,7 @@ class Site:
 
     def clear(self) -> None:
         """Forgets the products, and how gradient has arrived."""
-        self.product = None
+        self.took_part, self.product = False, None
         for arrivals in self.arrivals:
             arrivals.forget()
 

@@ -84,8 +84,8 @@ def reduce_(tensor: Tensor, groups: Groups, operation: dist.ReduceOp.RedOpType =
 
 
 def averaged(
-    sites: Sequence[Site], optimizer: GaussianOptimizer, groups: Groups, device: torch.device
-) -> list[tuple[Tensor | None, bool]]:
+    sites: Sequence[Site], optimizer: GaussianOptimizer, groups: Groups, device: torch.device, *, products: bool = True
+) -> list[tuple[bool, Tensor | None, bool]]:
     """Noise · gradient of the sites, averaged over the ranks that average their gradients.
 
     Args:
@@ -93,27 +93,27 @@ def averaged(
         optimizer: says the shape of what took part on another rank alone.
         groups: over which.
         device: where they communicate.
+        products: whether the products are wanted.
 
     Returns:
-        by site, the product, None where it took part on no rank; and whether gradient came without noise.
+        by site, whether it took part on some rank; the product, None where it did not or none is wanted; and whether
+        gradient came without noise.
     """
-    seen = torch.tensor([[site.product is not None for site in sites], [False] * len(sites)], device=device)
+    seen = torch.tensor([[site.took_part for site in sites], [False] * len(sites)], device=device)
     for i, site in enumerate(sites):
         if (flag := site.bypassed) is not None:
             seen[1, i] = flag
-    if not groups:
-        products = [site.product for site in sites]
-    else:
+    if groups:
         seen = reduce_(seen.to(torch.int32), groups, dist.ReduceOp.MAX).bool()
+    used, bypassed = seen.tolist()
+    of_sites: list[Tensor | None] = [site.product for site in sites]
+    if products and groups:
         parts = [
             site.product if site.product is not None else torch.zeros_like(whole(optimizer.mean(site.parameter)))
             for site in sites
         ]
         flat = reduce_(torch.cat([part.flatten().to(device) for part in parts]), groups) / size_of(groups)
         cut = torch.split(flat, [part.numel() for part in parts])
-        products = [a.view_as(part).to(part.device) for a, part in zip(cut, parts, strict=True)]
-    used, bypassed = seen.tolist()
-    return [
-        (product if took_part else None, without_noise)
-        for product, took_part, without_noise in zip(products, used, bypassed, strict=True)
-    ]
+        means = [a.view_as(part).to(part.device) for a, part in zip(cut, parts, strict=True)]
+        of_sites = [mean if took_part else None for mean, took_part in zip(means, used, strict=True)]
+    return list(zip(used, of_sites, bypassed, strict=True))

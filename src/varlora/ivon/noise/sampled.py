@@ -25,7 +25,7 @@ class Sampler(Protocol):
 
 
 class Sample(torch.autograd.Function):
-    """mean ↦ mean + noise; the backward pass hands the gradient and noise · gradient to `record`."""
+    """mean ↦ mean + noise; the backward pass hands the gradient and the noise to `record`."""
 
     @staticmethod
     def forward(
@@ -40,7 +40,7 @@ class Sample(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.record(gradient, gradient.to(ctx.noise.dtype) * ctx.noise)
+        ctx.record(gradient, ctx.noise)
         return gradient, None, None, None
 
 
