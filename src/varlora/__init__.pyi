@@ -33,6 +33,8 @@ from .posterior.ops import merge as merge
 from .posterior.ops import prune as prune
 from .posterior.ops import snr as snr
 from .posterior.ops import temper as temper
+from .prediction.averaged_texts import AveragedText as AveragedText
+from .prediction.averaged_texts import generate_averaged as generate_averaged
 from .prediction.generation import Generations as Generations
 from .prediction.generation import generate as generate
 from .prediction.linearised import predict_linearised as predict_linearised

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from models import lora, tiny_llama
 from tiny_tokenizers import word_level
 from varlora.adapters import applied, trained_tensors
-from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass
+from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, batched_draws
 from varlora.posterior.draws import weight_draws
 from varlora.prediction.decoding import Greedy
 from varlora.prediction.generation import Generations, generate
@@ -60,6 +60,23 @@ def test_one_set_of_weights_writes_all_texts_of_a_draw(model: PeftModel) -> None
     independent = generate(model, q, batches(), 5, seed=3, antithetic=False, **OPTIONS)
     expected = [texts_at(model, weights) for weights in weight_draws(q, 5, antithetic=False, seed=3)]
     assert [list(column) for column in zip(*independent.texts, strict=True)] == expected
+
+
+def test_all_draws_write_in_one_call_of_generate(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, rows = posterior(model), []
+    alone = generate(model, q, batches(), 5, seed=3, **OPTIONS)
+    call = Greedy.__call__
+    monkeypatch.setattr(Greedy, "__call__", lambda *args: rows.append(len(args[1]["input_ids"])) or call(*args))
+    together = generate(model, q, batches(), 5, seed=3, **OPTIONS)
+    assert rows == [10, 10], "five draws of two prompts"
+    rows.clear()
+    monkeypatch.setitem(batched_draws.TOKENS, "cpu", 1)
+    in_turn = generate(model, q, batches(), 5, seed=3, **OPTIONS)
+    assert rows == [2] * 10
+    assert alone.texts == together.texts == in_turn.texts
+    assert torch.equal(together.num_tokens, in_turn.num_tokens)
+    assert torch.equal(together.finished, in_turn.finished)
+    torch.testing.assert_close(together.log_likelihoods, in_turn.log_likelihoods, atol=1e-5, rtol=1e-5)
 
 
 def test_the_point_is_written_with_at_zero_draws(model: PeftModel) -> None:
@@ -193,3 +210,13 @@ def test_the_file_keeps_everything(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         some(**options)
+
+
+def test_the_text_of_least_risk_is_closest_to_the_others() -> None:
+    texts = (("a b c d", "a b c e", "x y"), ("p", "q", "q"))
+    ones = torch.ones(2, 3, dtype=torch.int64)
+    found = Generations(
+        texts=texts, num_tokens=ones, finished=ones.bool(), log_likelihoods=-ones.double(), max_new_tokens=4
+    )
+    assert found.minimum_bayes_risk() == ("a b c d", "q")
+    assert found.minimum_bayes_risk(lambda candidate, reference: -len(candidate)) == ("x y", "p")

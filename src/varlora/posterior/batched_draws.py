@@ -12,13 +12,12 @@ of the first batch under two sets of weights.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from varlora.adapters import applying, unwrapped_model
@@ -29,6 +28,7 @@ from varlora.readout.draws_as_rows import DrawsAsRows, NotAsRowsError
 logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
+Result = TypeVar("Result")
 Rows = TypeVar("Rows", Tensor, list[Any])
 """What is read of a batch: a tensor (B, ...) or a list of B."""
 
@@ -45,6 +45,11 @@ _agree: WeakKeyDictionary[nn.Module, dict[tuple[str, frozenset[str]], bool]] = W
 """Whether draws as rows give the numbers of one draw after another, by model, by what is read and by a draw's keys."""
 
 
+def num_tokens(batch: Batch) -> int:
+    """Of a batch, padding included."""
+    return int(batch["input_ids"].numel())
+
+
 def over_batches(
     model: nn.Module,
     q: Posterior | None,
@@ -56,6 +61,7 @@ def over_batches(
     antithetic: bool,
     seed: int,
     compare: Callable[[Batch], Tensor] | None = None,
+    size: Callable[[Batch], int] = num_tokens,
     done: Callable[[int], object] = lambda passes: None,
 ) -> list[list[Rows]]:
     """What is read of every batch under every draw.
@@ -70,6 +76,7 @@ def over_batches(
         antithetic: draw in mirrored pairs.
         seed: decides the draws.
         compare: what is compared; what is read, unless given. Needed where that is no tensor.
+        size: what a batch counts towards `TOKENS`; its tokens, unless given.
         done: is told how many passes over one batch are done.
 
     Returns:
@@ -80,9 +87,11 @@ def over_batches(
     """
     with ready_to_predict(model, q):
         compared: Callable[[Batch], Any] = compare if compare is not None else read
-        if q is not None and (stacked := _stacked(model, q, samples, batches, compared, what)) is not None:
-            draws = weight_draws(q, samples, antithetic=antithetic, seed=seed)
-            return _together(model, stacked, draws, batches, read, done)
+        if q is not None and number_of_draws(q, samples) > 1:
+            sizes = [size(batch) for batch in batches] if all(map(_is_by_rows, batches)) else []
+            if sizes and (stacked := _worthwhile(model, q, sizes, batches[0], compared, what)) is not None:
+                draws = weight_draws(q, samples, antithetic=antithetic, seed=seed)
+                return _together(model, stacked, draws, batches, sizes, read, done)
 
         def one_pass() -> list[Rows]:
             found = []
@@ -94,33 +103,103 @@ def over_batches(
         return list(passes_in_turn(model, q, samples, one_pass, antithetic=antithetic, seed=seed))
 
 
-def _stacked(
+def averaged_over_batches(
     model: nn.Module,
-    q: Posterior,
+    q: Posterior | None,
     samples: int,
     batches: Sequence[Batch],
+    read: Callable[[Batch, int], list[Result]],
+    *,
+    what: str,
+    antithetic: bool,
+    seed: int,
+    compare: Callable[[Batch], Tensor],
+    size: Callable[[Batch], int] = num_tokens,
+    done: Callable[[int], object] = lambda passes: None,
+) -> list[Result]:
+    """What is read of every row under all draws together.
+
+    Args:
+        model: as in `over_batches`, and so are the others.
+        read: what the model says of a batch that holds the rows of every draw in turn; told how many draws.
+
+    Returns:
+        What was read of each row, of all batches.
+
+    Raises:
+        ValueError: the model does not let draws be rows of one forward; or as `over_batches`.
+    """
+    number = number_of_draws(q, samples)
+    if q is not None and number > 1:
+        with ready_to_predict(model, q):
+            stacked = None if isinstance(q, DropoutMasks) else _compared(model, q, batches[0], compare, what)
+            if stacked is None:
+                raise ValueError(
+                    f"{number} draws cannot be averaged at every token, since they cannot be rows of one forward here "
+                    "(DoRA, adapted embeddings, trained norms, dropout masks, a compiled model). Take samples=0, or "
+                    "let each draw write and vote: varlora.generate."
+                )
+            found = []
+            with stacked.of(list(weight_draws(q, samples, antithetic=antithetic, seed=seed))):
+                for batch in batches:
+                    here, rows = on_device_of(model, batch), len(batch["input_ids"])
+                    at_once = _at_once(model, -(-number * size(batch) // rows), rows)
+                    for first in range(0, rows, at_once):
+                        found += read(_repeated(here, number, slice(first, first + at_once)), number)
+                    done(number)
+            return found
+    passes = over_batches(
+        model,
+        q,
+        samples,
+        batches,
+        lambda batch: read(batch, 1),
+        what=what,
+        antithetic=antithetic,
+        seed=seed,
+        compare=compare,
+        done=done,
+    )
+    return [row for of_batch in passes[0] for row in of_batch]
+
+
+def _worthwhile(
+    model: nn.Module,
+    q: Posterior,
+    sizes: Sequence[int],
+    batch: Batch,
     compared: Callable[[Batch], Tensor],
     what: str,
 ) -> DrawsAsRows | None:
     """The model's layers to take draws as rows; None where it is not faster or cannot be."""
-    if number_of_draws(q, samples) == 1 or isinstance(q, DropoutMasks):
+    if isinstance(q, DropoutMasks):
         return None
-    keys = q.point.keys()
+    if all(_at_once(model, size, 2) == 1 for size in sizes):
+        try:
+            if not DrawsAsRows(model, q.point.keys()).shares_lower_layers:
+                return None
+        except NotAsRowsError:
+            return None
+    return _compared(model, q, batch, compared, what)
+
+
+def _compared(
+    model: nn.Module, q: Posterior, batch: Batch, compared: Callable[[Batch], Tensor], what: str
+) -> DrawsAsRows | None:
+    """The model's layers to take draws as rows; None where they cannot, by what they are or by the numbers."""
     memory = _agree.setdefault(unwrapped_model(model), {})
-    known = memory.get((what, frozenset(keys)))
-    if known is False:
+    key = what, frozenset(q.point.keys())
+    if memory.get(key) is False:
         return None
     try:
-        stacked = DrawsAsRows(model, keys)
-        if not stacked.shares_lower_layers and all(_at_once(model, batch, 2) == 1 for batch in batches):
-            return None
-        if known is None and not _agrees(model, q, stacked, batches[0], compared):
+        stacked = DrawsAsRows(model, q.point.keys())
+        if key not in memory and not _agrees(model, q, stacked, batch, compared):
             raise NotAsRowsError("the numbers are others")
     except NotAsRowsError as reason:
-        memory[what, frozenset(keys)] = False
+        memory[key] = False
         logger.info("draws are predicted one after another, not as rows of one forward: %s", reason)
         return None
-    memory[what, frozenset(keys)] = True
+    memory[key] = True
     return stacked
 
 
@@ -139,7 +218,7 @@ def _agrees(
         with stacked.of(both):
             together = compared(_repeated(few, 2))
     except RuntimeError as error:
-        if should_reduce_batch_size(error):
+        if _is_out_of_memory(error):
             raise
         raise NotAsRowsError(str(error)) from error
     expected = torch.cat(apart)
@@ -156,6 +235,7 @@ def _together(
     stacked: DrawsAsRows,
     draws: Iterator[Mapping[str, Tensor]],
     batches: Sequence[Batch],
+    sizes: Sequence[int],
     read: Callable[[Batch], Rows],
     done: Callable[[int], object],
 ) -> list[list[Rows]]:
@@ -169,7 +249,7 @@ def _together(
         with stacked.of(group):
             for number, batch in enumerate(batches):
                 here = on_device_of(model, batch)
-                at_once = most.get(number, _at_once(model, batch, len(group)))
+                at_once = most.get(number, _at_once(model, sizes[number], len(group)))
                 parts, most[number] = _by_chunk(stacked, here, len(group), at_once, read, done)
                 for of_draw, part in zip(of_group, parts, strict=True):
                     of_draw.append(part)
@@ -193,7 +273,7 @@ def _by_chunk(
         try:
             rows = read(_repeated(batch, count))
         except RuntimeError as error:
-            if count == 1 or not should_reduce_batch_size(error):
+            if count == 1 or not _is_out_of_memory(error):
                 raise
             rows = None
         if rows is None:  # outside of the handler, whose traceback holds the tensors
@@ -208,23 +288,26 @@ def _by_chunk(
     return found, at_once
 
 
-def _at_once(model: nn.Module, batch: Batch, draws: int) -> int:
-    """How many draws of a batch to take in one forward, all of them in as few forwards of the same size as can be."""
+def _at_once(model: nn.Module, size: int, copies: int) -> int:
+    """How many copies of a batch to take in one forward, all in as few forwards of the same size as can be.
+
+    Example:
+        >>> _at_once(nn.Linear(1, 1), 60, 10)
+        5
+    """
     kind = next((p.device.type for p in model.parameters()), "cpu")
-    tokens = batch["input_ids"].numel() if isinstance(batch.get("input_ids"), Tensor) else 0
-    if tokens == 0 or len(_lengths(batch)) != 1:
-        return 1
-    most = max(1, TOKENS.get(kind, TOKENS["cpu"]) // tokens)
-    return -(-draws // -(-draws // most))
+    most = max(1, TOKENS.get(kind, TOKENS["cpu"]) // size)
+    return -(-copies // -(-copies // most))
 
 
-def _lengths(batch: Batch) -> Collection[int]:
-    """The first dimensions of a batch's tensors and lists: one, if all are of its rows."""
-    return {
+def _is_by_rows(batch: Batch) -> bool:
+    """Whether all of a batch's tensors and lists are of its rows, as far as their lengths say."""
+    lengths = {
         len(value)
         for value in batch.values()
         if (isinstance(value, Tensor) and value.ndim) or isinstance(value, list | tuple)
     }
+    return "input_ids" in batch and len(lengths) == 1
 
 
 def _repeated(batch: Batch, times: int, rows: slice = slice(None)) -> dict[str, Any]:
@@ -237,3 +320,10 @@ def _repeated(batch: Batch, times: int, rows: slice = slice(None)) -> dict[str, 
         else value
         for name, value in batch.items()
     }
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On whatever device."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return bool(should_reduce_batch_size(error))

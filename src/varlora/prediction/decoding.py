@@ -8,6 +8,7 @@ it (a repetition penalty, say), and what is written would no longer be what the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,12 @@ from transformers import (
 )
 
 from varlora.adapters import unwrapped_model
+from varlora.readout.answer_logits import answer_logits
 from varlora.tasks import context_length
+
+COMPARED_TOKENS = 16
+CACHED_TOKENS = 16
+"""Whose keys and values count as one token of a forward, where rows are taken together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,26 @@ class Written:
     num_tokens: Tensor
     finished: Tensor
     log_likelihoods: Tensor
+
+    def rows(self) -> list[OneText]:
+        """The texts one by one."""
+        return [
+            OneText(text=text, num_tokens=tokens, finished=finished, log_likelihood=log_likelihood)
+            for text, tokens, finished, log_likelihood in zip(
+                *(self.texts, self.num_tokens.tolist(), self.finished.tolist(), self.log_likelihoods.tolist()),
+                strict=True,
+            )
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneText:
+    """One of them."""
+
+    text: str
+    num_tokens: int
+    finished: bool
+    log_likelihood: float
 
 
 class Greedy:
@@ -86,10 +112,24 @@ class Greedy:
                 f"fit into the model's context of {self.context}; lower max_new_tokens or shorten the prompts."
             )
 
+    def next_logits(self, batch: Mapping[str, Any]) -> Tensor:
+        """Logits (B, some) of a few tokens to come next, by which two ways to compute them can be compared."""
+        return answer_logits(self.model, batch, range(min(COMPARED_TOKENS, self.base.config.vocab_size)))
+
+    def size(self, batch: Mapping[str, Any]) -> int:
+        """What a batch counts as, in tokens that go through the model at once: most of a text's go one by one."""
+        rows, length = batch["input_ids"].shape
+        return -(-int(rows) * (int(length) + self.max_new_tokens) // CACHED_TOKENS)
+
     @torch.no_grad()
-    def __call__(self, batch: Mapping[str, Any]) -> Written:
-        """Decode one batch that is on the model's device."""
-        record = _Record()
+    def __call__(self, batch: Mapping[str, Any], record: Record | None = None) -> Written:
+        """Decode one batch that is on the model's device.
+
+        Args:
+            batch: `input_ids`, `attention_mask`.
+            record: What the tokens are chosen by, and its log-probabilities; the model's own logits, unless given.
+        """
+        record = Record() if record is None else record
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
@@ -140,7 +180,7 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
     return frozenset(int(token) for token in (*ends, tokenizer.eos_token_id) if token is not None)
 
 
-class _Record(LogitsProcessor):
+class Record(LogitsProcessor):
     """Changes nothing; keeps the log-probability of the likeliest token, which greedy decoding takes, of each step."""
 
     def __init__(self) -> None:
@@ -149,6 +189,31 @@ class _Record(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.steps.append(scores.amax(-1) - scores.logsumexp(-1))
         return scores
+
+
+class AverageOverDraws(Record):
+    """Gives the rows of all draws the logarithm of their averaged probabilities: all write the same text.
+
+        p(v) = (1/S) Σ_s p_s(v),   H = H[p],   I = H[p] − (1/S) Σ_s H[p_s]
+
+    Args:
+        draws: S; rows are B of the first draw, the same B of the second, ...
+    """
+
+    def __init__(self, draws: int) -> None:
+        super().__init__()
+        self.draws = draws
+        self.entropies: list[Tensor] = []
+        self.mutual_information: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        log_probs = scores.double().log_softmax(-1).view(self.draws, -1, scores.shape[-1])
+        averaged: Tensor = log_probs.logsumexp(0) - math.log(self.draws)
+        entropy = torch.special.entr(averaged.exp()).sum(-1)
+        self.entropies.append(entropy)
+        self.mutual_information.append(entropy - torch.special.entr(log_probs.exp()).sum(-1).mean(0))
+        self.steps.append(averaged.amax(-1).repeat(self.draws))
+        return averaged.repeat(self.draws, 1).to(scores.dtype)
 
 
 @contextmanager

@@ -24,13 +24,17 @@ from torch import Tensor, nn
 from varlora.io.parquet_files import TableFile, facts_in, rectangle
 from varlora.metrics import AnswerRows, evaluate_rows, majority
 from varlora.posterior import Posterior
-from varlora.posterior.draws import held_batches, on_device_of, over_draws, progress_bar
+from varlora.posterior.batched_draws import over_batches
+from varlora.posterior.draws import held_batches, progress_bar
 from varlora.prediction.prediction import PredictedMode
 from varlora.prediction.prediction_setup import prepare
+from varlora.prediction.text_utility import Utility, token_f1
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from varlora.prediction.decoding import OneText
 
 _FORMAT = "varlora.generations.v1"
 _COLUMNS = {
@@ -136,6 +140,22 @@ class Generations(TableFile):
     def agreement(self) -> Tensor:
         """The share of the draws that give it (N,), float64; 1 or 0 with a single draw, which says nothing."""
         return majority(self.answers)[1]
+
+    def minimum_bayes_risk(self, utility: Utility = token_f1) -> tuple[str, ...]:
+        """Of each prompt's texts the one that is best on average, where any of the others may be the right one (N).
+
+            y(x) = argmax_{y in texts} (1/S) Σ_s u(y, y_s)
+
+        Args:
+            utility: u(candidate, reference), the larger the better: any measure of a text by another.
+
+        Source: arXiv 2108.04718 (minimum Bayes risk with sampled texts); the first of those that are equally good.
+        """
+        best = []
+        for row in self.texts:
+            scores = [sum(utility(text, other) for other in row) for text in row]
+            best.append(row[scores.index(max(scores))])
+        return tuple(best)
 
     @property
     def log_likelihood_per_token(self) -> Tensor:
@@ -257,32 +277,36 @@ def generate(
     decode = Greedy(model, tokenizer, max_new_tokens)
     for number, batch in enumerate(held):
         decode.check(batch, number)
-    texts: list[list[str]] = []
-    counts: list[Tensor] = []
-    ends: list[Tensor] = []
 
-    def one_pass() -> Tensor:
-        written = []
-        for batch in held:
-            written.append(decode(on_device_of(model, batch)))
-            bar.update()
-        texts.append([text for of_batch in written for text in of_batch.texts])
-        counts.append(torch.cat([of_batch.num_tokens for of_batch in written]))
-        ends.append(torch.cat([of_batch.finished for of_batch in written]))
-        return torch.cat([of_batch.log_likelihoods for of_batch in written])
+    def read(batch: Mapping[str, Any]) -> list[OneText]:
+        return decode(batch).rows()
 
     with progress_bar(len(held), q, samples, shown=progress) as bar:
-        log_likelihoods = over_draws(model, q, samples, one_pass, antithetic=antithetic, seed=seed)
+        passes: list[list[list[OneText]]] = over_batches(
+            model,
+            q,
+            samples,
+            held,
+            read,
+            what="texts",
+            antithetic=antithetic,
+            seed=seed,
+            compare=decode.next_logits,
+            size=decode.size,
+            done=bar.update,
+        )
+    written = [[text for of_batch in of_draw for text in of_batch] for of_draw in passes]
+    log_likelihoods = _by_row(written, "log_likelihood", torch.float64)
     if bool(log_likelihoods.isnan().any()):
         broken = int(log_likelihoods.isnan().any(1).nonzero()[0])
         raise ValueError(
             f"the model gives NaN logits, first for prompt {broken}; its weights or the posterior's scale are broken"
         )
     return Generations(
-        texts=_by_row(texts),
-        num_tokens=torch.stack(counts, 1),
+        texts=tuple(zip(*[[text.text for text in of_draw] for of_draw in written], strict=True)),
+        num_tokens=_by_row(written, "num_tokens", torch.int64),
         log_likelihoods=log_likelihoods,
-        finished=torch.stack(ends, 1),
+        finished=_by_row(written, "finished", torch.bool),
         ids=tuple(str(i) for batch in held for i in batch.get("id", ())),
         final_answer=final_answer,
         max_new_tokens=max_new_tokens,
@@ -292,5 +316,6 @@ def generate(
     )
 
 
-def _by_row(by_draw: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
-    return tuple(zip(*by_draw, strict=True))
+def _by_row(written: Sequence[Sequence[OneText]], name: str, dtype: torch.dtype) -> Tensor:
+    """A fact of the texts of S draws (N, S)."""
+    return torch.tensor([[getattr(text, name) for text in of_draw] for of_draw in written], dtype=dtype).T.contiguous()

@@ -18,9 +18,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from torch import Tensor, nn
 
 from varlora.adapters.tensors import active_adapter, live_tensors, unwrapped_model
@@ -184,6 +181,10 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 
 def _read_as_weights(model: nn.Module) -> set[int]:
     """Modules of LoRA whose weights are read and not called: DoRA and other variants, stacked and bare parameters."""
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
+
     inner = unwrapped_model(model)
     if not isinstance(inner, PeftModel):
         return set()
