@@ -166,3 +166,24 @@ def test_misuse(call: Call, graded: Path, words: list[str], message: str) -> Non
     refused = call("decide", graded, "--samples", 4, *words)
     assert (refused.code, message in refused.err) == (1, True), refused.err
     assert Decision.load(graded) is None
+
+
+def test_eval_measures_what_was_decided(call: Call, run: Path, tmp_path: Path) -> None:
+    words = ["--cost_wrong", "negative=10", "1", "--cost_abstain", "0.4", "--prediction_sets", "0.9"]
+    assert call("decide", run, "--samples", 4, *words).code == 0
+    command = ["eval", run, "--no_progress", "--resamples", 0, "--split", "test", "--overwrite"]
+    done = call(*command, "--output_file", tmp_path / "m.json")
+    assert done.code == 0, done.err
+    decision = Decision.load(run)
+    assert decision is not None
+    measured = decision.measure(read_run(run).prediction("test", "samples"))
+    found = json.loads((tmp_path / "m.json").read_text())["selective"]["splits"]["test"]
+    assert found == {"guarantee": "holds", **json.loads(json.dumps(measured))}
+    assert f"{measured['costs']['mean']:.4g}" in done.out
+    assert "a row" in done.out
+
+    other = call(*command, "--samples", 2)
+    assert (other.code, "is not measured: it is for rows predicted by samples, 4 draw(s)" in other.err) == (0, True)
+    write_tuned(run, PredictionConfig(samples=4, logit_temperature=2.0), [{"op": "tune"}])
+    stale = call(*command)
+    assert (stale.code, "was chosen for another posterior" in stale.err) == (0, True)

@@ -44,6 +44,7 @@ def test_tables_are_regressions_that_are_fitted_anew(ties: bool) -> None:
         assert lower <= upper
 
 
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
 def test_they_are_the_package_s() -> None:
     before = np.geterr()
     package = pytest.importorskip("venn_abers")

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from varlora.cli.console import out
 from varlora.cli.finished import check_new_file, load_finished, read_finished
-from varlora.cli.selective import chosen, report_of, show, wanted_of
+from varlora.cli.selective import chosen, kept_decision, report_of, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.io.files import json_text
 from varlora.io.folders import atomic_file
@@ -70,8 +70,13 @@ def execute(arguments: Namespace) -> None:
     explained = " Below each number: its 95 % bootstrap interval over them." if arguments.resamples else ""
     out.print(f"Rows: {escape(rows)}.{explained}", highlight=False)
     selective: dict[str, Any] | None = None
+    mode: str = own
+    if selected is None and setting.readout is not None:
+        first = predictions[splits[0]]
+        kept = kept_decision(run, {name: _of_classes(prediction) for name, prediction in first.items()})
+        selected, mode = kept if kept is not None else (None, own)
     if selected is not None:
-        selective = report_of(selected, {split: _of_classes(predictions[split][own]) for split in splits})
+        selective = report_of(selected, {split: _of_classes(predictions[split][mode]) for split in splits})
         show(selective)
     if target is not None:
         content: dict[str, Any] = {

@@ -15,11 +15,12 @@ from rich.table import Table
 from varlora.cli.console import out
 from varlora.io.words import counted
 from varlora.posterior import PredictionConfig
+from varlora.posterior.manifest import read_manifest
 from varlora.prediction.prediction import Prediction
 from varlora.runs.calibration import CALIBRATION, VALIDATION, calibrate
 from varlora.runs.choose_decision import Wanted, choose_decision
 from varlora.runs.data import load_new_rows
-from varlora.runs.decision import Decision, Groups
+from varlora.runs.decision import Decision, Groups, PredictedAs
 from varlora.runs.folder import RunFolder
 from varlora.runs.measure import IN_SCOPE
 from varlora.runs.setting import Setting
@@ -109,6 +110,35 @@ def report_of(
     return found
 
 
+def kept_decision(run: RunFolder, predictions: Mapping[str, Prediction]) -> tuple[Decision, str] | None:
+    """What `varlora decide` has kept, and in which of these modes it is to be measured; None where it cannot be.
+
+    Args:
+        run: the run, with what was tuned left in or taken out.
+        predictions: of some rows, by mode.
+    """
+    try:
+        decision = Decision.load(run.path)
+    except ValueError as error:
+        logger.warning("%s", error)
+        return None
+    if decision is None:
+        return None
+    name = f"{Decision.file(run.path)} is not measured"
+    if decision.group_column is not None:
+        logger.warning("%s: it goes by the rows' %r, which are not read here", name, decision.group_column)
+        return None
+    modes = [mode for mode, one in predictions.items() if PredictedAs.of(one) == decision.predicted_as]
+    if not modes or read_manifest(run.path)["meta"].get("tuned") != _tuned(run):
+        logger.warning("%s: it is for rows predicted by %s, which these are not", name, decision.predicted_as)
+        return None
+    return decision, modes[0]
+
+
+def _tuned(run: RunFolder) -> dict[str, Any] | None:
+    return None if (tuned := run.posterior.meta.tuned) is None else tuned.to_dict()
+
+
 def show(report: Mapping[str, Any]) -> None:
     """Shows a report on the terminal."""
     splits = report["splits"]
@@ -132,6 +162,14 @@ def show(report: Mapping[str, Any]) -> None:
             )
         out.print(table)
         say_sets(report)
+    if any("costs" in found for found in splits.values()):
+        table = _table("Answered", "Cost of\na row", "95 % interval")
+        for split, found in splits.items():
+            if "costs" in found:
+                costs, answered = found["costs"], found.get("answered", {}).get("share_answered", 1.0)
+                interval = f"{costs['low']:.4g} – {costs['high']:.4g}"
+                table.add_row(split, _percent(answered), f"{costs['mean']:.4g}", interval, found["guarantee"])
+        out.print(table)
     say_caveats(report)
 
 

@@ -26,7 +26,6 @@ from varlora.metrics.recalibration import Way, choose_recalibration, recalibrate
 from varlora.metrics.selective import Sureness
 from varlora.metrics.selective_accuracy import DELTA, fewest_answers
 from varlora.metrics.uncertainty import mean_log_probs
-from varlora.prediction.prediction import Prediction
 from varlora.runs.calibration import Calibration
 from varlora.runs.decision import Decision, Groups, PredictedAs
 from varlora.runs.decision_file import Threshold
@@ -137,7 +136,7 @@ def choose_decision(
         delta=wanted.delta,
         recalibration=recalibration,
         recalibration_said=said,
-        reference=_reference(every),
+        reference=_reference(probs.amax(1)),
         group_column=group_column,
         group_rows={name: named.count(name) for name in sorted({name for name in named if name is not None})},
         group_thresholds=group_thresholds,
@@ -203,8 +202,8 @@ def _halves(rows: int) -> tuple[Tensor, Tensor]:
     return dealt[: rows // 2].sort().values, dealt[rows // 2 :].sort().values
 
 
-def _reference(prediction: Prediction) -> tuple[float, ...]:
-    sure = sureness(prediction.log_probs)
-    if len(sure) > MOST_SCORES:
-        sure = sure[torch.randperm(len(sure), generator=torch.Generator().manual_seed(0))[:MOST_SCORES]]
-    return tuple(sure.sort().values.tolist())
+def _reference(confidence: Tensor) -> tuple[float, ...]:
+    if len(confidence) > MOST_SCORES:
+        drawn = torch.randperm(len(confidence), generator=torch.Generator().manual_seed(0))
+        confidence = confidence[drawn[:MOST_SCORES]]
+    return tuple(confidence.sort().values.tolist())

@@ -28,6 +28,7 @@ from varlora.metrics import (
     sureness,
 )
 from varlora.metrics.bands import Band, in_bands
+from varlora.metrics.bounded_mean import bounded_mean_interval
 from varlora.metrics.costs import CostOfRule, Costs
 from varlora.metrics.exchangeability import (
     ALPHA,
@@ -134,7 +135,8 @@ class Decision:
         delta: of what is guaranteed of the bands, the chance that it fails.
         recalibration: of the probabilities that all of this goes by; None: as they are.
         recalibration_said: what was tried, and what was taken, in words; empty if nothing was.
-        reference: how sure the model was of the rows, before any recalibration, for `check_exchangeability`; rising.
+        reference: the confidence in the rows, of the probabilities that it is decided by, for `check_exchangeability`;
+            rising.
         group_column: the column of the rows that names their group; None: all rows are one.
         group_rows: how many of the rows each group had.
         group_thresholds, group_sets: of the groups that have their own; rows of others go by the common ones above.
@@ -200,7 +202,9 @@ class Decision:
         )
 
     def measure(self, prediction: Prediction, groups: Groups | None = None) -> dict[str, dict[str, float]]:
-        """What comes of it: `answered` and `sets`, of the labelled rows where there are some, else of all.
+        """What comes of it: `answered`, `sets` and `costs`, of the labelled rows where there are some, else of all.
+
+        A row's mean cost, with an interval that holds that of new rows in 95 % of cases, needs labels.
 
         Args:
             prediction, groups: as of `decide`.
@@ -213,7 +217,7 @@ class Decision:
         labelled = bool(known.any())
         rows = known if labelled else torch.ones_like(known)
         labels = prediction.labels[rows] if labelled else None
-        metrics = {}
+        metrics: dict[str, dict[str, float]] = {}
         if decided.answered is not None:
             correct = None
             if labels is not None and decided.cheapest is not None:
@@ -221,28 +225,33 @@ class Decision:
             elif labels is not None:
                 correct = confidence_and_correct(decided.probs[rows], labels)[1]
             metrics["answered"] = answered_metrics(decided.answered[rows], correct)
+        if labels is not None and self.costs is not None and decided.cheapest is not None:
+            kept = None if decided.answered is None else decided.answered[rows]
+            incurred = self.costs.incurred(decided.cheapest[rows], labels, kept)
+            low, high = bounded_mean_interval(incurred, low=self.costs.bounds[0], high=self.costs.bounds[1])
+            metrics["costs"] = {"mean": float(incurred.mean()), "low": low, "high": high}
         if decided.sets is not None:
             metrics["sets"] = set_metrics(decided.sets[rows], labels)
         return metrics
 
     def check_exchangeability(
-        self, prediction: Prediction, *, alpha: float = ALPHA, seed: int = 0
+        self, prediction: Prediction, groups: Groups | None = None, *, alpha: float = ALPHA, seed: int = 0
     ) -> ExchangeabilityCheck:
         """Whether predicted rows look as if they were drawn as the rows that this was chosen on.
 
         Args:
-            prediction: of the rows, in their order, made as `predicted_as` says.
+            prediction, groups: as of `decide`; the rows in their order.
             alpha: the chance of a false alarm.
             seed: breaks ties.
 
         Raises:
-            ValueError: the prediction was made otherwise.
+            ValueError: as `decide`.
         """
-        self.check(prediction)
-        return check_exchangeability(self.reference, sureness(prediction.log_probs), alpha=alpha, seed=seed)
+        confidence = self.decide(prediction, groups).probs.amax(1)
+        return check_exchangeability(self.reference, confidence, alpha=alpha, seed=seed)
 
     def martingale(self, *, alpha: float = ALPHA, seed: int = 0) -> ConformalTestMartingale:
-        """The same for rows that come one by one, of which it takes the confidence (before any recalibration).
+        """The same for rows that come one by one, of which it takes the confidence (the highest of `Decided.probs`).
 
         Args:
             alpha: the chance of a false alarm, however many rows come.
