@@ -6,13 +6,13 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browsers import chromium
 from report.made_up import CLASSES, HOSTILE, made_up_study
 from varlora.report import Comparison
 from varlora.report.health_text import remarks, sentence, statements
@@ -20,7 +20,7 @@ from varlora.report.study import Study
 from varlora.report.study_data import study_data
 from varlora.report.study_page import render_study, write_study
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+__all__ = ["chromium"]
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +91,6 @@ def test_a_file_is_replaced_only_if_it_may_be(study: Study, html: str, tmp_path:
     with pytest.raises(ValueError, match="exists"):
         write_study(study, path, overwrite=False)
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser of this machine."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make setup)")
-    path = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no Chromium on this machine: none of {', '.join(NAMES)} is on the PATH")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Opened:

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "compare": "run models × methods × tasks × seeds from one file, and report",
     "eval": "measure a run, with intervals, on its own splits or on another file",
     "predict": "answer rows that have no labels, with the model's uncertainty",
+    "serve": "answer over HTTP: classes, chats and completions with their uncertainty, and a page",
     "lm-eval": "measure a run on the tasks of EleutherAI's lm-evaluation-harness",
     "health": "whether sampling helps in a run, and how its posterior does; loads no model",
     "tune": "choose how to predict with a run, on its validation rows",

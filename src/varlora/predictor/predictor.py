@@ -101,6 +101,7 @@ class Predictor:
         truncation: str | None = None,
         max_new_tokens: int | None = None,
         backend: str | Backend | None = None,
+        beside: Predictor | None = None,
     ) -> Predictor:
         """Loads what a folder holds.
 
@@ -119,6 +120,8 @@ class Predictor:
             max_new_tokens: Most tokens of a text that is written; None: the run's own.
             backend: URL of an OpenAI-compatible server that serves an export's adapters ("http://localhost:8000/v1"),
                 or more about it: no model is loaded, and their answers are averaged here.
+            beside: Another predictor on the same causal language model, which the two then share: only the adapter is
+                loaded. They wait for each other.
 
         Raises:
             ValueError: The folder holds no run, something in it is damaged or its base model is not there, or the
@@ -139,6 +142,7 @@ class Predictor:
                     "dtype": dtype,
                     "base_model": base_model,
                     "gguf_file": gguf_file,
+                    "beside": beside,
                 },
             )
         adapter = Path(folder)
@@ -160,8 +164,14 @@ class Predictor:
             changes["gguf_file"] = gguf_file  # another place says anew whether it is a file there
         config = dataclasses.replace(run.config, **changes)
         way = choose_default_config(q, samples, config.samples, mode=mode, tell=False)
-        loaded = reload_model(config, adapter, q.meta, device=device)
-        return cls(run=dataclasses.replace(run, posterior=q), loaded=loaded, config=way)
+        if beside is None:
+            loaded = reload_model(config, adapter, q.meta, device=device)
+            return cls(run=dataclasses.replace(run, posterior=q), loaded=loaded, config=way)
+        with beside._lock:
+            loaded = reload_model(config, adapter, q.meta, beside=beside._loaded)
+            made = cls(run=dataclasses.replace(run, posterior=q), loaded=loaded, config=way)
+        made._lock = beside._lock
+        return made
 
     @property
     def kind(self) -> str:
@@ -178,6 +188,11 @@ class Predictor:
     def classes_(self) -> NDArray[np.str_]:
         """The same, as scikit-learn has them."""
         return np.array(self.classes)
+
+    @property
+    def loaded(self) -> FinishedModel:
+        """The model, its tokenizer and its settings."""
+        return self._loaded
 
     @property
     def num_draws(self) -> int:

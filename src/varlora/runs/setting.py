@@ -140,6 +140,7 @@ class FinishedModel:
         config: the run's settings.
         folder: the run's folder.
         tokenizer, family, model, readout: as in `Setting`.
+        adapter: the name of the run's adapter in the model, which may hold others' beside it.
     """
 
     config: RunConfig
@@ -148,14 +149,16 @@ class FinishedModel:
     family: Family
     model: nn.Module
     readout: Readout | None
+    adapter: str = "default"
 
     def setting(self, task: Task) -> Setting:
-        """What evaluating these rows needs.
+        """What evaluating these rows needs; the run's adapter becomes the model's active one.
 
         Raises:
             ValueError: the task's answers are not those that the run has learned.
         """
         _check_answers(task, self.readout, self.folder)
+        self.activate()
         collate = Collator.of(task, self.tokenizer, family=self.family)
         if self.readout is not None:
             collate = replace(collate, num_classes=self.readout.num_classes)
@@ -169,6 +172,12 @@ class FinishedModel:
             collate=collate,
         )
 
+    def activate(self) -> None:
+        """Makes the run's adapter the active one; to find that it is costs nothing."""
+        model = self.model
+        if isinstance(model, PeftModel) and model.active_adapter != self.adapter:
+            model.set_adapter(self.adapter, inference_mode=True)
+
 
 def reload_model(
     config: RunConfig,
@@ -177,6 +186,7 @@ def reload_model(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
+    beside: FinishedModel | None = None,
 ) -> FinishedModel:
     """Loads a finished run's base model with the adapter of its folder.
 
@@ -186,12 +196,16 @@ def reload_model(
         meta: its posterior's meta.
         tokenizer: the base model's, where it is at hand.
         device: where to; None: a CUDA GPU where there is one.
+        beside: another run's, on the same base model: the adapter goes beside its own, and no base model is loaded.
 
     Raises:
-        ValueError: nothing can be loaded from where the base model should be.
+        ValueError: nothing can be loaded from where the base model should be, or the two have not one base model.
     """
     family = family_of(config)
     readout = readout_from_dict(meta.readout) if meta.readout is not None else None
+    if beside is not None:
+        model, adapter = _put_beside(config, folder, family, beside)
+        return replace(beside, config=config, folder=folder, model=model, readout=readout, adapter=adapter)
     base, _ = _base_model(config, family, _learned_answers(readout))
     model = PeftModel.from_pretrained(base, str(folder))
     if config.quantization == "none":  # bitsandbytes has placed what it quantized
@@ -204,6 +218,25 @@ def reload_model(
         model=model,
         readout=readout,
     )
+
+
+def base_of(config: RunConfig) -> tuple[str, ...]:
+    """What tells the base models of settings apart: two runs with the same can share one, if it is a causal LM."""
+    said = (pretrained_of(config), config.model_revision, config.dtype, config.quantization, family_of(config))
+    return tuple(map(str, said))
+
+
+def _put_beside(config: RunConfig, folder: Path, family: Family, beside: FinishedModel) -> tuple[PeftModel, str]:
+    model = beside.model
+    if not isinstance(model, PeftModel) or family != "causal" or base_of(config) != base_of(beside.config):
+        raise ValueError(
+            f"{folder} cannot share the base model of {beside.folder}: both must be causal language models with the "
+            "same model_name_or_path, model_revision, dtype and quantization."
+        )
+    name = f"beside{len(model.peft_config)}"
+    model.load_adapter(str(folder), adapter_name=name)
+    model.set_adapter(name, inference_mode=True)
+    return model, name
 
 
 def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: Task | None = None) -> Setting:

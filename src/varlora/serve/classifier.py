@@ -1,0 +1,55 @@
+"""A predictor as the server asks it: rows in, plain JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from varlora.predictor.answer import Answer
+from varlora.predictor.predictor import Predictor
+from varlora.serve.row_desk import Row
+from varlora.tasks.prompt_template import PromptTemplate
+from varlora.tasks.rows import READ_BESIDE, SHAPES
+
+COLUMNS = frozenset(field for fields in (*SHAPES.values(), *READ_BESIDE.values()) for field in fields) - {
+    *("label", "answer", "completion"),
+}
+"""What a row may hold, whatever its task."""
+
+
+class PredictorClassifier:
+    """Answers rows by a predictor, on the worker's thread.
+
+    Args:
+        name: of the model that is served.
+        predictor: of classes or choices.
+    """
+
+    def __init__(self, name: str, predictor: Predictor) -> None:
+        self.name, self.predictor = name, predictor
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What a row may hold."""
+        template = self.predictor.loaded.config.prompt_template
+        return COLUMNS if template is None else COLUMNS.union(PromptTemplate.read(template).fields)
+
+    def facts(self) -> dict[str, Any]:
+        """What an answer says of the model."""
+        return {
+            "kind": self.predictor.kind,
+            "classes": list(self.predictor.classes),
+            "num_draws": self.predictor.num_draws,
+        }
+
+    def answer(self, rows: Sequence[Row], *, draws: bool) -> list[dict[str, Any]]:
+        """An answer for each row; `draws` adds a list for each draw, of the probabilities of the row's choices."""
+        found = cast(list[Answer], self.predictor(list(rows)))
+        if not draws:
+            return [answer.to_dict() for answer in found]
+        prediction = self.predictor.prediction(list(rows))
+        answers = []
+        for answer, log_probs in zip(found, prediction.log_probs, strict=True):
+            offered = [self.predictor.classes.index(label) for label in answer.probabilities]
+            answers.append({**answer.to_dict(), "draws": log_probs[:, offered].exp().tolist()})
+        return answers

@@ -1,0 +1,143 @@
+"""Rows to classify: those of all requests in one batch, an equal number of each.
+
+A row's answer does not depend on its neighbours, since the draws of the weights are the same for all batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from varlora.serve.errors import RequestError
+from varlora.serve.jobs import Job
+from varlora.serve.metrics import ServerMetrics
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+
+
+class Classifier(Protocol):
+    """What answers rows."""
+
+    @property
+    def name(self) -> str:
+        """Of the model that is served."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What a row may hold."""
+
+    def facts(self) -> dict[str, Any]:
+        """What an answer says of the model: its kind, its classes, how many draws it averages."""
+
+    def answer(self, rows: Sequence[Row], *, draws: bool) -> list[dict[str, Any]]:
+        """An answer for each row, as plain JSON; `draws` adds the probabilities of each draw.
+
+        Raises:
+            ValueError: a row cannot be read.
+        """
+
+
+class RowJob(Job):
+    """Rows of one request.
+
+    Args:
+        classifier: what answers them.
+        rows: without ids.
+        draws: whether each draw's probabilities are asked for.
+        seconds: until nobody waits for them any more.
+    """
+
+    def __init__(self, classifier: Classifier, rows: Sequence[Row], *, draws: bool, seconds: float) -> None:
+        super().__init__(size=len(rows), seconds=seconds)
+        self.classifier, self.rows, self.draws = classifier, rows, draws
+        self.taken = 0
+        self.answers: list[dict[str, Any]] = []
+
+
+class RowDesk:
+    """The rows that wait for one base model.
+
+    Args:
+        batch_rows: most rows of a batch.
+        metrics: where batches are counted.
+    """
+
+    def __init__(self, batch_rows: int, metrics: ServerMetrics) -> None:
+        self.batch_rows, self.metrics = batch_rows, metrics
+        self._inbox: deque[RowJob] = deque()
+        self._jobs: list[RowJob] = []  # the worker's
+        self._former: tuple[str, bool] | None = None
+
+    def accept(self, job: Job) -> None:
+        """Puts a job at the end of those that wait."""
+        assert isinstance(job, RowJob)
+        self._inbox.append(job)
+
+    def has_work(self) -> bool:
+        """Whether rows wait."""
+        return bool(self._inbox or self._jobs)
+
+    def step(self) -> None:
+        """Answers one batch."""
+        while self._inbox:
+            self._jobs.append(self._inbox.popleft())
+        taken = self._next_batch()
+        if taken:
+            self._answer(taken)
+        self._jobs = [job for job in self._jobs if job.is_wanted]
+
+    def abandon(self, error: Exception) -> None:
+        """Fails every job there is."""
+        for job in (*self._jobs, *self._inbox):
+            job.fail(error)
+        self._jobs = []
+        self._inbox.clear()
+
+    def _next_batch(self) -> list[tuple[RowJob, int]]:
+        """Jobs of one model and how many of their rows: one of each job in turn, until the batch is full."""
+        jobs = [job for job in self._jobs if job.is_wanted]
+        kinds = list(dict.fromkeys((job.classifier.name, job.draws) for job in jobs))
+        if not kinds:
+            return []
+        at = kinds.index(self._former) + 1 if self._former in kinds else 0  # no model waits for all rows of another
+        self._former = kinds[at % len(kinds)]
+        mine = [job for job in jobs if (job.classifier.name, job.draws) == self._former]
+        counts = dict.fromkeys(mine, 0)
+        free = self.batch_rows
+        while free and (open_jobs := [job for job in mine if job.taken + counts[job] < job.size]):
+            for job in open_jobs[:free]:
+                counts[job] += 1
+                free -= 1
+        return [(job, count) for job, count in counts.items() if count]
+
+    def _answer(self, taken: Sequence[tuple[RowJob, int]]) -> None:
+        rows = [row for job, count in taken for row in job.rows[job.taken : job.taken + count]]
+        first = taken[0][0]
+        for job, _ in taken:
+            job.started = True
+        try:
+            answers = first.classifier.answer(rows, draws=first.draws)
+        except ValueError as error:
+            if len(taken) == 1:
+                counted = f"counted from row {first.taken + 1}: " if first.taken else ""
+                first.fail(RequestError(400, f"{counted}{error}", param="rows", code="invalid_rows"))
+            else:  # whose row it is shows where each request is asked alone
+                for one in taken:
+                    self._answer([one])
+            return
+        except Exception:
+            logger.exception("a batch of %d rows failed", len(rows))
+            for job, _ in taken:
+                job.fail(RequestError(500, "the model failed on this batch; the server's log says why."))
+            return
+        self.metrics.batch_rows.labels("rows").observe(len(rows))
+        for job, count in taken:
+            job.answers += answers[:count]
+            answers = answers[count:]
+            job.taken += count
+            if job.taken == job.size:
+                job.finish(job.answers)

@@ -1,0 +1,126 @@
+"""The thread that owns a base model, and the count of what waits for all of them.
+
+    event loop ──submit──► desks of the model ──step, step, ...──► events of the jobs
+
+A model computes one thing at a time, so whatever arrives meanwhile waits, and is computed together with its neighbours
+when the thread comes back: nothing is held back to fill a batch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from varlora.serve.errors import RequestError
+from varlora.serve.jobs import Job
+
+_SHORTEST, _LONGEST = 1.0, 60.0
+
+
+class Desk(Protocol):
+    """One kind of work on a base model. `accept` is called by the event loop, all else by the worker's thread."""
+
+    def accept(self, job: Job) -> None:
+        """Puts a job at the end of those that wait."""
+
+    def has_work(self) -> bool:
+        """Whether there is something to do."""
+
+    def step(self) -> None:
+        """Does a little of it: a batch of rows, or a token of every text. Raises nothing that is about a job."""
+
+    def abandon(self, error: Exception) -> None:
+        """Fails every job there is."""
+
+
+class Worker:
+    """The thread of one base model.
+
+    Args:
+        name: the base model's, for the log.
+        desks: the kinds of work; each takes a step in turn.
+    """
+
+    def __init__(self, name: str, desks: Sequence[Desk]) -> None:
+        self.name, self.desks = name, tuple(desks)
+        self._condition = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"varlora {name}", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it works."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def submit(self, desk: Desk, job: Job) -> None:
+        """Gives it a job; called by the event loop."""
+        with self._condition:
+            desk.accept(job)
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Ends the thread after its step; what still waits fails."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        for desk in self.desks:
+            desk.abandon(RequestError(503, "the server has stopped.", code="stopping"))
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._closed and not any(desk.has_work() for desk in self.desks):
+                    self._condition.wait()
+                if self._closed:
+                    return
+            for desk in self.desks:
+                if desk.has_work():
+                    desk.step()
+
+
+class WaitingRoom:
+    """How many rows and texts are accepted and not yet answered; it belongs to the event loop.
+
+    Args:
+        places: the most there may be.
+    """
+
+    def __init__(self, places: int) -> None:
+        self.places, self.waiting = places, 0
+        self._left: list[tuple[float, int]] = []
+
+    def enter(self, size: int) -> None:
+        """Takes places.
+
+        Raises:
+            RequestError: there are not as many, with the time after which there may be.
+        """
+        if self.waiting + size > self.places:
+            raise RequestError(
+                429,
+                f"{self.waiting} rows and texts wait for their answers, and the server accepts {self.places}; these "
+                f"{size} would be too many. Ask again later (Retry-After), or ask for fewer at a time.",
+                code="queue_full",
+                retry_after=self._seconds_until_free(size),
+            )
+        self.waiting += size
+
+    def leave(self, size: int) -> None:
+        """Gives places back."""
+        self.waiting -= size
+        self._left = [*self._left[-63:], (time.monotonic(), size)]
+
+    def _seconds_until_free(self, size: int) -> float:
+        if len(self._left) < 2:
+            return _SHORTEST
+        elapsed = time.monotonic() - self._left[0][0]
+        rate = sum(left for _, left in self._left) / max(elapsed, 1e-3)
+        return min(max((self.waiting + size - self.places) / rate, _SHORTEST), _LONGEST)
