@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli.workshop import Outcome, Workshop, reviews, write_rows
-from varlora.cli.finished import rows_of
+from varlora import Predictor
 from varlora.posterior.folder import write_posterior_files
 from varlora.runs.config import RunConfig
+from varlora.runs.data import load_new_rows
 from varlora.runs.folder import read_run
 
 Call = Callable[..., Outcome]
@@ -58,7 +59,7 @@ def test_rows_of_another_file_are_worded_as_in_training(run_folder: Path, tmp_pa
 
     for task, choices in {"winogrande_s": "A. the cat. B. the dog.", "openbookqa": "A. The cat. B. The dog."}.items():
         config = RunConfig(model_name_or_path="m", output_dir="o", task=task, prompt_style="laplace-lora")
-        prompt = rows_of(str(file), run, config, split="test", labelled=True).rows("test")[0]["prompt"]
+        prompt = load_new_rows(str(file), run, config, split="test", labelled=True).rows("test")[0]["prompt"]
         assert prompt.endswith(f"_ ran Choices: {choices} Answer:")
 
 
@@ -169,6 +170,55 @@ def test_predict_reads_a_pipe_and_refuses_what_it_would_write_over(
     twice = write_rows(tmp_path / "twice.jsonl", [{"text": "a"}, {"text": "b", "confidence": 1}])
     refused = call(*words, twice, "--overwrite")
     assert (refused.code, "twice.jsonl has the columns confidence, which `varlora predict`" in refused.err) == (1, True)
+
+
+def test_predict_writes_lines_to_standard_output_and_nothing_else(
+    call: Call, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [{"id": n, "text": f"a fine film {n}", "colour": "rot"} for n in range(5)]
+    rows = write_rows(tmp_path / "rows.jsonl", given)
+    words = ["predict", run_folder, "--mode", "samples", "--samples", 4, "--input_file"]
+
+    class Piped:
+        buffer = io.BytesIO(rows.read_bytes())
+
+    monkeypatch.setattr("sys.stdin", Piped)
+    piped = call(*words, "-", "--output_file", "-")
+    written = call(*words, rows, "--output_file", tmp_path / "answers.jsonl")
+
+    assert (piped.code, written.code) == (0, 0)
+    assert [json.loads(line) for line in piped.out.splitlines()] == answers(tmp_path / "answers.jsonl")
+    assert "5 rows answered by the average over 4 draws; written to standard output." in piped.err
+    assert "not read: colour" in piped.err
+    assert "5 rows answered" in written.out
+    refused = call(*words, rows, "--output_file", "-", "--mode", "mean")
+    assert (refused.code, refused.out, "which has no draws" in refused.err) == (1, "", True)
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_predict_reads_in_parts_and_refuses_a_file_before_it_predicts(
+    call: Call, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: bool
+) -> None:
+    rows = [{"id": n, "text": f"a fine film {n}"} for n in range(20)]
+    good = write_rows(tmp_path / "good.jsonl", rows)
+    twice = write_rows(tmp_path / "twice.jsonl", [*rows, {"id": 3, "text": "a film"}])
+    words = ["predict", run_folder, "--no_progress", "--samples", 4, "--per_device_eval_batch_size", 1, "--output_file"]
+    assert call(*words, tmp_path / "a.jsonl", "--input_file", good).code == 0
+    assert [row["id"] for row in answers(tmp_path / "a.jsonl")] == list(range(20))
+
+    predicted: list[int] = []
+    real = Predictor.answers
+    monkeypatch.setattr(Predictor, "answers", lambda own, part: predicted.append(len(part.rows)) or real(own, part))
+    if piped:
+        monkeypatch.setattr("sys.stdin", type("Piped", (), {"buffer": io.BytesIO(twice.read_bytes())}))
+    refused = call(*words, tmp_path / "b.jsonl", "--input_file", "-" if piped else twice)
+
+    assert (refused.code, "line 21, field 'id': got 3; allowed: an id of its own (line 4 has" in refused.err) == (
+        1,
+        True,
+    )
+    assert predicted == ([16] if piped else [])
+    assert not (tmp_path / "b.jsonl").exists()
 
 
 def test_choices_that_a_row_does_not_offer_get_no_probability(call: Call, workshop: Workshop, tmp_path: Path) -> None:

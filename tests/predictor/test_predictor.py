@@ -14,26 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from small_runs import films, finish_herds, herds, save_model
+from small_runs import films, herds
 from varlora import Answer, Predictor
 from varlora.metrics import mutual_information, predictive_entropy
 from varlora.runs.folder import read_run
 
 TEXTS = [row["text"] for row in herds(7, offset=40)]
 UNEVEN = [text + " film" * (3 * n % 5) for n, text in enumerate(TEXTS)]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose draws differ."""
-    folder = tmp_path_factory.mktemp("trained")
-    options = {"hess_init": 1e-2, "ess": 1e4, "variance": "hessian", "max_steps": 12, "samples": 6}
-    return finish_herds(folder, save_model(folder / "model", layers=1), per_device_eval_batch_size=3, **options)
-
-
-@pytest.fixture(scope="module")
-def predictor(trained: Path) -> Predictor:
-    return Predictor.from_pretrained(trained, samples=6)
 
 
 def numbers(answer: Answer) -> list[float]:
@@ -157,7 +144,7 @@ def test_a_column_that_is_not_read_is_told_once(trained: Path, caplog: pytest.Lo
     for _ in range(3):
         predictor({"text": "a fine film", "colour": "red"})
     told = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
-    assert told == ["rows: not read: colour"]
+    assert told == ["jsonl: not read: colour; of a row the model sees text alone"]
 
 
 def test_calls_from_several_threads_do_not_mix(predictor: Predictor) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from varlora.tasks import load_jsonl, load_more
-from varlora.tasks.files import read_records
+from varlora.tasks.files import read_records, stream_records
 
 ROWS: list[dict[str, Any]] = [
     {"id": "007", "text": 'a "fine", long\nfilm', "label": "NA"},
@@ -174,3 +174,64 @@ def test_a_blank_line_of_a_table_is_named(tmp_path: Path) -> None:
     file.write_text("text,label\nfine,1\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"films\.csv, line 3 is blank; remove the line"):
         read_records(file)
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_stream_gives_what_reading_all_does(tmp_path: Path, end: bytes) -> None:
+    lines = [b'{"text": "line %d"}' % n for n in range(7)]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines) + end)
+
+    parts = list(stream_records(file, 3))
+
+    assert [(part.first, len(part.rows)) for part in parts] == [(0, 3), (3, 3), (6, 1)]
+    assert [row for part in parts for row in part.rows] == list(read_records(file).rows)
+
+
+def test_kinds_that_must_be_held_whole_are_streamed_in_parts(tmp_path: Path) -> None:
+    table, array = tmp_path / "rows.csv", tmp_path / "rows.json"
+    table.write_text("text\n" + "".join(f"line {n}\n" for n in range(4)), encoding="utf-8")
+    array.write_text('[{"text": "line 0"}, {"text": "line 1"}]', encoding="utf-8")
+    packed = tmp_path / "rows.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'{"text": "line 0"}\n'))
+
+    assert [(part.first, len(part.rows), part.unit) for part in stream_records(table, 3)] == [
+        (0, 3, "row"),
+        (3, 1, "row"),
+    ]
+    assert [len(part.rows) for part in stream_records(array, 3)] == [2]
+    assert [part.rows for part in stream_records(packed, 3)] == [[{"text": "line 0"}]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: it holds no record"),
+        (b" \n \n", "is empty: it holds no record"),
+        (b'{"text": "a"}\n' * 5 + b"\n", "line 6 is blank"),
+        (b'{"text": "a"}\n' * 5 + b"nothing", "line 6: not valid JSON"),
+        (b"PK\x03\x04" + b"-" * 9, "is a ZIP archive"),
+    ],
+)
+def test_a_stream_refuses_what_reading_all_does(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list(stream_records(file, 2))
+    with pytest.raises(ValueError, match=message):
+        read_records(file)
+
+
+def test_a_pipe_gives_what_has_arrived(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = stream_records(pipe, 100)
+    found: list[Any] = []
+    asks = threading.Thread(target=lambda: found.append(next(reader)))
+    asks.start()
+    with pipe.open("wb", buffering=0) as writer:
+        writer.write(b'{"text": "first"}\n{"te')
+        asks.join(10)
+        assert [part.rows for part in found] == [[{"text": "first"}]]
+        writer.write(b'xt": "second"}\n')
+    assert [part.rows for part in reader] == [[{"text": "second"}]]

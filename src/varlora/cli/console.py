@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -23,6 +25,16 @@ err = Console(stderr=True)
 def print_error(message: str) -> None:
     """One message on stderr."""
     err.print(Text.assemble(("error: ", "bold red"), visible(message)), soft_wrap=True)
+
+
+@contextmanager
+def on_stderr() -> Iterator[None]:
+    """Within the block everything is shown on stderr: stdout is for what another program reads."""
+    before, out.stderr = out.stderr, True
+    try:
+        yield
+    finally:
+        out.stderr = before
 
 
 def grid() -> Table:

@@ -37,7 +37,8 @@ def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFold
     if judged:
         how = choose_config(q, arguments.samples, config.samples)
     else:
-        how = choose_default_config(q, arguments.samples, config.samples, tell=False)
+        mode = getattr(arguments, "mode", None)
+        how = choose_default_config(q, arguments.samples, config.samples, mode=mode, tell=False)
     if arguments.max_new_tokens is not None:
         config = dataclasses.replace(config, max_new_tokens=arguments.max_new_tokens)
     return dataclasses.replace(run, posterior=q), config, how

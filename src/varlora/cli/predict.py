@@ -1,174 +1,253 @@
-"""`varlora predict`: answers and uncertainties for rows without labels."""
+"""`varlora predict`: a `Predictor`'s answers to the rows of a file, beside the rows' own columns."""
 
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from rich.markup import escape
+from transformers.utils import logging as progress_bars
 
-from varlora.cli.console import out
-from varlora.cli.finished import check_new_file, load_finished, read_finished
+from varlora.cli.console import on_stderr, out
+from varlora.cli.finished import check_new_file, read_finished
 from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
 from varlora.io.files import finite
 from varlora.io.folders import atomic_file
-from varlora.metrics import mutual_information, predictive_entropy
-from varlora.prediction.generation import Generations
-from varlora.prediction.prediction import Prediction
+from varlora.io.words import counted
 from varlora.prediction.prediction_setup import explain_point
-from varlora.runs.data import load_new_rows, read_new_rows
+from varlora.predictor.answer import Answer, TextAnswer
+from varlora.predictor.predictor import BATCHES_A_CHUNK, Predictor, stored_decision
+from varlora.predictor.reader import RowReader
+from varlora.runs.data import stream_new_rows
 from varlora.runs.decision import Decision
-from varlora.runs.generation import generate_split
-from varlora.runs.run import predict_split
+from varlora.runs.setting import reload_model
+from varlora.tasks.files import reads_once
 from varlora.tasks.rows import Records
 
-SPLIT = "input"
-ANSWERS = ("prediction", "confidence", "probabilities", "predictive_entropy", "mutual_information", "answered", "set")
+ANSWERS = (
+    *("prediction", "confidence", "probabilities", "predictive_entropy", "mutual_information"),
+    *("answered", "set", "band", "expected_cost", "intervals"),
+)
 TEXTS = ("prediction", "agreement", "answers", "text", "log_likelihood_per_token", "finished")
 """What is written beside a row's own columns, of classes and of completions."""
 FORMATS = (".jsonl", ".parquet")
+STANDARD_OUTPUT = "-"
 
 
 def execute(arguments: Namespace) -> None:
     """Predicts and writes."""
+    with on_stderr() if arguments.output_file == STANDARD_OUTPUT else nullcontext():
+        _execute(arguments)
+
+
+def _execute(arguments: Namespace) -> None:
     wanted = wanted_of(arguments)
-    target = check_new_file(arguments.output_file, overwrite=arguments.overwrite)
-    assert target is not None
-    if target.suffix not in FORMATS:
-        raise ValueError(f"--output_file is {target}; its name must end in {' or '.join(FORMATS)}.")
+    target = None
+    if arguments.output_file != STANDARD_OUTPUT:
+        target = check_new_file(arguments.output_file, overwrite=arguments.overwrite)
+        assert target is not None
+        if target.suffix not in FORMATS:
+            allowed = f"{' or '.join(FORMATS)}, or be {STANDARD_OUTPUT} for standard output"
+            raise ValueError(f"--output_file is {target}; its name must end in {allowed}.")
     run, settings, config = read_finished(arguments, judged=False)
-    asked = read_new_rows(arguments.input_file, settings, columns=arguments.dataset_columns, labelled=False)
-    task = load_new_rows(asked, run, settings, split=SPLIT, labelled=False)
-    given = asked.as_given or asked.rows
-    _check_columns(asked, given, TEXTS if run.facts["task"]["kind"] == "completion" else ANSWERS)
-    setting = load_finished(run, settings, task)
-    selected = chosen(wanted, arguments, run, setting, config) if wanted is not None else None
-    q, progress = run.posterior, not arguments.no_progress
-    prediction: Prediction | Generations
-    if setting.readout is None:
-        prediction = generate_split(setting, q, SPLIT, config, judged=False, progress=progress)
-        records = list(_texts(prediction))
-    else:
-        answered = predict_split(setting, q, SPLIT, config, progress=progress)
-        assert isinstance(answered, Prediction)
-        prediction, records = answered, list(_answers(answered))
-        if selected is not None:
-            _select(records, selected, answered)
-    with atomic_file(target, overwrite=arguments.overwrite) as file:
-        _write([_beside(*both) for both in zip(given, records, strict=True)], file, target.suffix)
-    draws = "1 draw" if prediction.num_draws == 1 else f"{prediction.num_draws} draws"
-    how = {
-        "samples": f"the {'average' if setting.readout is not None else 'majority'} over {draws}",
-        "linearised": f"the average over {draws} of the linearised model's logits",
-    }.get(prediction.mode, "the posterior's mean")
-    rows = len(prediction.ids)
-    out.print(
-        f"{rows} {'row' if rows == 1 else 'rows'} answered by {how}; written to [bold]{escape(str(target))}[/bold]."
-    )
-    if arguments.samples is None and run.config.samples and (why := explain_point(run.posterior)):
+    reader = RowReader(run=run, config=settings)
+    size = BATCHES_A_CHUNK * settings.per_device_eval_batch_size
+    again = not reads_once(arguments.input_file)
+
+    def parts() -> Iterator[Records]:
+        file, columns = arguments.input_file, arguments.dataset_columns
+        return stream_new_rows(file, settings, size, labelled=False, columns=columns)
+
+    if again:  # before the model is loaded
+        first = next(parts())
+        reader.read(first)
+        _Checked(kind=reader.kind).add(first)
+    decision = None
+    if wanted is None and not arguments.undecided:
+        decision = stored_decision(run, untuned=arguments.untuned)
+    loaded = reload_model(settings, run.path, run.posterior.meta)
+    if wanted is not None:
+        decision = chosen(wanted, arguments, run, loaded, config)
+    predictor = Predictor(run=run, loaded=loaded, config=config, decision=decision, reader=reader)
+    total = None
+    if again:  # all of them, before anything is predicted
+        checked = _Checked(kind=reader.kind)
+        for records in parts():
+            predictor.check(records)
+            checked.add(records)
+        total = checked.rows
+    said = _Said()
+    with _writer(target, overwrite=arguments.overwrite) as write:
+        checked = _Checked(kind=reader.kind)
+        shown = not arguments.no_progress
+        with progress_bars.tqdm(total=total, desc="predict", unit="row", disable=not shown) as bar:
+            for records in parts():
+                checked.add(records)
+                answers: list[Answer | TextAnswer] = list(predictor.answers(records))
+                said.add(answers)
+                write([_beside(row, answer) for row, answer in zip(_given(records), answers, strict=True)])
+                bar.update(len(answers))
+    _say(said, predictor, target)
+    if arguments.samples is arguments.mode is None and run.config.samples and (why := explain_point(run.posterior)):
         out.print(f"One pass, since {why} (--samples {run.config.samples}: draws).", highlight=False, soft_wrap=True)
-    if selected is not None:
-        _say(selected, records)
+    if decision is not None:
+        _say_decided(said, decision)
 
 
-def _check_columns(asked: Records, given: Sequence[Mapping[str, Any]], ours: Collection[str]) -> None:
+@dataclass
+class _Checked:
+    """Parts of a file, of which no column is written over, and each row has an id of its own."""
+
+    kind: str
+    rows: int = 0
+    _lines: dict[str, int] = field(default_factory=dict)
+
+    def add(self, records: Records) -> None:
+        """Raises for what does not go with the parts before it."""
+        _check_columns(records, TEXTS if self.kind == "completion" else ANSWERS)
+        for index, row in enumerate(records.rows):
+            if isinstance(name := row.get("id"), (str, int)):
+                before = self._lines.setdefault(str(name), records.first + index)
+                if before != records.first + index:
+                    same = f"an id of its own ({records.unit} {before + 1} has the same)"
+                    raise records.error(index, "id", name, same)
+        self.rows += len(records.rows)
+
+
+def _check_columns(records: Records, ours: Collection[str]) -> None:
     """Refuses rows which have a column that is to be written beside them."""
-    if taken := [column for column in ours if any(column in row for row in given)]:
+    if taken := [column for column in ours if any(column in row for row in _given(records))]:
         raise ValueError(
-            f"{asked.where} has the columns {', '.join(taken)}, which `varlora predict` writes; rename them, as the "
+            f"{records.where} has the columns {', '.join(taken)}, which `varlora predict` writes; rename them, as the "
             "other columns are kept beside the answers."
         )
 
 
-def _beside(row: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+def _given(records: Records) -> Sequence[Mapping[str, Any]]:
+    """The rows with the names that the file has."""
+    return records.as_given if records.as_given is not None else records.rows
+
+
+def _beside(row: Mapping[str, Any], answer: Answer | TextAnswer) -> dict[str, Any]:
     """A row as it was given, its id first, with what is answered."""
-    return {"id": row.get("id", answer["id"]), **row, **{name: answer[name] for name in answer if name != "id"}}
+    written = _of_class(answer) if isinstance(answer, Answer) else _of_text(answer)
+    return {"id": row.get("id", answer.id), **row, **dict(written)}
 
 
-def _say(decision: Decision, records: list[dict[str, Any]]) -> None:
+def _of_class(answer: Answer) -> Iterator[tuple[str, Any]]:
+    yield "prediction", answer.label
+    yield "confidence", answer.probability
+    yield "probabilities", dict(answer.probabilities)
+    yield "predictive_entropy", answer.entropy
+    if answer.mutual_information is not None:
+        yield "mutual_information", answer.mutual_information
+    if answer.answered is not None:
+        yield "answered", answer.answered
+    if answer.prediction_set is not None:
+        yield "set", list(answer.prediction_set)
+    if answer.band is not None:
+        yield "band", answer.band
+    if answer.expected_cost is not None:
+        yield "expected_cost", answer.expected_cost
+    if answer.intervals is not None:
+        yield "intervals", {name: list(pair) for name, pair in answer.intervals.items()}
+
+
+def _of_text(answer: TextAnswer) -> Iterator[tuple[str, Any]]:
+    yield "prediction", answer.answer
+    if answer.agreement is not None:
+        yield "agreement", answer.agreement
+        yield "answers", [{"answer": one, "share": share} for one, share in answer.answers.items()]
+    yield "text", answer.text
+    yield "log_likelihood_per_token", answer.log_likelihood_per_token
+    yield "finished", answer.finished
+
+
+class _Writer:
+    """Writes rows as they come: lines of JSON, or at the end a Parquet table, which has one type a column."""
+
+    def __init__(self, stream: BinaryIO | None) -> None:
+        self.stream, self.held = stream, list[dict[str, Any]]()
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> None:
+        if self.stream is None:
+            self.held += rows
+            return
+        for row in rows:
+            self.stream.write(f"{json.dumps(finite(row), ensure_ascii=False, default=str)}\n".encode())
+        self.stream.flush()
+
+
+@contextmanager
+def _writer(target: Path | None, *, overwrite: bool) -> Iterator[_Writer]:
+    """Writes to a file, whole or not at all, or to standard output."""
+    if target is None:
+        yield _Writer(sys.stdout.buffer)
+        return
+    with atomic_file(target, overwrite=overwrite) as file:
+        if target.suffix == ".parquet":
+            writer = _Writer(None)
+            yield writer
+            _write_table(writer.held, file)
+        else:
+            with file.open("wb") as stream:
+                yield _Writer(stream)
+
+
+def _write_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    columns = dict.fromkeys(name for row in rows for name in row)
+    try:
+        table = pa.table({name: [row.get(name) for row in rows] for name in columns})
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(
+            f"the columns of the input do not fit into a Parquet table, which holds one type a column: {error}. "
+            "Write a .jsonl file."
+        ) from error
+    pq.write_table(table, file)
+
+
+@dataclass
+class _Said:
+    """What is said of all answers at the end."""
+
+    rows: int = 0
+    answered: int = 0
+    in_sets: int = 0
+
+    def add(self, answers: Sequence[Answer | TextAnswer]) -> None:
+        """Counts."""
+        self.rows += len(answers)
+        for answer in answers:
+            if isinstance(answer, Answer):
+                self.answered += answer.answered is True
+                self.in_sets += len(answer.prediction_set or ())
+
+
+def _say(said: _Said, predictor: Predictor, target: Path | None) -> None:
+    draws = counted(predictor.num_draws, "draw")
+    how = {
+        "samples": f"the {'majority' if predictor.kind == 'completion' else 'average'} over {draws}",
+        "linearised": f"the average over {draws} of the linearised model's logits",
+    }.get(predictor.config.canonical.mode, "the posterior's mean")
+    where = "standard output" if target is None else f"[bold]{escape(str(target))}[/bold]"
+    out.print(f"{counted(said.rows, 'row')} answered by {how}; written to {where}.")
+
+
+def _say_decided(said: _Said, decision: Decision) -> None:
     report = report_of(decision, {})
     if decision.threshold is not None:
-        kept = sum(record["answered"] for record in records)
-        out.print(f"{kept} of them sure enough (`answered` in the file).", highlight=False)
+        out.print(f"{said.answered} of them sure enough (`answered` in the file).", highlight=False)
         say_threshold(report)
     if decision.sets is not None:
-        size = sum(len(record["set"]) for record in records) / len(records)
+        size = said.in_sets / said.rows
         out.print(f"{size:.2f} answers in a set on average (`set` in the file).", highlight=False)
         say_sets(report)
     say_caveats(report)
-
-
-def _answers(prediction: Prediction) -> Iterator[dict[str, Any]]:
-    """One record per row; a choice that the row does not offer has no probability."""
-    probs, draws = prediction.probs, prediction.log_probs
-    confidence, predicted = probs.max(dim=1)
-    entropy = predictive_entropy(draws)
-    disagreement = mutual_information(draws) if prediction.num_draws > 1 else None
-    offered = ~torch.isneginf(draws).all(dim=1)
-    for n, name in enumerate(prediction.ids):
-        answer: dict[str, Any] = {
-            "id": name,
-            "prediction": prediction.classes[int(predicted[n])],
-            "confidence": float(confidence[n]),
-            "probabilities": {
-                label: float(probs[n, c]) for c, label in enumerate(prediction.classes) if bool(offered[n, c])
-            },
-            "predictive_entropy": float(entropy[n]),
-        }
-        if disagreement is not None:
-            answer["mutual_information"] = float(disagreement[n])
-        yield answer
-
-
-def _select(records: list[dict[str, Any]], decision: Decision, prediction: Prediction) -> None:
-    """Adds to each record whether its row is answered, and its set of answers."""
-    decided = decision.decide(prediction)
-    for n, record in enumerate(records):
-        if decided.answered is not None:
-            record["answered"] = bool(decided.answered[n])
-        if decided.sets is not None:
-            record["set"] = [
-                label for label, inside in zip(prediction.classes, decided.sets[n].tolist(), strict=True) if inside
-            ]
-
-
-def _texts(generations: Generations) -> Iterator[dict[str, Any]]:
-    """One record per prompt; the text is that of the first draw which gives the answer."""
-    shares, likelihood = generations.agreement, generations.log_likelihood_per_token
-    for n, (name, prediction) in enumerate(zip(generations.ids, generations.majority, strict=True)):
-        answers = generations.answers[n]
-        draw = answers.index(prediction)
-        answer: dict[str, Any] = {"id": name, "prediction": prediction}
-        if generations.num_draws > 1:
-            votes = Counter(one for one in answers if one is not None)
-            answer["agreement"] = float(shares[n])
-            answer["answers"] = [
-                {"answer": one, "share": count / generations.num_draws} for one, count in votes.most_common()
-            ]
-        answer["text"] = generations.texts[n][draw]
-        answer["log_likelihood_per_token"] = float(likelihood[n])
-        answer["finished"] = bool(generations.finished[n, draw])
-        yield answer
-
-
-def _write(answers: list[dict[str, Any]], file: Path, suffix: str) -> None:
-    if suffix == ".parquet":
-        columns = dict.fromkeys(name for answer in answers for name in answer)
-        try:
-            table = pa.table({name: [answer.get(name) for answer in answers] for name in columns})
-        except (pa.ArrowException, OverflowError) as error:
-            raise ValueError(
-                f"the columns of the input do not fit into a Parquet table, which holds one type a column: {error}. "
-                "Write a .jsonl file."
-            ) from error
-        pq.write_table(table, file)
-    else:
-        lines = "".join(json.dumps(finite(answer), ensure_ascii=False, default=str) + "\n" for answer in answers)
-        file.write_text(lines, encoding="utf-8")

@@ -23,7 +23,7 @@ from varlora.runs.data import load_new_rows
 from varlora.runs.decision import Decision, Groups, PredictedAs
 from varlora.runs.folder import RunFolder
 from varlora.runs.measure import IN_SCOPE
-from varlora.runs.setting import Setting
+from varlora.runs.setting import FinishedModel, Setting
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def chosen(
     wanted: Wanted,
     arguments: Namespace,
     run: RunFolder,
-    setting: Setting,
+    setting: Setting | FinishedModel,
     config: PredictionConfig,
     *,
     reported: Sequence[str] = (),

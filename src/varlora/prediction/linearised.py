@@ -38,16 +38,20 @@ logger = logging.getLogger(__name__)
 
 Form = Literal["mc", "probit"]
 
+DRAWS = 100
+"""Draws of the logits unless told otherwise; they cost nothing."""
+
 
 def predict_linearised(
     model: nn.Module,
     q: Posterior,
     batches: Iterable[Mapping[str, Any]],
-    samples: int = 100,
+    samples: int = DRAWS,
     *,
     readout: Readout,
     form: Form = "mc",
     seed: int = 0,
+    shared_noise: bool = False,
     logit_temperature: float | None = None,
     progress: bool = False,
 ) -> Prediction:
@@ -64,6 +68,8 @@ def predict_linearised(
         readout: how the answer is read.
         form: "mc" or "probit"; the second gives one "draw" and is not invariant to a shift of the logits.
         seed: decides the draws, which come from a generator of their own.
+        shared_noise: whether all rows take the same standard normal numbers, so that a row's draws do not depend on
+            which rows it is asked with; else each row has its own.
         logit_temperature: T, divides the logits; None takes the posterior's own.
         progress: show a progress bar.
 
@@ -108,8 +114,9 @@ def predict_linearised(
     if form == "probit":
         log_probs = probit_log_probs(mean, covariance)
     else:
+        rows = 1 if shared_noise else len(mean)
         noise = torch.randn(
-            len(mean), samples, mean.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+            rows, samples, mean.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64
         )
         log_probs = drawn_log_probs(mean, covariance, noise)
     return Prediction(
@@ -221,7 +228,7 @@ def drawn_log_probs(mean: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
     Args:
         mean: (N, C); -inf for a choice that does not exist.
         covariance: (N, C, C), positive semidefinite up to rounding.
-        noise: (N, S, C), standard normal.
+        noise: (N, S, C), or (1, S, C) for all rows, standard normal.
     """
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt()[:, None, :] @ vectors.mT

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from varlora.metrics import mutual_information, predictive_entropy
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
+from varlora.runs.decision import Decided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +23,19 @@ class Answer:
 
     Attributes:
         id: The row's own id, or one by its position.
-        label: The likeliest class, also where the row is not answered.
+        label: The likeliest class, also where the row is not answered; by a decision with costs, the class whose
+            answer has the least expected cost.
         probability: Its probability, averaged over the draws.
-        probabilities: Those of all classes, or of the choices that the row offers, in the classes' order.
-        entropy: Of these, in nats: how unsure the average is.
+        probabilities: Those of all classes, or of the choices that the row offers, in the classes' order; as the
+            decision recalibrates them, where it does.
+        entropy: In nats, of the draws' average before any recalibration: how unsure it is.
         mutual_information: In nats: how far the draws disagree. None where there is one.
         answered: Whether it is sure enough. None where no decision rule is set.
         reason: Why it is not answered; None where it is.
         prediction_set: The classes that a set with a guarantee holds. None where no set was asked for.
+        band: The name of its band of confidence. None where there are none.
+        expected_cost: Of answering with the label. None where nothing was said of costs.
+        intervals: By class the two probabilities between which its own is, by Venn–Abers. None otherwise.
     """
 
     id: str
@@ -40,6 +47,9 @@ class Answer:
     answered: bool | None = None
     reason: str | None = None
     prediction_set: tuple[str, ...] | None = None
+    band: str | None = None
+    expected_cost: float | None = None
+    intervals: Mapping[str, tuple[float, float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: every field.
@@ -85,14 +95,17 @@ def _plain(answer: Answer | TextAnswer) -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Mapping):
+        return {name: _as_json(one) for name, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
-def answers_of(prediction: Prediction) -> Iterator[Answer]:
+def answers_of(prediction: Prediction, decided: Decided | None = None) -> Iterator[Answer]:
     """One answer for each row; a choice that a row does not offer has no probability.
 
     Args:
         prediction: Of N rows, with their ids and the names of the classes.
+        decided: What was decided of them; None where nothing is.
 
     Example:
         >>> log_probs = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]], dtype=torch.float64).log()
@@ -102,8 +115,9 @@ def answers_of(prediction: Prediction) -> Iterator[Answer]:
         >>> [(answer.label, round(answer.probability, 6)) for answer in answers_of(prediction)]
         [('bad', 0.7)]
     """
-    probs, draws = prediction.probs, prediction.log_probs
-    confidence, predicted = (found.tolist() for found in probs.max(dim=1))
+    draws = prediction.log_probs
+    probs = prediction.probs if decided is None else decided.probs
+    labels = (probs.argmax(dim=1) if decided is None or decided.cheapest is None else decided.cheapest).tolist()
     entropy = predictive_entropy(draws).tolist()
     disagreement = mutual_information(draws).tolist() if prediction.num_draws > 1 else [None] * len(probs)
     offered = (~torch.isneginf(draws).all(dim=1)).tolist()
@@ -111,12 +125,30 @@ def answers_of(prediction: Prediction) -> Iterator[Answer]:
         named = zip(prediction.classes, row, offered[n], strict=True)
         yield Answer(
             id=name,
-            label=prediction.classes[predicted[n]],
-            probability=confidence[n],
+            label=prediction.classes[labels[n]],
+            probability=row[labels[n]],
             probabilities={label: probability for label, probability, there in named if there},
             entropy=entropy[n],
             mutual_information=disagreement[n],
+            **(_decided_of(decided, n, prediction.classes, offered[n]) if decided is not None else {}),
         )
+
+
+def _decided_of(decided: Decided, n: int, classes: Sequence[str], offered: Sequence[bool]) -> dict[str, Any]:
+    """What was decided of one row, as far as a decision says something of it."""
+    found: dict[str, Any] = {"reason": decided.reasons[n]}
+    if decided.answered is not None:
+        found["answered"] = bool(decided.answered[n])
+    if decided.sets is not None:
+        found["prediction_set"] = tuple(itertools.compress(classes, decided.sets[n].tolist()))
+    if decided.bands is not None:
+        found["band"] = decided.bands[n]
+    if decided.expected_costs is not None:
+        found["expected_cost"] = float(decided.expected_costs[n])
+    if decided.intervals is not None:
+        pairs = zip(classes, decided.intervals[n].tolist(), offered, strict=True)
+        found["intervals"] = {label: (low, high) for label, (low, high), there in pairs if there}
+    return found
 
 
 def text_answers_of(generations: Generations) -> Iterator[TextAnswer]:

@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Final, overload
 
+import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import Self
 
-from varlora.adapters import check_base
+from varlora.adapters import check_base, load_into
 from varlora.posterior import DropoutMasks, Mixture, Mode, PointMass, Posterior, PredictionConfig, linearisable
 from varlora.posterior.draws import number_of_draws, weight_draws
 from varlora.prediction.generation import Generations
+from varlora.prediction.linearised import DRAWS
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, choose_default_config, remove_tuning
 from varlora.predictor.answer import Answer, TextAnswer, answers_of, text_answers_of
 from varlora.predictor.asked import Asked, chunks, is_one_row, listed, records_of
 from varlora.predictor.client import Backend
-from varlora.runs.data import load_new_rows
+from varlora.predictor.hub import local_folder
+from varlora.predictor.reader import SPLIT, RowReader
+from varlora.runs.decision import Decided, Decision
 from varlora.runs.export_folder import is_export, read_export
 from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.generation import encode_split_prompts, generate_encoded
+from varlora.runs.row_groups import groups_in
 from varlora.runs.run import predict_encoded
-from varlora.runs.setting import FinishedModel, reload_model
-from varlora.tasks import Task
-from varlora.tasks.prompts import YES_NO
+from varlora.runs.setting import FinishedModel, Setting, reload_model
 from varlora.tasks.rows import Records
-from varlora.tasks.unread import unread_in_words
 
-logger = logging.getLogger(__name__)
-
-SPLIT = "input"
-"""What rows without an id are called by, before their position."""
+STORED: Final = "stored"
+"""As `decision`: what `varlora decide` keeps in the folder, if anything."""
 BATCHES_A_CHUNK = 16
 """Batches of a stream that are read before they are answered: within them rows of like length go together."""
 HELD_BYTES = 2**30
@@ -54,36 +52,65 @@ class Predictor:
     fixed set, by the run's seed: the same row gets the same numbers in every call, alone or among others, up to the
     rounding of a batch (dropout masks, of the method mc_dropout, are the exception: they are a batch's own).
 
-    One call runs at a time: a lock makes others wait, since the draws are put into the one model in turn.
+    It may be called from several threads, one of which runs at a time: a lock makes the others wait, since the draws
+    are put into the one model in turn. It is a classifier in scikit-learn's form, trained already.
 
     Attributes:
         run: The folder, read.
         config: The way to predict.
+        decision: Which rows are answered, and sets; None: every row is answered.
+        reader: Reads the rows.
+
+    Args:
+        run: The folder, read; its posterior as it is to be predicted with, tuned or not.
+        loaded: The model, which the predictor has for itself from here on.
+        config: The way to predict.
+        decision: Which rows are answered, and sets.
+        reader: That of the run.
+
+    Raises:
+        ValueError: The model's base is not the posterior's, or the decision was chosen for another way to predict.
 
     Example:
         predictor = Predictor.from_pretrained("runs/reviews")
         predictor("a fine film").label
     """
 
-    def __init__(self, *, run: RunFolder, loaded: FinishedModel, config: PredictionConfig) -> None:
+    def __init__(
+        self,
+        *,
+        run: RunFolder,
+        loaded: FinishedModel,
+        config: PredictionConfig,
+        decision: Decision | None = None,
+        reader: RowReader | None = None,
+    ) -> None:
         self.run = run
         self.config = config
+        self.reader = reader if reader is not None else RowReader(run=run, config=loaded.config)
         self._loaded, self._settings = loaded, loaded.config
         self._lock = threading.RLock()
-        self._told: set[str] = set()
-        self._chat = _chat_tokenizer(run)
         q = run.posterior
         check_base(loaded.model, q.point.keys(), q.meta.base_fingerprint, q.meta.base_model)  # once, not at each call
         applied = apply_config(q, config, seed=loaded.config.seed)
-        self._q: Posterior = dataclasses.replace(  # type: ignore[type-var]
+        applied = dataclasses.replace(  # type: ignore[type-var]
             applied, meta=dataclasses.replace(applied.meta, base_fingerprint=None)
         )
-        if config.canonical.mode == "linearised":
-            linearisable(self._q)
+        self._mode: Mode = config.canonical.mode
         self._samples = config.draws(loaded.config.samples)
-        self._mirrored = config.canonical.mode == "samples" and applied.symmetric and self._samples > 1
-        if config.canonical.mode == "samples":
-            self._q = _hold(self._q, self._samples, seed=loaded.config.seed, device=self.device)
+        self._logit_temperature = applied.meta.logit_temperature_of(self._mode)
+        self._mirrored = self._mode == "samples" and applied.symmetric and self._samples > 1
+        self._q: Posterior | None
+        if self._mode == "mean":
+            load_into(loaded.model, applied.point)  # for good, so that nothing need be put in at each call
+            self._q = None
+        elif self._mode == "linearised":
+            self._q = linearisable(applied)
+        else:
+            self._q = _hold(applied, self._samples, seed=loaded.config.seed, device=self.device)
+        self.decision = decision
+        if decision is not None:
+            self._check(decision)
 
     @classmethod
     def from_pretrained(
@@ -100,13 +127,16 @@ class Predictor:
         gguf_file: str | None = None,
         truncation: str | None = None,
         max_new_tokens: int | None = None,
+        decision: Decision | str | None = STORED,
+        revision: str | None = None,
         backend: str | Backend | None = None,
         beside: Predictor | None = None,
     ) -> Predictor:
         """Loads what a folder holds.
 
         Args:
-            folder: A run's folder, or an export's.
+            folder: A run's folder, or the name of one on the hub, "OWNER/NAME": the files that are needed are fetched
+                once; none is a pickle. Or an export's folder.
             samples: S, the number of draws; 0 is the mean. None: what `varlora tune` chose; else the run's own number
                 where validation rows have shown that draws help, and the mean where they have not.
             mode: "mean", "samples" or "linearised"; None goes by `samples`.
@@ -118,6 +148,9 @@ class Predictor:
             gguf_file: Name of the GGUF file there, if it is one.
             truncation: What to do with rows that are too long: "error", "left", "right"; None: as in training.
             max_new_tokens: Most tokens of a text that is written; None: the run's own.
+            decision: Which rows are answered, and sets. By default what `varlora decide` keeps in the folder; None
+                leaves that aside.
+            revision: Branch, tag or commit, of a name on the hub.
             backend: URL of an OpenAI-compatible server that serves an export's adapters ("http://localhost:8000/v1"),
                 or more about it: no model is loaded, and their answers are averaged here.
             beside: Another predictor on the same causal language model, which the two then share: only the adapter is
@@ -127,6 +160,8 @@ class Predictor:
             ValueError: The folder holds no run, something in it is damaged or its base model is not there, or the
                 options do not go together; the message says which, and what to do.
         """
+        if isinstance(decision, str) and decision != STORED:
+            raise ValueError(f"decision is {decision!r}; give a Decision, None, or leave it out.")
         if backend is not None:
             return _connect(
                 folder,
@@ -143,11 +178,13 @@ class Predictor:
                     "base_model": base_model,
                     "gguf_file": gguf_file,
                     "beside": beside,
+                    "revision": revision,
+                    "decision": None if decision is None or isinstance(decision, str) else decision,
                 },
             )
-        adapter = Path(folder)
-        if is_export(folder):
-            run, export = read_export(folder)
+        adapter = local_folder(folder, revision=revision)
+        if is_export(adapter):
+            run, export = read_export(adapter)
             adapter /= export.adapters[0].name
         else:
             run = read_run(adapter)
@@ -164,25 +201,27 @@ class Predictor:
             changes["gguf_file"] = gguf_file  # another place says anew whether it is a file there
         config = dataclasses.replace(run.config, **changes)
         way = choose_default_config(q, samples, config.samples, mode=mode, tell=False)
+        if isinstance(decision, str):
+            decision = stored_decision(run, untuned=untuned)
+        run = dataclasses.replace(run, posterior=q)
         if beside is None:
             loaded = reload_model(config, adapter, q.meta, device=device)
-            return cls(run=dataclasses.replace(run, posterior=q), loaded=loaded, config=way)
+            return cls(run=run, loaded=loaded, config=way, decision=decision)
         with beside._lock:
             loaded = reload_model(config, adapter, q.meta, beside=beside._loaded)
-            made = cls(run=dataclasses.replace(run, posterior=q), loaded=loaded, config=way)
+            made = cls(run=run, loaded=loaded, config=way, decision=decision)
         made._lock = beside._lock
         return made
 
     @property
     def kind(self) -> str:
         """What is answered: "label" (one set of classes), "choice" (each row's own) or "completion" (texts)."""
-        kind: str = self.run.facts["task"]["kind"]
-        return kind
+        return self.reader.kind
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes' names, in order; letters for choices, none for completions."""
-        return tuple(self.run.facts["task"]["answers"])
+        return self.reader.classes
 
     @property
     def classes_(self) -> NDArray[np.str_]:
@@ -197,7 +236,7 @@ class Predictor:
     @property
     def num_draws(self) -> int:
         """How many draws are averaged; 1 at the mean."""
-        return number_of_draws(self._q, self._samples)
+        return DRAWS if self._mode == "linearised" else number_of_draws(self._q, self._samples)
 
     @property
     def device(self) -> torch.device:
@@ -212,7 +251,7 @@ class Predictor:
         """
         with self._lock:
             self._loaded.model.to(device)
-            self._q = _moved(self._q, self.device)
+            self._q = None if self._q is None else _moved(self._q, self.device)
         return self
 
     @overload
@@ -239,20 +278,40 @@ class Predictor:
             ValueError: A row does not fit the task; the message says which, and why. Of a stream, when it is reached.
         """
         if is_one_row(rows):
-            return next(self.answers(records_of([rows], self._field)))
+            return next(self.answers(records_of([rows], self.reader.field_of_text)))
         known = listed(rows)
         if known is None:
             return self._stream(rows)
-        return list(self.answers(records_of(known, self._field))) if len(known) else []
+        return list(self.answers(records_of(known, self.reader.field_of_text))) if len(known) else []
 
     def answers(self, records: Records) -> Iterator[Answer] | Iterator[TextAnswer]:
         """The answers to records, one for each, in their order."""
         if self.kind == "completion":
             return text_answers_of(self._generate(records))
-        return answers_of(self._predict(records))
+        prediction = self._predict(records)
+        return answers_of(prediction, self._decided(prediction, records))
+
+    def check(self, records: Records) -> None:
+        """Refuses records that cannot be answered; nothing is predicted.
+
+        Raises:
+            ValueError: A row does not fit the task, or has more tokens than are allowed.
+        """
+        self._encoded(self._setting(records))
+
+    def fit(self, rows: Any, labels: Any = None) -> Self:
+        """Refused: the predictor is trained already. It is here since scikit-learn asks whether it is.
+
+        Raises:
+            ValueError: Always; the message says how to hand a trained classifier over.
+        """
+        raise ValueError(
+            f"the predictor of {self.run.path} is trained already. Hand it over as sklearn.frozen.FrozenEstimator("
+            "predictor) or, to MAPIE, with prefit=True; to train, use `varlora train`."
+        )
 
     def predict_proba(self, rows: Any) -> NDArray[np.float64]:
-        """Probabilities (N, C), averaged over the draws, in the classes' order; 0 for a choice that is not offered.
+        """Probabilities (N, C), those of the answers, in the classes' order; 0 for a choice that is not offered.
 
         Args:
             rows: As those of a call, but not a stream.
@@ -263,7 +322,10 @@ class Predictor:
         known = self._known(rows)
         if not len(known):
             return np.zeros((0, len(self.classes)))
-        return self.prediction(known).probs.numpy()
+        records = records_of(known, self.reader.field_of_text)
+        prediction = self._classes_of(records)
+        decided = self._decided(prediction, records)
+        return (prediction.probs if decided is None else decided.probs).numpy()
 
     def predict(self, rows: Any) -> NDArray[np.str_]:
         """The likeliest class of each row (N,).
@@ -287,16 +349,25 @@ class Predictor:
         Raises:
             ValueError: As of `predict_proba`.
         """
+        return self._classes_of(records_of(self._known(rows), self.reader.field_of_text, labelled=labelled))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
+        )
+
+    def _classes_of(self, records: Records) -> Prediction:
         if self.kind == "completion":
             raise ValueError(f"{self.run.path} writes texts, which have no probabilities of classes; call it instead.")
-        return self._predict(records_of(self._known(rows), self._field, labelled=labelled))
-
-    @property
-    def _field(self) -> str | None:
-        """The field that a bare text stands in."""
-        if self.kind == "label":
-            return None if self.classes == YES_NO else "text"
-        return "prompt" if self.kind == "completion" else None
+        return self._predict(records)
 
     def _known(self, rows: Any) -> Any:
         known = listed([rows] if is_one_row(rows) else rows)
@@ -307,37 +378,82 @@ class Predictor:
     def _stream(self, rows: Iterable[Any]) -> Iterator[Answer] | Iterator[TextAnswer]:
         first = 0
         for chunk in chunks(rows, BATCHES_A_CHUNK * self._settings.per_device_eval_batch_size):
-            yield from self.answers(records_of(chunk, self._field, first=first))
+            yield from self.answers(records_of(chunk, self.reader.field_of_text, first=first))
             first += len(chunk)
 
     def _predict(self, records: Records) -> Prediction:
         with self._lock:
-            setting = self._loaded.setting(self._task(records))
-            encoded = setting.encoded(SPLIT)
-            found = predict_encoded(setting, self._q, encoded, self.config.canonical.mode, self._samples)
+            setting = self._setting(records)
+            found = predict_encoded(
+                setting,
+                self._q,
+                self._encoded(setting),
+                self._mode,
+                self._samples,
+                logit_temperature=self._logit_temperature,
+                shared_noise=True,
+            )
         assert isinstance(found, Prediction)
-        return dataclasses.replace(found, antithetic=self._mirrored)
+        return dataclasses.replace(found, mode=self._mode, antithetic=self._mirrored)
 
     def _generate(self, records: Records) -> Generations:
         with self._lock:
-            setting = self._loaded.setting(self._task(records))
-            return generate_encoded(setting, self._q, encode_split_prompts(setting, SPLIT), self._samples)
+            setting = self._setting(records)
+            return generate_encoded(setting, self._q, self._encoded(setting), self._samples)
 
-    def _task(self, records: Records) -> Task:
-        """The rows, worded as in training."""
-        task = load_new_rows(
-            records,
-            self.run,
-            self._settings,
-            split=SPLIT,
-            labelled=records.labelled,
-            tokenizer=self._chat,
-            tell=False,
+    def _setting(self, records: Records) -> Setting:
+        """The model and the rows."""
+        return self._loaded.setting(self.reader.read(records))
+
+    def _encoded(self, setting: Setting) -> datasets.Dataset:
+        return encode_split_prompts(setting, SPLIT) if setting.readout is None else setting.encoded(SPLIT)
+
+    def _decided(self, prediction: Prediction, records: Records) -> Decided | None:
+        if self.decision is None:
+            return None
+        column = self.decision.group_column
+        if column is None:
+            return self.decision.decide(prediction)
+        rows = records.as_given if records.as_given is not None else records.rows
+        if any(row.get(column) is not None for row in rows):
+            return self.decision.decide(prediction, groups_in(rows, column, where=records.where))
+        return self.decision.decide(prediction, (None,) * len(rows))
+
+    def _check(self, decision: Decision) -> None:
+        """Refuses a decision that was chosen for another way to predict, before any row is asked."""
+        if self.kind == "completion":
+            raise ValueError("a decision needs probabilities of classes, and completions have none; leave it out.")
+        shape = (1, self.num_draws, len(self.classes))
+        like = Prediction(
+            log_probs=torch.zeros(shape, dtype=torch.float64),
+            labels=torch.tensor([-100]),
+            classes=self.classes,
+            mode=self._mode,
+            logit_temperature=self._logit_temperature,
         )
-        if new := [column for columns in task.not_read.values() for column in columns if column not in self._told]:
-            self._told.update(new)
-            logger.warning("%s: %s", records.where, unread_in_words({SPLIT: new}, [SPLIT]))
-        return task
+        try:
+            decision.check(like)
+        except ValueError as error:
+            raise ValueError(f"{error} Or leave it aside: decision=None, on the command line --undecided.") from error
+
+
+def stored_decision(run: RunFolder, *, untuned: bool) -> Decision | None:
+    """What `varlora decide` keeps in a run's folder; None where there is nothing.
+
+    Args:
+        run: the run, its posterior as the folder holds it.
+        untuned: whether what was tuned is left aside, for which the decision may not be.
+
+    Raises:
+        ValueError: the file is damaged, or for another posterior or way to predict.
+    """
+    decision = Decision.load(run.path)
+    if decision is not None and untuned and run.posterior.meta.tuned is not None:
+        raise ValueError(
+            f"{Decision.file(run.path)} was chosen for the posterior as it is tuned, which --untuned leaves aside. "
+            "Leave that out, or the decision: decision=None, on the command line --undecided."
+        )
+    return decision
 
 
 def _connect(
@@ -352,14 +468,6 @@ def _connect(
             "leave one of them out."
         )
     return RemotePredictor.connect(Path(folder), backend, **options)
-
-
-def _chat_tokenizer(run: RunFolder) -> PreTrainedTokenizerBase | None:
-    """The run's own tokenizer, whose chat template writes prompts."""
-    if run.facts["task"]["kind"] != "completion" and run.config.prompt_format != "chat":
-        return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(run.path))
-    return tokenizer
 
 
 def _hold(q: Posterior, samples: int, *, seed: int, device: torch.device) -> Posterior:

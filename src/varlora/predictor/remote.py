@@ -29,7 +29,8 @@ from varlora.posterior import PredictionConfig
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.predictor.client import Backend, Client, ServerError
-from varlora.predictor.predictor import SPLIT, Predictor
+from varlora.predictor.predictor import Predictor
+from varlora.predictor.reader import SPLIT, RowReader
 from varlora.readout.readout import AnswerTokens, ChoiceTexts, ClassHead, readout_from_dict
 from varlora.runs.config import RunConfig
 from varlora.runs.export_folder import Export, read_export
@@ -58,9 +59,8 @@ class RemotePredictor(Predictor):
         self.config = PredictionConfig(
             mode=export.mode, samples=len(export.adapters) if export.mode == "samples" else None
         )
-        self._told: set[str] = set()
+        self.reader, self.decision = RowReader(run=run, config=settings), None
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(run.path))
-        self._chat = self.tokenizer if self.kind == "completion" or settings.prompt_format == "chat" else None
         self.readout = readout_from_dict(export.readout) if export.readout is not None else None
         if isinstance(self.readout, ClassHead):
             raise ValueError(
@@ -138,7 +138,7 @@ class RemotePredictor(Predictor):
         return min(limits) if limits else None
 
     def _predict(self, records: Records) -> Prediction:
-        task = self._task(records)
+        task = self.reader.read(records)
         limits = [limit for limit in (self._settings.max_length, self._limit and self._limit - 1) if limit]
         encoded = encode(
             task, SPLIT, self.tokenizer, min(limits) if limits else None, truncation=self._settings.truncation
@@ -235,7 +235,7 @@ class RemotePredictor(Predictor):
         return scores
 
     def _generate(self, records: Records) -> Generations:
-        task, most = self._task(records), self._settings.max_new_tokens
+        task, most = self.reader.read(records), self._settings.max_new_tokens
         room = None if self._limit is None else self._limit - most
         if room is not None and room < 1:
             raise ValueError(f"max_new_tokens is {most}, and the server has room for {self._limit} tokens; lower it.")

@@ -9,6 +9,7 @@ import datasets
 import torch
 from torch import Tensor
 
+from varlora.io.data_sets import in_order
 from varlora.runs.setting import Setting
 
 
@@ -26,7 +27,7 @@ def by_length(
     """
     order = torch.tensor([_length(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
     ids = tuple(str(name) for name in encoded["id"])
-    return setting.batches(encoded.select(order.tolist())), order.argsort(), ids
+    return setting.batches(in_order(encoded, order.tolist())), order.argsort(), ids
 
 
 def _length(ids: Sequence[Any]) -> int:

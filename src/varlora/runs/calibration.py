@@ -19,7 +19,7 @@ from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import RunFolder
 from varlora.runs.run import predict_split
-from varlora.runs.setting import Setting, reload_setting
+from varlora.runs.setting import FinishedModel, Setting, reload_setting
 from varlora.runs.validation import unreported
 from varlora.tasks import OUT_OF_SCOPE, Task
 
@@ -65,7 +65,7 @@ def calibrate(
     settings: RunConfig,
     config: PredictionConfig,
     *,
-    setting: Setting | None = None,
+    setting: Setting | FinishedModel | None = None,
     reported: Sequence[str] = (),
     file: Task | None = None,
     progress: bool = False,
@@ -76,7 +76,7 @@ def calibrate(
         run: the run, with what was tuned left in or taken out.
         settings: its settings, as they are now.
         config: how the rows to decide on will be predicted.
-        setting: its parts, where they are loaded already; None loads them if a prediction is to be made.
+        setting: its parts, or its model, where they are loaded already; None loads them if a prediction is to be made.
         reported: the setting's splits that are reported. Rows whose prompts are among theirs are not chosen on.
         file: other labelled rows in place of the validation rows, as the split "calibration".
         progress: show progress bars.
@@ -90,7 +90,8 @@ def calibrate(
             "--target_accuracy and --prediction_sets out."
         )
     if file is not None:
-        setting = setting if setting is not None else reload_setting(settings, run.path, run.posterior.meta, file)
+        if not isinstance(setting, Setting):
+            setting = _loaded(setting, run, settings, file)
         at = dataclasses.replace(setting, task=file)
         prediction = _predicted(at, run, CALIBRATION, config, progress)
         return _usable(prediction, file.rows(CALIBRATION)["prompt"], setting.task, reported, str(file.source), ())
@@ -110,7 +111,8 @@ def calibrate(
     used = also_used_for(run)
     if stored is not None and not splits:
         return _usable(stored, (), None, (), VALIDATION, used)
-    setting = setting if setting is not None else reload_setting(settings, run.path, run.posterior.meta)
+    if not isinstance(setting, Setting):
+        setting = _loaded(setting, run, settings)
     task = setting.task if VALIDATION in setting.task.splits else load_task(setting.config, setting.tokenizer)
     rows = task.rows(VALIDATION)
     if stored is None or not _same_rows(stored, rows):
@@ -118,6 +120,12 @@ def calibrate(
             logger.warning("the stored validation predictions are not of the rows that the data hold now: made anew")
         stored = _predicted(dataclasses.replace(setting, task=task), run, VALIDATION, config, progress)
     return _usable(stored, rows["prompt"], setting.task, splits, VALIDATION, used)
+
+
+def _loaded(model: FinishedModel | None, run: RunFolder, settings: RunConfig, task: Task | None = None) -> Setting:
+    if model is None:
+        return reload_setting(settings, run.path, run.posterior.meta, task)
+    return model.setting(task if task is not None else load_task(settings, model.tokenizer))
 
 
 def also_used_for(run: RunFolder) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -25,7 +25,7 @@ from varlora.tasks import (
     load_more,
 )
 from varlora.tasks.columns import rename_columns
-from varlora.tasks.files import read_records
+from varlora.tasks.files import read_records, stream_records
 from varlora.tasks.named import Benchmark
 from varlora.tasks.prompt_styles import ChoiceRole
 from varlora.tasks.rows import Records
@@ -79,6 +79,22 @@ def read_new_rows(file: str, config: RunConfig, *, labelled: bool, columns: str 
     return read_records(file, labelled=labelled, once=True, columns=pairs, either=columns is None)
 
 
+def stream_new_rows(
+    file: str, config: RunConfig, size: int, *, labelled: bool, columns: str | None = None
+) -> Iterator[Records]:
+    """`read_new_rows`, part by part (`stream_records`).
+
+    Args:
+        file, config, labelled, columns: as of `read_new_rows`.
+        size: most rows in a part.
+
+    Raises:
+        ValueError: as `read_new_rows`, when the row is reached.
+    """
+    pairs = name_pairs("dataset_columns", config.dataset_columns if columns is None else columns)
+    return stream_records(file, size, labelled=labelled, columns=pairs, either=columns is None)
+
+
 def load_new_rows(
     rows: str | Records,
     run: RunFolder,
@@ -88,7 +104,7 @@ def load_new_rows(
     labelled: bool,
     columns: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    tell: bool = True,
+    told: set[str] | None = None,
 ) -> Task:
     """Other rows for a finished run's task, worded as its own were.
 
@@ -101,7 +117,7 @@ def load_new_rows(
         labelled: whether their answers are read.
         columns: of a file: as for `read_new_rows`.
         tokenizer: the one whose chat template writes prompts; the run's own unless given.
-        tell: whether columns that are not read are logged.
+        told: as of `build_task`.
 
     Raises:
         ValueError: a row does not fit; the message says which, and why.
@@ -125,7 +141,7 @@ def load_new_rows(
         choice_role=choice_role(config),
         prompt=config.own_prompt,
         tokenizer=tokenizer,
-        tell=tell,
+        told=told,
     )
     return replace(task, final_answer=facts.get("final_answer"))
 

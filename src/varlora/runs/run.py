@@ -297,6 +297,8 @@ def predict_encoded(
     mode: Mode,
     samples: int,
     *,
+    logit_temperature: float | None = None,
+    shared_noise: bool = False,
     progress: bool = False,
 ) -> Prediction | CompletionScores:
     """`predict_split` of rows that are encoded, by a posterior to which the way to predict was applied.
@@ -307,6 +309,8 @@ def predict_encoded(
         encoded: the rows.
         mode: "linearised", or one of the others.
         samples: S.
+        logit_temperature: T, divides the logits of classes; None takes the posterior's own.
+        shared_noise: as of `predict_linearised`.
         progress: show a progress bar.
     """
     seed = setting.config.seed
@@ -317,10 +321,15 @@ def predict_encoded(
         if setting.readout is None:
             scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
             return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
-        how: dict[str, Any] = {"readout": setting.readout, "seed": seed, "progress": progress}
+        how: dict[str, Any] = {
+            "readout": setting.readout,
+            "seed": seed,
+            "logit_temperature": logit_temperature,
+            "progress": progress,
+        }
         if mode == "linearised":
             assert q is not None
-            prediction = predict_linearised(setting.model, q, batches, **how)
+            prediction = predict_linearised(setting.model, q, batches, shared_noise=shared_noise, **how)
         else:
             prediction = predict(setting.model, q, batches, samples, **how)
     return replace(prediction, log_probs=prediction.log_probs[back], labels=prediction.labels[back], ids=ids)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from varlora.io.data_sets import in_memory
 from varlora.tasks import prompts
 from varlora.tasks.classes import class_names
 from varlora.tasks.final_answers import FinalAnswer
@@ -49,7 +50,7 @@ def build_task(
     licence: str | None = None,
     source: str | None = None,
     notes: Sequence[str] = (),
-    tell: bool = True,
+    told: set[str] | None = None,
 ) -> Task:
     """Check the records of every split and make a task of them.
 
@@ -70,7 +71,7 @@ def build_task(
         licence: Licence of the data.
         source: Where the data came from.
         notes: What was done with the data so far.
-        tell: Whether columns that are not read are logged.
+        told: Columns not read that were told of before; others are logged, and added. None: all are logged.
 
     Raises:
         ValueError: For any record that does not fit, naming it.
@@ -119,7 +120,7 @@ def build_task(
             )
         own = (*PROMPT_FIELDS[shape], *(("choices", "letters") if label_answers == "letters" else ()))
         check_fields(prompt.words, own, ANSWER_FIELDS[shape], list(sources.values()))
-        if tell and shape == "choice" and not cloze and "choices" not in prompt.words.fields:
+        if told is None and shape == "choice" and not cloze and "choices" not in prompt.words.fields:
             logger.warning(
                 "%s: prompt_template has no {choices}, and the answers are their letters; prompt_style 'cloze' scores "
                 "the choices' texts instead",
@@ -156,12 +157,8 @@ def build_task(
             split: message_rows(records, tokenizer) if shape == "messages" else completion_rows(records)
             for split, records in sources.items()
         }
-    import datasets  # `varlora tasks` need not wait for it
-
     splits = {
-        split: datasets.Dataset.from_list(
-            [{"id": i, **row} for i, row in zip(record_ids(sources[split], split), rows, strict=True)]
-        )
+        split: in_memory([{"id": i, **row} for i, row in zip(record_ids(sources[split], split), rows, strict=True)])
         for split, rows in parsed.items()
     }
     return Task(
@@ -176,13 +173,18 @@ def build_task(
         source=source,
         notes=tuple(notes),
         not_read=find_unread(
-            name, sources, [shape], tokenizer, in_template=prompt.words.fields if prompt.words else (), tell=tell
+            name, sources, [shape], tokenizer, in_template=prompt.words.fields if prompt.words else (), told=told
         ),
     )
 
 
 def build_prompts(
-    name: str, split: str, records: Records, *, tokenizer: PreTrainedTokenizerBase | None = None, tell: bool = True
+    name: str,
+    split: str,
+    records: Records,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    told: set[str] | None = None,
 ) -> Task:
     """A completion task of prompts alone, to write on after; every row's completion is empty.
 
@@ -191,13 +193,11 @@ def build_prompts(
         split: What to call the rows.
         records: Of `prompt` or of chat `messages`; what may follow the prompt is not looked at.
         tokenizer: Needed for chat `messages` only.
-        tell: Whether columns that are not read are logged.
+        told: Columns not read that were told of before; others are logged, and added. None: all are logged.
 
     Raises:
         ValueError: For any record that does not fit, naming it.
     """
-    import datasets
-
     rows = prompt_rows(records, tokenizer)
     named = [{"id": i, **row} for i, row in zip(record_ids(records, split), rows, strict=True)]
     there = {field for row in records.rows for field in row}
@@ -206,8 +206,8 @@ def build_prompts(
         name=name,
         kind="completion",
         answers=(),
-        splits={split: datasets.Dataset.from_list(named)},
-        not_read=find_unread(name, {split: records}, shapes, tokenizer, tell=tell),
+        splits={split: in_memory(named)},
+        not_read=find_unread(name, {split: records}, shapes, tokenizer, told=told),
     )
 
 

@@ -36,7 +36,7 @@ def rename_columns(records: Records, columns: Mapping[str, str], *, either: bool
         missing = [theirs for ours, theirs in there.items() if theirs not in row and ours not in needless]
         if missing:
             raise ValueError(
-                f"{records.where}, {records.unit} {index + 1}: no column {', '.join(map(repr, missing))}, which "
+                f"{records.at(index)}: no column {', '.join(map(repr, missing))}, which "
                 f"dataset_columns names; it has {', '.join(row)}"
             )
         rows.append(renamed(row, {ours: theirs for ours, theirs in there.items() if theirs in row}))

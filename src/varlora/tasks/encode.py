@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from varlora.io.data_sets import in_memory
 from varlora.tasks.choice_sequences import ChoiceSequences, choice_sequences
 from varlora.tasks.cutting import shorten
 from varlora.tasks.task import OUT_OF_SCOPE, Task
@@ -62,8 +63,6 @@ def encode(
             changes the tokens of its prompt; a choice that is to be scored has no token; or, where rows are cut, what
             must stay leaves no room for the text.
     """
-    import datasets  # `varlora tasks` need not wait for it
-
     if family not in get_args(Family):
         raise ValueError(f"family is {family!r}; allowed: {', '.join(get_args(Family))}")
     if truncation not in get_args(Truncation):
@@ -116,7 +115,7 @@ def encode(
             "%s, %s: %d of %d rows cut on the %s to %d tokens",
             *(task.name, split, cut, len(rows), truncation, max_length),
         )
-    return datasets.Dataset.from_list(encoded)
+    return in_memory(encoded)
 
 
 def encode_prompts(
@@ -142,8 +141,6 @@ def encode_prompts(
     Raises:
         ValueError: If a prompt is longer than `max_length` (naming the row and both lengths).
     """
-    import datasets
-
     encoded, cut = [], 0
     for row in task.rows(split):
         before, own, _ = split_special(tokenizer, row["prompt"])
@@ -167,7 +164,7 @@ def encode_prompts(
             "%s, %s: %d of %d prompts cut on the %s to %d tokens",
             *(task.name, split, cut, len(encoded), truncation, max_length),
         )
-    return datasets.Dataset.from_list(encoded)
+    return in_memory(encoded)
 
 
 def _label(row: Mapping[str, Any]) -> int:

@@ -15,6 +15,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -41,6 +42,9 @@ _OTHERS: Mapping[bytes, str] = {
 _DELIMITERS: Mapping[str, str] = {".csv": ",", ".tsv": "\t"}
 _LARGEST_CELL = (1 << 31) - 1
 """Python's csv takes 131,072 characters unless it is told; a C long holds this many everywhere."""
+_TELLING = 8
+"""Bytes that tell what a file holds."""
+_BLOCK = 2**20
 _WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 
 
@@ -75,10 +79,93 @@ def read_records(
         >>> read_records(file).rows
         [{'text': 'a fine, long film', 'label': 1}]
     """
-    where = "standard input" if str(file) == "-" else str(file)
+    where = _name(file)
     records, is_text = _records(_content(file, where, once=once), where)
     named = rename_columns(replace(records, labelled=labelled), columns or {}, either=either)
     return replace(named, rows=_typed([dict(row) for row in named.rows], where)) if is_text else named
+
+
+def stream_records(
+    file: str | Path,
+    size: int,
+    *,
+    labelled: bool = True,
+    columns: Mapping[str, str] | None = None,
+    either: bool = False,
+) -> Iterator[Records]:
+    """Read a file's rows part by part: of JSONL that is not gzipped no more than a part is held at a time.
+
+    Standard input and a pipe give what has arrived, so that a row need not wait for others.
+
+    Args:
+        file: As of `read_records`; it is read once.
+        size: Most rows in a part.
+        labelled, columns, either: As of `read_records`.
+
+    Raises:
+        ValueError: As `read_records`, when the row is reached.
+        FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "films.jsonl")
+        >>> _ = file.write_text('{"text": "one"}\\n{"text": "two"}\\n{"text": "three"}\\n', encoding="utf-8")
+        >>> [(part.first, [row["text"] for row in part.rows]) for part in stream_records(file, 2)]
+        [(0, ['one', 'two']), (2, ['three'])]
+    """
+    where = _name(file)
+    with _opened(file, where, once=True) as stream:
+        start = b""
+        while len(start.lstrip()) < _TELLING and (block := stream.read1(_BLOCK)):
+            start += block
+        if _is_json_lines(start, where):
+            for first, rows in _streamed_lines(start, stream, where, size):
+                part = Records(where=where, rows=rows, labelled=labelled, first=first)
+                yield rename_columns(part, columns or {}, either=either)
+            return
+        records, is_text = _records(_unpacked(start + _bounded(stream, where), where), where)
+    named = rename_columns(replace(records, labelled=labelled), columns or {}, either=either)
+    if is_text:
+        named = replace(named, rows=_typed([dict(row) for row in named.rows], where))
+    for first in range(0, len(named.rows), size):
+        given = None if named.as_given is None else named.as_given[first : first + size]
+        yield replace(named, rows=named.rows[first : first + size], as_given=given, first=first)
+
+
+def _streamed_lines(start: bytes, stream: Any, where: str, size: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Lines of JSONL, so many at most, and how many there are before them."""
+    first, waiting = 0, start.removeprefix(b"\xef\xbb\xbf")
+    while True:
+        *lines, waiting = waiting.split(b"\n")
+        for at in range(0, len(lines), size):
+            rows = [_line(line, first + n, where) for n, line in enumerate(lines[at : at + size])]
+            yield first, rows
+            first += len(rows)
+        if len(waiting) > LARGEST:
+            raise ValueError(f"{where}, line {first + 1} holds more than {LARGEST // 1024**3} GiB")
+        block = stream.read1(_BLOCK)
+        if not block:
+            break
+        waiting += block
+    if waiting:
+        yield first, [_line(waiting, first, where)]
+
+
+def reads_once(file: str | Path) -> bool:
+    """Whether a file is standard input or a pipe, which can be read once only."""
+    return str(file) == "-" or Path(file).is_fifo()
+
+
+def _name(file: str | Path) -> str:
+    return "standard input" if str(file) == "-" else str(file)
+
+
+def _is_json_lines(start: bytes, where: str) -> bool:
+    """Whether a file that begins so is JSONL; one without a row is left to `_records`."""
+    if any(start.startswith(kind) for kind in (*_OTHERS, b"PAR1", b"\x1f\x8b")):
+        return False
+    content = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return bool(content) and not content.startswith(b"[") and Path(where).suffix.lower() not in _DELIMITERS
 
 
 def _records(content: bytes, where: str) -> tuple[Records, bool]:
@@ -97,36 +184,43 @@ def _records(content: bytes, where: str) -> tuple[Records, bool]:
     if content.lstrip().startswith(b"["):
         return Records(where=where, rows=_array(content, where), unit="record"), False
     lines = content.removesuffix(b"\n").split(b"\n")
-    return Records(where=where, rows=[_line(lines, n, where) for n in range(len(lines))]), False
+    return Records(where=where, rows=[_line(line, n, where) for n, line in enumerate(lines)]), False
 
 
 def _content(file: str | Path, where: str, *, once: bool) -> bytes:
     """What a file holds, unpacked."""
+    with _opened(file, where, once=once) as stream:
+        return _unpacked(_bounded(stream, where), where)
+
+
+@contextmanager
+def _opened(file: str | Path, where: str, *, once: bool) -> Iterator[Any]:
+    """A file, a pipe or standard input, open to be read."""
     path = Path(file)
-    if str(file) == "-":
-        piped = True
-    elif not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    elif path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file: {READ}")
-    else:
-        piped = path.is_fifo()
-        if not piped and not path.is_file():
+    if str(file) != "-":
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file {path}")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give a file: {READ}")
+        if not path.is_fifo() and not path.is_file():
             raise ValueError(f"{path} is a device or a socket; give a file: {READ}")
-    if piped and not once:
+    if reads_once(file) and not once:
         raise ValueError(f"{where} can be read only once, and a run's rows are read again later; write them to a file")
     if str(file) == "-":
-        content = _bounded(sys.stdin.buffer, where)
-    else:
-        with path.open("rb") if piped else open_regular(path) as stream:
-            content = _bounded(stream, where)
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            with gzip.open(io.BytesIO(content)) as unpacked:
-                content = _bounded(unpacked, where)  # type: ignore[arg-type]
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{where}: the gzip file is damaged ({error}); copy it again from its source") from error
-    return content
+        yield sys.stdin.buffer
+        return
+    with path.open("rb") if reads_once(file) else open_regular(path) as stream:
+        yield stream
+
+
+def _unpacked(content: bytes, where: str) -> bytes:
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        with gzip.open(io.BytesIO(content)) as unpacked:
+            return _bounded(unpacked, where)  # type: ignore[arg-type]
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{where}: the gzip file is damaged ({error}); copy it again from its source") from error
 
 
 def _bounded(stream: BinaryIO, where: str) -> bytes:
@@ -136,9 +230,9 @@ def _bounded(stream: BinaryIO, where: str) -> bytes:
     return content
 
 
-def _line(lines: list[bytes], index: int, where: str) -> dict[str, Any]:
+def _line(line: bytes, index: int, where: str) -> dict[str, Any]:
     """One line of JSONL."""
-    line, at = lines[index], f"{where}, line {index + 1}"
+    at = f"{where}, line {index + 1}"
     if not line.strip():
         raise ValueError(f"{at} is blank; remove the line")
     try:

@@ -32,7 +32,7 @@ def load_more(
     choice_role: ChoiceRole = "answer",
     prompt: OwnPrompt | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    tell: bool = True,
+    told: set[str] | None = None,
 ) -> Task:
     """Load a file (`varlora.tasks.files`) as a split of a known task.
 
@@ -50,7 +50,7 @@ def load_more(
         choice_role: What a choice is to its question, as in training (see `build_task`).
         prompt: The user's own words and turns, as in training.
         tokenizer: For chats: its chat template writes the prompt.
-        tell: Whether columns that are not read are logged.
+        told: As of `build_task`.
 
     Raises:
         ValueError: If the rows are not of this task; the message names file, line and field.
@@ -69,7 +69,7 @@ def load_more(
     else:
         records = read_records(file, labelled=labelled, once=True)
     if kind == "completion" and not labelled:
-        prompts = build_prompts(name, split, records, tokenizer=tokenizer, tell=tell)
+        prompts = build_prompts(name, split, records, tokenizer=tokenizer, told=told)
         return replace(prompts, source=Path(records.where).name)
     classes = tuple(answers)
     by_text = all(field in records.rows[0] for field in records.fields("label"))
@@ -85,7 +85,7 @@ def load_more(
         prompt=prompt,
         tokenizer=tokenizer,
         source=Path(records.where).name,
-        tell=tell,
+        told=told,
     )
     if task.kind != kind or (kind == "label" and task.answers != classes):
         raise _of_another_task(records, "yes or no" if task.answers == YES_NO else task.kind, kind, classes)

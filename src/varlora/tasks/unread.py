@@ -21,7 +21,7 @@ def find_unread(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     in_template: Sequence[str] = (),
-    tell: bool = True,
+    told: set[str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """The columns of each split that hold something and are not read.
 
@@ -31,14 +31,17 @@ def find_unread(
         shapes: What the records are.
         tokenizer: That of chat messages; tools that its chat template does not write count as not read.
         in_template: The columns that a prompt template names.
-        tell: Whether they are logged.
+        told: Those that were told of before; others are logged, and added. None: all are logged.
     """
     found = {
         split: columns
         for split, records in sources.items()
         if (columns := _unread(records, shapes, tokenizer, in_template))
     }
-    if found and tell:
+    new = {column for columns in found.values() for column in columns} - (told or set())
+    if told is not None:
+        told |= new
+    if new:
         fields = [f for shape in shapes for f in SHAPES[shape] if f not in (ANSWER_FIELDS.get(shape), "completion")]
         seen = " and ".join(dict.fromkeys(in_template or fields))
         logger.warning(

@@ -6,10 +6,12 @@ from varlora.cli.options.finished import add_options
 from varlora.cli.options.selective import add_selective
 from varlora.cli.parsing import CommandParser
 
+MODES = ("mean", "samples", "linearised")
 EXAMPLES = """
   varlora predict runs/arc --input_file questions.jsonl --output_file answers.jsonl
   varlora predict runs/sst2 --input_file reviews.jsonl --output_file answers.parquet --samples 32
   varlora predict runs/arc --input_file questions.jsonl --output_file answers.jsonl --target_accuracy 0.95
+  echo '{"text": "a fine film"}' | varlora predict runs/sst2 --input_file - --output_file -
 """
 FIRST = (
     "input_file",
@@ -49,10 +51,16 @@ def parser() -> CommandParser:
     )
     made.option(
         "output_file",
-        "File to write, .jsonl or .parquet, with all columns of the input.",
+        "File to write, .jsonl or .parquet, with all columns of the input, or - for JSONL on standard output.",
         required=True,
         metavar="FILE",
     )
+    made.option(
+        "mode",
+        "How to predict: at the posterior's mean, by its draws, or by draws of the linearised model's logits.",
+        choices=MODES,
+    )
     add_selective(made)
+    made.flag("undecided", "Answer every row: leave aside what `varlora decide` chose.")
     add_options(made)
     return made
