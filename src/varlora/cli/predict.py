@@ -246,6 +246,10 @@ def _say_decided(said: _Said, decision: Decision) -> None:
     if decision.threshold is not None:
         out.print(f"{said.answered} of them sure enough (`answered` in the file).", highlight=False)
         say_threshold(report)
+    elif decision.costs is not None:
+        out.print(
+            f"{said.answered} of them cost less to answer than to leave (`answered` in the file).", highlight=False
+        )
     if decision.sets is not None:
         size = said.in_sets / said.rows
         out.print(f"{size:.2f} answers in a set on average (`set` in the file).", highlight=False)
