@@ -48,6 +48,7 @@ def test_the_real_demo_brings_its_rows_and_has_a_folder_of_its_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "_show_confidences", lambda plan: None)
+    monkeypatch.setattr(demo, "_locate_model", lambda file: None)
     assert call("demo").code == 0
     (first,) = handed
     assert (first.output_dir, first.seeds, first.data) == ("demo", None, None)
@@ -56,6 +57,22 @@ def test_the_real_demo_brings_its_rows_and_has_a_folder_of_its_own(
     real = handed[1]
     assert (real.plan, real.output_dir) == (str(plan_file("smollm2")), "demo-smollm2")
     assert Path(real.data) == plan_file("smollm2").parent
+
+
+def test_a_demo_is_not_deleted_for_a_model_that_is_not_there(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {"name": "tiny", "settings": {}, "models": {"tiny": {"model_name_or_path": "package:not_there/m.gguf"}}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    monkeypatch.setattr("varlora.demo.data.plan_file", lambda model: tmp_path / "tiny.yaml")
+    before = tmp_path / "out" / "plan.yaml"
+    before.parent.mkdir()
+    before.write_text("name: tiny", encoding="utf-8")
+
+    refused = call("demo", "--model", "smollm2", "--output_dir", before.parent, "--overwrite")
+
+    assert (refused.code, "there is no package 'not_there'; install it first" in refused.err) == (1, True), refused.err
+    assert before.is_file()
 
 
 def test_the_real_demo_says_how_sure_each_method_is(

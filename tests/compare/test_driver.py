@@ -51,6 +51,19 @@ def test_every_cell_ends_and_is_shown(tmp_path: Path) -> None:
     assert timer.expected(cells[0]) == 10  # of the like cell that ended well; the failed one tells nothing
 
 
+def test_a_folder_that_cannot_be_written_to_is_said_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(tmp_path)
+
+    def refuse(target: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr(driver, "atomic_file", refuse)
+    with pytest.raises(ValueError, match=r"cannot be written to \(Permission denied\)\. Choose another output_dir"):
+        write_plan(made, made.cells())
+
+
 def test_cells_of_other_processes_are_seen_to_begin_and_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = plan(tmp_path, {"seeds": [0, 1]}).cells()
     cells[0].error_file.parent.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from transformers import Trainer
 from steered_tasks import Classifier, Rows, arguments, group_of, trainer_of
 from varlora import IVON, IVONConfig, NoiseController, VariationalCallback, VariationalTrainerMixin, posterior_of
 from varlora.ivon import fit_variance
-from varlora.ivon.fit_variance import LOSS_DECAY, LOSS_EXPONENT, SMALLEST_STD, VARIANCE_PER_RATE, mean_loss
+from varlora.ivon.fit_variance import (
+    LARGEST_LOSS,
+    LOSS_DECAY,
+    LOSS_EXPONENT,
+    SMALLEST_STD,
+    VARIANCE_PER_RATE,
+    mean_loss,
+)
 
 OPTIONS: dict[str, Any] = {"ess": 1e3, "betas": (0.9, 1.0), "update": "adam", "variance": "fit"}
 NUMBERS = ("lr_sum", "loss_sum", "loss_weight", "ess_start")
@@ -73,6 +81,33 @@ def test_a_large_loss_leaves_the_least_noise_and_a_negative_one_counts_as_zero()
     model, optimizer, noise = made()
     step(model, optimizer, noise, -3.0)
     assert fit_variance.fit_variance(optimizer.param_groups[0]) == VARIANCE_PER_RATE * 0.1
+
+
+def test_one_loss_out_of_all_bounds_stops_the_noise_for_tens_of_steps() -> None:
+    group = {"lr": 0.1, **fit_variance.NOT_BEGUN}
+    for _ in range(60):
+        fit_variance.follow_fit(group, 0.5)
+    before = mean_loss(group)
+    fit_variance.follow_fit(group, 1e4)
+    times, nats = LARGEST_LOSS
+    assert before is not None
+    weight = (1 - LOSS_DECAY) / group["loss_weight"]
+    assert mean_loss(group) == pytest.approx(before + weight * (times * before + nats - before))
+    for _ in range(40):
+        fit_variance.follow_fit(group, 0.5)
+    late = mean_loss(group)
+    assert late is not None
+    assert math.exp(-LOSS_EXPONENT * (late - before)) > 0.7, "most of the noise is back"
+
+
+def test_losses_that_a_run_may_have_count_as_they_are() -> None:
+    group = {"lr": 0.1, **fit_variance.NOT_BEGUN}
+    losses = [math.log(128_000), 0.01, 9.9, 0.0, 10.0, 0.02]
+    for loss in losses:
+        fit_variance.follow_fit(group, loss)
+    weights = [LOSS_DECAY ** (len(losses) - 1 - i) for i in range(len(losses))]
+    expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+    assert mean_loss(group) == pytest.approx(expected)
 
 
 def test_each_group_has_its_own_rate_and_all_have_the_loss() -> None:
@@ -202,6 +237,22 @@ def test_a_loss_that_the_model_returns_is_seen_where_it_is_trained_on() -> None:
     assert noise.mean_loss() is None
 
 
+def test_losses_that_are_shown_and_that_are_returned_count_in_one_step() -> None:
+    model, _, noise = made(model=Returning())
+    x = torch.ones(1, 3)
+    own = model(x)["logits"].sum() * 0 + 6.0
+    returned = model(x)["loss"]
+    noise.observe_loss(own)
+    (own / 2).backward()
+    (returned / 2).backward()
+    assert noise.mean_loss() == (6.0 + 2.0) / 2
+    out = model(x)
+    twice = out["loss"] * 3
+    noise.observe_loss(twice)
+    (twice / 2).backward()  # goes through the model's own loss, too
+    assert noise.mean_loss() == (6.0 + 2.0 + 6.0) / 2
+
+
 class ReturningLogProbs(nn.Module):
     """A model that returns the log-probability of each answer."""
 
@@ -232,6 +283,14 @@ def test_a_step_without_a_loss_is_refused() -> None:
     for given in (2.0, loss.detach(), torch.ones(2, requires_grad=True)):
         with pytest.raises(ValueError, match=r"Pass the loss itself, before loss\.backward\(\)"):
             noise.observe_loss(given)
+
+
+def test_a_number_for_lambda_says_that_the_noise_does_not_follow_it(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"ess=30000\.0\) has no effect on the noise of variance='fit'"):
+        trainer_of(tmp_path, ess=3e4)
+    with warnings.catch_warnings(record=True) as said:
+        trainer_of(tmp_path, ess="auto", held_out="none")
+    assert not [one for one in said if "no effect on the noise" in str(one.message)]
 
 
 # In trainers ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
@@ -59,6 +59,23 @@ def test_rows_come_back_to_whoever_comes_later_or_at_the_same_time(tmp_path: Pat
     assert len(list(tmp_path.rglob("*.safetensors"))) == len(files) + 1
     assert states_of(tmp_path)[b"row 40"].dtype == torch.bfloat16
     assert b"row 0" not in states_of(tmp_path, "34" * 32)
+
+
+def test_rows_whose_file_does_not_read_back_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    states = states_of(tmp_path)
+    monkeypatch.setattr(shared_states, "ROWS_PER_FILE", 4)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise SafetensorError("cut short")
+
+    monkeypatch.setattr(shared_states, "safe_open", refuse)
+    for key, row in given(4).items():
+        states[key] = row
+
+    assert "was written and does not read; its 4 rows are kept here: cut short" in caplog.text
+    assert all(torch.equal(states[key], row) for key, row in given(4).items())
 
 
 def test_a_row_that_another_process_writes_while_it_is_computed_is_kept_once(tmp_path: Path) -> None:

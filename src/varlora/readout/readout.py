@@ -6,7 +6,7 @@ All go through the model's own top-level call, in training as in prediction, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
@@ -72,9 +72,9 @@ class AnswerTokens:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", tuple(int(token) for token in self.token_ids))
-        object.__setattr__(self, "answers", tuple(self.answers))
-        if len(self.token_ids) != len(self.answers) or len(self.answers) < 2:
-            raise ValueError(f"need one token per answer, two or more: {self.token_ids} for {self.answers}")
+        if len(self.token_ids) != len(self.answers):
+            raise ValueError(f"need one token per answer: {self.token_ids} for {tuple(self.answers)}")
+        object.__setattr__(self, "answers", _two_or_more("answers", self.answers))
         if len(set(self.token_ids)) < len(self.token_ids):
             raise ValueError(f"two answers share a token: {self.token_ids} for {self.answers}")
 
@@ -117,9 +117,7 @@ class ChoiceTexts:
     length_normalization: LengthNormalization = "none"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "answers", tuple(self.answers))
-        if len(self.answers) < 2:
-            raise ValueError(f"need two or more answers, got {self.answers}")
+        object.__setattr__(self, "answers", _two_or_more("answers", self.answers))
         if self.length_normalization not in get_args(LengthNormalization):
             allowed = ", ".join(get_args(LengthNormalization))
             raise ValueError(f"length_normalization is {self.length_normalization!r}; allowed: {allowed}")
@@ -176,9 +174,7 @@ class ClassHead:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))
-        if len(self.classes) < 2:
-            raise ValueError(f"need two or more classes, got {self.classes}")
+        object.__setattr__(self, "classes", _two_or_more("classes", self.classes))
 
     @property
     def num_classes(self) -> int:
@@ -226,6 +222,12 @@ def readout_from_dict(value: Mapping[str, Any]) -> AnswerTokens | ChoiceTexts | 
         raise ValueError(f"the readout {dict(value)} lacks {error}") from error
     known = ", ".join((AnswerTokens.kind, ChoiceTexts.kind, ClassHead.kind))
     raise ValueError(f"readout kind {value['kind']!r}; allowed: {known}")
+
+
+def _two_or_more(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    if len(names) < 2:
+        raise ValueError(f"need two or more {what}, got {tuple(names)}")
+    return tuple(names)
 
 
 def _masked(logits: Tensor, choice_mask: Tensor | None) -> Tensor:

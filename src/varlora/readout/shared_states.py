@@ -152,7 +152,14 @@ class SharedRowStates:
             self._seen.add(file.name)
             for digest in digests:
                 del self._states[digest]
-            self._read(file)
+            try:
+                self._read(file)
+            except (ValueError, OSError, SafetensorError) as error:
+                logger.warning(
+                    "%s was written and does not read; its %d rows are kept here: %s", file, len(rows), error
+                )
+                for digest, states in zip(digests, rows, strict=True):
+                    self._states.setdefault(digest, states)
 
 
 def states_fingerprint(trunk: Trunk, layers: int) -> str:

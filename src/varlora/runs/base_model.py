@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from varlora.io.files import open_regular
+from varlora.io.files import open_regular, sha256_of
 from varlora.io.folders import atomic_folder
 from varlora.runs.config import GGUF, RunConfig
 
@@ -30,7 +30,6 @@ EMBEDDED = "embedded"
 PACKAGE = "package:"
 """Before NAME/FOLDER or NAME/FILE.gguf, as `model_name_or_path`: what an installed Python package carries."""
 _MAGIC = b"GGUF"
-_BLOCK = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,13 +190,10 @@ def _unpacked(file: Path, dtype: str) -> Path:
 
 @lru_cache(maxsize=16)
 def _digest(file: str, size: int, changed: int) -> str:
-    digest = hashlib.sha256()
     with open_regular(file) as stream:
         if stream.read(len(_MAGIC)) != _MAGIC:
             raise ValueError(f"{file} is no GGUF file: it does not begin with {_MAGIC.decode()!r}.")
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(stream)
 
 
 def _unpack(file: Path, dtype: str, folder: Path) -> None:

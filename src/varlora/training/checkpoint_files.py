@@ -14,7 +14,6 @@ since is found before anything is read from the checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from varlora.io.files import misfit_of, parse_json, read_bytes
+from varlora.io.files import misfit_of, parse_json, read_bytes, sha256_of
 from varlora.io.folders import atomic_file, flush
 
 logger = logging.getLogger(__name__)
@@ -277,11 +276,8 @@ def _write(checkpoint: Path, values: Mapping[str, Any]) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(file)
 
 
 def _step(checkpoint: Path) -> int:

@@ -116,8 +116,9 @@ class NoiseController(DrawCycle):
         self._evaluated = False  # whether forwards in evaluation mode see the draw of `evaluation_draw`
         self._sites = self._find_sites()
         self._held = {site.parameter for site in self._sites.values()}
-        self._losses: list[Tensor] = []  # of this step, each times its share: those of `observe_loss`,
-        self._output_losses: dict[str, list[Tensor]] = {"loss": [], "log_probs": []}  # and what the model returned
+        self._losses: list[Tensor] = []  # of this step, each times its share
+        # Of the backward pass that is under way: those of `observe_loss`, and what the model returned.
+        self._of_pass: dict[str, list[Tensor]] = {"observed": [], "loss": [], "log_probs": []}
         scopes = scopes_of(self.model, self._sites)
         for former in [inner.noise, *(getattr(scope.forward, "controller", None) for scope in scopes)]:
             if isinstance(former, NoiseController):  # left behind by a training that was interrupted
@@ -204,7 +205,8 @@ class NoiseController(DrawCycle):
 
         Call it before the backward pass. The share of the step that the loss has, as 1/k under accumulation over k
         micro-batches, is seen in the backward pass. Not needed where the model returns its loss (`output.loss`), or the
-        answers' log-probabilities (`output.log_probs`, as in TRL's SFTTrainer); what is shown here goes before that.
+        answers' log-probabilities (`output.log_probs`, as in TRL's SFTTrainer); what is shown here goes before what the
+        same backward pass goes through of these.
 
         Args:
             loss: a scalar, in nats, from which a backward pass will go.
@@ -229,7 +231,7 @@ class NoiseController(DrawCycle):
                 f"observe_loss() got {loss!r}, which is no scalar that a backward pass can start from. Pass the loss "
                 "itself, before loss.backward()."
             )
-        self._watch(loss, self._losses)
+        self._watch(loss, self._of_pass["observed"])
 
     # For the optimizer (`posterior.gaussian_optimizer.NoiseStatistics`) ------------------------------------------
 
@@ -295,9 +297,10 @@ class NoiseController(DrawCycle):
     def mean_loss(self) -> float | None:
         """The training loss of this step, by the shares that its parts had, the mean over ranks; None: none was seen.
 
-        It is what `observe_loss` was shown, else what the model returned as `output.loss` or `output.log_probs`.
+        Of each backward pass it is what `observe_loss` was shown, else what the model returned as `output.loss` or
+        `output.log_probs`.
         """
-        seen = self._losses or self._output_losses["loss"] or self._output_losses["log_probs"]
+        seen = self._losses
         numbers = torch.tensor([math.fsum(map(float, seen)) * self._scale, float(bool(seen))], dtype=torch.float64)
         for groups in sorted(self._ranks, key=size_of):
             if groups:
@@ -310,7 +313,7 @@ class NoiseController(DrawCycle):
         for site in self._sites.values():
             site.clear()
         self._losses.clear()
-        for losses in self._output_losses.values():
+        for losses in self._of_pass.values():
             losses.clear()
 
     def after_step(self) -> None:
@@ -345,10 +348,10 @@ class NoiseController(DrawCycle):
     @uncompiled
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is self.model and self.sampling:
-            for name, losses in self._output_losses.items():
+            for name in ("loss", "log_probs"):
                 returned = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
                 if isinstance(returned, Tensor) and returned.requires_grad:
-                    self._watch(returned, losses)
+                    self._watch(returned, self._of_pass[name])
         super()._after_forward(module, args, output)
 
     def goes_on(self) -> bool:
@@ -390,8 +393,15 @@ class NoiseController(DrawCycle):
 
         def note(share: Tensor) -> None:
             losses.append((share.detach().to(value.dtype) * value).sum())
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_pass)
 
         loss.register_hook(note)  # type: ignore[no-untyped-call]
+
+    def _end_pass(self) -> None:
+        """Keeps the losses that a backward pass has gone through, and none of them twice."""
+        self._losses += next((losses for losses in self._of_pass.values() if losses), [])
+        for losses in self._of_pass.values():
+            losses.clear()
 
     @property
     def _products_are_read(self) -> bool:
