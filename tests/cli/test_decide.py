@@ -187,3 +187,36 @@ def test_eval_measures_what_was_decided(call: Call, run: Path, tmp_path: Path) -
     write_tuned(run, PredictionConfig(samples=4, logit_temperature=2.0), [{"op": "tune"}])
     stale = call(*command)
     assert (stale.code, "was chosen for another posterior" in stale.err) == (0, True)
+
+
+def test_predict_goes_by_costs_and_bands_and_checks_the_rows(call: Call, run: Path, tmp_path: Path) -> None:
+    words = ["--cost_wrong", "negative=10", "1", "--cost_abstain", "0.4", "--confidence_bands", "high=0.55", "low"]
+    done = call("decide", run, "--samples", 4, *words, "--recalibrate", "venn_abers")
+    assert done.code == 0, done.err
+    bare = write_rows(tmp_path / "new.jsonl", [{"text": row["text"]} for row in TEST])
+    command = ["predict", run, "--no_progress", "--samples", 4, "--input_file", bare, "--check_exchangeability"]
+    done = call(*command, "--output_file", tmp_path / "a.jsonl")
+    assert done.code == 0, done.err
+    answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    decision = Decision.load(run)
+    assert decision is not None
+    decided = decision.decide(read_run(run).prediction("test", "samples"))
+    assert decided.cheapest is not None
+    assert decided.answered is not None
+    assert [a["prediction"] for a in answers] == [("negative", "positive")[n] for n in decided.cheapest.tolist()]
+    assert [a["answered"] for a in answers] == decided.answered.tolist()
+    of_label = decided.probs.gather(1, decided.cheapest[:, None]).squeeze(1)
+    assert [a["confidence"] for a in answers] == pytest.approx(of_label.tolist())
+    assert [a["band"] for a in answers] == list(decided.bands or ())
+    assert [a["expected_cost"] for a in answers] == pytest.approx(decided.expected_costs.tolist())  # type: ignore[union-attr]
+    assert "Nothing in 45 rows speaks against their being drawn as the 30 were" in done.out
+    assert f"{sum(decided.answered.tolist())} of them cost less to answer than to leave" in done.out
+
+    held = json.loads((run / "decision.json").read_text())
+    (run / "decision.json").write_text(json.dumps({**held, "reference": [0.999] * 60}))
+    done = call(*command, 0.05, "--output_file", tmp_path / "b.jsonl")
+    assert "These 45 rows are not drawn as the 60 were that the decision is from" in done.out
+    assert "a false alarm has a chance of at most 5 %" in done.out
+    assert call("decide", run, "--reset").code == 0
+    refused = call(*command, "--output_file", tmp_path / "c.jsonl")
+    assert (refused.code, "`varlora decide` first" in refused.err) == (1, True)

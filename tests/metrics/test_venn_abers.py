@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import isotonic_regression
+from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
 from varlora.metrics.venn_abers import fit_venn_abers
@@ -27,7 +27,7 @@ def fitted_anew(scores: np.ndarray, hits: np.ndarray, new: float, hit: int) -> f
     scores, hits = np.append(scores, new), np.append(hits, hit)
     known, at = np.unique(scores, return_inverse=True)
     weights = np.bincount(at)
-    fit = isotonic_regression(np.bincount(at, hits) / weights, weights=weights).x
+    fit = isotonic_regression(np.bincount(at, hits) / weights, sample_weight=weights.astype(float))
     return float(fit[np.searchsorted(known, new)])
 
 

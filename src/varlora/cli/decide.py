@@ -53,7 +53,7 @@ def execute(arguments: Namespace) -> None:
             records, split = validation_records(settings)
         groups = groups_of(calibration.prediction.ids, records, split, column)
     decision = choose_decision(wanted, calibration, group_column=column, groups=groups)
-    if decision.recalibration_said:
+    if decision.recalibration_said or (decision.threshold is None and decision.sets is None):
         _say(decision)
     else:
         show(report_of(decision, {decision.chosen_on.source: calibration.prediction}, groups=groups))

@@ -22,6 +22,7 @@ from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_
 from varlora.io.files import finite
 from varlora.io.folders import atomic_file
 from varlora.io.words import counted
+from varlora.metrics import check_exchangeability
 from varlora.prediction.prediction_setup import explain_point
 from varlora.predictor.answer import Answer, TextAnswer
 from varlora.predictor.predictor import BATCHES_A_CHUNK, Predictor, stored_decision
@@ -73,6 +74,11 @@ def _execute(arguments: Namespace) -> None:
     decision = None
     if wanted is None and not arguments.undecided:
         decision = stored_decision(run, untuned=arguments.untuned)
+    if arguments.check_exchangeability is not None and wanted is None and decision is None:
+        raise ValueError(
+            "--check_exchangeability compares the rows with those that a decision was chosen on, and there is none: "
+            "`varlora decide` first, or --coverage, --target_accuracy or --prediction_sets."
+        )
     loaded = reload_model(settings, run.path, run.posterior.meta)
     if wanted is not None:
         decision = chosen(wanted, arguments, run, loaded, config)
@@ -100,6 +106,9 @@ def _execute(arguments: Namespace) -> None:
         out.print(f"One pass, since {why} (--samples {run.config.samples}: draws).", highlight=False, soft_wrap=True)
     if decision is not None:
         _say_decided(said, decision)
+        if (alpha := arguments.check_exchangeability) is not None:
+            check = check_exchangeability(decision.reference, said.confidences, alpha=alpha)
+            out.print(check.sentence, highlight=False, soft_wrap=True, style=None if check.exchangeable else "bold")
 
 
 @dataclass
@@ -221,6 +230,7 @@ class _Said:
     rows: int = 0
     answered: int = 0
     in_sets: int = 0
+    confidences: list[float] = field(default_factory=list)
 
     def add(self, answers: Sequence[Answer | TextAnswer]) -> None:
         """Counts."""
@@ -229,6 +239,7 @@ class _Said:
             if isinstance(answer, Answer):
                 self.answered += answer.answered is True
                 self.in_sets += len(answer.prediction_set or ())
+                self.confidences.append(max(answer.probabilities.values()))
 
 
 def _say(said: _Said, predictor: Predictor, target: Path | None) -> None:

@@ -160,10 +160,10 @@ class Costs:
             raise ValueError("a row is not answered, and nothing says what that costs.")
         return torch.where(answered, cost, torch.tensor(self.abstain, dtype=torch.float64)[labels])
 
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The least and the most that a row can cost."""
-        every = [cost for row in self.wrong for cost in row] + list(self.abstain or ())
+    def bounds(self, *, answers: bool, abstains: bool) -> tuple[float, float]:
+        """The least and the most that a row can cost under a rule that answers rows, abstains, or does either."""
+        every = [cost for row in self.wrong for cost in row] if answers else []
+        every += self.abstain if abstains and self.abstain is not None else ()
         return min(every), max(every)
 
 
@@ -226,10 +226,10 @@ def cost_of_rules(costs: Costs, probs: Tensor, labels: Tensor) -> tuple[CostOfRu
         kept, abstaining = costs.answered(probs), costs.abstaining(probs)
         rules.insert(0, ("least expected cost", answers, kept, torch.where(kept, expected, abstaining)))
         rules.append(("never an answer", answers, none, abstaining))
-    low, high = costs.bounds
     found = []
     for rule, chosen, answered, believed in rules:
         incurred = costs.incurred(chosen, labels, answered)
+        low, high = costs.bounds(answers=answered is not none, abstains=answered is not every)
         interval = bounded_mean_interval(incurred, low=low, high=high)
         found.append(
             CostOfRule(

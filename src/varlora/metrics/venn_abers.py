@@ -19,12 +19,12 @@ Source: Vovk and Petej, arXiv:1211.0025; Vovk, Petej and Fedorova, arXiv:1511.00
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from varlora.metrics.inputs import as_labels
@@ -125,14 +125,49 @@ def fit_venn_abers(probs: Tensor, labels: Tensor) -> VennAbers:
 
 def _table(scores: NDArray[np.float64], hits: NDArray[np.bool_]) -> ClassTable:
     known, at = np.unique(scores, return_inverse=True)
-    weights, right = np.bincount(at, minlength=len(known)) * 1.0, np.bincount(at, hits, minlength=len(known))
-    lower, upper = np.zeros(len(known) + 1), np.ones(len(known) + 1)
-    for j in range(len(known)):
-        # A new row between two scores pools with the one above it if it is right, with the one below it if not.
-        weights[j] += 1
-        lower[j + 1] = isotonic_regression(right / weights, weights=weights).x[j]
-        right[j] += 1
-        upper[j] = isotonic_regression(right / weights, weights=weights).x[j]
-        right[j] -= 1
-        weights[j] -= 1
-    return ClassTable(scores=tuple(known.tolist()), lower=tuple(lower.tolist()), upper=tuple(upper.tolist()))
+    rows = np.bincount(at, minlength=len(known))
+    right = np.bincount(at[hits], minlength=len(known))
+    upper = _upper(rows.tolist(), right.tolist())
+    wrong_reversed = _upper(rows[::-1].tolist(), (rows - right)[::-1].tolist())
+    lower = [1 - value for value in reversed(wrong_reversed)]  # p0 is p1 of the other answer, from the other end
+    return ClassTable(scores=tuple(known.tolist()), lower=tuple(lower), upper=tuple(upper))
+
+
+Point = tuple[int, int]
+
+
+def _upper(rows: Sequence[int], right: Sequence[int]) -> list[float]:
+    """p1 before each score, and above them all, in time proportional to their number.
+
+    Isotonic regression is the slope of the greatest convex minorant of the sums (rows, right). A right row more before
+    score i moves the sums before it by (−1, −1); p1 is the slope of the edge there. From one i to the next, one point
+    moves, and only corners at the left end of that edge change.
+
+    Source: Vovk, Petej and Fedorova, arXiv:1511.00213, Algorithms 1 and 2.
+    """
+    sums: list[Point] = [(0, 0)]
+    for count, hits in zip(rows, right, strict=True):
+        sums.append((sums[-1][0] + count, sums[-1][1] + hits))
+    corners: list[Point] = [(-1, -1)]
+    for point in sums:
+        while len(corners) > 1 and _turn(corners[-2], corners[-1], point) <= 0:
+            corners.pop()
+        corners.append(point)
+    corners.reverse()
+    slopes = []
+    for count, hits in sums[1:]:
+        (left, low), (end, high) = corners[-1], corners[-2]
+        slopes.append((high - low) / (end - left))
+        moved = (count - 1, hits - 1)
+        if _turn(corners[-1], corners[-2], moved) >= 0:
+            continue
+        corners.pop()
+        while len(corners) > 1 and _turn(moved, corners[-1], corners[-2]) <= 0:
+            corners.pop()
+        corners.append(moved)
+    return [*slopes, 1.0]
+
+
+def _turn(first: Point, second: Point, third: Point) -> int:
+    """Above 0 where the way through three points turns left."""
+    return (second[0] - first[0]) * (third[1] - first[1]) - (second[1] - first[1]) * (third[0] - first[0])

@@ -72,7 +72,7 @@ class Decided:
         reasons: why a row is not answered; None where it is.
         sets: (N, C) bool, which classes are in a row's set; None where no sets were asked for.
         cheapest: (N,) the class whose answer has the least expected cost, which need not be the likeliest; None where
-            nothing is said of costs.
+            nothing is said of costs. It is what `Answer.label` and `predict` give then.
         expected_costs: (N,) of that answer.
         bands: the name of each row's band of confidence; None where there are none.
         intervals: (N, C, 2), p0 and p1 of each class by Venn–Abers, between which its probability is; None otherwise.
@@ -228,7 +228,8 @@ class Decision:
         if labels is not None and self.costs is not None and decided.cheapest is not None:
             kept = None if decided.answered is None else decided.answered[rows]
             incurred = self.costs.incurred(decided.cheapest[rows], labels, kept)
-            low, high = bounded_mean_interval(incurred, low=self.costs.bounds[0], high=self.costs.bounds[1])
+            least, most = self.costs.bounds(answers=True, abstains=True)
+            low, high = bounded_mean_interval(incurred, low=least, high=most)
             metrics["costs"] = {"mean": float(incurred.mean()), "low": low, "high": high}
         if decided.sets is not None:
             metrics["sets"] = set_metrics(decided.sets[rows], labels)

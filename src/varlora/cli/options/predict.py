@@ -61,6 +61,15 @@ def parser() -> CommandParser:
         choices=MODES,
     )
     add_selective(made)
+    made.option(
+        "check_exchangeability",
+        "Say whether these rows still look drawn as those that the decision is from, by their confidences; X is the "
+        "chance of a false alarm, 0.01 unless given.",
+        type=float,
+        nargs="?",
+        const=0.01,
+        metavar="X",
+    )
     made.flag("undecided", "Answer every row: leave aside what `varlora decide` chose.")
     add_options(made)
     return made
