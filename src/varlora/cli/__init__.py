@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "prune": "set a posterior's least certain entries to zero",
     "temper": "scale a posterior's variance",
     "merge": "combine posteriors that were trained on different data",
+    "distill": "train one plain adapter that answers in one pass like the average over a run's draws",
     "export": "write a posterior as plain adapters, for vLLM, SGLang and PEFT",
     "methods": "list the ways to train",
     "tasks": "list the named tasks",
