@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 import varlora.predictor.client
 from openai_server import Behaviour, serving
-from small_runs import finish_herds, herds, save_model
+from small_runs import finish_herds, herds, save_model, write_rows
 from varlora import Backend, Export, Predictor, export_adapters
+from varlora.cli import main
 from varlora.predictor.remote import RemotePredictor
 from varlora.runs.folder import read_run
 
@@ -165,3 +167,45 @@ def test_choices_that_are_scored_as_texts(texts: Callable[..., tuple[Path, Path]
     with server as url:
         there = Predictor.from_pretrained(exported, backend=url)
         np.testing.assert_allclose(answers(there), answers(here), atol=1e-5)
+
+
+def test_a_decision_goes_with_the_average_that_it_was_chosen_for(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = read_run(trained)
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert main(["decide", str(folder), "--coverage", "0.5", "--samples", "3", "--no_progress"]) == 0
+    same = export_adapters(run.posterior, tmp_path / "same", samples=3, seed=run.config.seed, source=folder)
+    other = export_adapters(run.posterior, tmp_path / "other", samples=2, source=folder)
+
+    assert other.decision is None
+    assert "the run's decision is left out" in caplog.text
+    assert same.decision is not None
+    expected = [answer.answered for answer in Predictor.from_pretrained(folder, samples=3)(TEXTS)]
+    assert {True, False} >= set(expected)
+    assert None not in expected
+    assert [answer.answered for answer in Predictor.from_pretrained(tmp_path / "same")(TEXTS)] == expected
+    _, server = served(tmp_path / "same")
+    with server as url:
+        assert [a.answered for a in Predictor.from_pretrained(tmp_path / "same", backend=url)(TEXTS)] == expected
+        undecided = Predictor.from_pretrained(tmp_path / "same", backend=url, decision=None)
+        assert [answer.answered for answer in undecided(TEXTS)] == [None] * len(TEXTS)
+
+
+def test_texts_are_written_by_each_adapter_and_voted_on(
+    texts: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    rows = [
+        {"id": f"q{i}", "prompt": f"a {'fine' if i % 2 else 'dull'} film", "completion": " a cat"} for i in range(24)
+    ]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    files = dict.fromkeys(("train_file", "validation_file", "test_file"), file)
+    trained, exported = texts("written", **files, final_answer="text", max_new_tokens=4, temperature_scaling=False)
+    here, prompts = Predictor.from_pretrained(trained, samples=3), [row["prompt"] for row in rows[:5]]
+    _, server = served(exported)
+    with server as url:
+        there = Predictor.from_pretrained(exported, backend=url)(prompts)
+    for mine, other in zip(here(prompts), there, strict=True):
+        assert (other.answer, other.answers, other.agreement) == (mine.answer, mine.answers, mine.agreement)
+        assert (other.text, other.finished) == (mine.text, mine.finished)
+        assert other.log_likelihood_per_token == pytest.approx(mine.log_likelihood_per_token, abs=1e-5)

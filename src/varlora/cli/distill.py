@@ -19,8 +19,8 @@ HEADINGS = {
     "nll": ("NLL ↓", "{:.4f}", 1),
     "accuracy": ("Accuracy % ↑", "{:.1f}", 100),
     "ece_15": ("ECE % ↓", "{:.1f}", 100),
-    "auroc_errors": ("AUROC of errors % ↑", "{:.1f}", 100),
-    "kl": ("KL to the average ↓", "{:.4f}", 1),
+    "auroc_errors": ("AUROC err. % ↑", "{:.1f}", 100),
+    "kl": ("KL ↓", "{:.4f}", 1),
 }
 
 
@@ -64,7 +64,7 @@ def execute(arguments: Namespace) -> None:
 def _show(result: Distillation) -> None:
     """The ways to predict, beside each other, and how the adapter was chosen."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(f"{result.rows} validation rows")
+    table.add_column(f"{result.rows} validation rows", no_wrap=True)
     for heading, _, _ in HEADINGS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for way, metrics in result.measured.items():
@@ -75,7 +75,7 @@ def _show(result: Distillation) -> None:
     fit = result.fit
     chosen = f"rate {fit.learning_rate:g}, epoch {fit.epoch}" if fit.epoch else "no epoch is closer than the mean"
     out.print(
-        f"The average ({escape(result.teacher)}) matched on {fit.rows} rows; {chosen}, KL {fit.start:.4f} → "
+        f"The average ({escape(result.teacher)}) matched on {fit.rows} rows; {chosen}, KL to it {fit.start:.4f} → "
         f"{fit.divergence:.4f} on {fit.kept} rows that were kept out.",
         highlight=False,
         soft_wrap=True,

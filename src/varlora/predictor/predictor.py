@@ -169,6 +169,7 @@ class Predictor:
                 batch_size=batch_size,
                 truncation=truncation,
                 max_new_tokens=max_new_tokens,
+                decision=decision,
                 here={
                     "samples": samples,
                     "mode": mode,
@@ -179,13 +180,14 @@ class Predictor:
                     "gguf_file": gguf_file,
                     "beside": beside,
                     "revision": revision,
-                    "decision": None if decision is None or isinstance(decision, str) else decision,
                 },
             )
         adapter = local_folder(folder, revision=revision)
         if is_export(adapter):
             run, export = read_export(adapter)
             adapter /= export.adapters[0].name
+            if isinstance(decision, str):
+                decision = None if export.decision is None else Decision.from_dict(export.decision)
         else:
             run = read_run(adapter)
         q = remove_tuning(run.posterior) if untuned else run.posterior

@@ -33,6 +33,7 @@ from varlora.predictor.predictor import Predictor
 from varlora.predictor.reader import SPLIT, RowReader
 from varlora.readout.readout import AnswerTokens, ChoiceTexts, ClassHead, readout_from_dict
 from varlora.runs.config import RunConfig
+from varlora.runs.decision import Decision
 from varlora.runs.export_folder import Export, read_export
 from varlora.runs.folder import RunFolder
 from varlora.tasks import encode
@@ -41,6 +42,8 @@ from varlora.tasks.rows import Records
 
 MOST_TOKEN_IDS = 128
 """Tokens that vLLM tells the log-probabilities of by their ids, in one request."""
+MOST_PROMPTS = 32
+"""Prompts of one request."""
 NOT_TOLD = -9999.0
 """What some servers write for a log-probability that they do not tell."""
 EXTENSIONS = ("logprob_token_ids", "return_tokens_as_token_ids")
@@ -54,12 +57,15 @@ class RemotePredictor(Predictor):
         export: the manifest.
     """
 
-    def __init__(self, *, run: RunFolder, export: Export, settings: RunConfig, backend: Backend) -> None:
+    def __init__(
+        self, *, run: RunFolder, export: Export, settings: RunConfig, backend: Backend, decision: Decision | None = None
+    ) -> None:
         self.run, self.export, self._settings = run, export, settings
         self.config = PredictionConfig(
             mode=export.mode, samples=len(export.adapters) if export.mode == "samples" else None
         )
-        self.reader, self.decision = RowReader(run=run, config=settings), None
+        self.reader = RowReader(run=run, config=settings)
+        self._mode, self._logit_temperature = export.mode, export.logit_temperature
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(run.path))
         self.readout = readout_from_dict(export.readout) if export.readout is not None else None
         if isinstance(self.readout, ClassHead):
@@ -70,6 +76,9 @@ class RemotePredictor(Predictor):
         self._client = Client(backend)
         self._plain = False
         self._limit = self._check_models()
+        self.decision = decision
+        if decision is not None:
+            self._check(decision)
 
     @classmethod
     def connect(
@@ -80,6 +89,7 @@ class RemotePredictor(Predictor):
         batch_size: int | None = None,
         truncation: str | None = None,
         max_new_tokens: int | None = None,
+        decision: Decision | str | None = None,
     ) -> Self:
         """Reads an export's folder, and finds its adapters on a server.
 
@@ -88,6 +98,7 @@ class RemotePredictor(Predictor):
             backend: the server.
             batch_size: rows in a request; None: the run's own.
             truncation, max_new_tokens: as of `Predictor.from_pretrained`.
+            decision: likewise; a text stands for the export's own.
 
         Raises:
             ValueError: the folder is no export of a run, the server cannot be asked, or lacks one of the adapters.
@@ -102,7 +113,9 @@ class RemotePredictor(Predictor):
             run.config, **{name: value for name, value in given.items() if value is not None}
         )
         backend = Backend(url=backend) if isinstance(backend, str) else backend
-        return cls(run=run, export=export, settings=settings, backend=backend)
+        if isinstance(decision, str):
+            decision = None if export.decision is None else Decision.from_dict(export.decision)
+        return cls(run=run, export=export, settings=settings, backend=backend, decision=decision)
 
     @property
     def num_draws(self) -> int:
@@ -269,7 +282,7 @@ class RemotePredictor(Predictor):
         self, prompts: Sequence[Sequence[int]], body: Mapping[str, Any]
     ) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
         """The choices of every prompt under every adapter: number of the prompt, of the adapter, choice."""
-        size = self._settings.per_device_eval_batch_size
+        size = min(self._settings.per_device_eval_batch_size, MOST_PROMPTS)
         places = [(first, adapter) for first in range(0, len(prompts), size) for adapter in range(self.num_draws)]
         bodies = [
             {"model": self.export.adapters[adapter].name, "prompt": list(prompts[first : first + size]), **body}

@@ -187,7 +187,7 @@ def distill(
     fit = _fit(setting, predicted(q, rows, way), rows, start, options, progress=progress)
     student = PointMass(mean={**start, **fit.weights}, meta=_meta(q, run, way, fit))
     result = Distillation(
-        teacher=way.describe(),
+        teacher=(dataclasses.replace(way, samples=average.num_draws) if way.mode == "samples" else way).describe(),
         fit=fit,
         unlabeled=len(setting.task.rows(rows)) - len(setting.task.rows("train")),
         **_compared(average, mean, predicted(student, "validation", PredictionConfig(mode="mean")), validation),

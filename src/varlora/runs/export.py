@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -11,18 +12,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from varlora.io.files import json_text
 from varlora.io.folders import atomic_folder, check_target
-from varlora.posterior import Posterior
+from varlora.posterior import Mode, Posterior
 from varlora.posterior.draws import weight_draws
 from varlora.posterior.folder import tensor_bytes
 from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN
+from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import SAMPLES, apply_config, choose_default_config, remove_tuning
+from varlora.readout.readout import ClassHead, readout_from_dict
+from varlora.runs.decision import Decision
 from varlora.runs.export_folder import EXPORT, Export, ExportedAdapter
 from varlora.runs.export_text import export_readme
 from varlora.runs.folder import CONFIG, FACTS, TOKENIZER_FILES, read_config
+
+logger = logging.getLogger(__name__)
 
 HASH_LENGTH = 10
 PROMPT_SETTINGS = (
@@ -35,7 +42,7 @@ PROMPT_SETTINGS = (
     "max_length",
     "truncation",
 )
-_COPIED = (CONFIG, FACTS, "decision.json")
+_COPIED = (CONFIG, FACTS)
 
 
 def export_adapters(
@@ -64,7 +71,8 @@ def export_adapters(
         untuned: Leave aside what `varlora tune` chose.
         name: What the adapters' names begin with; the folder's name otherwise.
         base_model: Name or path of the base model for the server, if it is another than in training.
-        source: The run's folder, whose settings, tokenizer and decision are copied; None copies nothing.
+        source: The run's folder, whose settings and tokenizer are copied, and whose decision is taken over where it is
+            for this average; None copies nothing.
         overwrite: Replace an export folder with everything in it; no other folder is ever replaced.
 
     Returns:
@@ -113,6 +121,7 @@ def export_adapters(
             rank=largest_rank(adapter),
             logit_temperature=q.meta.logit_temperature_of(mode),
             readout=q.meta.readout,
+            decision=_decision(q, source, mode=mode, draws=len(written)),
             prompt=prompt_of(source),
             not_plain=not_plain(adapter),
         )
@@ -143,6 +152,28 @@ def write_beside(export: Export, folder: Path, source: str | Path | None, *, nam
                 shutil.copyfile(file, folder / file.name)
     export.save(folder)
     (folder / "README.md").write_text(export_readme(asdict(export), name=name), encoding="utf-8")
+
+
+def _decision(q: Posterior, source: str | Path | None, *, mode: Mode, draws: int) -> dict[str, Any] | None:
+    """The run's decision, if it was chosen for this average; else a warning says what it was chosen for."""
+    decision = Decision.load(source) if source is not None else None
+    readout = readout_from_dict(q.meta.readout) if q.meta.readout is not None else None
+    if decision is None or readout is None:
+        return None
+    classes = readout.classes if isinstance(readout, ClassHead) else readout.answers
+    like = Prediction(
+        log_probs=torch.zeros((1, draws, len(classes)), dtype=torch.float64),
+        labels=torch.tensor([-100]),
+        classes=classes,
+        mode=mode,
+        logit_temperature=q.meta.logit_temperature_of(mode),
+    )
+    try:
+        decision.check(like)
+    except ValueError as error:
+        logger.warning("the run's decision is left out: %s", error)
+        return None
+    return decision.to_dict()
 
 
 def prompt_of(source: str | Path | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 NAME-draw00-HASH/          adapter_config.json, adapter_model.safetensors: one draw of the weights
 export.json                names, weights in the average, readout, temperature of the logits, base model
 README.md                  the commands that serve them
-config.yaml, run.json, decision.json, the tokenizer      as the run has them, so that rows are read as in training
+config.yaml, run.json, the tokenizer      as the run has them, so that rows are read as in training
 
 An adapter's name ends in a hash of its content. Servers keep caches by name (vLLM those of prefixes), so that other
 weights under a known name could be answered for by those before.
@@ -59,6 +59,8 @@ class Export:
         rank: the largest rank of an adapted module.
         logit_temperature: T, which divides the logits of the answers before the softmax over them.
         readout: how an answer is read (`varlora.readout.readout`); None of completions, or where it is unknown.
+        decision: which rows are answered, and sets (`varlora.runs.decision`); None where the run has no decision that
+            is for this average.
         prompt: the run's settings that word and cut a row; empty where they are unknown.
         not_plain: what of the adapter vLLM and SGLang do not load, in words; empty for plain LoRA.
         version: of varlora.
@@ -74,6 +76,7 @@ class Export:
     rank: int
     logit_temperature: float
     readout: Mapping[str, Any] | None = None
+    decision: Mapping[str, Any] | None = None
     prompt: Mapping[str, Any] = field(default_factory=dict)
     not_plain: tuple[str, ...] = ()
     version: str = field(default_factory=lambda: library_version("varlora"))

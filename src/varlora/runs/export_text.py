@@ -27,7 +27,7 @@ def export_readme(export: Mapping[str, Any], *, name: str) -> str:
     elif export["not_plain"]:
         parts.append(_not_served(export))
     else:
-        parts += [_vllm(export), _sglang(export), _asking(export, name)]
+        parts += [_vllm(export), _sglang(export), _varlora(export), _asking(export, name)]
     parts.append(
         "These commands were written from the servers' documentation; varlora does not run them. Load the base model "
         "in the data type of training: in another the numbers are another rounding's."
@@ -124,6 +124,12 @@ def _vllm(export: Mapping[str, Any]) -> str:
 
 def _sglang(export: Mapping[str, Any]) -> str:
     return f"## SGLang\n\nIn this folder:\n\n```bash\n{sglang_command(export)}\n```"
+
+
+def _varlora(export: Mapping[str, Any]) -> str:
+    names = [adapter["name"] for adapter in export["adapters"]]
+    command = f"varlora serve {' '.join(f'{name}=./{name}' for name in names)}"
+    return f"## varlora\n\nPlainly, as the others do; in this folder:\n\n```bash\n{command}\n```"
 
 
 def _asking(export: Mapping[str, Any], name: str) -> str:
