@@ -27,7 +27,9 @@ def by_length(
     """
     order = torch.tensor([_length(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
     ids = tuple(str(name) for name in encoded["id"])
-    return setting.batches(in_order(encoded, order.tolist())), order.argsort(), ids
+    if len(ids) > 1:
+        encoded = in_order(encoded, order.tolist())
+    return setting.batches(encoded), order.argsort(), ids
 
 
 def _length(ids: Sequence[Any]) -> int:
