@@ -220,3 +220,26 @@ def test_predict_goes_by_costs_and_bands_and_checks_the_rows(call: Call, run: Pa
     assert call("decide", run, "--reset").code == 0
     refused = call(*command, "--output_file", tmp_path / "c.jsonl")
     assert (refused.code, "`varlora decide` first" in refused.err) == (1, True)
+
+
+def test_predict_goes_by_what_was_decided_unless_told_not_to(call: Call, run: Path, tmp_path: Path) -> None:
+    assert call("decide", run, "--coverage", "0.8", "--prediction_sets", "0.9", "--samples", 4).code == 0
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"a film {n}"} for n in range(9)])
+    words = ["predict", run, "--no_progress", "--input_file", rows, "--output_file", "-", "--samples"]
+
+    done = call(*words, 4)
+
+    assert done.code == 0, done.err
+    found = [json.loads(line) for line in done.out.splitlines()]
+    decision = Decision.load(run)
+    assert decision is not None
+    assert decision.threshold is not None
+    assert [row["answered"] for row in found] == [row["confidence"] >= decision.threshold.value for row in found]
+    assert all(set(row["set"]) <= set(row["probabilities"]) for row in found)
+    assert "of them sure enough (`answered` in the file)" in done.err
+    free = call(*words, 2, "--undecided")
+    assert (free.code, "answered" in json.loads(free.out.splitlines()[0])) == (0, False)
+    refused = call(*words, 2)
+    assert (refused.code, refused.out) == (1, "")
+    assert "predicted by samples, 4 draw(s)" in refused.err
+    assert "--undecided" in refused.err
