@@ -19,7 +19,7 @@ def test_a_distilled_run(call: Call, workshop: Workshop, tmp_path: Path) -> None
 
     refused = call(*words, *target)
     assert (refused.code, "No gain" in refused.err) == (1, True)
-    assert all(word in refused.out for word in ("24 validation rows", "mean + T", "average", "distilled", "KL"))
+    assert all(word in refused.out for word in ("24 rows", "mean + T", "average", "distilled", "KL"))
     assert not (tmp_path / "out").exists()
 
     done = call(*words, *target, "--keep_without_gain")

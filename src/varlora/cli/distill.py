@@ -64,7 +64,7 @@ def execute(arguments: Namespace) -> None:
 def _show(result: Distillation) -> None:
     """The ways to predict, beside each other, and how the adapter was chosen."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(f"{result.rows} validation rows", no_wrap=True)
+    table.add_column(f"{result.rows} rows", no_wrap=True)
     for heading, _, _ in HEADINGS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for way, metrics in result.measured.items():
