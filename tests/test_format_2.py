@@ -44,7 +44,7 @@ def test_what_was_tuned_and_t_by_mode() -> None:
 def test_saved_again_it_is_of_this_format_and_the_same(tmp_path: Path) -> None:
     q = load_posterior(FORMER / "posterior")
     folder = save_posterior(q, tmp_path / "q")
-    assert json.loads((folder / MANIFEST).read_text())["format_version"] == 3
+    assert json.loads((folder / MANIFEST).read_text())["format_version"] == 4
     assert load_posterior(folder).meta == q.meta
     for name in ("mean.safetensors", "posterior.safetensors"):
         assert (folder / name).read_bytes() == (FORMER / "posterior" / name).read_bytes()
@@ -56,7 +56,7 @@ def test_tuning_it_again_takes_the_step(tmp_path: Path) -> None:
     write_tuned(folder, None, [])
     after = load_posterior(folder)
     assert after.meta == remove_tuning(before).meta
-    assert json.loads((folder / MANIFEST).read_text())["format_version"] == 3
+    assert json.loads((folder / MANIFEST).read_text())["format_version"] == 4
 
 
 @pytest.mark.parametrize(

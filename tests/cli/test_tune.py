@@ -176,4 +176,4 @@ def test_too_few_rows(call: Call, run_folder: Path) -> None:
     refused = call("tune", run_folder)
     assert (refused.code, "it needs 20" in refused.err) == (1, True)
     nowhere = call("tune", run_folder / "nowhere")
-    assert (nowhere.code, "is not a run folder" in nowhere.err) == (1, True)
+    assert (nowhere.code, "is not a folder that exists" in nowhere.err) == (1, True)

@@ -79,7 +79,7 @@ def test_folders_that_hold_no_such_posterior(finished: Path, tmp_path: Path) -> 
     moved = saved(finished, tmp_path / "moved", base_model=str(tmp_path / "gone"))
     refusals = {
         tmp_path / "none": "is no folder. Give the output_dir",
-        tmp_path / "empty": "neither a run folder nor a posterior's",
+        tmp_path / "empty": "holds no adapter and no posterior",
         plain: "weights of a plain module",
         head: "classification head.*varlora eval",
         typed: "classification head",

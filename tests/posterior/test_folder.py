@@ -101,7 +101,7 @@ def test_an_adapters_posterior_comes_back_as_it_was(llama_lora: PeftModel, tmp_p
 
     written = json.loads((folder / "posterior.json").read_text())
     assert (written["format_version"], written["kind"], written["ess_over_num_examples"]) == (
-        3,
+        4,
         "diagonal_gaussian",
         15.625,
     )
@@ -322,7 +322,7 @@ UNSOUND: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "mean.safetensors",
         "is not a sound safetensors file",
     ),
-    "a newer format": (lambda f: edit(f, format_version=4), "posterior.json", "format version 4; .* install a newer"),
+    "a newer format": (lambda f: edit(f, format_version=5), "posterior.json", "format version 5; .* install a newer"),
     "no format": (lambda f: edit(f, format_version=True), "posterior.json", "format version True"),
     "another kind": (lambda f: edit(f, kind="wishart"), "posterior.json", "of kind 'wishart'"),
     "another list of files": (lambda f: edit(f, files={"../x": {}}), "posterior.json", "must list exactly"),

@@ -204,6 +204,26 @@ def base_model_of(model: nn.Module) -> tuple[str | None, str | None]:
     return name or getattr(inner, "name_or_path", None) or None, commit or revision
 
 
+def base_loading(model: nn.Module) -> dict[str, str] | None:
+    """How a transformers model's weights were loaded: `dtype`, and `quantization` by bitsandbytes; None of any other.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...                      num_attention_heads=1)
+        >>> base_loading(LlamaForCausalLM(config))
+        {'dtype': 'float32'}
+    """
+    inner = unwrapped_model(model)
+    base: Any = inner.get_base_model() if is_peft_model(inner) else inner
+    weights = [p for p in base.parameters() if p.is_floating_point()]
+    if not weights or not hasattr(base, "name_or_path"):
+        return None
+    dtype = max(weights, key=lambda p: p.numel()).dtype  # an adapter's own may be another
+    bits = next((bits for bits in ("8bit", "4bit") if getattr(base, f"is_loaded_in_{bits}", False)), None)
+    return {"dtype": str(dtype).removeprefix("torch."), **({"quantization": bits} if bits else {})}
+
+
 @contextmanager
 def applied(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block, the model computes with `tensors`; afterwards its weights are back, bit for bit.

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from varlora.cli.console import out
-from varlora.cli.finished import read_finished
+from varlora.cli.finished import read_asked, read_finished
 from varlora.cli.selective import report_of, say_caveats, say_groups, say_sets, say_threshold, show, wanted_of
 from varlora.io.files import read_json
 from varlora.io.words import counted
@@ -41,10 +41,12 @@ def execute(arguments: Namespace) -> None:
         _say_stored(arguments)
         return
     wanted = dataclasses.replace(wanted, bands=_bands(arguments), recalibrate=_ways(arguments))
-    run, settings, config = read_finished(arguments, judged=False)
+    own = read_asked(arguments, arguments.calibration_file, "calibration_file", labelled=True)
+    run, settings, config = read_finished(arguments, own, judged=False)
     file = groups = None
     if arguments.calibration_file is not None:
-        records, split = read_new_rows(arguments.calibration_file, settings, labelled=True), CALIBRATION
+        columns, split = arguments.dataset_columns, CALIBRATION
+        records = own or read_new_rows(arguments.calibration_file, settings, labelled=True, columns=columns)
         file = load_new_rows(records, run, settings, split=split, labelled=True)
     calibration = calibrate(run, settings, config, file=file, progress=not arguments.no_progress)
     wanted = dataclasses.replace(wanted, costs=_costs(arguments, calibration.prediction.classes))

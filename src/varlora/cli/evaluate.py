@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.finished import check_new_file, load_finished, read_finished
+from varlora.cli.finished import check_new_file, load_finished, read_asked, read_finished
 from varlora.cli.selective import chosen, kept_decision, report_of, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.io.files import json_text
@@ -32,12 +32,12 @@ def execute(arguments: Namespace) -> None:
         raise ValueError("give --test_file or --split, not both: the file is a split of its own, 'test'.")
     wanted = wanted_of(arguments)
     target = check_new_file(arguments.output_file, overwrite=arguments.overwrite)
-    run, settings, config = read_finished(arguments)
+    asked = read_asked(arguments, arguments.test_file, "test_file", labelled=True)
+    run, settings, config = read_finished(arguments, asked)
     task = None
     if arguments.test_file is not None:
-        task = load_new_rows(
-            arguments.test_file, run, settings, split="test", labelled=True, columns=arguments.dataset_columns
-        )
+        rows, columns = asked or arguments.test_file, arguments.dataset_columns
+        task = load_new_rows(rows, run, settings, split="test", labelled=True, columns=columns)
     elif arguments.dataset_columns is not None and arguments.calibration_file is None:
         raise ValueError("--dataset_columns has no effect without --test_file or --calibration_file.")
     setting = load_finished(run, settings, task)

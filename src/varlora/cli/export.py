@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.operation import check_output, read_posterior
+from varlora.cli.operation import check_output
 from varlora.prediction.prediction_setup import choose_default_config, remove_tuning
+from varlora.runs.any_posterior import read_posterior
 from varlora.runs.export import export_adapters
 from varlora.runs.export_folder import EXPORT
 from varlora.runs.folder import is_run, read_config, read_run

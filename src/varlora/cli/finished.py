@@ -1,36 +1,112 @@
-"""What `eval`, `predict` and `tune` share: a finished run, read back and loaded."""
+"""What `eval`, `predict` and `tune` share: a finished run or another folder with trained weights, read and loaded."""
 
 from __future__ import annotations
 
 import dataclasses
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from varlora.cli.console import out
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction_setup import choose_config, choose_default_config, remove_tuning
 from varlora.runs.config import RunConfig
-from varlora.runs.folder import RunFolder, read_run
-from varlora.runs.setting import Setting, reload_setting
+from varlora.runs.data import name_pairs
+from varlora.runs.finished import read_finished_folder
+from varlora.runs.folder import RunFolder, is_run
+from varlora.runs.setting import PROMPTS_VERIFIED, Setting, reload_setting
+from varlora.runs.text_settings import read_texts
 from varlora.tasks import Task
+from varlora.tasks.files import read_records, reads_once, stream_records
+from varlora.tasks.jsonl import read_label_names
+from varlora.tasks.rows import Records
 
-LOCATION = ("model_name_or_path", "gguf_file", "truncation", "per_device_eval_batch_size")
-"""Settings of a run that may be others now."""
+SAID = (
+    *("model_name_or_path", "gguf_file", "dtype", "quantization", "max_length", "truncation"),
+    *("per_device_eval_batch_size", "max_new_tokens"),
+    *("prompt_style", "label_answers", "prompt_template", "prompt_format", "system_prompt"),
+)
+"""Options that are settings: where and how a run is used now, and what another folder does not say."""
 
 
-def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFolder, RunConfig, PredictionConfig]:
+def read_asked(arguments: Namespace, file: str | None, option: str, *, labelled: bool) -> Records | None:
+    """Rows that a folder will be asked, where `varlora train` has not written it: their columns may tell its task.
+
+    Args:
+        arguments: of the command line.
+        file: the rows'.
+        option: what names the file, for a folder that has no rows of its own.
+        labelled: whether their answers are read.
+
+    Returns:
+        None of a run, which says itself what its rows are.
+
+    Raises:
+        ValueError: it is no run, and there is no file, or it does not read.
+    """
+    if is_run(arguments.run) or not Path(arguments.run).is_dir():
+        return None
+    if file is None:
+        raise ValueError(
+            f"{arguments.run} has no rows of its own, since `varlora train` has not written it. Give a file of them: "
+            f"--{option} FILE."
+        )
+    columns = name_pairs("dataset_columns", arguments.dataset_columns)
+    return read_records(file, labelled=labelled, once=True, columns=columns)
+
+
+def read_first(arguments: Namespace, file: str) -> Records | None:
+    """The first rows of a file that is to be read part by part, for the same end; None of a pipe, which is read once.
+
+    Raises:
+        ValueError: the file does not read.
+    """
+    if is_run(arguments.run) or not Path(arguments.run).is_dir() or reads_once(file):
+        return None
+    columns = name_pairs("dataset_columns", arguments.dataset_columns)
+    return next(stream_records(file, PROMPTS_VERIFIED, labelled=False, columns=columns))
+
+
+def read_folder(arguments: Namespace, rows: Records | None = None) -> RunFolder:
+    """The folder, with what the command line says of it.
+
+    Args:
+        arguments: of the command line.
+        rows: those that it will be asked, as `read_asked` gave them.
+
+    Raises:
+        ValueError: it is no folder with trained weights, or more has to be said of it.
+    """
+    if arguments.answers is not None and arguments.label_names_file is not None:
+        raise ValueError("give --answers or --label_names_file, not both: each names the classes.")
+    answers = arguments.answers.split(",") if arguments.answers is not None else None
+    if arguments.label_names_file is not None:
+        answers = read_label_names(arguments.label_names_file)
+    settings: dict[str, Any] = read_texts({name: getattr(arguments, name) for name in SAID})
+    return read_finished_folder(
+        arguments.run,
+        rows=rows,
+        answers=None if answers is None else [answer.strip() for answer in answers],
+        **settings,
+    )
+
+
+def read_finished(
+    arguments: Namespace, rows: Records | None = None, *, judged: bool = True
+) -> tuple[RunFolder, RunConfig, PredictionConfig]:
     """The run, tuned or as trained, its settings as they are now, and how it is to be predicted with.
 
     Args:
         arguments: of the command line.
+        rows: those that it will be asked, as `read_asked` gave them.
         judged: whether its ways to predict are to be judged, so that it draws whether or not that helps. Where it is
             only to answer, and nobody says how many draws, it does so at the mean unless draws were shown to help.
 
     Raises:
-        ValueError: it is no run, or draws are asked for of a run whose mean was chosen.
+        ValueError: as `read_folder`; or draws are asked for of a run whose mean was chosen.
     """
-    run = read_run(arguments.run)
-    config = changed(run.config, arguments)
+    run = read_folder(arguments, rows)
+    config = run.config
     q = remove_tuning(run.posterior) if arguments.untuned else run.posterior
     if q.meta.tuned is not None:
         out.print(f"As `varlora tune` chose: {q.meta.tuned.describe()} (--untuned: as trained).", highlight=False)
@@ -39,17 +115,7 @@ def read_finished(arguments: Namespace, *, judged: bool = True) -> tuple[RunFold
     else:
         mode = getattr(arguments, "mode", None)
         how = choose_default_config(q, arguments.samples, config.samples, mode=mode, tell=False)
-    if arguments.max_new_tokens is not None:
-        config = dataclasses.replace(config, max_new_tokens=arguments.max_new_tokens)
     return dataclasses.replace(run, posterior=q), config, how
-
-
-def changed(config: RunConfig, arguments: Namespace) -> RunConfig:
-    """A run's settings, with where it is run now."""
-    others = {name: value for name in LOCATION if (value := getattr(arguments, name)) is not None}
-    if "model_name_or_path" in others:
-        others["gguf_file"] = arguments.gguf_file  # another place says anew whether it is a file there
-    return dataclasses.replace(config, **others)
 
 
 def load_finished(run: RunFolder, config: RunConfig, task: Task | None = None) -> Setting:

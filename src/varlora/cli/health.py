@@ -9,20 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from varlora.cli.console import out
-from varlora.cli.operation import read_posterior
-from varlora.prediction.prediction_setup import SAMPLES
-from varlora.report import Health, health_of
+from varlora.report import Health
 from varlora.report.health_text import remarks, scale_table, sentence, statements
-from varlora.runs.folder import is_run, read_run
+from varlora.runs.any_posterior import read_health
 
 
 def execute(arguments: Namespace) -> None:
     """Shows it."""
     source: str = arguments.source
-    if is_run(source):
-        show_health(read_run(source).health(), source)
-    else:
-        show_health(health_of(read_posterior(source), samples=SAMPLES), source)
+    show_health(read_health(source), source)
 
 
 def show_health(health: Health, source: str) -> None:

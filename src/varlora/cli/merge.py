@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from varlora.cli.operation import check_output, read_posterior, write
+from varlora.cli.operation import check_output, write
 from varlora.posterior import DiagonalGaussian, PointMass, ops
+from varlora.runs.any_posterior import read_posterior
 
 
 def execute(arguments: Namespace) -> None:

@@ -10,18 +10,8 @@ from rich.markup import escape
 from varlora.cli.console import out
 from varlora.io.folders import atomic_folder, check_target
 from varlora.posterior import Posterior
-from varlora.posterior.folder import MANIFEST, load_posterior
+from varlora.posterior.folder import MANIFEST
 from varlora.runs.folder import is_run, write_derived
-
-
-def read_posterior(folder: str) -> Posterior:
-    """The posterior of a run, of a bare posterior folder, or of a Trainer checkpoint."""
-    path = Path(folder)
-    if not (path / MANIFEST).is_file() and (path / "optimizer.pt").is_file():
-        from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
-
-        return posterior_from_checkpoint(path)
-    return load_posterior(path)
 
 
 def check_output(output_dir: str, sources: Sequence[str], *, overwrite: bool, marker: str = MANIFEST) -> None:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from transformers.utils import logging as progress_bars
 
 from varlora.cli.console import on_stderr, out
-from varlora.cli.finished import check_new_file, read_finished
+from varlora.cli.finished import check_new_file, read_finished, read_first
 from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
 from varlora.io.files import finite
 from varlora.io.folders import atomic_file
@@ -58,7 +58,8 @@ def _execute(arguments: Namespace) -> None:
         if target.suffix not in FORMATS:
             allowed = f"{' or '.join(FORMATS)}, or be {STANDARD_OUTPUT} for standard output"
             raise ValueError(f"--output_file is {target}; its name must end in {allowed}.")
-    run, settings, config = read_finished(arguments, judged=False)
+    some = read_first(arguments, arguments.input_file)
+    run, settings, config = read_finished(arguments, some, judged=False)
     reader = RowReader(run=run, config=settings)
     size = BATCHES_A_CHUNK * settings.per_device_eval_batch_size
     again = not reads_once(arguments.input_file)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from varlora.cli.operation import check_output, read_posterior, write
+from varlora.cli.operation import check_output, write
 from varlora.posterior import PointMass, ops
+from varlora.runs.any_posterior import read_posterior
 
 
 def execute(arguments: Namespace) -> None:

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from varlora.cli.console import out
-from varlora.cli.finished import changed
+from varlora.cli.finished import read_asked, read_folder
 from varlora.metrics import WORTHWHILE
-from varlora.runs.folder import read_run
+from varlora.runs.data import load_new_rows
 from varlora.runs.tune import TABLE, Tuning, reset, tune
 from varlora.runs.tuning import Candidate
 
@@ -25,8 +25,14 @@ def execute(arguments: Namespace) -> None:
         reset(arguments.run)
         out.print(f"[bold]{name}[/bold] predicts as trained again.", highlight=False, soft_wrap=True)
         return
+    asked = read_asked(arguments, arguments.validation_file, "validation_file", labelled=True)
+    run, rows = read_folder(arguments, asked), None
+    if (file := arguments.validation_file) is not None:
+        columns = arguments.dataset_columns
+        rows = load_new_rows(asked or file, run, run.config, split="validation", labelled=True, columns=columns)
+    target = arguments.output_dir
     tuning = tune(
-        arguments.run,
+        run,
         temperatures=arguments.temperatures,
         samples=arguments.samples,
         fractions=arguments.fractions,
@@ -35,16 +41,21 @@ def execute(arguments: Namespace) -> None:
         apply_pruning=arguments.prune,
         standard_errors=arguments.standard_errors,
         split=arguments.split,
-        config=changed(read_run(arguments.run).config, arguments),
+        rows=rows,
+        output_dir=target,
+        overwrite=arguments.overwrite,
         progress=not arguments.no_progress,
     )
     out.print(_table(tuning))
     for note in tuning.notes:
         out.print(note, highlight=False, soft_wrap=True)
     out.print(f"[bold]{escape(tuning.sentence)}[/bold]", highlight=False, soft_wrap=True)
+    if target is not None:
+        name = escape(target)
     _free(tuning, name)
     if tuning.tuned is None:
-        out.print(f"posterior.json says nothing of tuning; what was tried is in {TABLE}.", highlight=False)
+        where = f"{name}/posterior.json" if target is not None else "posterior.json"
+        out.print(f"{where} says nothing of tuning; what was tried is in {TABLE}.", highlight=False)
         return
     out.print(
         f"Written to {name}/posterior.json; what was tried, to {TABLE}. metrics.json was measured before. On the test "

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from varlora.posterior import Posterior
-from varlora.posterior.folder import CheckpointError, load_posterior
 from varlora.prediction.prediction_setup import SAMPLES, remove_tuning
 from varlora.readout.readout import ClassHead
+from varlora.runs.any_posterior import read_posterior
 from varlora.runs.base_model import locate_model, pretrained_name
 from varlora.runs.folder import is_run, read_run
 
@@ -74,10 +74,7 @@ def read_source(posterior: str, pretrained: str | None = None, *, untuned: bool 
         }
         samples, seed = config.samples, config.seed
     else:
-        try:
-            q = load_posterior(folder)
-        except CheckpointError as error:
-            raise ValueError(f"{folder} is neither a run folder nor a posterior's: {error}") from error
+        q = read_posterior(folder)
         recorded = {"base": q.meta.base_model, "gguf_file": None, "revision": q.meta.base_revision, "dtype": "auto"}
         samples, seed = SAMPLES, 0
     _check_causal(q, folder)

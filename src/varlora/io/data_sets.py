@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import datasets
 
 
-def in_memory(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
-    """A data set of rows.
+def in_memory(rows: Sequence[Mapping[str, Any]], *, description: str = "") -> datasets.Dataset:
+    """A data set of rows, with what it says of itself (`datasets.DatasetInfo.description`).
 
     `Dataset.from_list` gives the same rows, and pickles them for a hash first, which for a few takes longer than a
     small model.
@@ -24,7 +24,8 @@ def in_memory(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
     from datasets.fingerprint import generate_random_fingerprint
 
     table = datasets.table.InMemoryTable(pa.Table.from_pylist(list(rows)))
-    return datasets.Dataset(table, fingerprint=generate_random_fingerprint())
+    info = datasets.DatasetInfo(description=description)
+    return datasets.Dataset(table, info=info, fingerprint=generate_random_fingerprint())
 
 
 def in_order(rows: datasets.Dataset, order: Sequence[int]) -> datasets.Dataset:

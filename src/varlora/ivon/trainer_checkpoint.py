@@ -37,6 +37,10 @@ _UNREADABLE = (
 )
 
 
+class OtherOptimizerError(CheckpointError):
+    """A checkpoint that is sound and holds no posterior, since its optimizer was not IVON."""
+
+
 def posterior_from_checkpoint(
     folder: str | os.PathLike[str],
     *,
@@ -146,6 +150,7 @@ def _from_checkpoint(
             base_fingerprint=record.get("base_fingerprint"),
             adapter_config=config,
             readout=readout,
+            task=record.get("task"),
             logit_temperatures=remaining_temperatures(record, readout),
             diagnostics=diagnostics,
         ),
@@ -182,7 +187,7 @@ def _ivon_state(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, T
     groups, state = [with_variance(group) for group in content["param_groups"]], content["state"]
     for i, group in enumerate(groups):
         if "hess_init" not in group or "ess" not in group:
-            raise CheckpointError(
+            raise OtherOptimizerError(
                 f"{path} was written by another optimizer than varlora.IVON (its options: {', '.join(sorted(group))}), "
                 "which keeps no variance. Load the weights with PEFT and use point_mass_of(model, method=...)."
             )

@@ -21,6 +21,7 @@ from varlora.ivon.trainer_checks import check_arguments, check_labels, check_ski
 from varlora.posterior.gaussian_optimizer import AutoOptimizer, GaussianOptimizer, missing_members
 from varlora.posterior.training_record import training_record
 from varlora.posterior.wrapped import restore_from, unwrapped
+from varlora.tasks.description import description_of
 from varlora.training.examples import count_examples
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,9 @@ class VariationalCallback(TrainerCallback):
         check_labels(train_dataloader, args.label_names)
         record = training_record(gaussian)
         record.pop("held_out_why", None)  # of the training that a checkpoint is of
+        described = description_of(getattr(train_dataloader, "dataset", None))
+        if described is not None:
+            record["task"] = described.to_dict()
         if isinstance(gaussian, AutoOptimizer) and gaussian.is_open():
             counted = (
                 {"examples": self.num_examples}

@@ -17,8 +17,8 @@ from varlora.io.folders import atomic_file, interrupted
 from varlora.posterior import KINDS, PointMass, PosteriorMeta, PredictionConfig
 from varlora.posterior.prediction_config import upgrade_tuned
 
-FORMAT_VERSION = 3
-_READ = (1, 2, 3)
+FORMAT_VERSION = 4
+_READ = (1, 2, 3, 4)
 MANIFEST = "posterior.json"
 BESIDE = "posterior.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -38,7 +38,7 @@ def meta_fields(meta: PosteriorMeta) -> dict[str, Any]:
     So the file of a posterior that was never tuned does not depend on whether this version knows of tuning.
     """
     held = {name: value for name, value in meta.to_dict().items() if name != "adapter_config"}
-    optional = ("tuned", "base_fingerprint")
+    optional = ("tuned", "base_fingerprint", "base_loading", "task")
     return {name: value for name, value in held.items() if name not in optional or value is not None}
 
 
@@ -130,10 +130,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} must give size and sha256 of each of its files. {COPY_AGAIN}")
     if version < 3:
         try:
-            manifest |= {"format_version": FORMAT_VERSION, "meta": _upgrade_meta(manifest["meta"])}
+            manifest["meta"] = _upgrade_meta(manifest["meta"])
         except ValueError as error:
             raise CheckpointError(f"{path}: {error} {COPY_AGAIN}") from error
-    return manifest
+    return {**manifest, "format_version": FORMAT_VERSION}
 
 
 def _upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,10 @@ class PosteriorMeta:
         base_model: name or path of the pre-trained model.
         base_revision: its revision or commit.
         base_fingerprint: what tells its weights from another model's (`varlora.adapters.base_fingerprint`).
+        base_loading: how its weights were loaded in training: `dtype`, and `quantization` ("8bit", "4bit") if any.
         adapter_config: content of PEFT's adapter_config.json; None for a plain module.
         readout: how an answer is read from the model's output (`varlora.readout.readout`).
+        task: what the rows were and how they were worded, as far as training knew (`varlora.tasks.description`).
         linearised: whether it is a posterior over the model linearised at the mean (Laplace), so that predictions of
             mode "linearised" are its own.
         logit_temperatures: T by mode of prediction ("mean", "samples", "linearised"), which divides the logits; not the
@@ -52,8 +54,10 @@ class PosteriorMeta:
     base_model: str | None = None
     base_revision: str | None = None
     base_fingerprint: Mapping[str, Any] | None = None
+    base_loading: Mapping[str, Any] | None = None
     adapter_config: Mapping[str, Any] | None = None
     readout: Mapping[str, Any] | None = None
+    task: Mapping[str, Any] | None = None
     linearised: bool = False
     logit_temperatures: Mapping[str, float] = field(default_factory=dict)
     tuned: PredictionConfig | None = None
@@ -64,6 +68,9 @@ class PosteriorMeta:
         for f in dataclasses.fields(self):
             if f.name != "tuned":
                 object.__setattr__(self, f.name, _plain(getattr(self, f.name), f"meta.{f.name}"))
+        for name in ("base_loading", "task"):
+            if not isinstance(getattr(self, name), (Mapping, type(None))):
+                raise ValueError(f"meta.{name} is {getattr(self, name)!r}; it must map names to values.")
         object.__setattr__(self, "history", tuple(self.history))
         for name, value in (
             ("num_examples", self.num_examples),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from varlora.adapters import (
     adapter_config,
     base_fingerprint,
+    base_loading,
     base_model_of,
     check_trainable,
     refuse_unreloadable,
@@ -99,6 +100,7 @@ def posterior_of(
             ess=ess.pop() if len(ess) == 1 else None,
             prior_precision=prior or None,
             readout=readout,
+            task=record.get("task"),
             logit_temperatures=remaining_temperatures(record, readout),
             diagnostics=diagnostics,
         ),
@@ -172,6 +174,7 @@ def model_meta(
         base_model=base_model or name,
         base_revision=base_revision or (revision if base_model in (None, name) else None),
         base_fingerprint=base_fingerprint(model, held),
+        base_loading=base_loading(model),
         adapter_config=adapter_config(model),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -30,12 +30,14 @@ from varlora.predictor.hub import local_folder
 from varlora.predictor.reader import SPLIT, RowReader
 from varlora.runs.decision import Decided, Decision
 from varlora.runs.export_folder import is_export, read_export
-from varlora.runs.folder import RunFolder, read_run
+from varlora.runs.finished import read_finished_folder, used_now
+from varlora.runs.folder import RunFolder
 from varlora.runs.generation import encode_split_prompts, generate_encoded
 from varlora.runs.row_groups import groups_in
 from varlora.runs.run import predict_encoded
 from varlora.runs.setting import FinishedModel, Setting, reload_model
 from varlora.tasks.rows import Records
+from varlora.tasks.task import TaskKind
 
 STORED: Final = "stored"
 """As `decision`: what `varlora decide` keeps in the folder, if anything."""
@@ -131,12 +133,16 @@ class Predictor:
         revision: str | None = None,
         backend: str | Backend | None = None,
         beside: Predictor | None = None,
+        kind: TaskKind | None = None,
+        answers: Sequence[str] | None = None,
+        **settings: Any,
     ) -> Predictor:
         """Loads what a folder holds.
 
         Args:
-            folder: A run's folder, or the name of one on the hub, "OWNER/NAME": the files that are needed are fetched
-                once; none is a pickle. Or an export's folder.
+            folder: A run's folder, or what `save_posterior`, a Trainer or PEFT's `save_pretrained` wrote; or the name
+                of one on the hub, "OWNER/NAME": the files that are needed are fetched once; none is a pickle. Or an
+                export's folder.
             samples: S, the number of draws; 0 is the mean. None: what `varlora tune` chose; else the run's own number
                 where validation rows have shown that draws help, and the mean where they have not.
             mode: "mean", "samples" or "linearised"; None goes by `samples`.
@@ -155,6 +161,8 @@ class Predictor:
                 or more about it: no model is loaded, and their answers are averaged here.
             beside: Another predictor on the same causal language model, which the two then share: only the adapter is
                 loaded. They wait for each other.
+            kind, answers, settings: What a folder that `varlora train` has not written does not say of its task
+                (`varlora.runs.finished.read_finished_folder`): `answers=["no", "yes"], prompt_style="varlora"`.
 
         Raises:
             ValueError: The folder holds no run, something in it is damaged or its base model is not there, or the
@@ -183,25 +191,23 @@ class Predictor:
                 },
             )
         adapter = local_folder(folder, revision=revision)
-        if is_export(adapter):
-            run, export = read_export(adapter)
-            adapter /= export.adapters[0].name
-            if isinstance(decision, str):
-                decision = None if export.decision is None else Decision.from_dict(export.decision)
-        else:
-            run = read_run(adapter)
-        q = remove_tuning(run.posterior) if untuned else run.posterior
-        given: dict[str, Any] = {
+        settings |= {
             "model_name_or_path": base_model,
+            "gguf_file": gguf_file,
             "dtype": dtype,
             "per_device_eval_batch_size": batch_size,
             "truncation": truncation,
             "max_new_tokens": max_new_tokens,
         }
-        changes = {name: value for name, value in given.items() if value is not None}
-        if base_model is not None or gguf_file is not None:
-            changes["gguf_file"] = gguf_file  # another place says anew whether it is a file there
-        config = dataclasses.replace(run.config, **changes)
+        if is_export(adapter):
+            run, export = read_export(adapter)
+            run = dataclasses.replace(run, config=used_now(run.config, adapter, settings))
+            adapter /= export.adapters[0].name
+            if isinstance(decision, str):
+                decision = None if export.decision is None else Decision.from_dict(export.decision)
+        else:
+            run = read_finished_folder(adapter, kind=kind, answers=answers, **settings)
+        q, config = remove_tuning(run.posterior) if untuned else run.posterior, run.config
         way = choose_default_config(q, samples, config.samples, mode=mode, tell=False)
         if isinstance(decision, str):
             decision = stored_decision(run, untuned=untuned)

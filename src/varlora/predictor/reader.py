@@ -7,6 +7,7 @@ from functools import cached_property
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from varlora.runs.base_model import tokenizer_name
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_new_rows
 from varlora.runs.folder import RunFolder
@@ -72,5 +73,5 @@ class RowReader:
         """The run's own tokenizer, whose chat template writes prompts."""
         if self.kind != "completion" and self.config.prompt_format != "chat":
             return None
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(self.run.path))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_name(self.config, self.run.path))
         return tokenizer

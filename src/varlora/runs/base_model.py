@@ -120,6 +120,17 @@ def pretrained_of(config: RunConfig) -> str:
     )
 
 
+def tokenizer_name(config: RunConfig, folder: Path) -> str:
+    """What `from_pretrained` takes for the tokenizer of a folder with trained weights: its own, else the base model's.
+
+    Args:
+        config: the folder's settings.
+        folder: the folder.
+    """
+    own = any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json"))
+    return str(folder) if own else pretrained_of(config)
+
+
 def pretrained_name(
     name: str, gguf_file: str | None = None, *, revision: str | None = None, dtype: str = "auto"
 ) -> str:

@@ -225,12 +225,7 @@ class RunConfig:
 
         require("model_name_or_path", bool(self.model_name_or_path), "a model's name or folder")
         require("output_dir", bool(self.output_dir), "a folder")
-        sources = [n for n in ("task", "train_file", "dataset_name") if getattr(self, n) is not None]
-        if len(sources) != 1:
-            raise ValueError(
-                "give the data by exactly one of task, train_file and dataset_name; got "
-                f"{', '.join(sources) or 'none of them'}."
-            )
+        self.check_data()
         for name, needed in NEEDS.items():
             if getattr(self, name) is not None and not any(getattr(self, one) for one in needed.split(" or ")):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, which has no effect without {needed}.")
@@ -282,6 +277,19 @@ class RunConfig:
     def own_prompt(self) -> OwnPrompt:
         """The words and turns of one's own around the rows."""
         return OwnPrompt(template=self.prompt_template, format=self.prompt_format, system=self.system_prompt)
+
+    def check_data(self) -> None:
+        """Refuses settings that name no data, or name them twice.
+
+        Raises:
+            ValueError: they do.
+        """
+        sources = [n for n in ("task", "train_file", "dataset_name") if getattr(self, n) is not None]
+        if len(sources) != 1:
+            raise ValueError(
+                "give the data by exactly one of task, train_file and dataset_name; got "
+                f"{', '.join(sources) or 'none of them'}."
+            )
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RunConfig:
@@ -360,6 +368,24 @@ class RunConfig:
             if name not in PLACES and (name not in LATER or value != defaults.get(name))
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig(RunConfig):
+    """The settings of a folder that `varlora train` has not written: a model and how rows are read, without rows.
+
+    Attributes:
+        choice_role: what a choice is to its question, which a run's named task says.
+
+    Example:
+        >>> FolderConfig(model_name_or_path="m", output_dir="my-posterior").prompt_style
+        'varlora'
+    """
+
+    choice_role: Literal["answer", "ending", "blank"] = "answer"
+
+    def check_data(self) -> None:
+        """There are none."""
 
 
 LATER = (

@@ -11,7 +11,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from varlora.io.nearest import nearest
-from varlora.runs.config import RunConfig
+from varlora.runs.base_model import tokenizer_name
+from varlora.runs.config import FolderConfig, RunConfig
 from varlora.runs.folder import RunFolder
 from varlora.tasks import (
     TASKS,
@@ -47,6 +48,11 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
     Raises:
         ValueError: the data do not fit the settings or each other; the message says what to do.
     """
+    if isinstance(config, FolderConfig):
+        raise ValueError(
+            f"{config.output_dir} has no rows of its own, since `varlora train` has not written it. Give a file of "
+            "them: test_file to `varlora eval`, validation_file to `varlora tune`."
+        )
     task = _filtered(_whole_task(config, tokenizer), config)
     if config.final_answer is not None:
         task = replace(task, final_answer=None if config.final_answer == "none" else config.final_answer)
@@ -124,7 +130,7 @@ def load_new_rows(
     """
     facts = run.facts["task"]
     if tokenizer is None and (facts["kind"] == "completion" or config.prompt_format == "chat"):
-        tokenizer = AutoTokenizer.from_pretrained(str(run.path))
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name(config, run.path))
     if not isinstance(rows, Records):
         rows = read_new_rows(rows, config, labelled=labelled, columns=columns)
     elif rows.as_given is None:
@@ -148,6 +154,8 @@ def load_new_rows(
 
 def choice_role(config: RunConfig) -> ChoiceRole:
     """What a choice is to its question in the trained task, which some prompt styles go by."""
+    if isinstance(config, FolderConfig):
+        return config.choice_role
     task = TASKS.get(config.task) if config.task is not None else None
     return task.choice_role if isinstance(task, Benchmark) else "answer"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 
 import datasets
 import torch
-from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
+from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -24,12 +25,13 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging as progress_bars
 
+from varlora.adapters import is_base_embedding
 from varlora.io.files import read_json
 from varlora.posterior import PosteriorMeta
-from varlora.posterior.manifest import ADAPTER_CONFIG
+from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN
 from varlora.readout.readout import AnswerTokens, ChoiceTexts, ClassHead, Readout, readout_from_dict
-from varlora.runs.base_model import pretrained_of
-from varlora.runs.config import RunConfig
+from varlora.runs.base_model import pretrained_of, tokenizer_name
+from varlora.runs.config import FolderConfig, RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.lora import lora_config
 from varlora.runs.quantization import quantization_config
@@ -40,7 +42,7 @@ from varlora.tasks.tokens import SharedTokenError
 logger = logging.getLogger(__name__)
 
 PROMPTS_VERIFIED = 256
-"""Training prompts on which the answer tokens are verified."""
+"""Prompts on which the answer tokens are verified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def load_setting(config: RunConfig) -> Setting:
             "(prompt_template words the text that it reads)."
         )
     torch.manual_seed(config.seed)
-    readout = _readout(config, task, tokenizer, family)
+    readout = readout_of(config, task, tokenizer, family, split="train")
     base, new_modules = _base_model(config, family, task.answers)
     adapter = lora_config(config, base, family, new_modules)
     try:
@@ -206,14 +208,16 @@ def reload_model(
     if beside is not None:
         model, adapter = _put_beside(config, folder, family, beside)
         return replace(beside, config=config, folder=folder, model=model, readout=readout, adapter=adapter)
-    base, _ = _base_model(config, family, _learned_answers(readout))
-    model = PeftModel.from_pretrained(base, str(folder))
+    base, new_modules = _base_model(config, family, _learned_answers(readout))
+    model = _with_adapter(base, folder, config)
+    if isinstance(config, FolderConfig):
+        _check_new_modules(model, new_modules, config)
     if config.quantization == "none":  # bitsandbytes has placed what it quantized
         model = model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     return FinishedModel(
         config=config,
         folder=folder,
-        tokenizer=tokenizer if tokenizer is not None else _tokenizer(config),
+        tokenizer=tokenizer if tokenizer is not None else _tokenizer(config, folder),
         family=family,
         model=model,
         readout=readout,
@@ -251,7 +255,7 @@ def reload_setting(config: RunConfig, folder: Path, meta: PosteriorMeta, task: T
     Raises:
         ValueError: the task's answers are not those that the run has learned.
     """
-    tokenizer = _tokenizer(config)
+    tokenizer = _tokenizer(config, folder)
     readout = readout_from_dict(meta.readout) if meta.readout is not None else None
     task = task if task is not None else load_task(config, tokenizer)
     _check_answers(task, readout, folder)  # before the model is loaded
@@ -273,13 +277,57 @@ def _check_answers(task: Task, readout: Readout | None, folder: Path) -> None:
         )
 
 
-def _tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
-    name = pretrained_of(config)
-    _refuse_adapter(name)
+def _with_adapter(base: nn.Module, folder: Path, config: RunConfig) -> PeftModel:
+    """The base model with the adapter of a folder, its vocabulary as large as the adapter's embeddings."""
+    embeddings: Any = base.get_input_embeddings()  # type: ignore[operator]
+    rows = _embedding_rows(folder)
+    if rows is not None and rows != len(embeddings.weight):
+        base.resize_token_embeddings(rows, mean_resizing=False)  # type: ignore[operator]
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, revision=config.model_revision)
+        return PeftModel.from_pretrained(base, str(folder))
+    except RuntimeError as error:  # sizes that do not match
+        told = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"the adapter in {folder} does not fit {config.model_name_or_path}: {told} Give the base model that it "
+            "was trained on (model_name_or_path) and, of a classification head, as many answers as it has outputs."
+        ) from error
+
+
+def _embedding_rows(folder: Path) -> int | None:
+    """How many rows the embeddings have that an adapter's file holds whole; None where it holds none."""
+    file = folder / ADAPTER_MEAN
+    if not file.is_file():
+        return None
+    with safe_open(file, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118 (it is no dict)
+            if is_base_embedding(key):
+                return int(tensors.get_slice(key).get_shape()[0])
+    return None
+
+
+def _check_new_modules(model: PeftModel, names: Sequence[str], config: RunConfig) -> None:
+    """Refuses modules that the base model lacks and the adapter does not bring: they would answer at random."""
+    held = get_peft_model_state_dict(model)
+    if missing := [name for name in names if not any(f".{name}." in key for key in held)]:
+        raise ValueError(
+            f"{config.model_name_or_path} lacks the weights of {', '.join(missing)}, and {config.output_dir} does not "
+            "bring them: they would be drawn anew. Save the adapter with its head (LoraConfig(task_type='SEQ_CLS') or "
+            "modules_to_save), or give the base model that has one."
+        )
+
+
+def _tokenizer(config: RunConfig, folder: Path | None = None) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer; that of a folder's own, where another program has put one there."""
+    name = base = pretrained_of(config)
+    _refuse_adapter(base)
+    if folder is not None and isinstance(config, FolderConfig):
+        name = tokenizer_name(config, folder)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=config.model_revision if name == base else None
+        )
     except OSError as error:
-        raise ValueError(f"model_name_or_path is {name!r}, and nothing can be loaded from there. {error}") from error
+        raise ValueError(f"model_name_or_path is {base!r}, and nothing can be loaded from {name}. {error}") from error
     return tokenizer
 
 
@@ -324,7 +372,21 @@ def family_of(config: RunConfig) -> Family:
     )
 
 
-def _readout(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, family: Family) -> Readout | None:
+def readout_of(
+    config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, family: Family, *, split: str
+) -> AnswerTokens | ChoiceTexts | ClassHead | None:
+    """How the answers of a task are read; None of completions.
+
+    Args:
+        config: the settings.
+        task: the task.
+        tokenizer: the model's.
+        family: of the model.
+        split: on whose prompts the answers' tokens are verified.
+
+    Raises:
+        ValueError: an encoder is to complete texts, or the answers cannot be told by their tokens.
+    """
     if task.kind == "completion":
         if family == "encoder":
             raise ValueError(f"task {task.name!r} asks for completions; it needs a causal language model.")
@@ -333,7 +395,7 @@ def _readout(config: RunConfig, task: Task, tokenizer: PreTrainedTokenizerBase, 
         return ClassHead(classes=task.answers)
     if task.cloze:
         return ChoiceTexts(answers=task.answers, length_normalization=config.length_normalization or "none")
-    prompts = task.rows("train")["prompt"][:PROMPTS_VERIFIED]
+    prompts = task.rows(split)["prompt"][:PROMPTS_VERIFIED]
     try:
         return AnswerTokens(token_ids=answer_tokens(tokenizer, prompts, task.continuations), answers=task.answers)
     except SharedTokenError as error:

@@ -16,17 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from varlora.io.files import LARGEST_JSON, json_text, read_text
-from varlora.io.folders import atomic_file
+from varlora.io.folders import atomic_file, atomic_folder, check_target
 from varlora.metrics import WORTHWHILE
 from varlora.posterior import Criterion, Posterior, PredictionConfig
+from varlora.posterior.folder import load_posterior
 from varlora.posterior.manifest import MANIFEST, library_version, read_manifest, write_tuned
 from varlora.prediction.prediction_setup import remove_tuning
 from varlora.runs.config import RunConfig
-from varlora.runs.folder import RunFolder, read_run
+from varlora.runs.finished import with_description
+from varlora.runs.folder import RunFolder, read_run, write_derived
 from varlora.runs.setting import Setting
 from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES, space_of
 from varlora.runs.tuning import LOGIT_TEMPERATURES, Choice, choose
 from varlora.runs.validation import ValidationRows
+from varlora.tasks import Task
+from varlora.training.checkpoint_files import CHECKPOINT_FILES
 
 TABLE = "tune.json"
 CARD = "README.md"
@@ -85,7 +89,7 @@ class Tuning:
 
 
 def tune(
-    folder: str | Path,
+    folder: str | Path | RunFolder,
     *,
     temperatures: Sequence[float] = TEMPERATURES,
     samples: Sequence[int] = DRAWS,
@@ -95,7 +99,10 @@ def tune(
     apply_pruning: bool = False,
     standard_errors: float | None = None,
     split: str = "validation",
+    rows: Task | None = None,
     config: RunConfig | None = None,
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> Tuning:
     """Chooses how to predict with a run, on its validation rows, and writes it into its posterior.json.
@@ -104,7 +111,7 @@ def tune(
     and `varlora predict` then predict as was chosen; `reset` takes it back.
 
     Args:
-        folder: the run.
+        folder: the run, or what `varlora.runs.finished.read_finished_folder` made of another folder.
         temperatures: values of τ to try; 1 (or what else is the run's own) is always among them.
         samples: numbers of draws to try; the run's own is always among them.
         fractions: to prune, for a report of what costs nothing.
@@ -114,7 +121,10 @@ def tune(
         standard_errors: by how many paired standard errors the NLL must be lower for a change; None: by the number of
             rows and of candidates (`varlora.metrics.selection`).
         split: the rows; validation rows only.
+        rows: other validation rows than the run's own, as the split "validation".
         config: the run's settings where they have changed, such as where the base model is.
+        output_dir: a new folder to write the posterior to with what was chosen; None writes into the run's own.
+        overwrite: replace that new folder.
         progress: show progress bars.
 
     Returns:
@@ -122,9 +132,14 @@ def tune(
 
     Raises:
         ValueError: it is no run, it has too few labelled validation rows that are not test rows, another split is
-            asked for, or an option is out of its range.
+            asked for, an option is out of its range; a Trainer's checkpoint or a plain adapter, in which nothing can be
+            kept, without `output_dir`.
     """
-    run = read_run(folder)
+    run = folder if isinstance(folder, RunFolder) else read_run(folder)
+    if output_dir is None:
+        _check_can_be_written(run.path)
+    else:
+        check_target(output_dir, overwrite=overwrite)
     tuning = tuning_of(
         run,
         temperatures=temperatures,
@@ -135,10 +150,17 @@ def tune(
         apply_pruning=apply_pruning,
         standard_errors=standard_errors,
         split=split,
+        rows=rows,
         config=config,
         progress=progress,
     )
-    _write(run, remove_tuning(run.posterior), tuning)
+    if output_dir is None:
+        _write(run, remove_tuning(run.posterior), tuning)
+        return tuning
+    q = remove_tuning(with_description(run))
+    with atomic_folder(output_dir, overwrite=overwrite) as new:
+        write_derived(new, q, sources=[run.path], name=Path(output_dir).name)
+        _write(dataclasses.replace(run, path=new, posterior=q), q, tuning)
     return tuning
 
 
@@ -153,6 +175,7 @@ def tuning_of(
     apply_pruning: bool = False,
     standard_errors: float | None = None,
     split: str = "validation",
+    rows: Task | None = None,
     config: RunConfig | None = None,
     setting: Setting | None = None,
     progress: bool = False,
@@ -161,8 +184,8 @@ def tuning_of(
 
     Args:
         run: the run.
-        temperatures, samples, fractions, by, logit_temperature, apply_pruning, standard_errors, split, progress: as of
-            `tune`.
+        temperatures, samples, fractions, by, logit_temperature, apply_pruning, standard_errors, split, rows,
+            progress: as of `tune`.
         config: the run's settings where they have changed; those of `setting` if that is given.
         setting: the model and the rows, where they are loaded already.
 
@@ -173,7 +196,7 @@ def tuning_of(
         config = setting.config
     elif config is None:
         config = run.config
-    _check_split(run, split)
+    _check_split(run, split, rows)
     q = remove_tuning(run.posterior)
     space, notes = space_of(q, config.samples, temperatures=temperatures, samples=samples, fractions=fractions, by=by)
     completions = run.facts["task"]["kind"] == "completion"
@@ -185,7 +208,7 @@ def tuning_of(
         standard_errors=standard_errors,
         apply_pruning=apply_pruning,
     )
-    validation = ValidationRows(run, config, q, split=split, setting=setting, progress=progress)
+    validation = ValidationRows(run, config, q, split=split, rows=rows, setting=setting, progress=progress)
     choice = choose(validation.log_probs, validation.labels, space)
     fits = sum(candidate.stage == "scale" and candidate.fitted for candidate in choice.candidates)
     if space.fit_logits and fits < len(space.temperatures):
@@ -211,25 +234,46 @@ def reset(folder: str | Path) -> None:
     Raises:
         ValueError: the run is not tuned.
     """
-    run = read_run(folder)
-    if run.posterior.meta.tuned is None:
-        raise ValueError(f"{run.path} is not tuned; there is nothing to take back.")
-    write_tuned(run.path, None, remove_tuning(run.posterior).meta.history)
-    _annotate(run.path, None)
-    (run.path / TABLE).unlink(missing_ok=True)
+    path = Path(folder)
+    q = load_posterior(path)
+    if q.meta.tuned is None:
+        raise ValueError(f"{path} is not tuned; there is nothing to take back.")
+    _check_can_be_written(path)
+    write_tuned(path, None, remove_tuning(q).meta.history)
+    _annotate(path, None)
+    (path / TABLE).unlink(missing_ok=True)
 
 
-def _check_split(run: RunFolder, split: str) -> None:
+def _check_can_be_written(path: Path) -> None:
+    """Refuses a folder in which a choice cannot be kept, or whose files are another program's.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if any((path / name).is_file() for name in (CHECKPOINT_FILES, "optimizer.pt")):
+        raise ValueError(
+            f"{path} is a Trainer's checkpoint, from which a training may go on: nothing is written into it. Tune a "
+            "folder of its own (--output_dir FOLDER), which then holds the posterior with what was chosen."
+        )
+    if not (path / MANIFEST).is_file():
+        raise ValueError(
+            f"{path} has no {MANIFEST} to keep a choice in. Tune a folder of its own (--output_dir FOLDER), which then "
+            "holds the adapter with what was chosen."
+        )
+
+
+def _check_split(run: RunFolder, split: str, rows: Task | None) -> None:
     if split != "validation":
         reason = "the posterior was trained on" if split == "train" else "are there to be reported"
         raise ValueError(
             f"split is {split!r}, whose rows {reason}: what is chosen on them looks better there than it is. Only the "
             "rows of 'validation' may be chosen on."
         )
-    if split not in run.facts["task"]["rows"]:
+    if rows is None and split not in run.facts["task"]["rows"]:
         raise ValueError(
-            f"{run.path} has no validation rows, and nothing is tuned on rows that are reported. Train with "
-            "validation_file or validation_size (rows cut from the training set), or predict as trained: τ = 1."
+            f"{run.path} has no validation rows, and nothing is tuned on rows that are reported. Give labelled rows "
+            "that are not (--validation_file), train with validation_file or validation_size (rows cut from the "
+            "training set), or predict as trained: τ = 1."
         )
 
 

@@ -36,6 +36,7 @@ class ValidationRows:
         config: its settings, as they are now.
         q: its posterior as trained.
         split: the rows' split.
+        rows: the task with other rows of that split; None: the run's own.
         setting: the model and the rows, where they are loaded already; None loads them, the model if it is needed.
         progress: show progress bars.
 
@@ -50,18 +51,21 @@ class ValidationRows:
         q: Posterior,
         *,
         split: str = "validation",
+        rows: Task | None = None,
         setting: Setting | None = None,
         progress: bool = False,
     ) -> None:
         self.run, self.config, self.q, self.split, self.progress = run, config, q, split, progress
-        chat = run.facts["task"]["kind"] == "completion"
-        if setting is not None:
+        chat, self.own = run.facts["task"]["kind"] == "completion", rows is None
+        if rows is not None:
+            self.task = rows
+        elif setting is not None:
             self.task = setting.task
         else:
             self.task = load_task(config, AutoTokenizer.from_pretrained(str(run.path)) if chat else None)
         self.kept, self.left_out = usable(self.task, split)
-        rows = self.task.rows(split)
-        self.labels = torch.tensor([0] * len(rows) if chat else rows["label"][:])[self.kept]
+        held = self.task.rows(split)
+        self.labels = torch.tensor([0] * len(held) if chat else held["label"][:])[self.kept]
         self._made: dict[PredictionConfig, Tensor] = {}
         self._setting = setting
 
@@ -85,7 +89,7 @@ class ValidationRows:
     def _stored(self, key: PredictionConfig, draws: int) -> Tensor | None:
         """What training has left, if it was predicted in this way, is of these rows and has as many draws."""
         file = f"{self.split}.{key.mode}"
-        if key != PredictionConfig(mode=key.mode) or self.task.kind == "completion":
+        if not self.own or key != PredictionConfig(mode=key.mode) or self.task.kind == "completion":
             return None
         if not (self.run.path / "predictions" / f"{file}.parquet").is_file():
             return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from varlora.io.data_sets import in_memory
 from varlora.tasks import prompts
 from varlora.tasks.classes import class_names
+from varlora.tasks.description import Wording
 from varlora.tasks.final_answers import FinalAnswer
 from varlora.tasks.own_prompts import OwnPrompt, check_fields
 from varlora.tasks.prompt_styles import ChoiceRole, style_of
@@ -168,6 +169,14 @@ def build_task(
         continuations=tuple(f"{asking.space}{answer.lstrip()}" for answer in continuations or answers),
         cloze=cloze,
         final_answer=final_answer,
+        wording=Wording(
+            prompt_style=prompt_style,
+            label_answers=label_answers,
+            choice_role=choice_role,
+            prompt_template=prompt.template,
+            prompt_format=prompt.format,
+            system_prompt=prompt.system,
+        ),
         splits=splits,
         licence=licence,
         source=source,

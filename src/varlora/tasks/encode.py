@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from varlora.io.data_sets import in_memory
 from varlora.tasks.choice_sequences import ChoiceSequences, choice_sequences
 from varlora.tasks.cutting import shorten
+from varlora.tasks.description import TaskDescription
 from varlora.tasks.task import OUT_OF_SCOPE, Task
 from varlora.tasks.tokens import continuation_tokens, split_special
 
@@ -56,7 +57,8 @@ def encode(
         Columns `id`, `input_ids`, `labels` (class index, -100 where unknown; for a completion task the token
         ids with -100 on the prompt) and, for tasks with answers, `num_choices`. For a causal LM on a task whose
         choices' texts are scored (`Task.cloze`), `input_ids` are a list for each choice, beside them `choice_lengths`
-        and `choice_bytes` (`varlora.tasks.choice_sequences`).
+        and `choice_bytes` (`varlora.tasks.choice_sequences`). The data set's own description says what the task is
+        (`varlora.tasks.description`).
 
     Raises:
         ValueError: If a row is longer than `max_length` (naming the row and both lengths), or a completion
@@ -115,7 +117,8 @@ def encode(
             "%s, %s: %d of %d rows cut on the %s to %d tokens",
             *(task.name, split, cut, len(rows), truncation, max_length),
         )
-    return in_memory(encoded)
+    said = TaskDescription.of(task, family=family, max_length=max_length, truncation=truncation)
+    return in_memory(encoded, description=said.attached())
 
 
 def encode_prompts(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
+from varlora.tasks.description import Wording
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Task:
             a row's `choices`, where it has them, the `prompt` and the `text` of each; otherwise the continuations.
         final_answer: Of a "completion" task whose texts are right or wrong: how the final answer is read from a
             text, "number" or "text". None: a completion is only more or less likely.
+        wording: How the prompts were worded, by which more rows are worded alike; None where `build_task` did not word
+            them.
         licence: Licence of the data, where known.
         source: Where the data came from.
         notes: What was done with the data, in words, e.g. "validation: 120 rows cut from train, seed 0".
@@ -65,6 +68,7 @@ class Task:
     continuations: tuple[str, ...] = ()
     cloze: bool = False
     final_answer: FinalAnswer | None = None
+    wording: Wording | None = None
     licence: str | None = None
     source: str | None = None
     notes: tuple[str, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from varlora.cli.parsing import CommandParser
 
 
@@ -13,12 +15,6 @@ def add_options(made: CommandParser) -> None:
         "only if validation rows have shown that draws help.",
         type=int,
     )
-    made.option(
-        "dataset_columns",
-        "Columns of a file that is given by our names, e.g. 'text=sentence'; those of the run's data otherwise, where "
-        "the file has them.",
-        metavar="PAIRS",
-    )
     made.option("max_new_tokens", "Most tokens of a text that is written; the run's own otherwise.", type=int)
     made.flag("untuned", "Predict as training left the posterior: leave aside what `varlora tune` chose.")
     add_run(made)
@@ -26,10 +22,35 @@ def add_options(made: CommandParser) -> None:
 
 
 def add_run(made: CommandParser) -> None:
-    """The run, and where and how it is run now."""
-    made.add_argument("run", metavar="RUN", help="Folder of a finished run.")
+    """The run, where and how it is run now, and what a folder of another program does not say."""
+    made.add_argument(
+        "run",
+        metavar="RUN",
+        help="Folder of a finished run; or of save_posterior, a Trainer (or its checkpoint), PEFT's save_pretrained.",
+    )
+    made.option(
+        "dataset_columns",
+        "Columns of a file that is given by our names, e.g. 'text=sentence'; those of the run's data otherwise, where "
+        "the file has them.",
+        metavar="PAIRS",
+    )
     made.option("model_name_or_path", "Where the base model is now, if not where it was in training.", metavar="MODEL")
     made.option("gguf_file", "Name of the GGUF file there, if it is one.", metavar="FILE")
+    made.option("dtype", "Data type of the frozen weights.", choices=["auto", "float32", "bfloat16", "float16"])
+    made.option("quantization", "Frozen weights in 8 or 4 bit.", choices=["none", "8bit", "4bit"])
+    made.option("max_length", "Most tokens in a row.", type=int)
     made.option("truncation", "What to do with rows that are too long.", choices=["error", "left", "right"])
     made.option("per_device_eval_batch_size", "Rows per device.", type=int)
     made.flag("no_progress", "Show no progress bars.")
+    told = made.titled_group("Of a folder that `varlora train` has not written, where it does not say")
+
+    def option(name: str, help_text: str, **details: Any) -> None:
+        told.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), help=help_text, **details)
+
+    option("answers", "Names of the classes in the model's order, comma-separated.", metavar="A,B,C")
+    option("label_names_file", "The same in a file: a JSON list, or one name a line.")
+    option("prompt_style", "How rows are worded for a causal LM: varlora, cloze, ... (`varlora tasks NAME`).")
+    option("label_answers", "How a causal LM names a class.", choices=["names", "letters"])
+    option("prompt_template", "Words of your own around rows, text or @FILE of it.")
+    option("prompt_format", "Rows as they are, or as the user's turn of a chat.", choices=["plain", "chat"])
+    option("system_prompt", "The system's turn before it, text or @FILE of it.")

@@ -54,6 +54,15 @@ def parser() -> CommandParser:
         type=float,
     )
     made.option("split", "The rows; none but the validation rows may be chosen on.", default="validation")
+    made.option("validation_file", "File of labelled rows to choose on, in place of the run's validation rows.")
     made.flag("reset", "Take back what was tuned.")
+    made.option(
+        "output_dir",
+        "New folder for the posterior with what was chosen, for a Trainer's checkpoint or a plain adapter, into which "
+        "nothing is written.",
+        metavar="FOLDER",
+    )
+    made.flag("overwrite", "Replace that folder.")
     add_run(made)
+    made.set_defaults(max_new_tokens=None)
     return made
