@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -22,6 +23,9 @@ from transformers import Trainer
 
 from models import lora, tiny_bert_classifier, tiny_llama, tiny_qwen3
 
+if TYPE_CHECKING:
+    from trainer_folders import TrainerFolders
+
 torch.set_num_threads(1)
 # A data set is pickled at its birth, to know it in a cache that nothing here uses: a tenth of a small training.
 datasets.arrow_dataset.generate_fingerprint = lambda dataset: generate_random_fingerprint()
@@ -36,6 +40,14 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     accelerate.utils.memory.gc = SimpleNamespace(collect=lambda: gc.collect(1))
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> TrainerFolders:
+    """What a training in a Trainer has left, saved in every way; to be read only."""
+    from trainer_folders import train_folders
+
+    return train_folders(tmp_path_factory.mktemp("trainer"))
 
 
 @pytest.fixture

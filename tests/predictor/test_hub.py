@@ -43,7 +43,7 @@ def test_the_needed_files_are_enough(cache: Path, predictor: Predictor) -> None:
 def test_what_is_not_there_is_said_with_what_to_do(cache: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no folder somebody/dogs here.*HF_HUB_OFFLINE=1"):
         Predictor.from_pretrained("somebody/dogs")
-    with pytest.raises(ValueError, match="is not a run folder"):
+    with pytest.raises(ValueError, match="is not a folder that exists"):
         Predictor.from_pretrained("./nowhere/at/all")
     with pytest.raises(ValueError, match=r"revision is 'main', and .* is no name on the hub"):
         local_folder(cache, revision="main")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from models import tiny_bert_classifier, tiny_llama
 from small_runs import save_model, write_rows
 from tiny_tokenizers import word_level, word_piece
-from trainer_folders import TrainerFolders, predict_by_hand, train_folders
+from trainer_folders import TrainerFolders, predict_by_hand
 from varlora.posterior import DiagonalGaussian, PointMass, Posterior
 from varlora.posterior.folder import load_posterior, save_posterior
 from varlora.prediction.prediction import Prediction
@@ -31,11 +31,6 @@ from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import load_jsonl
 from varlora.tasks.description import TaskDescription
 from varlora.tasks.files import read_records
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> TrainerFolders:
-    return train_folders(tmp_path_factory.mktemp("folders"))
 
 
 def loaded(run: RunFolder, file: Path | str) -> Setting:

@@ -73,6 +73,7 @@ def _study(arguments: Namespace) -> Study:
     from varlora.compare.gather import gather
     from varlora.compare.plan_file import read_plan
     from varlora.compare.run_folders import study_of_runs
+    from varlora.posterior.manifest import ADAPTER_CONFIG, MANIFEST
     from varlora.runs.folder import is_run
 
     folders = [Path(folder) for folder in arguments.folders]
@@ -83,6 +84,12 @@ def _study(arguments: Namespace) -> Study:
                 f"{folders[0]} holds the demo of an earlier version of varlora. Its page is {folders[0]}/report.html; "
                 f"`varlora report {folders[0]}/runs/*` compares its runs."
             )
+        for folder in folders:
+            if not is_run(folder) and any((folder / name).is_file() for name in (MANIFEST, ADAPTER_CONFIG)):
+                raise ValueError(
+                    f"{folder} holds no predictions to report, since `varlora train` has not written it. Measure it "
+                    f"instead: varlora eval {folder} --test_file FILE (--output_file M.json keeps the numbers)."
+                )
         if len(folders) == 1 and not is_run(folders[0]):
             raise ValueError(
                 f"{folders[0]} has no {PLAN} and is no run folder. Give the output folder of `varlora compare`, or "
