@@ -407,7 +407,7 @@ def checkpoint(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> Pa
 
 def without_fingerprint(q: DiagonalGaussian) -> DiagonalGaussian:
     """No model was at hand; VariationalCallback writes its fingerprint into the optimizer."""
-    return dataclasses.replace(q, meta=dataclasses.replace(q.meta, base_fingerprint=None))
+    return dataclasses.replace(q, meta=dataclasses.replace(q.meta, base_fingerprint=None, base_loading=None))
 
 
 @pytest.mark.parametrize(("base", "options"), VARIANTS.values(), ids=VARIANTS.keys())

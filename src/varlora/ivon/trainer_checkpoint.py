@@ -148,6 +148,7 @@ def _from_checkpoint(
             base_model=(config or {}).get("base_model_name_or_path"),
             base_revision=(config or {}).get("revision"),
             base_fingerprint=record.get("base_fingerprint"),
+            base_loading=record.get("base_loading"),
             adapter_config=config,
             readout=readout,
             task=record.get("task"),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from varlora.adapters import base_fingerprint, base_model_of, check_base, saved_tensors
+from varlora.adapters import base_fingerprint, base_loading, base_model_of, check_base, saved_tensors
 from varlora.ivon.fit_variance import fit_variance
 from varlora.ivon.held_out import HeldOut
 from varlora.ivon.noise import NoiseController
@@ -113,7 +113,7 @@ class VariationalCallback(TrainerCallback):
         held = saved_tensors(model).tensors()
         if state.global_step > 0:  # resumed
             check_base(model, held, record.get("base_fingerprint"), base_model_of(model)[0])
-        record["base_fingerprint"] = base_fingerprint(model, held)
+        record["base_fingerprint"], record["base_loading"] = base_fingerprint(model, held), base_loading(model)
         self.noise = NoiseController(model, optimizer, seed=self.seed if self.seed is not None else args.seed)
         self._taken_before = max(0, _taken(gaussian) - state.global_step)
         self.steering = None

@@ -13,6 +13,7 @@ class TrainingRecord(TypedDict, total=False):
 
     Attributes:
         base_fingerprint: of the base model that is trained on.
+        base_loading: how its weights were loaded.
         task: what the rows are and how they are worded (`varlora.tasks.description`).
         counted: the training examples, as they were counted for λ (`varlora.training.examples`).
         auto_ess: the λ that held-out rows may move, where it began.
@@ -24,6 +25,7 @@ class TrainingRecord(TypedDict, total=False):
     """
 
     base_fingerprint: Mapping[str, Any] | None
+    base_loading: Mapping[str, Any] | None
     task: Mapping[str, Any]
     counted: Mapping[str, Any]
     auto_ess: float | None
