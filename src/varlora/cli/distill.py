@@ -9,10 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from varlora.cli.console import out
-from varlora.cli.finished import changed
+from varlora.cli.finished import read_folder
 from varlora.cli.operation import check_output
 from varlora.runs.distill import DISTILLED, Distillation, NoGainError, distill
-from varlora.runs.folder import read_run
 from varlora.runs.soft_targets import SoftTargetOptions
 
 HEADINGS = {
@@ -27,7 +26,7 @@ HEADINGS = {
 def execute(arguments: Namespace) -> None:
     """Distils."""
     check_output(arguments.output_dir, [arguments.run], overwrite=arguments.overwrite)
-    run = read_run(arguments.run)
+    run = read_folder(arguments)
     options = SoftTargetOptions(
         learning_rates=tuple(arguments.learning_rates),
         num_train_epochs=arguments.num_train_epochs,
@@ -39,7 +38,6 @@ def execute(arguments: Namespace) -> None:
         result = distill(
             run,
             arguments.output_dir,
-            config=changed(run.config, arguments),
             unlabeled_file=arguments.unlabeled_file,
             samples=arguments.samples,
             untuned=arguments.untuned,

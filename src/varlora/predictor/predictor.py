@@ -188,6 +188,9 @@ class Predictor:
                     "gguf_file": gguf_file,
                     "beside": beside,
                     "revision": revision,
+                    "kind": kind,
+                    "answers": answers,
+                    **settings,
                 },
             )
         adapter = local_folder(folder, revision=revision)

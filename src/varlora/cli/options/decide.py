@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varlora.cli.options.finished import add_run
+from varlora.cli.options.finished import add_columns, add_run
 from varlora.cli.options.selective import add_selective
 from varlora.cli.parsing import CommandParser
 
@@ -77,6 +77,7 @@ def parser() -> CommandParser:
         "(each group's own with --group_column), by Venn-Abers, or the better one (auto).",
         choices=RECALIBRATIONS,
     )
+    add_columns(made)
     made.flag("reset", "Take back what was decided.")
     add_run(made)
     made.set_defaults(untuned=False, max_new_tokens=None)

@@ -38,4 +38,5 @@ def parser() -> CommandParser:
     made.flag("keep_without_gain", "Write the folder also where the mean with a temperature is as good.")
     add_run(made)
     made.flag("overwrite", "Replace that folder.")
+    made.set_defaults(max_new_tokens=None)
     return made

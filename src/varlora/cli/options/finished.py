@@ -15,10 +15,21 @@ def add_options(made: CommandParser) -> None:
         "only if validation rows have shown that draws help.",
         type=int,
     )
+    add_columns(made)
     made.option("max_new_tokens", "Most tokens of a text that is written; the run's own otherwise.", type=int)
     made.flag("untuned", "Predict as training left the posterior: leave aside what `varlora tune` chose.")
     add_run(made)
     made.flag("overwrite", "Replace the output file.")
+
+
+def add_columns(made: CommandParser) -> None:
+    """The names of a file's columns."""
+    made.option(
+        "dataset_columns",
+        "Columns of a file that is given by our names, e.g. 'text=sentence'; those of the run's data otherwise, where "
+        "the file has them.",
+        metavar="PAIRS",
+    )
 
 
 def add_run(made: CommandParser) -> None:
@@ -27,12 +38,6 @@ def add_run(made: CommandParser) -> None:
         "run",
         metavar="RUN",
         help="Folder of a finished run; or of save_posterior, a Trainer (or its checkpoint), PEFT's save_pretrained.",
-    )
-    made.option(
-        "dataset_columns",
-        "Columns of a file that is given by our names, e.g. 'text=sentence'; those of the run's data otherwise, where "
-        "the file has them.",
-        metavar="PAIRS",
     )
     made.option("model_name_or_path", "Where the base model is now, if not where it was in training.", metavar="MODEL")
     made.option("gguf_file", "Name of the GGUF file there, if it is one.", metavar="FILE")

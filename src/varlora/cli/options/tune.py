@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varlora.cli.options.finished import add_run
+from varlora.cli.options.finished import add_columns, add_run
 from varlora.cli.parsing import CommandParser
 
 TEMPERATURES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -55,6 +55,7 @@ def parser() -> CommandParser:
     )
     made.option("split", "The rows; none but the validation rows may be chosen on.", default="validation")
     made.option("validation_file", "File of labelled rows to choose on, in place of the run's validation rows.")
+    add_columns(made)
     made.flag("reset", "Take back what was tuned.")
     made.option(
         "output_dir",
