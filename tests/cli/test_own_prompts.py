@@ -113,6 +113,10 @@ def test_files_of_other_columns_and_texts_in_memory(call: Call, trained: Path, t
     predictor = Predictor.from_pretrained(trained)
     assert dict(predictor({"text": "a fine film 3", "page": 7}).probabilities) == pytest.approx(answers[0], rel=1e-5)
     with pytest.raises(ValueError, match=r"prompt_template has \{page\}; allowed: \{text\}, \{labels\}"):
+        predictor({"text": "a fine film 3"})
+    with pytest.raises(
+        ValueError, match=r"asks for more; give a record as in training.*column that the run's prompt names"
+    ):
         predictor("a fine film 3")
 
 

@@ -209,3 +209,18 @@ def test_texts_are_written_by_each_adapter_and_voted_on(
         assert (other.answer, other.answers, other.agreement) == (mine.answer, mine.answers, mine.agreement)
         assert (other.text, other.finished) == (mine.text, mine.finished)
         assert other.log_likelihood_per_token == pytest.approx(mine.log_likelihood_per_token, abs=1e-5)
+
+
+def test_answers_that_begin_alike_and_so_are_scored_as_texts(
+    texts: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    rows = [{**row, "label": f"a {row['label']}"} for row in herds(40)]
+    parts = {"train": rows[:24], "validation": rows[24:32], "test": rows[32:]}
+    files = {f"{split}_file": write_rows(tmp_path / f"{split}.jsonl", part) for split, part in parts.items()}
+    trained, exported = texts("alike", **files)
+    here = Predictor.from_pretrained(trained, samples=3)
+    assert here.classes == ("a negative", "a positive")
+    _, server = served(exported)
+    with server as url:
+        there = Predictor.from_pretrained(exported, backend=url)
+        np.testing.assert_allclose(answers(there), answers(here), atol=1e-5)

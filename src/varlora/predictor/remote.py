@@ -36,6 +36,7 @@ from varlora.runs.config import RunConfig
 from varlora.runs.decision import Decision
 from varlora.runs.export_folder import Export, read_export
 from varlora.runs.folder import RunFolder
+from varlora.runs.setting import scored_as
 from varlora.tasks import encode
 from varlora.tasks.encode import encode_prompts
 from varlora.tasks.rows import Records
@@ -151,7 +152,7 @@ class RemotePredictor(Predictor):
         return min(limits) if limits else None
 
     def _predict(self, records: Records) -> Prediction:
-        task = self.reader.read(records)
+        task = scored_as(self.reader.read(records), self.readout)
         limits = [limit for limit in (self._settings.max_length, self._limit and self._limit - 1) if limit]
         encoded = encode(
             task, SPLIT, self.tokenizer, min(limits) if limits else None, truncation=self._settings.truncation

@@ -125,7 +125,7 @@ def load_setting(config: RunConfig) -> Setting:
         ) from error
     return Setting(
         config=config,
-        task=_scored_as(task, readout),
+        task=scored_as(task, readout),
         tokenizer=tokenizer,
         family=family,
         model=model,
@@ -166,7 +166,7 @@ class FinishedModel:
             collate = replace(collate, num_classes=self.readout.num_classes)
         return Setting(
             config=self.config,
-            task=_scored_as(task, self.readout),
+            task=scored_as(task, self.readout),
             tokenizer=self.tokenizer,
             family=self.family,
             model=self.model,
@@ -407,7 +407,7 @@ def readout_of(
         return ChoiceTexts(answers=task.answers)
 
 
-def _scored_as(task: Task, readout: Readout | None) -> Task:
+def scored_as(task: Task, readout: Readout | None) -> Task:
     """The task as its answers are read: some that begin alike have to be scored as texts."""
     return replace(task, cloze=True) if isinstance(readout, ChoiceTexts) and not task.cloze else task
 
