@@ -22,18 +22,22 @@ from varlora.tasks.prompts import LETTERS, choice_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*)( run)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
     language: str
     line: int
     text: str
+    runs: bool
 
 
 def blocks(page: Path) -> list[Block]:
     content = page.read_text(encoding="utf-8")
-    return [Block(m[1], content.count("\n", 0, m.start()) + 1, m[2]) for m in FENCE.finditer(content)]
+    return [
+        Block(m[1], content.count("\n", 0, m.start()) + 1, m[3], m[1] == "python" or m[2] is not None)
+        for m in FENCE.finditer(content)
+    ]
 
 
 def name_of(page: object) -> str:
@@ -93,9 +97,7 @@ def _forgets_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(METRICS, "_added", dict(METRICS.imported))
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(block.language == "python" for block in blocks(page))], ids=name_of
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=name_of)
 def test_snippets_run(
     page: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,7 +108,10 @@ def test_snippets_run(
     module = ModuleType("snippet")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # a dataclass looks for the module that it stands in
     for block in blocks(page):
-        if block.language == "python":
+        if block.runs and block.language == "bash":
+            for line in block.text.splitlines():
+                assert _exit_code(shlex.split(line, comments=True)[1:]) == 0
+        elif block.runs:
             # Blank lines in front, so that a traceback gives the line of the page.
             exec(compile("\n" * block.line + block.text, name_of(page), "exec"), module.__dict__)
 
