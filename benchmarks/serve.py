@@ -61,9 +61,9 @@ class Outcome:
 
 
 def texts(count: int) -> list[str]:
-    """Texts of one to forty words."""
+    """Texts of one to twelve words."""
     generator = random.Random(0)
-    return [" ".join(generator.choices(WORDS, k=generator.randint(1, 40))) for _ in range(count)]
+    return [" ".join(generator.choices(WORDS, k=generator.randint(1, 12))) for _ in range(count)]
 
 
 async def load(
@@ -267,7 +267,7 @@ def plain_server(run: Path, port_file: Path) -> None:
 
 def train(model: str, folder: Path) -> Path:
     """A run of one step, which is enough to be served."""
-    rows = [{"text": text, "label": ("negative", "positive")[n % 2]} for n, text in enumerate(texts(24))]
+    rows = [{"text": text, "label": ("negative", "positive")[n % 2]} for n, text in enumerate(texts(8))]
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     command = (
@@ -282,9 +282,10 @@ def main() -> None:
     """Trains, serves, asks, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a causal language model")
-    parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--texts", type=int, default=64, help="requests for texts")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--texts", type=int, default=32, help="requests for texts")
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--servers", default="varlora,plain", help="which are measured")
     parser.add_argument("--plain", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.plain:
@@ -294,22 +295,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = train(arguments.model, folder)
-        table = [
-            "| server | requests | a second | median s | p95 s | wrong | lost |",
-            "|---|---|---|---|---|---|---|",
-        ]
-
+        print("| server | requests | a second | median s | p95 s | wrong | lost |\n|---|---|---|---|---|---|---|")
         answers: dict[tuple[str, str], dict[str, Any]] = {}
 
         def add(label: str, url: str, what: str, **options: Any) -> None:
             asked = rows if what == "classify" else rows[: arguments.texts]
             options["known"] = answers.setdefault((url, what), {})
             outcome, counts = asyncio.run(measure(url, asked, what, model="run", clients=arguments.clients, **options))
-            table.append(outcome.row(label))
-            print(table[-1], dict(outcome.lost), dict(counts), flush=True)
+            print(outcome.row(label), dict(outcome.lost) or "", dict(counts) or "", flush=True)
 
         environment = {**os.environ, "COLUMNS": "200"}
-        for samples in (0, 4):
+        for samples in (0, 4) if "varlora" in arguments.servers else ():
             command = [
                 "-m",
                 "varlora",
@@ -337,13 +333,14 @@ def main() -> None:
                 process.terminate()
                 assert process.wait(60) == 0
         port_file = folder / "port"
+        if "plain" not in arguments.servers:
+            return
         with subprocess.Popen([sys.executable, __file__, str(run), "--plain", str(port_file)]) as process:
             while not port_file.exists() or not (url := port_file.read_text()):
                 time.sleep(0.1)
-            add("plain transformers, classes", url, "classify")
             add(f"plain transformers, {NEW_TOKENS} tokens", url, "write")
+            add("plain transformers, classes", url, "classify")
             process.terminate()
-        print("\n".join(table))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from serving import served
 from small_runs import herds
 from varlora.predictor.predictor import Predictor
+from varlora.runs.calibration import Calibration, ChosenOn
+from varlora.runs.choose_decision import Wanted, choose_decision
+from varlora.runs.folder import read_run
+from varlora.serve import create_app
 from varlora.serve.load import LoadOptions, load_models, named_folders
 
 TEXTS = [row["text"] + " film" * (3 * n % 5) for n, row in enumerate(herds(24, offset=40))]
@@ -163,3 +170,24 @@ def test_names_of_folders(tmp_path: Path) -> None:
 def _batches(client: httpx.Client) -> int:
     lines = client.get("/metrics").text.splitlines()
     return sum(int(float(x.split()[-1])) for x in lines if x.startswith('varlora_batch_rows_count{kind="rows"}'))
+
+
+def test_the_folders_decision_is_followed_and_counted(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    stored = read_run(run).prediction("validation", "samples")
+    calibration = Calibration(prediction=stored, chosen_on=ChosenOn(source="validation", rows=len(stored.labels)))
+    choose_decision(Wanted(coverage=Fraction("0.5"), sets=Fraction("0.9")), calibration).save(run)
+    decided = Predictor.from_pretrained(run, samples=6)
+    models = load_models({"decided": str(run)}, LoadOptions(samples=6))
+    with served(create_app(models)) as url, httpx.Client(base_url=url, timeout=30, verify=False) as client:
+        answers = asked(client, model="decided", texts=TEXTS)
+        metrics = client.get("/metrics").text
+    for answer, expected in zip(answers, decided(TEXTS), strict=True):
+        assert (answer["answered"], answer["reason"]) == (expected.answered, expected.reason)
+        assert answer["prediction_set"] == list(expected.prediction_set)
+    abstained = sum(not answer["answered"] for answer in answers)
+    assert 0 < abstained < len(answers)
+    assert f'varlora_rows_total{{model="decided",outcome="abstained"}} {float(abstained)}' in metrics
+    left_aside = load_models({"a": str(run)}, LoadOptions(samples=6, undecided=True))["a"]
+    assert isinstance(left_aside, Predictor)
+    assert left_aside.decision is None

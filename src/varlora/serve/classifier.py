@@ -31,8 +31,10 @@ class PredictorClassifier:
     @property
     def columns(self) -> frozenset[str]:
         """What a row may hold."""
-        template = self.predictor.loaded.config.prompt_template
-        return COLUMNS if template is None else COLUMNS.union(PromptTemplate.read(template).fields)
+        template, decision = self.predictor.loaded.config.prompt_template, self.predictor.decision
+        fields = () if template is None else PromptTemplate.read(template).fields
+        group = () if decision is None or decision.group_column is None else (decision.group_column,)
+        return COLUMNS.union(fields, group)
 
     def facts(self) -> dict[str, Any]:
         """What an answer says of the model."""

@@ -110,6 +110,8 @@ class Guard:
         path = scope["path"]
         if self.traffic.stopping and path not in BEATS:
             raise RequestError(503, "the server is stopping; ask another, or later.", code="stopping", retry_after=5)
+        if self.traffic.active > 2 * self.settings.max_waiting:  # or bodies that are still coming would fill the memory
+            raise RequestError(503, "too many requests come at a time; ask again later.", code="busy", retry_after=5)
         if self.key is None:
             self._check_host(headers.get("host", ""))
         elif path not in OPEN:

@@ -21,7 +21,7 @@ from varlora.posterior import Posterior
 from varlora.posterior.folder import load_posterior
 from varlora.posterior.manifest import ADAPTER_CONFIG, MANIFEST
 from varlora.prediction.prediction_setup import SAMPLES, apply_config, choose_config
-from varlora.predictor.predictor import Predictor
+from varlora.predictor.predictor import STORED, Predictor
 from varlora.runs.base_model import locate_model, pretrained_of
 from varlora.runs.folder import is_run, read_config
 from varlora.runs.setting import base_of
@@ -38,11 +38,13 @@ class LoadOptions:
 
     Attributes:
         samples, untuned, device, dtype, truncation: as of `Predictor.from_pretrained`.
+        undecided: whether what `varlora decide` chose is left aside.
         base_model: name or folder of the base model, if it is not where it was in training.
     """
 
     samples: int | None = None
     untuned: bool = False
+    undecided: bool = False
     device: str | None = None
     dtype: str | None = None
     base_model: str | None = None
@@ -128,6 +130,7 @@ class _Shelf:
             dtype=options.dtype,
             base_model=options.base_model,
             truncation=options.truncation,
+            decision=None if options.undecided else STORED,
             beside=self.predictors.get(key),
         )
         if predictor.loaded.family == "causal":

@@ -38,6 +38,8 @@ class TextStream:
     def push(self, token: int) -> None:
         """The next token."""
         self.offsets.append(len(self.text))
+        if self.stopped:
+            return
         self._tokens.append(token)
         former = self._decoded(self._tokens[self._start : self._read])
         now = self._decoded(self._tokens[self._start :])

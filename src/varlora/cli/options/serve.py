@@ -54,6 +54,7 @@ def parser() -> CommandParser:
         type=int,
     )
     made.flag("untuned", "Predict as training left the posterior: leave aside what `varlora tune` chose.")
+    made.flag("undecided", "Answer every row: leave aside what `varlora decide` chose.")
     made.option("base_model", "Where the base model is now, if not where it was in training.", metavar="MODEL")
     made.option("device", "Where the models go, such as cpu or cuda:1; a CUDA GPU where there is one.")
     made.option(
