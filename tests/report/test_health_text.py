@@ -74,8 +74,7 @@ def end(log_temperature: float, error: float = 0.1, source: Any = "validation") 
         (
             health(None, unknown="there are no predictions for validation rows"),
             "Nothing can be said of sampling here: there are no predictions for validation rows. Train with 20 "
-            "labelled validation rows or more (validation_file or validation_size) to know. `varlora tune` "
-            "chooses on a file of others (--validation_file).",
+            "labelled validation rows or more (validation_file or validation_size) to know.",
         ),
         (health(None, unknown="x", derived=True), "here: x. `varlora tune` predicts the validation rows of the run"),
         (

@@ -12,12 +12,17 @@ from varlora.cli.console import out
 from varlora.report import Health
 from varlora.report.health_text import remarks, scale_table, sentence, statements
 from varlora.runs.any_posterior import read_health
+from varlora.runs.folder import is_run
 
 
 def execute(arguments: Namespace) -> None:
     """Shows it."""
     source: str = arguments.source
-    show_health(read_health(source), source)
+    health = read_health(source)
+    show_health(health, source)
+    if health.unknown and not is_run(source):
+        told = f"`varlora tune {source} --validation_file FILE` chooses on labelled rows of a file."
+        out.print(_prose(told), highlight=False, soft_wrap=True)
 
 
 def show_health(health: Health, source: str) -> None:

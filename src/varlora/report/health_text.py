@@ -257,10 +257,7 @@ def _remedy(health: Health) -> str:
         return "`varlora tune` predicts the validation rows of the run that it was made from, if there are some."
     if health.unknown.startswith("validation rows were predicted at the mean only"):
         return "`varlora tune` tries draws on them, if they have labels."
-    return (
-        f"Train with {FEWEST_ROWS} labelled validation rows or more (validation_file or validation_size) to know. "
-        "`varlora tune` chooses on a file of others (--validation_file)."
-    )
+    return f"Train with {FEWEST_ROWS} labelled validation rows or more (validation_file or validation_size) to know."
 
 
 def _cheaper(health: Health) -> str:
