@@ -1,0 +1,255 @@
+"""What S draws cost, in passes at the mean: as rows of one forward, one after another, and as PEFT's mixed batch.
+
+    python -m benchmarks.prediction                                   # shapes of a small language model, random weights
+    python -m benchmarks.prediction --model my-model --rows 1 8 --json
+
+Processor seconds on one thread (of a GPU: of the clock, synchronised). In every repeat all ways take turns on the same
+rows, and each is divided by the mean's pass of that repeat: medians and quartiles of these ratios. Answers are read at
+each row's last token; texts are written greedily. "Floor" is what S draws cost if a forward's time were its
+multiplications alone: the layers below the first adapted one once, the others S times.
+
+PEFT's way is `adapter_names`: S copies of the adapter, the batch repeated, each row by its adapter's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from varlora.adapters import trained_tensors
+from varlora.posterior import DiagonalGaussian
+from varlora.posterior.batched_draws import over_batches
+from varlora.posterior.draws import over_draws, weight_draws
+from varlora.prediction.decoding import Greedy
+from varlora.prediction.prediction import predict
+from varlora.readout.readout import AnswerTokens
+
+SMALL = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+READOUT = AnswerTokens(token_ids=(330, 389, 340, 422), answers=("A", "B", "C", "D"))
+ADAPTERS = {"all layers": 0.0, "top quarter": 0.75}
+"""Where the adapted layers begin, as a share of all."""
+
+
+class NoText:
+    """A tokenizer for which nothing ends a text, so that every text is as long."""
+
+    eos_token_id = None
+    pad_token_id = 0
+
+    def decode(self, tokens: Sequence[int], **_: Any) -> str:
+        """The tokens' numbers."""
+        return " ".join(map(str, tokens))
+
+
+def adapted(name: str | None, share: float, device: str) -> PeftModel:
+    """The model with LoRA of rank 8 on queries and values, from a share of its layers on."""
+    torch.manual_seed(0)
+    base: PreTrainedModel
+    if name is None:
+        base = LlamaForCausalLM(LlamaConfig(**SMALL))
+    else:
+        base = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if device == "cuda" else torch.float32)
+    layers = base.config.num_hidden_layers
+    config = LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules=["q_proj", "v_proj"],
+        layers_to_transform=list(range(round(share * layers), layers)),
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base.to(device), config).eval()
+    with torch.no_grad():
+        for key, p in trained_tensors(model).items():
+            if "lora_B" in key:
+                p.normal_(std=0.02)
+    base.generation_config.eos_token_id = None
+    return model
+
+
+def gaussian(model: PeftModel) -> DiagonalGaussian:
+    """A posterior of standard deviation .01."""
+    mean = {key: p.detach().clone() for key, p in trained_tensors(model).items()}
+    return DiagonalGaussian(mean=mean, precision={key: torch.full_like(m, 1e4) for key, m in mean.items()})
+
+
+def ways_to_answer(model: PeftModel, batch: Mapping[str, Any], samples: int) -> dict[str, Callable[[], object]]:
+    """Each way to predict the batch, the mean first."""
+    q = gaussian(model)
+
+    def one_pass() -> Tensor:
+        return READOUT.logits(model, batch)
+
+    return {
+        "the mean": lambda: predict(model, q, [batch], 0, readout=READOUT),
+        "draws as rows": lambda: predict(model, q, [batch], samples, readout=READOUT),
+        "one after another": lambda: over_draws(model, q, samples, one_pass, antithetic=True, seed=0),
+    }
+
+
+def ways_to_write(model: PeftModel, batch: Mapping[str, Any], samples: int, tokens: int) -> dict[str, Any]:
+    """Each way to write behind the batch's rows, the mean first."""
+    q = gaussian(model)
+    decode = Greedy(model, NoText(), tokens)  # type: ignore[arg-type]
+
+    def passes(number: int) -> object:
+        return over_batches(
+            model,
+            q,
+            number,
+            [batch],
+            lambda b: decode(b).rows(),
+            what="texts",
+            antithetic=True,
+            seed=0,
+            compare=decode.next_logits,
+            size=decode.size,
+        )
+
+    return {
+        "the mean": lambda: passes(0),
+        "draws as rows": lambda: passes(samples),
+        "one after another": lambda: over_draws(
+            model, q, samples, lambda: decode(batch).log_likelihoods, antithetic=True, seed=0
+        ),
+    }
+
+
+def mixed_batch(model: PeftModel, batch: Mapping[str, Any], samples: int) -> Callable[[], object]:
+    """PEFT's own way: S adapters by name. The model keeps them."""
+    q = gaussian(model)
+    names = [f"draw{s}" for s in range(samples)]
+    for name, weights in zip(names, weight_draws(q, samples), strict=True):
+        model.add_adapter(name, model.peft_config["default"])
+        live = dict(model.named_parameters())
+        for key, value in weights.items():
+            live[key.replace(".weight", f".{name}.weight")].data.copy_(value)
+    model.set_adapter("default")
+    rows = len(batch["input_ids"])
+    repeated = {key: batch[key].repeat(samples, 1) for key in ("input_ids", "attention_mask")}
+    by_row = [name for name in names for _ in range(rows)]
+
+    @torch.no_grad()
+    def answers() -> Tensor:
+        logits: Tensor = model(**repeated, adapter_names=by_row, logits_to_keep=1, use_cache=False).logits
+        return logits[:, -1, list(READOUT.token_ids)]
+
+    return answers
+
+
+def ratios(ways: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Each way's quartiles of its time over the first way's, and the first way's of its seconds."""
+    for way in ways.values():
+        way()
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        seconds = {name: _seconds(way, device) for name, way in ways.items()}
+        first = next(iter(seconds.values()))
+        for number, (name, value) in enumerate(seconds.items()):
+            found[name].append(value / first if number else value)
+    return {name: statistics.quantiles(values, n=4, method="inclusive") for name, values in found.items()}
+
+
+def _seconds(way: Callable[[], object], device: str) -> float:
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
+    way()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="name or folder of a causal language model")
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 8], help="of a batch of answers")
+    parser.add_argument("--tokens", type=int, default=60, help="of a row")
+    parser.add_argument("--new_tokens", type=int, default=16, help="of a text; 0 writes none")
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--adapters", nargs="*", choices=list(ADAPTERS), default=list(ADAPTERS))
+    parser.add_argument("--no_peers", action="store_true", help="leave PEFT's mixed batch out")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = []
+    for where in given.adapters:
+        model = adapted(given.model, ADAPTERS[where], device)
+        floor = ADAPTERS[where] + given.samples * (1 - ADAPTERS[where])
+        for rows in [*given.rows, *([-1] if given.new_tokens else [])]:
+            ids = torch.randint(5, 4000, (abs(rows), given.tokens), generator=torch.Generator().manual_seed(1))
+            batch = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+            if rows > 0:
+                what, limit = f"{rows} × {given.tokens} tokens, answers", floor
+                ways = ways_to_answer(model, {**batch, "labels": torch.zeros(rows, dtype=torch.int64)}, given.samples)
+            else:
+                what, limit = f"1 prompt of {given.tokens}, {given.new_tokens} new tokens", None
+                ways = ways_to_write(model, batch, given.samples, given.new_tokens)
+            table.append((what, where, limit, ratios(ways, given.repeats, device)))
+            print(f"{what}, {where}", file=sys.stderr)
+        if not given.no_peers:
+            for rows in given.rows:
+                ids = torch.randint(5, 4000, (rows, given.tokens), generator=torch.Generator().manual_seed(1))
+                batch = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+                peer = adapted(given.model, ADAPTERS[where], device)
+                ways = {
+                    "the mean": ways_to_answer(model, {**batch, "labels": torch.zeros(rows).long()}, 1)["the mean"],
+                    "PEFT's mixed batch": mixed_batch(peer, batch, given.samples),
+                }
+                table.append(
+                    (f"{rows} × {given.tokens} tokens, answers", where, floor, ratios(ways, given.repeats, device))
+                )
+                del peer, ways
+        del model
+    _print(table, given, device)
+
+
+def _print(table: Sequence[tuple[Any, ...]], given: argparse.Namespace, device: str) -> None:
+    versions = {name: importlib.metadata.version(name) for name in ("varlora", "torch", "transformers", "peft")}
+    about = {
+        "samples": given.samples,
+        "repeats": given.repeats,
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, 1 thread",
+        "python": platform.python_version(),
+        **versions,
+        "load": os.getloadavg()[0],
+    }
+    if given.json:
+        names = ("what", "adapter", "floor", "quartiles")
+        print(json.dumps({"rows": [dict(zip(names, row, strict=True)) for row in table], "about": about}, indent=2))
+        return
+    print("| what | adapter | way | passes at the mean | quartiles | floor |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for what, where, floor, quartiles in table:
+        for number, (name, (low, median, high)) in enumerate(quartiles.items()):
+            if number:
+                limit = f"{floor:.1f}" if floor is not None else ""
+                print(f"| {what} | {where} | {name} | {median:.2f} | {low:.2f}–{high:.2f} | {limit} |")
+    print()
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+
+
+if __name__ == "__main__":
+    main()
