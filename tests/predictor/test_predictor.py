@@ -166,3 +166,12 @@ def test_answers_are_plain_json(predictor: Predictor) -> None:
     plain = json.loads(json.dumps(answer.to_dict()))
     assert plain["label"] == answer.label
     assert Answer(**plain) == answer
+
+
+def test_each_row_takes_as_many_draws_as_it_needs(trained: Path) -> None:
+    found = Predictor.from_pretrained(trained, samples="auto").prediction(UNEVEN)
+    every = Predictor.from_pretrained(trained, samples=16).prediction(UNEVEN)
+    assert found.draws_taken is not None
+    assert set(found.draws_taken.tolist()) <= {4, 8, 16}
+    for n, number in enumerate(found.draws_taken.tolist()):
+        torch.testing.assert_close(found.log_probs[n, :number], every.log_probs[n, :number], atol=1e-5, rtol=1e-5)

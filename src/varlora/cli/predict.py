@@ -24,6 +24,7 @@ from varlora.io.folders import atomic_file
 from varlora.io.words import counted
 from varlora.metrics import check_exchangeability
 from varlora.prediction.prediction_setup import explain_point
+from varlora.prediction.until_sure import MOST
 from varlora.predictor.answer import Answer, TextAnswer
 from varlora.predictor.predictor import BATCHES_A_CHUNK, Predictor, stored_decision
 from varlora.predictor.reader import RowReader
@@ -58,8 +59,13 @@ def _execute(arguments: Namespace) -> None:
         if target.suffix not in FORMATS:
             allowed = f"{' or '.join(FORMATS)}, or be {STANDARD_OUTPUT} for standard output"
             raise ValueError(f"--output_file is {target}; its name must end in {allowed}.")
+    until_sure = arguments.samples == "auto"
+    if until_sure:
+        arguments.samples = MOST
     some = read_first(arguments, arguments.input_file)
     run, settings, config = read_finished(arguments, some, judged=False)
+    if until_sure and run.facts["task"]["kind"] == "completion":
+        raise ValueError("--samples auto is for answers; for texts give a number.")
     reader = RowReader(run=run, config=settings)
     size = BATCHES_A_CHUNK * settings.per_device_eval_batch_size
     again = not reads_once(arguments.input_file)
@@ -83,7 +89,9 @@ def _execute(arguments: Namespace) -> None:
     loaded = reload_model(settings, run.path, run.posterior.meta)
     if wanted is not None:
         decision = chosen(wanted, arguments, run, loaded, config)
-    predictor = Predictor(run=run, loaded=loaded, config=config, decision=decision, reader=reader)
+    predictor = Predictor(
+        run=run, loaded=loaded, config=config, decision=decision, reader=reader, until_sure=until_sure
+    )
     total = None
     if again:  # all of them, before anything is predicted
         checked = _Checked(kind=reader.kind)
@@ -102,7 +110,7 @@ def _execute(arguments: Namespace) -> None:
                 said.add(answers)
                 write([_beside(row, answer) for row, answer in zip(_given(records), answers, strict=True)])
                 bar.update(len(answers))
-    _say(said, predictor, target)
+    _say(said, predictor, target, at_most=until_sure)
     if arguments.samples is arguments.mode is None and run.config.samples and (why := explain_point(run.posterior)):
         out.print(f"One pass, since {why} (--samples {run.config.samples}: draws).", highlight=False, soft_wrap=True)
     if decision is not None:
@@ -243,8 +251,8 @@ class _Said:
                 self.confidences.append(max(answer.probabilities.values()))
 
 
-def _say(said: _Said, predictor: Predictor, target: Path | None) -> None:
-    draws = counted(predictor.num_draws, "draw")
+def _say(said: _Said, predictor: Predictor, target: Path | None, *, at_most: bool) -> None:
+    draws = f"{'at most ' if at_most else ''}{counted(predictor.num_draws, 'draw')}"
     how = {
         "samples": f"the {'majority' if predictor.kind == 'completion' else 'average'} over {draws}",
         "linearised": f"the average over {draws} of the linearised model's logits",

@@ -25,6 +25,7 @@ from varlora.posterior import Posterior
 from varlora.posterior.batched_draws import over_batches
 from varlora.posterior.draws import held_batches, progress_bar
 from varlora.prediction.prediction_setup import prepare
+from varlora.prediction.until_sure import MOST, TOLERANCE, can_stop, draws_until_sure
 from varlora.readout.readout import Readout
 
 PredictedMode = Literal["model", "mean", "samples", "linearised"]
@@ -45,6 +46,12 @@ class _Facts(TypedDict):
     logit_temperature: float
 
 
+class _MoreFacts(_Facts, total=False):
+    """What stands there of some."""
+
+    draws_taken: list[int]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction(TableFile):
     """What a model said about N examples, by each of S draws.
@@ -59,6 +66,8 @@ class Prediction(TableFile):
         antithetic: Whether draws 2k and 2k + 1 mirror each other around the mean.
         seed: Seed of the draws; None where none was drawn.
         logit_temperature: What divided the logits.
+        draws_taken: (N,) int64, how many draws a row took where each took as many as it needed (`samples="auto"`): it
+            holds them S / draws_taken times. None where all took S.
 
     Raises:
         ValueError: If the shapes or types do not fit.
@@ -81,6 +90,7 @@ class Prediction(TableFile):
     antithetic: bool = False
     seed: int | None = None
     logit_temperature: float = 1.0
+    draws_taken: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.log_probs.ndim != 3 or self.log_probs.dtype != torch.float64 or 0 in self.log_probs.shape:
@@ -97,6 +107,12 @@ class Prediction(TableFile):
             raise ValueError(f"{len(self.classes)} class names for {num_classes} classes")
         if self.ids and len(self.ids) != rows:
             raise ValueError(f"{len(self.ids)} ids for {rows} rows")
+        if self.draws_taken is not None and (
+            self.draws_taken.shape != (rows,)
+            or int(self.draws_taken.min()) < 1
+            or bool((self.num_draws % self.draws_taken).any())
+        ):
+            raise ValueError(f"draws_taken must be {rows} numbers by which {self.num_draws} draws are divisible")
         if self.mode not in get_args(PredictedMode):
             raise ValueError(f"mode {self.mode!r}; allowed: {', '.join(get_args(PredictedMode))}")
 
@@ -120,7 +136,7 @@ class Prediction(TableFile):
             "confidence": pa.array(confidence.numpy()),
             "log_probs": pa.array(self.log_probs.tolist(), pa.list_(pa.list_(pa.float64()))),
         }
-        facts = {
+        facts: dict[str, Any] = {
             "format": _FORMAT,
             "classes": self.classes,
             "has_ids": bool(self.ids),
@@ -129,6 +145,8 @@ class Prediction(TableFile):
             "seed": self.seed,
             "logit_temperature": self.logit_temperature,
         }
+        if self.draws_taken is not None:
+            facts["draws_taken"] = self.draws_taken.tolist()
         return pa.table(columns).replace_schema_metadata({"varlora": json.dumps(facts)})
 
     @classmethod
@@ -138,7 +156,7 @@ class Prediction(TableFile):
         Raises:
             ValueError: If the table is not one of ours.
         """
-        facts = facts_in(table, _Facts)
+        facts = facts_in(table, _MoreFacts)
         draws, rows = rectangle(table["log_probs"], "log_probs")  # N lists of S lists of C numbers
         classes, values = rectangle(rows, "log_probs")
         if table["label"].null_count or table["id"].null_count:
@@ -157,6 +175,7 @@ class Prediction(TableFile):
             antithetic=facts["antithetic"],
             seed=facts["seed"],
             logit_temperature=facts["logit_temperature"],
+            draws_taken=torch.tensor(facts["draws_taken"]) if facts.get("draws_taken") else None,
         )
 
 
@@ -164,12 +183,13 @@ def predict(
     model: nn.Module,
     q: Posterior | None,
     batches: Iterable[Mapping[str, Any]],
-    samples: int | None = None,
+    samples: int | Literal["auto"] | None = None,
     *,
     readout: Readout,
     antithetic: bool = True,
     seed: int = 0,
     logit_temperature: float | None = None,
+    tolerance: float = TOLERANCE,
     progress: bool = False,
 ) -> Prediction:
     """Predict every example of some batches.
@@ -184,12 +204,15 @@ def predict(
         batches: As `varlora.tasks.Collator` makes them: what the readout reads, `labels` (B,), optionally `id`.
         samples: S, the number of draws; 0 predicts at the posterior's mean. A `PointMass` is drawn once. None: what
             `varlora tune` chose; else 10 where validation rows have shown that draws help, and 0 where they have not
-            (`varlora.prediction.prediction_setup.choose_default_config`).
+            (`varlora.prediction.prediction_setup.choose_default_config`). "auto": 4, 8 or 16 for each row, until the
+            standard error of its averaged probabilities is at most `tolerance` (`varlora.prediction.until_sure`);
+            mixtures and dropout masks, which cannot stop, take what None would.
         readout: How the answer is read.
         antithetic: Draw in pairs mean + e, mean - e (an odd last draw stays single): better averaged
             probabilities for the same S, worse mutual information.
         seed: Decides the draws, which come from a generator of their own.
         logit_temperature: T, divides the logits; None takes the posterior's own.
+        tolerance: Of "auto".
         progress: Show a progress bar.
 
     Raises:
@@ -211,7 +234,10 @@ def predict(
         >>> prediction.log_probs.shape, prediction.probs[0].tolist()
         (torch.Size([3, 4, 2]), [0.5, 0.5])
     """
-    q, samples = prepare(q, samples)
+    if isinstance(samples, str) and samples != "auto":
+        raise ValueError(f"samples is {samples!r}; allowed: auto, 0 (the mean), 1, 2, ...")
+    until_sure = samples == "auto" and can_stop(q)
+    q, samples = prepare(q, MOST if until_sure else None if isinstance(samples, str) else samples)
     mode: PredictedMode = "model" if q is None else "samples" if samples else "mean"
     temperature = logit_temperature
     if temperature is None:
@@ -231,19 +257,26 @@ def predict(
     def read(batch: Mapping[str, Any]) -> Tensor:
         return torch.log_softmax(readout.logits(model, batch).double().cpu() / temperature, dim=-1)
 
+    taken = None
+    what = type(readout).__qualname__
     with progress_bar(len(held), q, samples, shown=progress) as bar:
-        passes = over_batches(
-            model,
-            q,
-            samples,
-            held,
-            read,
-            what=type(readout).__qualname__,
-            antithetic=antithetic,
-            seed=seed,
-            done=bar.update,
-        )
-    log_probs = torch.stack([torch.cat(of_draw) for of_draw in passes], dim=1)
+        if until_sure and q is not None:
+            log_probs, taken = draws_until_sure(
+                model,
+                q,
+                held,
+                read,
+                what=what,
+                antithetic=antithetic,
+                seed=seed,
+                tolerance=tolerance,
+                done=bar.update,
+            )
+        else:
+            passes = over_batches(
+                model, q, samples, held, read, what=what, antithetic=antithetic, seed=seed, done=bar.update
+            )
+            log_probs = torch.stack([torch.cat(of_draw) for of_draw in passes], dim=1)
     if bool(log_probs.isnan().any()):
         broken = int(log_probs.isnan().any(-1).any(-1).nonzero()[0])
         raise ValueError(
@@ -259,4 +292,5 @@ def predict(
         antithetic=mode == "samples" and q is not None and q.symmetric and antithetic and samples > 1,
         seed=seed if mode == "samples" else None,
         logit_temperature=temperature,
+        draws_taken=taken,
     )

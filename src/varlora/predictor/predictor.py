@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final, Literal, overload
 
 import datasets
 import numpy as np
@@ -23,6 +23,7 @@ from varlora.prediction.generation import Generations
 from varlora.prediction.linearised import DRAWS
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, choose_default_config, remove_tuning
+from varlora.prediction.until_sure import MOST, can_stop
 from varlora.predictor.answer import Answer, TextAnswer, answers_of, text_answers_of
 from varlora.predictor.asked import Asked, chunks, is_one_row, listed, records_of
 from varlora.predictor.client import Backend
@@ -69,6 +70,7 @@ class Predictor:
         config: The way to predict.
         decision: Which rows are answered, and sets.
         reader: That of the run.
+        until_sure: Each row takes as many draws as it needs, where the config draws.
 
     Raises:
         ValueError: The model's base is not the posterior's, or the decision was chosen for another way to predict.
@@ -86,6 +88,7 @@ class Predictor:
         config: PredictionConfig,
         decision: Decision | None = None,
         reader: RowReader | None = None,
+        until_sure: bool = False,
     ) -> None:
         self.run = run
         self.config = config
@@ -103,11 +106,14 @@ class Predictor:
         self._logit_temperature = applied.meta.logit_temperature_of(self._mode)
         self._mirrored = self._mode == "samples" and applied.symmetric and self._samples > 1
         self._q: Posterior | None
+        self._asked: int | Literal["auto"] = self._samples
         if self._mode == "mean":
             load_into(loaded.model, applied.point)  # for good, so that nothing need be put in at each call
             self._q = None
         elif self._mode == "linearised":
             self._q = linearisable(applied)
+        elif until_sure and self.kind != "completion" and can_stop(applied):
+            self._q, self._asked = applied, "auto"
         else:
             self._q = _hold(applied, self._samples, seed=loaded.config.seed, device=self.device)
         self.decision = decision
@@ -119,7 +125,7 @@ class Predictor:
         cls,
         folder: str | os.PathLike[str],
         *,
-        samples: int | None = None,
+        samples: int | Literal["auto"] | None = None,
         mode: Mode | None = None,
         untuned: bool = False,
         device: str | torch.device | None = None,
@@ -144,7 +150,9 @@ class Predictor:
                 of one on the hub, "OWNER/NAME": the files that are needed are fetched once; none is a pickle. Or an
                 export's folder.
             samples: S, the number of draws; 0 is the mean. None: what `varlora tune` chose; else the run's own number
-                where validation rows have shown that draws help, and the mean where they have not.
+                where validation rows have shown that draws help, and the mean where they have not. "auto": for each row
+                4, 8 or 16, until its averaged probabilities are sure to .01 (`varlora.prediction.until_sure`); classes
+                and choices alone.
             mode: "mean", "samples" or "linearised"; None goes by `samples`.
             untuned: Leave aside what `varlora tune` chose.
             device: Where the model goes; None: a CUDA GPU where there is one.
@@ -211,16 +219,20 @@ class Predictor:
         else:
             run = read_finished_folder(adapter, kind=kind, answers=answers, **settings)
         q, config = remove_tuning(run.posterior) if untuned else run.posterior, run.config
-        way = choose_default_config(q, samples, config.samples, mode=mode, tell=False)
+        until_sure = samples == "auto"
+        number = MOST if isinstance(samples, str) else samples
+        if samples == "auto" and run.facts["task"]["kind"] == "completion":
+            raise ValueError("samples is 'auto', which is for answers; for texts give a number.")
+        way = choose_default_config(q, number, config.samples, mode=mode, tell=False)
         if isinstance(decision, str):
             decision = stored_decision(run, untuned=untuned)
         run = dataclasses.replace(run, posterior=q)
         if beside is None:
             loaded = reload_model(config, adapter, q.meta, device=device)
-            return cls(run=run, loaded=loaded, config=way, decision=decision)
+            return cls(run=run, loaded=loaded, config=way, decision=decision, until_sure=until_sure)
         with beside._lock:
             loaded = reload_model(config, adapter, q.meta, beside=beside._loaded)
-            made = cls(run=run, loaded=loaded, config=way, decision=decision)
+            made = cls(run=run, loaded=loaded, config=way, decision=decision, until_sure=until_sure)
         made._lock = beside._lock
         return made
 
@@ -246,7 +258,7 @@ class Predictor:
 
     @property
     def num_draws(self) -> int:
-        """How many draws are averaged; 1 at the mean."""
+        """How many draws are averaged, at most where each row takes as many as it needs; 1 at the mean."""
         return DRAWS if self._mode == "linearised" else number_of_draws(self._q, self._samples)
 
     @property
@@ -400,7 +412,7 @@ class Predictor:
                 self._q,
                 self._encoded(setting),
                 self._mode,
-                self._samples,
+                self._asked,
                 logit_temperature=self._logit_temperature,
                 shared_noise=True,
             )

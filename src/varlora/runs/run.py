@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import torch
@@ -295,7 +295,7 @@ def predict_encoded(
     q: Posterior | None,
     encoded: datasets.Dataset,
     mode: Mode,
-    samples: int,
+    samples: int | Literal["auto"],
     *,
     logit_temperature: float | None = None,
     shared_noise: bool = False,
@@ -308,17 +308,19 @@ def predict_encoded(
         q: the posterior; None is the model as it stands.
         encoded: the rows.
         mode: "linearised", or one of the others.
-        samples: S.
+        samples: S; "auto" gives each row as many as it needs, of answers (not of completions).
         logit_temperature: T, divides the logits of classes; None takes the posterior's own.
         shared_noise: as of `predict_linearised`.
         progress: show a progress bar.
     """
     seed = setting.config.seed
     batches, back, ids = by_length(setting, encoded)
-    repeated = mode == "samples" and number_of_draws(q, samples) > 1
+    repeated = mode == "samples" and (samples == "auto" or number_of_draws(q, samples) > 1)
     known = setting.config.frozen_layers_dir is not None
     with frozen_layers_once(setting) if repeated or known else nullcontext():
         if setting.readout is None:
+            if samples == "auto":
+                raise ValueError("samples is 'auto', which is for answers; completions take a number.")
             scores, tokens = predict_completions(setting.model, q, batches, samples, seed=seed, progress=progress)
             return CompletionScores(log_likelihoods=scores[back], num_tokens=tokens[back], ids=ids)
         how: dict[str, Any] = {
@@ -332,7 +334,14 @@ def predict_encoded(
             prediction = predict_linearised(setting.model, q, batches, shared_noise=shared_noise, **how)
         else:
             prediction = predict(setting.model, q, batches, samples, **how)
-    return replace(prediction, log_probs=prediction.log_probs[back], labels=prediction.labels[back], ids=ids)
+    taken = prediction.draws_taken
+    return replace(
+        prediction,
+        log_probs=prediction.log_probs[back],
+        labels=prediction.labels[back],
+        ids=ids,
+        draws_taken=None if taken is None else taken[back],
+    )
 
 
 def _predict_unscaled(setting: Setting, q: Posterior, config: PredictionConfig) -> Prediction:

@@ -7,13 +7,24 @@ from typing import Any
 from varlora.cli.parsing import CommandParser
 
 
-def add_options(made: CommandParser) -> None:
-    """The run, how to predict with it, and the output; a command's own options come before."""
+def number_or_auto(text: str) -> int | str:
+    """A number of draws, or "auto"."""
+    return text if text == "auto" else int(text)
+
+
+def add_options(made: CommandParser, *, auto: bool = False) -> None:
+    """The run, how to predict with it, and the output; a command's own options come before.
+
+    Args:
+        made: the command's.
+        auto: whether each row may take as many draws as it needs.
+    """
     made.option(
         "samples",
         "Posterior draws; 0 is the mean alone. Otherwise what was tuned, or the run's own number; `predict` then draws "
-        "only if validation rows have shown that draws help.",
-        type=int,
+        "only if validation rows have shown that draws help."
+        + (" auto: 4, 8 or 16 draws for each row, until its probabilities are sure to .01." if auto else ""),
+        type=number_or_auto if auto else int,
     )
     add_columns(made)
     made.option("max_new_tokens", "Most tokens of a text that is written; the run's own otherwise.", type=int)

@@ -71,5 +71,5 @@ def parser() -> CommandParser:
         metavar="X",
     )
     made.flag("undecided", "Answer every row: leave aside what `varlora decide` chose.")
-    add_options(made)
+    add_options(made, auto=True)
     return made
