@@ -14,14 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gguf_files import PACKED, llama_in_file, write_gguf
 from small_runs import config
-from varlora.cli.finished import changed
-from varlora.cli.parsing import CommandParser
 from varlora.compare.cell import identity_of
 from varlora.integrations.source import read_source
 from varlora.posterior import PredictionConfig
 from varlora.runs import base_model
 from varlora.runs.base_model import ModelFiles, locate_model, pretrained_name
 from varlora.runs.config import RunConfig
+from varlora.runs.finished import used_now
 from varlora.runs.folder import read_run
 from varlora.runs.run import predict_split, run
 from varlora.runs.setting import reload_setting
@@ -123,19 +122,16 @@ def test_settings_without_a_gguf_file_keep_their_fingerprint() -> None:
 
 
 def test_another_place_says_anew_whether_the_model_is_a_file() -> None:
-    made = CommandParser("eval", about="", examples="")
-    for name in ("model_name_or_path", "gguf_file", "truncation", "per_device_eval_batch_size"):
-        made.option(name, "")
     trained = RunConfig(model_name_or_path="m", gguf_file="x.gguf", task="sst2", output_dir="o")
 
-    def now(*words: str) -> tuple[str, str | None]:
-        there = changed(trained, made.parse(words))
+    def now(**given: str) -> tuple[str, str | None]:
+        there = used_now(trained, Path("o"), given)
         return there.model_name_or_path, there.gguf_file
 
     assert now() == ("m", "x.gguf")
-    assert now("--gguf_file", "y.gguf") == ("m", "y.gguf")
-    assert now("--model_name_or_path", "folder") == ("folder", None)
-    assert now("--model_name_or_path", "folder", "--gguf_file", "y.gguf") == ("folder", "y.gguf")
+    assert now(gguf_file="y.gguf") == ("m", "y.gguf")
+    assert now(model_name_or_path="folder") == ("folder", None)
+    assert now(model_name_or_path="folder", gguf_file="y.gguf") == ("folder", "y.gguf")
 
 
 @needs_gguf
