@@ -137,6 +137,18 @@ def test_on_a_base_in_half_precision_the_numbers_are_those_of_its_rounding() -> 
     torch.testing.assert_close(together, in_turn(model, q, ANSWERS, held, samples=4), rtol=0.02, atol=0.05)
 
 
+@pytest.mark.parametrize("tokens", [512, 1])
+def test_within_autocast_every_draw_is_its_own(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(batched_draws.TOKENS, "cpu", tokens)
+    model = lora(tiny_llama(), layers_to_transform=[1], lora_bias=True).eval()
+    q, held = gaussian(model), batches()
+    expected = predict(model, q, held, 4, readout=ANSWERS).log_probs
+    with torch.autocast("cpu", torch.bfloat16), counted(model) as rows:
+        found = predict(model, q, held, 4, readout=ANSWERS).log_probs
+    assert (12 in rows) is (tokens > 1)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.05)
+
+
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_a_mixture_draws_from_each_of_its_components(antithetic: bool) -> None:
     model = lora(tiny_llama()).eval()
@@ -237,8 +249,14 @@ class TimeFirst(nn.Module):
         return self.linear(states).transpose(0, 1)  # type: ignore[no-any-return]
 
 
-def test_a_model_whose_rows_are_not_in_front_is_seen_by_its_numbers(caplog: pytest.LogCaptureFixture) -> None:
-    model = TimeFirst().requires_grad_(True)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_model_whose_rows_are_not_in_front_is_seen_by_its_numbers(
+    trained: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = TimeFirst()
+    if not trained:  # its point is that of a new adapter, whose B is zero
+        nn.init.zeros_(model.linear.weight)
+        nn.init.zeros_(model.linear.bias)
     batch = {"input_ids": torch.tensor([[0, 1, 2, 0], [2, 1, 1, 1]])}
     with caplog.at_level(logging.INFO, logger="varlora"):
         passes = over_batches(
@@ -304,6 +322,22 @@ def test_a_large_batch_is_predicted_one_draw_after_another_bit_for_bit(monkeypat
         found = predict(model, q, held, 3, readout=ANSWERS).log_probs
     assert max(rows) == 6
     assert torch.equal(found, in_turn(model, q, ANSWERS, held, samples=3))
+
+
+def test_layers_below_are_shared_whatever_is_longer_than_the_batch() -> None:
+    model = lora(tiny_llama(layers=3), layers_to_transform=[2]).eval()
+    q, batch = gaussian(model), {"input_ids": token_ids(rows=2, length=6)}
+    longer = {"position_ids": torch.arange(6)[None], "cache_position": torch.arange(6)}
+    read: Callable[[Mapping[str, Any]], Tensor] = lambda b: (
+        model(  # noqa: E731
+            input_ids=b["input_ids"], **longer, use_cache=False
+        ).logits
+    )
+    with counted(model) as rows:
+        passes = over_batches(model, q, 4, [batch], read, what="logits", antithetic=True, seed=1)
+    assert 8 in rows
+    expected = over_draws(model, q, 4, lambda: read(batch), antithetic=True, seed=1)
+    torch.testing.assert_close(torch.stack([found[0] for found in passes], 1), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_draws_of_other_shapes_are_refused() -> None:

@@ -468,6 +468,7 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
 def _copy(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
     for key, target in targets.items():
         target.copy_(tensors[key])
+    torch.clear_autocast_cache()  # within torch.autocast, casts of the former weights would be taken again
 
 
 def _some(names: Iterable[str], limit: int = 4) -> str:

@@ -206,9 +206,10 @@ def _compared(
 def _agrees(
     model: nn.Module, q: Posterior, stacked: DrawsAsRows, batch: Batch, compared: Callable[[Batch], Tensor]
 ) -> bool:
-    """Whether two rows under two sets of weights, the point and zeros, are as each by itself."""
+    """Whether two rows under two sets of weights, the point and random ones, are as each by itself."""
     few = _repeated(on_device_of(model, batch), 1, slice(0, 2))
-    both = [q.point, {key: torch.zeros_like(value) for key, value in q.point.items()}]
+    others = torch.Generator().manual_seed(0)  # an untrained adapter's point changes nothing, and so would not tell
+    both = [q.point, {key: torch.randn(v.shape, generator=others) / v.shape[-1] ** 0.5 for key, v in q.point.items()}]
     apart = []
     with applying(model, q.point) as apply:
         for weights in both:

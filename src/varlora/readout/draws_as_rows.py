@@ -143,7 +143,8 @@ class _OncePerBatch(LowerLayers):
 
     def states(self, given: Mapping[str, Any]) -> Tensor:
         """What enters the first layer that a draw changes, repeated for each."""
-        rows = max(len(value) for value in given.values() if isinstance(value, Tensor) and value.ndim)
+        ids = given.get("input_ids")
+        rows = len(ids if ids is not None else given["inputs_embeds"])
         if rows % self.count:
             raise RuntimeError(f"{rows} rows are not those of {self.count} draws")
         once = {name: _part(value, rows, rows // self.count) for name, value in given.items()}
