@@ -44,6 +44,16 @@ def test_every_band_keeps_its_promise_but_for_delta() -> None:
     assert failed / 300 <= 0.2
 
 
+def test_tied_rows_are_judged_with_the_band_that_they_are_in() -> None:
+    """Half of the second level's answers are right; the third's alone would keep the promise."""
+    generator = torch.Generator().manual_seed(0)
+    accuracy = torch.tensor([1.0, 0.5, 1.0, 0.3, 0.3])
+    level = torch.arange(1000) % 5
+    correct = torch.rand(1000, generator=generator) < accuracy[level]
+    high, medium, low = bands_for_accuracies(-level.double(), correct, NAMES, (0.95, 0.8))
+    assert (high.rows, medium.rows, low.rows) == (200, 0, 800)
+
+
 def test_a_promise_that_no_rows_can_keep_makes_an_empty_band() -> None:
     sure = torch.linspace(1, 0, 400)
     correct = torch.arange(400) % 10 != 0

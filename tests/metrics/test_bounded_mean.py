@@ -21,6 +21,12 @@ def test_it_covers_the_mean(share: float, dear: float, rows: int) -> None:
     assert missed / 200 <= 0.096
 
 
+def test_rows_that_are_sorted_by_their_class_do_no_harm() -> None:
+    values = (torch.rand(150, generator=torch.Generator().manual_seed(0)) < 0.3).double().sort().values
+    low, high = bounded_mean_interval(values)
+    assert low < 0.3 < high
+
+
 def test_it_is_little_wider_than_the_exact_interval_of_a_share() -> None:
     values = torch.zeros(400)
     values[::20] = 1

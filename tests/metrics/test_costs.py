@@ -121,6 +121,7 @@ def test_ties_by_rounding_are_ties() -> None:
         ([[0, 1, 2], [1, 0], [1, 1, 0]], None, "no square"),
         ({"a": "much", "*": 1}, None, "a cost is 'much'"),
         ({"a": True, "*": 1}, None, "a cost is True"),
+        ({"a": {"a": 2, "*": 1}, "*": 1}, None, "a right answer costs nothing, unless"),
     ],
 )
 def test_misuse(wrong: Any, abstain: Any, message: str) -> None:

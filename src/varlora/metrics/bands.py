@@ -5,10 +5,11 @@ the accuracy of each band is measured, with its exact interval. Or wanted accura
 shares 0 %, 10 %, …, 100 % of the n rows, the first band takes as many of the surest as guarantee its accuracy, the next
 as many of the others, and so on; the last takes what is left, and promises nothing.
 
-Given the two order statistics that bound them, the rows strictly between are independent draws of "rows between" (of
-scores without ties; the bounding row itself is not counted). Each of the P pairs of shares is one binomial test at δ/P
+Given the two order statistics that bound them, the rows strictly between are independent draws of "rows between"; the
+bounding row itself is not counted. Each of the P pairs of shares is one binomial test at δ/P
 (`varlora.metrics.selective_accuracy`), so that with probability at least 1 − δ over the n rows every band keeps its
-promise, however the bands were chosen among them.
+promise, however the bands were chosen among them. That is exact of scores without ties. Tied rows are in one band all
+together, and are all counted there but one, which is right but for less than a row.
 
 Source: as of `varlora.metrics.selective_accuracy`; the pairs are our choice.
 """
@@ -135,7 +136,7 @@ def bands_for_accuracies(
             end = rows if size == rows else int((falling >= cut).sum())  # without rows that are tied with the next
             if end <= start:
                 break
-            first = start if start == 0 else int((falling >= falling[start]).sum())
+            first = start if start == 0 else start + 1  # the row that bounds the band above
             if first < end and bdtr(float(wrong[end] - wrong[first]), end - first, 1 - wanted) <= each:
                 start, above = end, cut
                 break

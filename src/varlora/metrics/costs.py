@@ -259,8 +259,10 @@ def _by_class(given: Cost | Mapping[str, Cost], classes: Sequence[str], what: st
 
 def _numbers(given: Cost, classes: Sequence[str], what: str, right: str | None = None) -> list[float]:
     """One for each class, in order; of the right class there need be none."""
-    if isinstance(given, Mapping) and right is not None and right not in given:
-        given = {right: 0.0, **given}
+    if isinstance(given, Mapping) and right is not None:
+        if given.get(right, 0) != 0:
+            raise ValueError(f"{what}: a right answer costs nothing, unless the costs are given as a matrix.")
+        given = {**given, right: 0.0}
     return [_number(value) for value in _by_class(given, classes, what).values()]
 
 
