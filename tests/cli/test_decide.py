@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli.workshop import TEST, VALIDATION, Outcome, write_rows
+from cli.workshop import TEST, VALIDATION, Outcome, reviews, write_rows
 from varlora.posterior import PredictionConfig
 from varlora.posterior.manifest import write_tuned
 from varlora.runs.decision import Decision
@@ -75,7 +75,8 @@ def test_thresholds_by_a_column_of_the_rows(call: Call, run: Path, tmp_path: Pat
     of_b = torch.tensor([row["topic"] == "b" for row in rows])
     assert decision.group_thresholds["b"].value == pytest.approx(float(confidence[of_b].min()))
 
-    mine = write_rows(tmp_path / "mine.jsonl", [{**row, "topic": n // 40} for n, row in enumerate(TEST)])
+    others = [{**row, "topic": n // 40} for n, row in enumerate(reviews(45, first=600))]
+    mine = write_rows(tmp_path / "mine.jsonl", others)
     words = ["--coverage", "0.9", "--group_column", "topic", "--calibration_file", mine]
     done = call("decide", run, "--no_progress", "--samples", 4, *words)
     assert done.code == 0, done.err
@@ -86,8 +87,41 @@ def test_thresholds_by_a_column_of_the_rows(call: Call, run: Path, tmp_path: Pat
     for said in ("0 (40 rows)", "with no guarantee of their own, since their rows do not suffice: 1 (5)"):
         assert said in done.out
 
+    test = write_rows(tmp_path / "test.jsonl", [{**row, "topic": n % 2} for n, row in enumerate(TEST)])
+    measured = call("eval", run, "--no_progress", "--resamples", 0, "--test_file", test)
+    assert (measured.code, "guarantees its rows" in measured.out) == (0, True), measured.err
+    assert "0 (40 rows)" in measured.out
+    without = call("eval", run, "--no_progress", "--resamples", 0, "--split", "test")
+    assert (without.code, "is not measured" in without.err, "'topic' to group by" in without.err) == (0, True, True)
+
     refused = call("decide", run, "--no_progress", "--samples", 4, "--coverage", "0.9", "--group_column", "subject")
     assert (refused.code, "has no column 'subject' to group by; it has label, text, topic" in refused.err) == (1, True)
+
+
+def test_test_rows_are_left_out(call: Call, run: Path, tmp_path: Path) -> None:
+    config = (run / "config.yaml").read_text()
+    old = next(line for line in config.splitlines() if line.startswith("test_file:"))
+    file = write_rows(tmp_path / "test.jsonl", [*TEST, *VALIDATION[:12]])
+    (run / "config.yaml").write_text(config.replace(old, f"test_file: {file}"))
+    done = call("decide", run, "--coverage", "0.8", "--samples", 4, "--model_name_or_path", "nowhere")
+    assert (done.code, "12 rows of validation are reported, too" in done.err) == (0, True), done.err
+    decision = Decision.load(run)
+    assert decision is not None
+    assert (decision.chosen_on.rows, decision.chosen_on.left_out) == (48, 12)
+    mine = write_rows(tmp_path / "mine.jsonl", TEST)
+    refused = call("decide", run, "--no_progress", "--coverage", "0.8", "--samples", 4, "--calibration_file", mine)
+    assert (refused.code, "there is no labelled row in mine.jsonl" in refused.err) == (1, True), refused.err
+
+
+def test_what_is_only_measured_has_no_guarantee_to_be_approximate(call: Call, run: Path) -> None:
+    write_tuned(run, PredictionConfig(mode="mean"), [{"op": "tune"}])
+    costs = call("decide", run, "--no_progress", "--cost_wrong", 1, "--group_column", "label")
+    assert "What these rows measure is approximate" in costs.out, costs.err
+    assert "nothing is decided by 'label'" in costs.err
+    decision = Decision.load(run)
+    assert decision is not None
+    assert decision.group_column is None
+    assert "The guarantee is approximate" in call("decide", run, "--no_progress", "--coverage", "0.8").out
 
 
 def test_a_decision_that_was_made_before_tuning_is_refused(call: Call, run: Path) -> None:

@@ -18,11 +18,11 @@ from varlora.io.files import read_json
 from varlora.io.words import counted
 from varlora.metrics.costs import OTHERS, Costs
 from varlora.metrics.recalibration import Way
-from varlora.runs.calibration import CALIBRATION, calibrate
+from varlora.runs.calibration import CALIBRATION, VALIDATION, calibrate
 from varlora.runs.choose_decision import WantedBands, choose_decision
 from varlora.runs.data import load_new_rows, read_new_rows
 from varlora.runs.decision import FILE, Decision
-from varlora.runs.row_groups import groups_of, validation_records
+from varlora.runs.row_groups import groups_of, own_records
 
 
 def execute(arguments: Namespace) -> None:
@@ -48,17 +48,20 @@ def execute(arguments: Namespace) -> None:
         columns, split = arguments.dataset_columns, CALIBRATION
         records = own or read_new_rows(arguments.calibration_file, settings, labelled=True, columns=columns)
         file = load_new_rows(records, run, settings, split=split, labelled=True)
-    calibration = calibrate(run, settings, config, file=file, progress=not arguments.no_progress)
+    progress = not arguments.no_progress
+    calibration = calibrate(run, settings, config, reported=["test"], file=file, progress=progress)
     wanted = dataclasses.replace(wanted, costs=_costs(arguments, calibration.prediction.classes))
     if (column := arguments.group_column) is not None:
         if file is None:
-            records, split = validation_records(settings)
+            records, split = own_records(settings, VALIDATION)
         groups = groups_of(calibration.prediction.ids, records, split, column)
     decision = choose_decision(wanted, calibration, group_column=column, groups=groups)
     if decision.recalibration_said or (decision.threshold is None and decision.sets is None):
         _say(decision)
     else:
-        show(report_of(decision, {decision.chosen_on.source: calibration.prediction}, groups=groups))
+        source = decision.chosen_on.source
+        of_rows = None if groups is None else {source: groups}
+        show(report_of(decision, {source: calibration.prediction}, groups=of_rows))
         _say_more(decision)
     kept = decision.save(run.path)
     out.print(
@@ -140,7 +143,12 @@ def _costs(arguments: Namespace, classes: Sequence[str]) -> Costs | None:
         held = read_json(arguments.cost_file, dict[str, Any], instead='Write {"wrong": ..., "abstain": ...}.')
         if "wrong" not in held or set(held) - {"wrong", "abstain"}:
             raise ValueError(f'{arguments.cost_file} holds {sorted(held)}; write {{"wrong": ..., "abstain": ...}}.')
-        return Costs.of(classes, wrong=held["wrong"], abstain=held.get("abstain"))
+        try:
+            return Costs.of(classes, wrong=held["wrong"], abstain=held.get("abstain"))
+        except TypeError as error:
+            raise ValueError(
+                f'{arguments.cost_file}: "wrong" is {held["wrong"]!r}; give a number, costs by class, or a matrix.'
+            ) from error
     if wrong is None:
         if abstain is not None:
             raise ValueError("--cost_abstain says what it costs not to answer; give --cost_wrong, too.")

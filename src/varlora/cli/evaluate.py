@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from rich.markup import escape
 
 from varlora.cli.console import out
 from varlora.cli.finished import check_new_file, load_finished, read_asked, read_finished
-from varlora.cli.selective import chosen, kept_decision, report_of, show, wanted_of
+from varlora.cli.selective import chosen, kept_decision, report_of, say_groups, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.io.files import json_text
 from varlora.io.folders import atomic_file
@@ -18,12 +19,18 @@ from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, 
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, configs_by_mode
-from varlora.runs.data import load_new_rows
+from varlora.runs.config import RunConfig
+from varlora.runs.data import load_new_rows, read_new_rows
+from varlora.runs.decision import Decision, Groups
 from varlora.runs.folder import CompletionScores
 from varlora.runs.generation import generate_split
 from varlora.runs.measure import IN_SCOPE, measure
+from varlora.runs.row_groups import groups_of, own_records
 from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting
+from varlora.tasks.rows import Records
+
+logger = logging.getLogger(__name__)
 
 
 def execute(arguments: Namespace) -> None:
@@ -36,8 +43,9 @@ def execute(arguments: Namespace) -> None:
     run, settings, config = read_finished(arguments, asked)
     task = None
     if arguments.test_file is not None:
-        rows, columns = asked or arguments.test_file, arguments.dataset_columns
-        task = load_new_rows(rows, run, settings, split="test", labelled=True, columns=columns)
+        columns = arguments.dataset_columns
+        asked = asked or read_new_rows(arguments.test_file, settings, labelled=True, columns=columns)
+        task = load_new_rows(asked, run, settings, split="test", labelled=True)
     elif arguments.dataset_columns is not None and arguments.calibration_file is None:
         raise ValueError("--dataset_columns has no effect without --test_file or --calibration_file.")
     setting = load_finished(run, settings, task)
@@ -76,8 +84,17 @@ def execute(arguments: Namespace) -> None:
         kept = kept_decision(run, {name: _of_classes(prediction) for name, prediction in first.items()})
         selected, mode = kept if kept is not None else (None, own)
     if selected is not None:
-        selective = report_of(selected, {split: _of_classes(predictions[split][mode]) for split in splits})
-        show(selective)
+        shown = {split: _of_classes(predictions[split][mode]) for split in splits}
+        groups = None
+        if (column := selected.group_column) is not None:
+            try:
+                groups = {split: _groups(settings, asked, split, one, column) for split, one in shown.items()}
+            except ValueError as error:
+                logger.warning("%s is not measured: %s", Decision.file(run.path), error)
+        if column is None or groups is not None:
+            selective = report_of(selected, shown, groups=groups)
+            show(selective)
+            say_groups(selected)
     if target is not None:
         content: dict[str, Any] = {
             "run": str(run.path),
@@ -97,6 +114,12 @@ def execute(arguments: Namespace) -> None:
         with atomic_file(target, overwrite=arguments.overwrite) as file:
             file.write_text(json_text(content), encoding="utf-8")
         out.print(f"Written to [bold]{escape(str(target))}[/bold].")
+
+
+def _groups(settings: RunConfig, asked: Records | None, split: str, rows: Prediction, column: str) -> Groups:
+    """The groups of a split's rows."""
+    records, called = (asked, split) if asked is not None else own_records(settings, split)
+    return groups_of(rows.ids, records, called, column)
 
 
 def _of_classes(prediction: Prediction | CompletionScores) -> Prediction:

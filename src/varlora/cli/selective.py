@@ -30,12 +30,14 @@ logger = logging.getLogger(__name__)
 CHOSEN, HOLDS, APPROXIMATE, NONE, ALIKE = "chosen here", "holds", "approximate", "none", "if drawn alike"
 """What a guarantee says of a split: nothing new; it holds; it nearly does, since the rows that it is from have decided
 other things, too; these are rows of another kind; it depends on the file's."""
+BY_GROUP = "Each group's own threshold guarantees its rows; of all rows together this is said of the common threshold: "
 BANDS = ("confidence_bands", "accuracy_bands")
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "delta": ("target_accuracy", "accuracy_bands"),
     "sureness": ("coverage", "target_accuracy", *BANDS),
     "set_score": ("prediction_sets",),
     "calibration_file": ("coverage", "target_accuracy", "prediction_sets", "cost_wrong", "cost_file", *BANDS),
+    "group_column": ("coverage", "target_accuracy", "prediction_sets", "recalibrate"),
 }
 """Options that have no effect without one of others."""
 
@@ -52,7 +54,7 @@ def wanted_of(arguments: Namespace, *, more: bool = False) -> Wanted | None:
     """
     for name, others in NEEDS.items():
         there = [other for other in others if hasattr(arguments, other)]
-        if getattr(arguments, name) is not None and all(getattr(arguments, other) is None for other in there):
+        if getattr(arguments, name, None) is not None and all(getattr(arguments, other) is None for other in there):
             logger.warning("--%s has no effect without %s", name, " or ".join(f"--{other}" for other in there))
     if arguments.coverage is not None and arguments.target_accuracy is not None:
         raise ValueError("give --coverage or --target_accuracy, not both: one threshold cannot be chosen for either.")
@@ -89,9 +91,16 @@ def chosen(
 
 
 def report_of(
-    decision: Decision, predictions: Mapping[str, Prediction], *, groups: Groups | None = None
+    decision: Decision, predictions: Mapping[str, Prediction], *, groups: Mapping[str, Groups] | None = None
 ) -> dict[str, Any]:
-    """What `eval` writes: the thresholds, what they promise, and what came of them in every split."""
+    """What `eval` writes: the thresholds, what they promise, and what came of them in every split.
+
+    Args:
+        decision: the decision.
+        predictions: of splits.
+        groups: of their rows, where the decision goes by group.
+    """
+    of_rows = groups if groups is not None else {}
     found: dict[str, Any] = {
         "mode": decision.predicted_as.mode,
         "draws": decision.predicted_as.draws,
@@ -99,12 +108,13 @@ def report_of(
     }
     if decision.threshold is not None:
         found["threshold"] = {"sureness": decision.by, **dataclasses.asdict(decision.threshold)}
-        found["guarantee"] = decision.threshold.sentence
+        found["guarantee"] = (BY_GROUP if decision.group_thresholds else "") + decision.threshold.sentence
     if decision.sets is not None:
         found["set_threshold"] = dataclasses.asdict(decision.sets)
-        found["set_guarantee"] = decision.sets.sentence
+        found["set_guarantee"] = (BY_GROUP if decision.group_sets else "") + decision.sets.sentence
+    found["promises"] = decision.promises
     found["splits"] = {
-        split: {"guarantee": _guarantee(split, decision), **decision.measure(prediction, groups)}
+        split: {"guarantee": _guarantee(split, decision), **decision.measure(prediction, of_rows.get(split))}
         for split, prediction in predictions.items()
     }
     return found
@@ -125,9 +135,6 @@ def kept_decision(run: RunFolder, predictions: Mapping[str, Prediction]) -> tupl
     if decision is None:
         return None
     name = f"{Decision.file(run.path)} is not measured"
-    if decision.group_column is not None:
-        logger.warning("%s: it goes by the rows' %r, which are not read here", name, decision.group_column)
-        return None
     modes = [mode for mode, one in predictions.items() if PredictedAs.of(one) == decision.predicted_as]
     if not modes or read_manifest(run.path)["meta"].get("tuned") != _tuned(run):
         logger.warning("%s: it is for rows predicted by %s, which these are not", name, decision.predicted_as)
@@ -223,8 +230,9 @@ def say_caveats(report: Mapping[str, Any]) -> None:
             soft_wrap=True,
         )
     if chosen_on["also_used_for"]:
+        what = "The guarantee is" if report["promises"] else "What these rows measure is"
         out.print(
-            f"The guarantee is approximate: on the same validation rows {', '.join(chosen_on['also_used_for'])}, so "
+            f"{what} approximate: on the same validation rows {', '.join(chosen_on['also_used_for'])}, so "
             "that they may look a little better than new rows do. It is exact with labelled rows that decided nothing: "
             "--calibration_file.",
             highlight=False,

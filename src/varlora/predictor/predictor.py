@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ from varlora.runs.run import predict_encoded
 from varlora.runs.setting import FinishedModel, Setting, reload_model
 from varlora.tasks.rows import Records
 from varlora.tasks.task import TaskKind
+
+logger = logging.getLogger(__name__)
 
 STORED: Final = "stored"
 """As `decision`: what `varlora decide` keeps in the folder, if anything."""
@@ -79,6 +82,8 @@ class Predictor:
         predictor = Predictor.from_pretrained("runs/reviews")
         predictor("a fine film").label
     """
+
+    _told_of_groups = False
 
     def __init__(
         self,
@@ -440,6 +445,13 @@ class Predictor:
         rows = records.as_given if records.as_given is not None else records.rows
         if any(row.get(column) is not None for row in rows):
             return self.decision.decide(prediction, groups_in(rows, column, where=records.where))
+        if not self._told_of_groups:
+            self._told_of_groups = True
+            logger.warning(
+                "%s: no row has %r, by which the decision goes; such rows go by its common thresholds",
+                records.where,
+                column,
+            )
         return self.decision.decide(prediction, (None,) * len(rows))
 
     def _check(self, decision: Decision) -> None:

@@ -16,12 +16,11 @@ from varlora.posterior import PredictionConfig
 from varlora.posterior.draws import number_of_draws
 from varlora.prediction.prediction import Prediction
 from varlora.runs.config import RunConfig
-from varlora.runs.data import load_task
 from varlora.runs.folder import RunFolder
 from varlora.runs.run import predict_split
 from varlora.runs.setting import FinishedModel, Setting, reload_setting
-from varlora.runs.validation import unreported
-from varlora.tasks import OUT_OF_SCOPE, Task
+from varlora.runs.validation import is_of, load_own_rows, unreported
+from varlora.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def calibrate(
         settings: its settings, as they are now.
         config: how the rows to decide on will be predicted.
         setting: its parts, or its model, where they are loaded already; None loads them if a prediction is to be made.
-        reported: the setting's splits that are reported. Rows whose prompts are among theirs are not chosen on.
+        reported: the run's splits that are reported. Rows whose prompts are among theirs are not chosen on.
         file: other labelled rows in place of the validation rows, as the split "calibration".
         progress: show progress bars.
 
@@ -89,12 +88,12 @@ def calibrate(
             "a decision needs probabilities of classes, and completions have none. Leave --coverage, "
             "--target_accuracy and --prediction_sets out."
         )
+    task = setting.task if isinstance(setting, Setting) else None
+    if task is None and any(split in run.facts["task"]["rows"] for split in reported):
+        task = load_own_rows(run, settings)
     if file is not None:
-        if not isinstance(setting, Setting):
-            setting = _loaded(setting, run, settings, file)
-        at = dataclasses.replace(setting, task=file)
-        prediction = _predicted(at, run, CALIBRATION, config, progress)
-        return _usable(prediction, file.rows(CALIBRATION)["prompt"], setting.task, reported, str(file.source), ())
+        prediction = _predicted(_with_rows(file, setting, run, settings), run, CALIBRATION, config, progress)
+        return _usable(prediction, file.rows(CALIBRATION)["prompt"], task, reported, str(file.source), ())
     splits = [split for split in reported if split != VALIDATION]
     if reported and not splits:
         raise ValueError(
@@ -109,23 +108,21 @@ def calibrate(
         )
     stored = _stored(run, settings, config)
     used = also_used_for(run)
-    if stored is not None and not splits:
+    if stored is not None and task is None:
         return _usable(stored, (), None, (), VALIDATION, used)
-    if not isinstance(setting, Setting):
-        setting = _loaded(setting, run, settings)
-    task = setting.task if VALIDATION in setting.task.splits else load_task(setting.config, setting.tokenizer)
-    rows = task.rows(VALIDATION)
-    if stored is None or not _same_rows(stored, rows):
+    own = task if task is not None and VALIDATION in task.splits else load_own_rows(run, settings)
+    if stored is None or not is_of(stored, own, VALIDATION):
         if stored is not None:
             logger.warning("the stored validation predictions are not of the rows that the data hold now: made anew")
-        stored = _predicted(dataclasses.replace(setting, task=task), run, VALIDATION, config, progress)
-    return _usable(stored, rows["prompt"], setting.task, splits, VALIDATION, used)
+        stored = _predicted(_with_rows(own, setting, run, settings), run, VALIDATION, config, progress)
+    return _usable(stored, own.rows(VALIDATION)["prompt"], task, splits, VALIDATION, used)
 
 
-def _loaded(model: FinishedModel | None, run: RunFolder, settings: RunConfig, task: Task | None = None) -> Setting:
-    if model is None:
-        return reload_setting(settings, run.path, run.posterior.meta, task)
-    return model.setting(task if task is not None else load_task(settings, model.tokenizer))
+def _with_rows(task: Task, at: Setting | FinishedModel | None, run: RunFolder, settings: RunConfig) -> Setting:
+    """The model, loaded where it is not, and these rows."""
+    if isinstance(at, Setting):
+        return dataclasses.replace(at, task=task)
+    return reload_setting(settings, run.path, run.posterior.meta, task) if at is None else at.setting(task)
 
 
 def also_used_for(run: RunFolder) -> tuple[str, ...]:
@@ -156,11 +153,6 @@ def _stored(run: RunFolder, settings: RunConfig, config: PredictionConfig) -> Pr
     draws = number_of_draws(q, config.draws(settings.samples))
     drawn = mode != "samples" or (stored.num_draws == draws and stored.seed == settings.seed)
     return stored if drawn and stored.logit_temperature == q.meta.logit_temperature_of(mode) else None
-
-
-def _same_rows(stored: Prediction, rows: Any) -> bool:
-    labels = [max(label, OUT_OF_SCOPE) for label in stored.labels.tolist()]
-    return stored.ids == tuple(map(str, rows["id"])) and labels == list(rows["label"])
 
 
 def _predicted(setting: Setting, run: RunFolder, split: str, config: PredictionConfig, progress: bool) -> Prediction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,13 +23,15 @@ from varlora.metrics.bands import Band, bands_at, bands_for_accuracies
 from varlora.metrics.by_group import fit_by_group
 from varlora.metrics.conformal import SetScore
 from varlora.metrics.costs import Costs, cost_of_rules
-from varlora.metrics.recalibration import Way, choose_recalibration, recalibrated
+from varlora.metrics.recalibration import Temperatures, Way, choose_recalibration, recalibrated
 from varlora.metrics.selective import Sureness
 from varlora.metrics.selective_accuracy import DELTA, fewest_answers
 from varlora.metrics.uncertainty import mean_log_probs
 from varlora.runs.calibration import Calibration
 from varlora.runs.decision import Decision, Groups, PredictedAs
 from varlora.runs.decision_file import Threshold
+
+logger = logging.getLogger(__name__)
 
 MOST_SCORES = 2000
 """So many of the rows' scores are kept for `Decision.check_exchangeability`, drawn at random if there are more."""
@@ -124,6 +127,10 @@ def choose_decision(
     probs = mean_log_probs(log_probs).exp()
     threshold, group_thresholds = _thresholds(wanted, log_probs, labels, named)
     sets, group_sets = _set_thresholds(wanted, log_probs, labels, named)
+    by_group = isinstance(recalibration, Temperatures) and bool(recalibration.by_group)
+    if groups is not None and not by_group and threshold is None and sets is None:
+        logger.warning("nothing is decided by %r: costs and bands are one for all rows", group_column)
+        group_column, named = None, []
     return Decision(
         chosen_on=chosen_on,
         predicted_as=PredictedAs.of(every),

@@ -172,6 +172,12 @@ class Decision:
     group_thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     group_sets: Mapping[str, SetThreshold] = field(default_factory=dict)
 
+    @property
+    def promises(self) -> bool:
+        """Whether something is guaranteed of new rows; costs and bands of given cuts are only measured."""
+        guaranteed = any(band.wanted is not None for band in self.bands)
+        return self.threshold is not None or self.sets is not None or guaranteed
+
     def decide(self, prediction: Prediction, groups: Groups | None = None) -> Decided:
         """What to do with predicted rows.
 

@@ -46,12 +46,12 @@ def threshold_to_dict(threshold: CoverageThreshold | AccuracyThreshold | SetThre
 
 def threshold_from(held: Mapping[str, Any]) -> Threshold:
     kind: Any = CoverageThreshold if "coverage" in held else AccuracyThreshold
-    threshold: Threshold = kind(**{**held, "value": -math.inf if held["value"] is None else held["value"]})
+    threshold: Threshold = kind(**{**held, "value": _number(held["value"], -math.inf)})
     return threshold
 
 
 def sets_from(held: Mapping[str, Any]) -> SetThreshold:
-    return SetThreshold(**{**held, "value": math.inf if held["value"] is None else held["value"]})
+    return SetThreshold(**{**held, "value": _number(held["value"], math.inf)})
 
 
 def costs_from(held: Mapping[str, Any]) -> Costs:
@@ -60,8 +60,7 @@ def costs_from(held: Mapping[str, Any]) -> Costs:
 
 
 def band_from(held: Mapping[str, Any], *, last: bool) -> Band:
-    missing = -math.inf if last else math.inf
-    return Band(**{**held, "cut": missing if held["cut"] is None else held["cut"]})
+    return Band(**{**held, "cut": _number(held["cut"], -math.inf if last else math.inf)})
 
 
 def recalibration_from(held: Mapping[str, Any]) -> Recalibration:
@@ -72,3 +71,9 @@ def recalibration_from(held: Mapping[str, Any]) -> Recalibration:
         tables=tuple(ClassTable(**{name: tuple(values) for name, values in table.items()}) for table in tables),
         rows=held["venn_abers"]["rows"],
     )
+
+
+def _number(value: object, missing: float) -> float:
+    if value is not None and not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
+    return missing if value is None else value

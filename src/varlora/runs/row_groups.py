@@ -56,20 +56,22 @@ def groups_of(ids: Sequence[str], records: Records, split: str, column: str) -> 
     return tuple(by_id[name] for name in ids)
 
 
-def validation_records(config: RunConfig) -> tuple[Records, str]:
-    """The records that a run's validation rows were made of, and the split that they were called after.
+def own_records(config: RunConfig, split: str) -> tuple[Records, str]:
+    """The records that a split of a run was made of, and the split that they were called after.
 
     Args:
-        config: the run's settings: its validation file, or the training file that the rows were cut from.
+        config: the run's settings: the split's file, or the training file that validation rows were cut from.
+        split: the split.
 
     Raises:
         ValueError: the rows are from no file.
     """
-    for split, file in (("validation", config.validation_file), ("train", config.train_file)):
-        if file is not None:
+    cut_from = ("validation", "train") if split == "validation" else (split,)
+    for name in cut_from:
+        if (file := getattr(config, f"{name}_file", None)) is not None:
             columns = name_pairs("dataset_columns", config.dataset_columns)
-            return read_records(file, columns=columns), split
+            return read_records(file, columns=columns), name
     raise ValueError(
-        "the validation rows are from no file, and a group is read from a column of one. Give labelled rows that have "
-        "the column (--calibration_file)."
+        f"the {split} rows are from no file, and a group is read from a column of one. Give labelled rows that have "
+        f"the column ({'--calibration_file' if split == 'validation' else '--test_file'})."
     )

@@ -18,6 +18,7 @@ from varlora.metrics.selection import FEWEST_ROWS
 from varlora.posterior import Posterior, PredictionConfig
 from varlora.posterior.draws import number_of_draws
 from varlora.prediction.prediction import Prediction
+from varlora.runs.base_model import tokenizer_name
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_task
 from varlora.runs.folder import CompletionScores, RunFolder
@@ -59,10 +60,8 @@ class ValidationRows:
         chat, self.own = run.facts["task"]["kind"] == "completion", rows is None
         if rows is not None:
             self.task = rows
-        elif setting is not None:
-            self.task = setting.task
         else:
-            self.task = load_task(config, AutoTokenizer.from_pretrained(str(run.path)) if chat else None)
+            self.task = setting.task if setting is not None else load_own_rows(run, config)
         self.kept, self.left_out = usable(self.task, split)
         held = self.task.rows(split)
         self.labels = torch.tensor([0] * len(held) if chat else held["label"][:])[self.kept]
@@ -113,6 +112,20 @@ class ValidationRows:
         if isinstance(prediction, CompletionScores):
             return prediction.log_likelihoods[..., None]  # of one "class", the completion that was given
         return prediction.log_probs
+
+
+def load_own_rows(run: RunFolder, config: RunConfig) -> Task:
+    """A run's task with its own rows; no model is loaded.
+
+    Args:
+        run: the run.
+        config: its settings, as they are now.
+
+    Raises:
+        ValueError: as of `load_task`.
+    """
+    chat = run.facts["task"]["kind"] == "completion" or config.prompt_format == "chat"
+    return load_task(config, AutoTokenizer.from_pretrained(tokenizer_name(config, run.path)) if chat else None)
 
 
 def is_of(stored: Prediction, task: Task, split: str) -> bool:
