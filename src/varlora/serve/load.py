@@ -1,9 +1,8 @@
-"""Folders, read into what a server serves: runs, plain PEFT adapters and bare models; one base model is loaded once."""
+"""Folders, read into what is served: runs, posteriors, PEFT adapters, bare models; one base model is loaded once."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,10 @@ from varlora.posterior.folder import load_posterior
 from varlora.posterior.manifest import ADAPTER_CONFIG, MANIFEST
 from varlora.prediction.prediction_setup import SAMPLES, apply_config, choose_config
 from varlora.predictor.predictor import STORED, Predictor
-from varlora.runs.base_model import locate_model, pretrained_of
-from varlora.runs.folder import is_run, read_config
+from varlora.readout.readout import ClassHead
+from varlora.runs.base_model import locate_model, pretrained_of, tokenizer_name
+from varlora.runs.finished import read_finished_folder
+from varlora.runs.folder import is_run
 from varlora.runs.setting import base_of
 from varlora.serve.language_model import LanguageModel
 
@@ -104,8 +105,8 @@ class _Shelf:
 
     def load(self, name: str, folder: Path) -> Predictor | LanguageModel:
         """One folder's model."""
-        if is_run(folder):
-            return self._run(folder)
+        if is_run(folder) or _says_task(folder):
+            return self._asked(folder)
         if (folder / ADAPTER_CONFIG).is_file():
             return self._adapter(name, folder)
         if not (folder / MODEL_CONFIG).is_file():
@@ -116,11 +117,10 @@ class _Shelf:
         model = self._base(str(folder), None)
         return LanguageModel(name=name, model=model, adapter=None, tokenizer=_tokenizer(str(folder), None))
 
-    def _run(self, folder: Path) -> Predictor:
+    def _asked(self, folder: Path) -> Predictor:
+        """A folder that says how its rows are read, whoever wrote it."""
         options = self.options
-        config = read_config(folder)
-        moved: dict[str, Any] = {"model_name_or_path": options.base_model, "dtype": options.dtype}
-        config = dataclasses.replace(config, **{key: value for key, value in moved.items() if value is not None})
+        config = read_finished_folder(folder, model_name_or_path=options.base_model, dtype=options.dtype).config
         key = base_of(config)
         predictor = Predictor.from_pretrained(
             folder,
@@ -191,6 +191,7 @@ class _Shelf:
 def writer(name: str, predictor: Predictor) -> LanguageModel | None:
     """The texts of a predictor's model; None where it is no causal language model."""
     loaded, facts = predictor.loaded, predictor.run.facts["task"]
+    base, own = pretrained_of(loaded.config), tokenizer_name(loaded.config, predictor.run.path)
     if loaded.family != "causal":
         return None
     samples, seed = loaded.config.samples, loaded.config.seed
@@ -199,7 +200,7 @@ def writer(name: str, predictor: Predictor) -> LanguageModel | None:
         name=name,
         model=loaded.model,
         adapter=loaded.adapter,
-        tokenizer=_tokenizer(str(predictor.run.path), None)
+        tokenizer=_tokenizer(own, loaded.config.model_revision if own == base else None)
         if chat
         else copy.deepcopy(loaded.tokenizer),  # its own, as threads go
         posterior=drawn_posterior(predictor.run.posterior, samples, seed=seed),
@@ -229,6 +230,15 @@ def _place(name: str, revision: str | None) -> tuple[str, str | None]:
 def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, revision=revision)
     return tokenizer
+
+
+def _says_task(folder: Path) -> bool:
+    """Whether the folder of a Trainer or of `save_posterior` says how its rows are read."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    meta = load_posterior(folder).meta
+    task, readout = meta.task or {}, meta.readout or {}
+    return task.get("wording") is not None or task.get("kind") == "completion" or readout.get("kind") == ClassHead.kind
 
 
 def _is_bare(folder: Path) -> bool:

@@ -44,8 +44,8 @@ def parser() -> CommandParser:
         "folders",
         metavar="FOLDER",
         nargs="+",
-        help="A finished run, a plain PEFT adapter, or a causal language model; NAME=FOLDER says by which name "
-        "requests ask for it, else the folder's own is.",
+        help="A finished run, a posterior's or a Trainer's folder, a plain PEFT adapter, or a causal language "
+        "model; NAME=FOLDER says by which name requests ask for it, else the folder's own is.",
     )
     made.option(
         "samples",
