@@ -108,6 +108,11 @@ def test_arrays_and_tables_are_rows(predictor: Predictor) -> None:
     [
         ([1], "rows, row 1 is a int; give a text, or a record"),
         (7, "the rows are a int; give a text"),
+        (b"a film", "the rows are a bytes; give a text"),
+        (
+            [{"text": "a film"}, "cut \ud83e"],
+            r"rows, row 2, field 'text': got 'cut \\ud83e'; allowed: whole characters",
+        ),
         (["a film", {"sentence": "a film"}], "rows, row 2: got columns"),
         (np.zeros((2, 2)), r"an array of shape \(2, 2\)"),
         ({"text": " "}, "rows, row 1, field 'text': got ' '"),
@@ -118,6 +123,11 @@ def test_arrays_and_tables_are_rows(predictor: Predictor) -> None:
 def test_rows_that_do_not_fit_are_refused(predictor: Predictor, rows: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         predictor(rows)
+
+
+def test_a_prediction_is_of_one_row_or_more(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="there are no rows"):
+        predictor.prediction([])
 
 
 def test_the_way_to_predict_is_chosen_like_that_of_varlora_predict(trained: Path) -> None:
@@ -134,6 +144,8 @@ def test_the_way_to_predict_is_chosen_like_that_of_varlora_predict(trained: Path
         ({"mode": "mean", "samples": 3}, "which has no draws"),
         ({"mode": "samples", "samples": 0}, "which is the mean"),
         ({"base_model": str(trained / "nowhere")}, "there is no model folder"),
+        ({"base_model": "owner/nothing"}, "model_name_or_path is 'owner/nothing', and nothing can be loaded"),
+        ({"samples": "8"}, "samples is '8'; give a number of draws"),
     ):
         with pytest.raises(ValueError, match=message):
             Predictor.from_pretrained(trained, **options)
@@ -156,7 +168,7 @@ def test_calls_from_several_threads_do_not_mix(predictor: Predictor) -> None:
 def test_draws_that_are_too_many_to_hold_are_drawn_anew(
     trained: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("varlora.predictor.predictor.HELD_BYTES", 0)
+    monkeypatch.setattr("varlora.predictor.held_draws.HELD_BYTES", 0)
     drawn = Predictor.from_pretrained(trained, samples=6)
     assert [numbers(a) for a in drawn(UNEVEN)] == [numbers(a) for a in predictor(UNEVEN)]
 

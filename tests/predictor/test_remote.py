@@ -18,6 +18,7 @@ from varlora import Backend, Export, Predictor, export_adapters
 from varlora.cli import main
 from varlora.predictor.remote import RemotePredictor
 from varlora.runs.folder import read_run
+from varlora.tasks.rows import Records
 
 TEXTS = [row["text"] for row in herds(7, offset=40)]
 NOISY = {"hess_init": 1e-2, "ess": 1e4, "variance": "hessian", "max_steps": 12, "samples": 6}
@@ -67,6 +68,13 @@ def test_the_adapters_of_a_server_say_what_the_posterior_says(here: Predictor, e
         np.testing.assert_allclose(answers(there), answers(here), atol=1e-5)
         np.testing.assert_allclose(there.predict_proba(TEXTS), here.predict_proba(TEXTS), atol=1e-5)
         assert [answer.label for answer in there(iter(TEXTS))] == [answer.label for answer in here(TEXTS)]
+        asked = len(behaviour.asked)
+        there.check(Records(where="rows", rows=[{"text": TEXTS[0]}], labelled=False))
+        with pytest.raises(ValueError, match="field 'text': got 3"):
+            there.check(Records(where="rows", rows=[{"text": 3}], labelled=False))
+        assert len(behaviour.asked) == asked
+    with pytest.raises(ValueError, match="the model is at http"):
+        there.loaded  # noqa: B018
     assert there.num_draws == 3
     assert behaviour.at_once <= 2
     assert {len(body["prompt"]) for body in behaviour.asked} == {3, 1}
@@ -76,7 +84,15 @@ def test_the_adapters_of_a_server_say_what_the_posterior_says(here: Predictor, e
 
 
 def test_an_export_answers_here_as_well(here: Predictor, exported: Path, tmp_path: Path) -> None:
-    np.testing.assert_allclose(answers(Predictor.from_pretrained(exported)), answers(here), atol=1e-6)
+    local = Predictor.from_pretrained(exported, samples=8)
+    assert local.config.samples == local.num_draws == 3
+    np.testing.assert_allclose(answers(local), answers(here), atol=1e-6)
+    for wrong, said in (
+        ({"kind": "choice"}, "was trained with 'label'"),
+        ({"sampels": 3}, "unknown setting 'sampels'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Predictor.from_pretrained(exported, **wrong)
     weights = next(exported.glob("*-draw01-*")) / "adapter_model.safetensors"
     data = weights.read_bytes()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -16,12 +17,12 @@ from gguf_files import PACKED, llama_in_file, write_gguf
 from small_runs import config
 from varlora.compare.cell import identity_of
 from varlora.integrations.source import read_source
-from varlora.posterior import PredictionConfig
+from varlora.posterior import PointMass, PredictionConfig
 from varlora.runs import base_model
 from varlora.runs.base_model import ModelFiles, locate_model, pretrained_name
 from varlora.runs.config import RunConfig
-from varlora.runs.finished import used_now
-from varlora.runs.folder import read_run
+from varlora.runs.finished import run_now
+from varlora.runs.folder import Facts, RunFolder, read_run
 from varlora.runs.run import predict_split, run
 from varlora.runs.setting import reload_setting
 
@@ -122,10 +123,16 @@ def test_settings_without_a_gguf_file_keep_their_fingerprint() -> None:
 
 
 def test_another_place_says_anew_whether_the_model_is_a_file() -> None:
-    trained = RunConfig(model_name_or_path="m", gguf_file="x.gguf", task="sst2", output_dir="o")
+    trained = RunFolder(
+        path=Path("o"),
+        config=RunConfig(model_name_or_path="m", gguf_file="x.gguf", task="sst2", output_dir="o"),
+        posterior=PointMass(mean={}),
+        metrics={},
+        facts=cast(Facts, {"task": {"kind": "label", "answers": []}}),
+    )
 
     def now(**given: str) -> tuple[str, str | None]:
-        there = used_now(trained, Path("o"), given)
+        there = run_now(trained, **given).config
         return there.model_name_or_path, there.gguf_file
 
     assert now() == ("m", "x.gguf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from varlora.posterior.folder import MANIFEST as POSTERIOR
 from varlora.prediction.prediction_setup import remove_tuning
 from varlora.readout.readout import readout_from_dict
 from varlora.runs.export_folder import EXPORT
+from varlora.runs.export_text import export_readme
 from varlora.runs.folder import read_run
 from varlora.runs.setting import Setting, reload_setting
 
@@ -97,6 +99,9 @@ def test_names_follow_the_weights(q: Posterior, trained: Path, tmp_path: Path) -
     page = (tmp_path / "arc" / "README.md").read_text()
     assert "--max-loras 2 --max-cpu-loras 2 --max-lora-rank 8" in page
     assert all(f"{name}=./{name}" in page for name in names)
+    page = export_readme(dataclasses.replace(first, rank=12), name="arc")
+    assert "--max-cpu-loras 2 --max-lora-rank 16" in page, "vLLM takes certain ranks alone"
+    assert "--max-loras-per-batch 2 \\\n  --max-lora-rank 12 " in page
 
 
 def test_the_mean_is_one_adapter(q: Posterior, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_merged_model_is_the_mean(trained: Path, tmp_path: Path) -> None:
 
 def test_a_quantized_base_is_not_merged_into(trained: Path, tmp_path: Path) -> None:
     run = read_run(trained)
-    config = dataclasses.replace(run.config, quantization="4bit")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, quantization="4bit"))
     with pytest.raises(ValueError, match=r"quantization '4bit', and merging would round .*--quantization none"):
-        export_merged(run, tmp_path / "merged", config=config)
+        export_merged(run, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from varlora.prediction.prediction_setup import choose_default_config, remove_tu
 from varlora.runs.any_posterior import read_posterior
 from varlora.runs.export import export_adapters
 from varlora.runs.export_folder import EXPORT
+from varlora.runs.finished import run_now
 from varlora.runs.folder import is_run, read_config, read_run
 from varlora.runs.merged import export_merged
 
@@ -60,18 +60,14 @@ def _merge(arguments: Namespace) -> None:
     """One model."""
     if given := [name for name in ("samples", "seed", "name") if getattr(arguments, name) is not None]:
         raise ValueError(f"--{given[0]} is about adapters, and --merged writes one model of the mean; leave one out.")
-    run = read_run(arguments.source)
-    changes = {
-        name: value
-        for name in ("quantization", "model_name_or_path")
-        if (value := getattr(arguments, name)) is not None
-    }
-    if "model_name_or_path" in changes:
-        changes["gguf_file"] = None
+    run = run_now(
+        read_run(arguments.source),
+        quantization=arguments.quantization,
+        model_name_or_path=arguments.model_name_or_path,
+    )
     export = export_merged(
         run,
         arguments.output_dir,
-        config=dataclasses.replace(run.config, **changes),
         untuned=arguments.untuned,
         overwrite=arguments.overwrite,
     )

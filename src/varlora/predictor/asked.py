@@ -54,7 +54,7 @@ def listed(rows: object) -> Sequence[Any] | None:
         return list(rows.to_dict("records"))
     if hasattr(rows, "to_list"):
         return list(rows.to_list())
-    if isinstance(rows, Iterable):
+    if isinstance(rows, Iterable) and not isinstance(rows, bytes):
         return None
     raise ValueError(
         f"the rows are a {type(rows).__name__}; give a text, a record, a list of them, a data set, or an iterator."

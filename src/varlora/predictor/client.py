@@ -92,10 +92,6 @@ class Client:
             follow_redirects=False,  # a key goes to nobody else
         )
 
-    def close(self) -> None:
-        """Closes the connections."""
-        self._http.close()
-
     def get(self, path: str) -> dict[str, Any]:
         """What a GET of a path below the URL answers."""
         return self._ask("GET", path, None)

@@ -14,12 +14,11 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from typing_extensions import Self
 
 from varlora.adapters import check_base, load_into
-from varlora.posterior import DropoutMasks, Mixture, Mode, PointMass, Posterior, PredictionConfig, linearisable
-from varlora.posterior.draws import number_of_draws, weight_draws
+from varlora.posterior import Mode, Posterior, PredictionConfig, linearisable
+from varlora.posterior.draws import number_of_draws
 from varlora.prediction.generation import Generations
 from varlora.prediction.linearised import DRAWS
 from varlora.prediction.prediction import Prediction
@@ -28,11 +27,12 @@ from varlora.prediction.until_sure import MOST, can_stop
 from varlora.predictor.answer import Answer, TextAnswer, answers_of, text_answers_of
 from varlora.predictor.asked import Asked, chunks, is_one_row, listed, records_of
 from varlora.predictor.client import Backend
+from varlora.predictor.held_draws import hold_draws, move_held
 from varlora.predictor.hub import local_folder
 from varlora.predictor.reader import SPLIT, RowReader
-from varlora.runs.decision import Decided, Decision
+from varlora.runs.decision import Decided, Decision, PredictedAs
 from varlora.runs.export_folder import is_export, read_export
-from varlora.runs.finished import read_finished_folder, used_now
+from varlora.runs.finished import read_finished_folder, run_now
 from varlora.runs.folder import RunFolder
 from varlora.runs.generation import encode_split_prompts, generate_encoded
 from varlora.runs.row_groups import groups_in
@@ -47,8 +47,6 @@ STORED: Final = "stored"
 """As `decision`: what `varlora decide` keeps in the folder, if anything."""
 BATCHES_A_CHUNK = 16
 """Batches of a stream that are read before they are answered: within them rows of like length go together."""
-HELD_BYTES = 2**30
-"""Most bytes of draws that are held from call to call; more are drawn anew, the same ones, at each call."""
 
 
 class Predictor:
@@ -120,7 +118,9 @@ class Predictor:
         elif until_sure and self.kind != "completion" and can_stop(applied):
             self._q, self._asked = applied, "auto"
         else:
-            self._q = _hold(applied, self._samples, seed=loaded.config.seed, device=self.device)
+            self._q = hold_draws(applied, self._samples, seed=loaded.config.seed, device=self.device)
+        if self._mode == "samples":  # an ensemble has as many as it has members
+            self.config = dataclasses.replace(config, samples=self.num_draws)
         self.decision = decision
         if decision is not None:
             self._check(decision)
@@ -217,16 +217,18 @@ class Predictor:
         }
         if is_export(adapter):
             run, export = read_export(adapter)
-            run = dataclasses.replace(run, config=used_now(run.config, adapter, settings))
+            run = run_now(run, kind=kind, answers=answers, **settings)
             adapter /= export.adapters[0].name
             if isinstance(decision, str):
                 decision = None if export.decision is None else Decision.from_dict(export.decision)
         else:
             run = read_finished_folder(adapter, kind=kind, answers=answers, **settings)
         q, config = remove_tuning(run.posterior) if untuned else run.posterior, run.config
-        until_sure = samples == "auto"
+        until_sure = isinstance(samples, str)
+        if isinstance(samples, str) and samples != "auto":
+            raise ValueError(f"samples is {samples!r}; give a number of draws, 0 for the mean, or 'auto'.")
         number = MOST if isinstance(samples, str) else samples
-        if samples == "auto" and run.facts["task"]["kind"] == "completion":
+        if until_sure and run.facts["task"]["kind"] == "completion":
             raise ValueError("samples is 'auto', which is for answers; for texts give a number.")
         way = choose_default_config(q, number, config.samples, mode=mode, tell=False)
         if isinstance(decision, str):
@@ -279,7 +281,7 @@ class Predictor:
         """
         with self._lock:
             self._loaded.model.to(device)
-            self._q = None if self._q is None else _moved(self._q, self.device)
+            self._q = None if self._q is None else move_held(self._q, self.device)
         return self
 
     @overload
@@ -325,7 +327,8 @@ class Predictor:
         Raises:
             ValueError: A row does not fit the task, or has more tokens than are allowed.
         """
-        self._encoded(self._setting(records))
+        with self._lock:
+            self._encoded(self._setting(records))
 
     def fit(self, rows: Any, labels: Any = None) -> Self:
         """Refused: the predictor is trained already. It is here since scikit-learn asks whether it is.
@@ -377,7 +380,9 @@ class Predictor:
         Raises:
             ValueError: As of `predict_proba`.
         """
-        return self._classes_of(records_of(self._known(rows), self.reader.field_of_text, labelled=labelled))
+        if not len(known := self._known(rows)):
+            raise ValueError("there are no rows; give one or more.")
+        return self._classes_of(records_of(known, self.reader.field_of_text, labelled=labelled))
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -458,16 +463,14 @@ class Predictor:
         """Refuses a decision that was chosen for another way to predict, before any row is asked."""
         if self.kind == "completion":
             raise ValueError("a decision needs probabilities of classes, and completions have none; leave it out.")
-        shape = (1, self.num_draws, len(self.classes))
-        like = Prediction(
-            log_probs=torch.zeros(shape, dtype=torch.float64),
-            labels=torch.tensor([-100]),
-            classes=self.classes,
+        way = PredictedAs(
             mode=self._mode,
+            draws=self.num_draws,
             logit_temperature=self._logit_temperature,
+            classes=self.classes,
         )
         try:
-            decision.check(like)
+            decision.check(way)
         except ValueError as error:
             raise ValueError(f"{error} Or leave it aside: decision=None, on the command line --undecided.") from error
 
@@ -503,28 +506,3 @@ def _connect(
             "leave one of them out."
         )
     return RemotePredictor.connect(Path(folder), backend, **options)
-
-
-def _hold(q: Posterior, samples: int, *, seed: int, device: torch.device) -> Posterior:
-    """The draws that predictions make of a posterior, made once: as points with equal weights.
-
-    What is too much to hold stays as it is, and is drawn anew each time; dropout masks are no draws of weights.
-    """
-    size = sum(t.numel() * t.element_size() for t in q.point.values())
-    if isinstance(q, DropoutMasks) or number_of_draws(q, samples) * size > HELD_BYTES:
-        return q
-    points = [PointMass(mean=_on(weights, device), meta=q.meta) for weights in weight_draws(q, samples, seed=seed)]
-    return Mixture(components=tuple(points), meta=q.meta) if len(points) > 1 else points[0]
-
-
-def _moved(q: Posterior, device: torch.device) -> Posterior:
-    """Draws that are held, on another device; a posterior that is drawn from stays where it is."""
-    if isinstance(q, PointMass):
-        return dataclasses.replace(q, mean=_on(q.mean, device))
-    if isinstance(q, Mixture):
-        return dataclasses.replace(q, components=tuple(_moved(component, device) for component in q.components))
-    return q
-
-
-def _on(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {key: t.to(device) for key, t in tensors.items()}

@@ -189,7 +189,7 @@ class Decision:
         Raises:
             ValueError: the prediction was made otherwise, or groups are missing or not of these rows.
         """
-        self.check(prediction)
+        self.check(PredictedAs.of(prediction))
         named = self._groups(len(prediction.labels), groups)
         log_probs = recalibrated(self.recalibration, prediction.log_probs, named)
         probs = mean_log_probs(log_probs).exp()
@@ -266,13 +266,12 @@ class Decision:
         """
         return ConformalTestMartingale(self.reference, alpha=alpha, seed=seed)
 
-    def check(self, prediction: Prediction) -> None:
-        """Whether a prediction is one that this decision is for.
+    def check(self, made: PredictedAs) -> None:
+        """Whether rows that are predicted so are some that this decision is for.
 
         Raises:
-            ValueError: it was made otherwise than the rows that the decision was chosen on.
+            ValueError: those that the decision was chosen on were predicted otherwise.
         """
-        made = PredictedAs.of(prediction)
         if made.classes != self.predicted_as.classes:
             raise ValueError(
                 f"the decision is for the classes {_named(self.predicted_as.classes)}, and these rows have "

@@ -30,7 +30,6 @@ from varlora.metrics.scoring import log_losses
 from varlora.posterior import PointMass, Posterior, PosteriorMeta, PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, choose_config, remove_tuning
-from varlora.runs.config import RunConfig
 from varlora.runs.data import load_new_rows
 from varlora.runs.folder import RunFolder, write_derived
 from varlora.runs.run import frozen_layers_once, predict_split
@@ -126,7 +125,6 @@ def distill(
     run: RunFolder,
     output_dir: str | Path,
     *,
-    config: RunConfig | None = None,
     unlabeled_file: str | None = None,
     samples: int | None = None,
     untuned: bool = False,
@@ -138,9 +136,8 @@ def distill(
     """Distils a run's averaged prediction into one adapter, and writes it as a run folder.
 
     Args:
-        run: The run, of classes or choices.
+        run: The run, of classes or choices, with its settings as they are now.
         output_dir: Where to. The folder appears whole or not at all.
-        config: The run's settings as they are now; None: as in training.
         unlabeled_file: More rows to match the average on; answers in it are not looked at.
         samples: Draws of the average; None: what was tuned, or the run's own number.
         untuned: Leave aside what `varlora tune` chose.
@@ -156,7 +153,7 @@ def distill(
         NoGainError: The mean with a temperature is as good. Nothing is written.
         ValueError: The run writes texts, has no draws, or too few validation rows to tell; or the folder is taken.
     """
-    config, options = run.config if config is None else config, options or SoftTargetOptions(seed=run.config.seed)
+    config, options = run.config, options or SoftTargetOptions(seed=run.config.seed)
     check_target(output_dir, overwrite=overwrite)
     if run.facts["task"]["kind"] == "completion":
         raise ValueError(
@@ -201,7 +198,7 @@ def distill(
 
 
 def _with_unlabeled(setting: Setting, run: RunFolder, file: str) -> Setting:
-    """The setting with one more split: the training rows, and those of a file that are no validation or test rows."""
+    """The setting with one more split: the training rows, and those of a file that the run has in no split."""
     task = load_new_rows(file, run, setting.config, split="unlabeled", labelled=False, tokenizer=setting.tokenizer)
     new = task.rows("unlabeled")
     kept, left_out = unreported(

@@ -8,11 +8,9 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from varlora.io.files import json_text
@@ -21,10 +19,9 @@ from varlora.posterior import Mode, Posterior
 from varlora.posterior.draws import weight_draws
 from varlora.posterior.folder import tensor_bytes
 from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN
-from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import SAMPLES, apply_config, choose_default_config, remove_tuning
 from varlora.readout.readout import ClassHead, readout_from_dict
-from varlora.runs.decision import Decision
+from varlora.runs.decision import Decision, PredictedAs
 from varlora.runs.export_folder import EXPORT, Export, ExportedAdapter
 from varlora.runs.export_text import export_readme
 from varlora.runs.folder import CONFIG, FACTS, TOKENIZER_FILES, read_config
@@ -151,7 +148,7 @@ def write_beside(export: Export, folder: Path, source: str | Path | None, *, nam
             if file.is_file() and known and not (folder / file.name).exists():
                 shutil.copyfile(file, folder / file.name)
     export.save(folder)
-    (folder / "README.md").write_text(export_readme(asdict(export), name=name), encoding="utf-8")
+    (folder / "README.md").write_text(export_readme(export, name=name), encoding="utf-8")
 
 
 def _decision(q: Posterior, source: str | Path | None, *, mode: Mode, draws: int) -> dict[str, Any] | None:
@@ -161,15 +158,9 @@ def _decision(q: Posterior, source: str | Path | None, *, mode: Mode, draws: int
     if decision is None or readout is None:
         return None
     classes = readout.classes if isinstance(readout, ClassHead) else readout.answers
-    like = Prediction(
-        log_probs=torch.zeros((1, draws, len(classes)), dtype=torch.float64),
-        labels=torch.tensor([-100]),
-        classes=classes,
-        mode=mode,
-        logit_temperature=q.meta.logit_temperature_of(mode),
-    )
+    temperature = q.meta.logit_temperature_of(mode)
     try:
-        decision.check(like)
+        decision.check(PredictedAs(mode=mode, draws=draws, logit_temperature=temperature, classes=classes))
     except ValueError as error:
         logger.warning("the run's decision is left out: %s", error)
         return None

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
+
+from varlora.runs.export_folder import Export
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 MOST_TOKEN_IDS = 128
-"""Tokens that vLLM tells the log-probabilities of by their ids."""
+"""Tokens that vLLM tells the log-probabilities of by their ids, in one request."""
 PORTS = {"vLLM": 8000, "SGLang": 30000}
 
 
-def export_readme(export: Mapping[str, Any], *, name: str) -> str:
+def export_readme(export: Export, *, name: str) -> str:
     """README.md of an export folder.
 
     Args:
-        export: content of export.json.
+        export: what the folder holds.
         name: of the folder.
     """
     parts = [f"# {name}", _what(export), _average(export)]
-    if export["kind"] == "merged":
+    if export.kind == "merged":
         parts.append(_merged())
-    elif export["not_plain"]:
+    elif export.not_plain:
         parts.append(_not_served(export))
     else:
         parts += [_vllm(export), _sglang(export), _varlora(export), _asking(export, name)]
@@ -35,43 +37,10 @@ def export_readme(export: Mapping[str, Any], *, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def vllm_command(export: Mapping[str, Any]) -> str:
-    """The command that serves the adapters with vLLM, to be typed in the export folder.
-
-    Example:
-        >>> export = {"base_model": "my-model", "base_revision": None, "rank": 12, "adapters": [{"name": "a-1"}]}
-        >>> print(vllm_command(export))
-        vllm serve my-model --enable-lora --max-loras 1 --max-cpu-loras 1 --max-lora-rank 16 \\
-          --lora-modules a-1=./a-1
-    """
-    names = [adapter["name"] for adapter in export["adapters"]]
-    rank = next((rank for rank in RANKS if rank >= export["rank"]), export["rank"])
-    options = f"--enable-lora --max-loras {len(names)} --max-cpu-loras {len(names)} --max-lora-rank {rank}"
-    modules = " ".join(f"{name}=./{name}" for name in names)
-    return f"vllm serve {_base(export)} {options} \\\n  --lora-modules {modules}"
-
-
-def sglang_command(export: Mapping[str, Any]) -> str:
-    """The command that serves the adapters with SGLang, to be typed in the export folder.
-
-    Example:
-        >>> export = {"base_model": "my-model", "base_revision": None, "rank": 12, "adapters": [{"name": "a-1"}]}
-        >>> print(sglang_command(export))
-        python -m sglang.launch_server --model-path my-model --enable-lora --max-loras-per-batch 1 \\
-          --max-lora-rank 12 --lora-paths a-1=./a-1
-    """
-    names = [adapter["name"] for adapter in export["adapters"]]
-    paths = " ".join(f"{name}=./{name}" for name in names)
-    return (
-        f"python -m sglang.launch_server --model-path {_base(export)} --enable-lora --max-loras-per-batch {len(names)} "
-        f"\\\n  --max-lora-rank {export['rank']} --lora-paths {paths}"
-    )
-
-
-def completion_request(export: Mapping[str, Any]) -> dict[str, Any]:
+def _completion_request(export: Export) -> dict[str, Any]:
     """The body of a request for the answers' log-probabilities under one adapter, in vLLM's form."""
-    tokens = list((export["readout"] or {}).get("token_ids", ()))
-    body: dict[str, Any] = {"model": export["adapters"][0]["name"], "prompt": "...", "max_tokens": 1, "temperature": 0}
+    tokens = list((export.readout or {}).get("token_ids", ()))
+    body: dict[str, Any] = {"model": export.adapters[0].name, "prompt": "...", "max_tokens": 1, "temperature": 0}
     if tokens:
         body |= {"logprobs": len(tokens), "return_tokens_as_token_ids": True}
         if len(tokens) <= MOST_TOKEN_IDS:
@@ -79,28 +48,28 @@ def completion_request(export: Mapping[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _base(export: Mapping[str, Any]) -> str:
-    revision = export["base_revision"]
-    named = shlex.quote(export["base_model"])
+def _base(export: Export) -> str:
+    revision = export.base_revision
+    named = shlex.quote(export.base_model)
     return f"{named} --revision {shlex.quote(revision)}" if revision else named
 
 
-def _what(export: Mapping[str, Any]) -> str:
-    if export["kind"] == "merged":
-        return f"The mean of a posterior over LoRA weights, merged into its base model, {export['base_model']}."
-    number = len(export["adapters"])
-    if export["mode"] == "mean":
-        return f"The mean of a posterior over LoRA weights, as one plain PEFT adapter of {export['base_model']}."
+def _what(export: Export) -> str:
+    if export.kind == "merged":
+        return f"The mean of a posterior over LoRA weights, merged into its base model, {export.base_model}."
+    number = len(export.adapters)
+    if export.mode == "mean":
+        return f"The mean of a posterior over LoRA weights, as one plain PEFT adapter of {export.base_model}."
     adapters = "1 draw" if number == 1 else f"{number} draws"
     return (
-        f"{adapters} (seed {export['seed']}) of a posterior over LoRA weights, as plain PEFT adapters of "
-        f"{export['base_model']}. A name ends in a hash of the weights, so that no cache takes one for another."
+        f"{adapters} (seed {export.seed}) of a posterior over LoRA weights, as plain PEFT adapters of "
+        f"{export.base_model}. A name ends in a hash of the weights, so that no cache takes one for another."
     )
 
 
-def _average(export: Mapping[str, Any]) -> str:
-    readout, temperature = export["readout"] or {}, export["logit_temperature"]
-    many = len(export["adapters"]) > 1
+def _average(export: Export) -> str:
+    readout, temperature = export.readout or {}, export.logit_temperature
+    many = len(export.adapters) > 1
     lines = []
     if "token_ids" in readout:
         pairs = ", ".join(
@@ -118,22 +87,33 @@ def _average(export: Mapping[str, Any]) -> str:
     return " ".join(lines) or "It writes texts; ask each adapter for its own, and count the answers."
 
 
-def _vllm(export: Mapping[str, Any]) -> str:
-    return f"## vLLM\n\nIn this folder:\n\n```bash\n{vllm_command(export)}\n```"
+def _vllm(export: Export) -> str:
+    names = [adapter.name for adapter in export.adapters]
+    rank = next((rank for rank in RANKS if rank >= export.rank), export.rank)
+    options = f"--enable-lora --max-loras {len(names)} --max-cpu-loras {len(names)} --max-lora-rank {rank}"
+    command = f"vllm serve {_base(export)} {options} \\\n  --lora-modules {_places(names)}"
+    return f"## vLLM\n\nIn this folder:\n\n```bash\n{command}\n```"
 
 
-def _sglang(export: Mapping[str, Any]) -> str:
-    return f"## SGLang\n\nIn this folder:\n\n```bash\n{sglang_command(export)}\n```"
+def _sglang(export: Export) -> str:
+    names = [adapter.name for adapter in export.adapters]
+    options = f"--enable-lora --max-loras-per-batch {len(names)} \\\n  --max-lora-rank {export.rank}"
+    command = f"python -m sglang.launch_server --model-path {_base(export)} {options} --lora-paths {_places(names)}"
+    return f"## SGLang\n\nIn this folder:\n\n```bash\n{command}\n```"
 
 
-def _varlora(export: Mapping[str, Any]) -> str:
-    names = [adapter["name"] for adapter in export["adapters"]]
-    command = f"varlora serve {' '.join(f'{name}=./{name}' for name in names)}"
+def _places(names: Sequence[str]) -> str:
+    """Each adapter's name and folder."""
+    return " ".join(f"{name}=./{name}" for name in names)
+
+
+def _varlora(export: Export) -> str:
+    command = f"varlora serve {_places([adapter.name for adapter in export.adapters])}"
     return f"## varlora\n\nPlainly, as the others do; in this folder:\n\n```bash\n{command}\n```"
 
 
-def _asking(export: Mapping[str, Any], name: str) -> str:
-    tokens = (export["readout"] or {}).get("token_ids", ())
+def _asking(export: Export, name: str) -> str:
+    tokens = (export.readout or {}).get("token_ids", ())
     parts = [
         "## Asking",
         "`varlora` asks all of them and averages, with the prompt, the temperature and the decision of this folder:",
@@ -143,7 +123,7 @@ def _asking(export: Mapping[str, Any], name: str) -> str:
     if tokens:
         parts.append("Anything else asks each adapter for one token, and for the log-probabilities of the answers':")
         request = f"curl http://localhost:{PORTS['vLLM']}/v1/completions -H 'Content-Type: application/json' -d"
-        parts.append(f"```bash\n{request} '{json.dumps(completion_request(export))}'\n```")
+        parts.append(f"```bash\n{request} '{json.dumps(_completion_request(export))}'\n```")
         parts.append(
             "`logprob_token_ids` is known to recent versions of vLLM. An older one tells the likeliest tokens only: "
             "raise `logprobs` as far as `--max-logprobs` allows (20 unless given, -1 for all). SGLang's own "
@@ -152,10 +132,10 @@ def _asking(export: Mapping[str, Any], name: str) -> str:
     return "\n\n".join(parts)
 
 
-def _not_served(export: Mapping[str, Any]) -> str:
+def _not_served(export: Export) -> str:
     return (
-        f"vLLM and SGLang do not load these adapters: they have {', '.join(export['not_plain'])}. PEFT does "
-        f'(`PeftModel.from_pretrained(base, "{export["adapters"][0]["name"]}")`), and `varlora serve`, with the run\'s '
+        f"vLLM and SGLang do not load these adapters: they have {', '.join(export.not_plain)}. PEFT does "
+        f'(`PeftModel.from_pretrained(base, "{export.adapters[0].name}")`), and `varlora serve`, with the run\'s '
         "own folder, answers with the posterior itself. `varlora export --merged` makes one whole model, and `varlora "
         "distill` one adapter that answers like the average."
     )

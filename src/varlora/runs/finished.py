@@ -80,14 +80,9 @@ def read_finished_folder(
         varlora.posterior.manifest.CheckpointError: no-such-folder is not a folder that exists.
     """
     path = Path(folder)
-    given = {name: value for name, value in settings.items() if value is not None}
-    if unknown := [name for name in given if name not in SETTINGS]:
-        raise ValueError(f"unknown setting {unknown[0]!r}; {nearest(unknown[0], SETTINGS)}")
     if is_run(path):
-        run = read_run(path)
-        known = {"kind": run.facts["task"]["kind"], "answers": tuple(run.facts["task"]["answers"])}
-        _check_alike(path, known, {"kind": kind, "answers": tuple(answers) if answers is not None else None})
-        return dataclasses.replace(run, config=used_now(run.config, path, given))
+        return run_now(read_run(path), kind=kind, answers=answers, **settings)
+    given = _given(settings)
     q = read_posterior(path)
     described = _described(path, q.meta)
     facts = _task_facts(path, q.meta, described, rows=rows, kind=kind, answers=answers)
@@ -130,20 +125,32 @@ def with_description(run: RunFolder) -> Posterior:
     return dataclasses.replace(q, meta=dataclasses.replace(q.meta, task=described.to_dict()))  # type: ignore[type-var]
 
 
-def used_now(config: RunConfig, path: Path, settings: Mapping[str, Any]) -> RunConfig:
-    """A run's settings with where and how it is used now.
+def run_now(
+    run: RunFolder, *, kind: TaskKind | None = None, answers: Sequence[str] | None = None, **settings: Any
+) -> RunFolder:
+    """A run that says everything, with where and how it is used now.
 
     Args:
-        config: the run's own.
-        path: its folder.
-        settings: by name; None is not given.
+        run: the run, as it was trained.
+        kind, answers, settings: as of `read_finished_folder`.
 
     Raises:
-        ValueError: one contradicts what the run was trained with.
+        ValueError: one is no setting, or contradicts what the run was trained with.
     """
+    given, facts = _given(settings), run.facts["task"]
+    known = {"kind": facts["kind"], "answers": tuple(facts["answers"])}
+    _check_alike(run.path, known, {"kind": kind, "answers": tuple(answers) if answers is not None else None})
+    trained = {name: value for name, value in run.config.to_dict().items() if name not in NOW}
+    _check_alike(run.path, trained, given)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, **_moved(given)))
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are given, none of which is unknown."""
     given = {name: value for name, value in settings.items() if value is not None}
-    _check_alike(path, {name: value for name, value in config.to_dict().items() if name not in NOW}, given)
-    return dataclasses.replace(config, **_moved(given))
+    if unknown := [name for name in given if name not in SETTINGS]:
+        raise ValueError(f"unknown setting {unknown[0]!r}; {nearest(unknown[0], SETTINGS)}")
+    return given
 
 
 def _moved(given: Mapping[str, Any]) -> Mapping[str, Any]:

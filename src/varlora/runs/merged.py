@@ -9,7 +9,6 @@ from varlora.adapters import check_base, load_into
 from varlora.io.folders import atomic_folder, check_target
 from varlora.prediction.prediction_setup import apply_config, choose_config, remove_tuning
 from varlora.readout.readout import ClassHead
-from varlora.runs.config import RunConfig
 from varlora.runs.export import base_of, largest_rank, prompt_of, write_beside
 from varlora.runs.export_folder import EXPORT, Export
 from varlora.runs.folder import RunFolder
@@ -20,16 +19,14 @@ def export_merged(
     run: RunFolder,
     output_dir: str | Path,
     *,
-    config: RunConfig | None = None,
     untuned: bool = False,
     overwrite: bool = False,
 ) -> Export:
     """Writes a run's mean as one model: the base model's weights with the adapter's update in them, and the tokenizer.
 
     Args:
-        run: The run.
+        run: The run, with its settings as they are now.
         output_dir: Where to. The folder appears whole or not at all.
-        config: Its settings as they are now; None: as in training.
         untuned: Leave aside what `varlora tune` chose (pruning, and the temperature of the mean's logits).
         overwrite: Replace an export folder.
 
@@ -39,7 +36,7 @@ def export_merged(
     Raises:
         ValueError: The base model is quantized, or not the one that was trained on; or the folder is taken.
     """
-    config = run.config if config is None else config
+    config = run.config
     check_target(output_dir, overwrite=overwrite, marker=EXPORT)
     if config.quantization != "none":
         raise _quantized(f"the run's base model was loaded with quantization {config.quantization!r}")
