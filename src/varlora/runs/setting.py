@@ -322,13 +322,20 @@ def _tokenizer(config: RunConfig, folder: Path | None = None) -> PreTrainedToken
     _refuse_adapter(base)
     if folder is not None and isinstance(config, FolderConfig):
         name = tokenizer_name(config, folder)
-    try:
+    with _loading_from(base, name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, revision=config.model_revision if name == base else None
         )
-    except OSError as error:
-        raise ValueError(f"model_name_or_path is {base!r}, and nothing can be loaded from {name}. {error}") from error
     return tokenizer
+
+
+@contextmanager
+def _loading_from(base: str, place: str) -> Iterator[None]:
+    """Names the base model where nothing can be loaded, which the hub's own errors may not."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"model_name_or_path is {base!r}, and nothing can be loaded from {place}. {error}") from error
 
 
 def _refuse_adapter(name: str) -> None:
@@ -354,13 +361,15 @@ def family_of(config: RunConfig) -> Family:
     """Whether the model is read as a causal language model or as an encoder.
 
     Raises:
-        ValueError: the settings leave it to the model's architecture, and that does not tell.
+        ValueError: the settings leave it to the model's architecture, and that does not tell, or cannot be read.
     """
     if config.model_class == "causal":
         return "causal"
     if config.model_class == "encoder":
         return "encoder"
-    description = AutoConfig.from_pretrained(pretrained_of(config), revision=config.model_revision)
+    base = pretrained_of(config)
+    with _loading_from(base, base):
+        description = AutoConfig.from_pretrained(base, revision=config.model_revision)
     names = description.architectures or []
     if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
         return "causal"
@@ -424,8 +433,9 @@ def _base_model(config: RunConfig, family: Family, answers: tuple[str, ...]) -> 
         options |= {"num_labels": len(answers), "ignore_mismatched_sizes": True}
     if (quantized := quantization_config(config)) is not None:
         options["quantization_config"] = quantized
-    with without_bars():
-        model, info = loader.from_pretrained(pretrained_of(config), **options)
+    base = pretrained_of(config)
+    with without_bars(), _loading_from(base, base):
+        model, info = loader.from_pretrained(base, **options)
     if quantized is not None:
         prepare: Any = prepare_model_for_kbit_training
         model = prepare(model, use_gradient_checkpointing=config.gradient_checkpointing)

@@ -88,6 +88,11 @@ class Records:
         value = self.rows[index][field]
         if not isinstance(value, str) or not value.strip():
             raise self.error(index, field, value, "a string that is not empty")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            whole = "whole characters, not the half of one that a cut within an emoji leaves"
+            raise self.error(index, field, value[max(0, error.start - 20) : error.end], whole) from error
         return value
 
 
