@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from small_runs import herds
 from varlora import Predictor
+from varlora.metrics.costs import Costs
 from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.calibration import calibrate
 from varlora.runs.choose_decision import Wanted, choose_decision
@@ -50,6 +52,16 @@ def test_rows_that_are_not_sure_enough_say_why(decided: Path) -> None:
         for row in expected.sets.tolist()
     ]
     assert predictor(ROWS[0]["text"]).answered == answers[0].answered
+
+
+def test_by_costs_the_labels_are_those_of_the_least_cost(decided: Path) -> None:
+    stored = Decision.load(decided)
+    assert stored is not None
+    costs = Costs(wrong=((0.0, 1e9), (1.0, 0.0)))
+    decision = dataclasses.replace(stored, threshold=None, costs=costs)
+    predictor = Predictor.from_pretrained(decided, samples=6, decision=decision)
+    assert {answer.label for answer in predictor(ROWS)} == {"negative"} == set(predictor.predict(ROWS).tolist())
+    assert set(predictor.predict_proba(ROWS).argmax(1).tolist()) == {0, 1}
 
 
 def test_a_decision_for_another_way_to_predict_is_refused_before_any_row(decided: Path) -> None:

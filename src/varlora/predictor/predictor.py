@@ -350,16 +350,17 @@ class Predictor:
         Raises:
             ValueError: As for a call; or the task is one of completions.
         """
+        self._refuse_texts()
         known = self._known(rows)
         if not len(known):
             return np.zeros((0, len(self.classes)))
         records = records_of(known, self.reader.field_of_text)
-        prediction = self._classes_of(records)
+        prediction = self._predict(records)
         decided = self._decided(prediction, records)
         return (prediction.probs if decided is None else decided.probs).numpy()
 
     def predict(self, rows: Any) -> NDArray[np.str_]:
-        """The likeliest class of each row (N,).
+        """The labels of the answers (N,).
 
         Args:
             rows: As those of `predict_proba`.
@@ -367,8 +368,8 @@ class Predictor:
         Raises:
             ValueError: As of `predict_proba`.
         """
-        likeliest: NDArray[np.str_] = self.classes_[self.predict_proba(rows).argmax(axis=1)]
-        return likeliest
+        self._refuse_texts()
+        return np.array([answer.label for answer in self(self._known(rows))], dtype=self.classes_.dtype)
 
     def prediction(self, rows: Any, *, labelled: bool = False) -> Prediction:
         """Log-probabilities (N, S, C) by draw, for metrics and guarantees.
@@ -380,9 +381,10 @@ class Predictor:
         Raises:
             ValueError: As of `predict_proba`.
         """
+        self._refuse_texts()
         if not len(known := self._known(rows)):
             raise ValueError("there are no rows; give one or more.")
-        return self._classes_of(records_of(known, self.reader.field_of_text, labelled=labelled))
+        return self._predict(records_of(known, self.reader.field_of_text, labelled=labelled))
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -397,10 +399,9 @@ class Predictor:
             input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
         )
 
-    def _classes_of(self, records: Records) -> Prediction:
+    def _refuse_texts(self) -> None:
         if self.kind == "completion":
             raise ValueError(f"{self.run.path} writes texts, which have no probabilities of classes; call it instead.")
-        return self._predict(records)
 
     def _known(self, rows: Any) -> Any:
         known = listed([rows] if is_one_row(rows) else rows)
