@@ -42,6 +42,8 @@ def test_where_the_base_model_is_and_what_an_adapter_is_called(call: Call, run_f
     export = Export.load(target)
     assert (export.base_model, export.adapters[0].name[:14]) == ("org/base model", "my-model-mean-")
     assert "vllm serve 'org/base model'" in (target / "README.md").read_text()
+    asked = call("eval", target)
+    assert (asked.code, "is an export, for servers. Give the run's own folder" in asked.err) == (1, True)
     taken = call(*words)
     assert (taken.code, "is not empty" in taken.err) == (1, True)
     assert call(*words, "--overwrite").code == 0

@@ -13,6 +13,7 @@ import torch
 from small_runs import films, finish_herds, herds, save_model, write_rows
 from varlora import PointMass, Predictor, load_posterior
 from varlora.posterior import PredictionConfig
+from varlora.runs.config import FolderConfig
 from varlora.runs.distill import DISTILLED, Distillation, NoGainError, distill
 from varlora.runs.folder import read_run
 from varlora.runs.soft_targets import SoftTargetFit, SoftTargetOptions
@@ -109,4 +110,7 @@ def test_what_has_no_average_is_refused(noisy: Path, tmp_path: Path) -> None:
     texts = dataclasses.replace(run, facts={**run.facts, "task": {**run.facts["task"], "kind": "completion"}})
     with pytest.raises(ValueError, match="writes texts"):
         distill(texts, tmp_path / "out")
+    elsewhere = dataclasses.replace(run, config=FolderConfig(model_name_or_path="m", output_dir=str(noisy)))
+    with pytest.raises(ValueError, match="no training and validation rows of its own"):
+        distill(elsewhere, tmp_path / "out")
     assert load_posterior(noisy).meta == run.posterior.meta

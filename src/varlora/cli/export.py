@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from varlora.cli.console import out
 from varlora.cli.operation import check_output
+from varlora.io.words import counted
 from varlora.prediction.prediction_setup import choose_default_config, remove_tuning
 from varlora.runs.any_posterior import read_posterior
 from varlora.runs.export import export_adapters
@@ -46,8 +47,9 @@ def execute(arguments: Namespace) -> None:
     )
     for adapter in export.adapters:
         out.print(f"{adapter.name}  [dim]{adapter.weight:.4g}[/dim]", highlight=False)
-    number = "1 adapter" if len(export.adapters) == 1 else f"{len(export.adapters)} adapters"
-    _say(f"{number} of {escape(export.base_model)}, with their weights in the average", arguments.output_dir)
+    weights = ", with their weights in the average" if len(export.adapters) > 1 else ""
+    number = counted(len(export.adapters), "adapter")
+    _say(f"{number} of {escape(export.base_model)}{weights}", arguments.output_dir)
     if export.not_plain:
         out.print(
             f"vLLM and SGLang do not load them: they have {escape(', '.join(export.not_plain))}.",

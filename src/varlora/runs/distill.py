@@ -30,6 +30,7 @@ from varlora.metrics.scoring import log_losses
 from varlora.posterior import PointMass, Posterior, PosteriorMeta, PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, choose_config, remove_tuning
+from varlora.runs.config import FolderConfig
 from varlora.runs.data import load_new_rows
 from varlora.runs.folder import RunFolder, write_derived
 from varlora.runs.run import frozen_layers_once, predict_split
@@ -159,6 +160,11 @@ def distill(
         raise ValueError(
             f"{run.path} writes texts: an average over draws is one of whole texts, which no sequence of single tokens "
             "follows. Distil runs with classes or choices."
+        )
+    if isinstance(config, FolderConfig):
+        raise ValueError(
+            f"{run.path} has no training and validation rows of its own, since `varlora train` has not written it. "
+            "Distil a run."
         )
     q = remove_tuning(run.posterior) if untuned else run.posterior
     way = choose_config(q, samples, config.samples)

@@ -194,7 +194,7 @@ def not_plain(config: Mapping[str, Any]) -> tuple[str, ...]:
     """
     found = []
     if modules := config.get("modules_to_save"):
-        found.append(f"modules_to_save ({', '.join(modules)})")
+        found.append(f"modules_to_save ({', '.join(dict.fromkeys(modules))})")
     if config.get("use_dora"):
         found.append("DoRA")
     if config.get("bias") not in (None, "none"):

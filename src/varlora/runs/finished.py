@@ -28,6 +28,7 @@ from varlora.runs.any_posterior import read_posterior
 from varlora.runs.base_model import tokenizer_name
 from varlora.runs.config import SETTINGS, FolderConfig, RunConfig
 from varlora.runs.data import choice_role, load_new_rows
+from varlora.runs.export_folder import is_export
 from varlora.runs.folder import Facts, RunFolder, TaskFacts, is_run, read_run
 from varlora.runs.setting import PROMPTS_VERIFIED, family_of, readout_of
 from varlora.tasks.description import TaskDescription, Wording
@@ -80,6 +81,11 @@ def read_finished_folder(
         varlora.posterior.manifest.CheckpointError: no-such-folder is not a folder that exists.
     """
     path = Path(folder)
+    if is_run(path) and is_export(path):
+        raise ValueError(
+            f"{path} is an export, for servers. Give the run's own folder, or ask the export itself: "
+            f'Predictor.from_pretrained("{path}").'
+        )
     if is_run(path):
         return run_now(read_run(path), kind=kind, answers=answers, **settings)
     given = _given(settings)

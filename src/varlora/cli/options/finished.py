@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from typing import Any
 
 from varlora.cli.parsing import CommandParser
@@ -9,7 +10,10 @@ from varlora.cli.parsing import CommandParser
 
 def number_or_auto(text: str) -> int | str:
     """A number of draws, or "auto"."""
-    return text if text == "auto" else int(text)
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is no number and not 'auto'") from error
 
 
 def add_options(made: CommandParser, *, auto: bool = False) -> None:
