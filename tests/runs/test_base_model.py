@@ -126,7 +126,7 @@ def test_another_place_says_anew_whether_the_model_is_a_file() -> None:
     trained = RunFolder(
         path=Path("o"),
         config=RunConfig(model_name_or_path="m", gguf_file="x.gguf", task="sst2", output_dir="o"),
-        posterior=PointMass(mean={}),
+        posterior=PointMass(mean={"w": torch.zeros(1)}),
         metrics={},
         facts=cast(Facts, {"task": {"kind": "label", "answers": []}}),
     )
