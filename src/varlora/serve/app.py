@@ -101,7 +101,11 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: HTTPException) -> JSONResponse:
-        known = {404: f"there is no {request.url.path[:200]}; see /openapi.json.", 405: "this path has other methods."}
+        known = {
+            400: "the body cannot be read: it must be JSON in UTF-8, not nested deeply, without very long numbers.",
+            404: f"there is no {request.url.path[:200]}; see /openapi.json.",
+            405: "this path has other methods.",
+        }
         return await refused(request, RequestError(error.status_code, known.get(error.status_code, str(error.detail))))
 
     @app.exception_handler(ClientGone)
@@ -123,4 +127,6 @@ def _explained(errors: Sequence[Mapping[str, Any]]) -> RequestError:
         return RequestError(400, f"unknown parameter {where[:200]!r}.", param=where[:200], code="unknown_parameter")
     if first["type"] == "missing" and not where:
         return RequestError(400, "there is no body; send a JSON object.", code="no_body")
+    if not where:
+        return RequestError(400, f"the body: {first['msg']}.", code="invalid_value")
     return RequestError(400, f"{where[:200]}: {first['msg']}.", param=where[:200], code="invalid_value")

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import RequestError, check_unicode
 from varlora.serve.metrics import ServerMetrics
 from varlora.serve.row_desk import RowJob
 from varlora.serve.served import Directory
@@ -90,8 +90,8 @@ def _rows_of(
         if isinstance(row, dict):
             row = dict(row)
             name = row.pop("id", number)
-            if not isinstance(name, (str, int)):
-                raise RequestError(400, f"the id of {where} must be a string or a number.", param=f"{where}.id")
+            if type(name) not in (str, int):
+                raise RequestError(400, f"the id of {where} must be a string or a whole number.", param=f"{where}.id")
             if unread := sorted(set(row) - columns):
                 raise RequestError(
                     400,
@@ -112,10 +112,7 @@ def _characters(value: Any, where: str, depth: int = 0) -> int:
         RequestError: one cannot be written as UTF-8, or lists stand in lists in lists.
     """
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(400, f"{where} has half of a surrogate pair, which is no text.", param=where) from error
+        check_unicode(value, where)
         return len(value)
     if depth > 4:
         raise RequestError(400, f"{where} is nested too deeply.", param=where)

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from varlora.readout.answer_logits import forward_parameters
 from varlora.serve.language_model import BASE, device_of
-from varlora.serve.sequences import Scored, TextSequence, choose_tokens, likeliest
+from varlora.serve.sequences import LEAST, Scored, TextSequence, choose_tokens, likeliest
 
 
 class Cohort:
@@ -130,7 +130,7 @@ class Cohort:
             own = logits[row, logits.shape[1] - len(sequence.prompt) :].float()
             sequence.scored_prompt = [None]
             for at, token in enumerate(sequence.prompt[1:]):
-                log_prob = float(own[at, token] - own[at].logsumexp(-1))
+                log_prob = max(float(own[at, token] - own[at].logsumexp(-1)), LEAST)
                 sequence.scored_prompt.append(Scored(token=token, log_prob=log_prob, top=likeliest(own[at], sequence)))
 
 

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 OPEN = ("/", "/page.css", "/page.js", "/healthz")
 """What is answered without a token: the page, which asks for it, and whether the server lives."""
 BEATS = ("/healthz", "/metrics")
-"""What is answered while the server stops."""
+"""What is answered while the server stops, or has too much to do."""
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _UNREAD = 16 << 20  # bytes of a refused body that are thrown away, so that its sender gets to read why
 _SECURITY = (
@@ -108,9 +108,10 @@ class Guard:
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         path = scope["path"]
-        if self.traffic.stopping and path not in BEATS:
+        watched = path in BEATS
+        if self.traffic.stopping and not watched:
             raise RequestError(503, "the server is stopping; ask another, or later.", code="stopping", retry_after=5)
-        if self.traffic.active > 2 * self.settings.max_waiting:  # or bodies that are still coming would fill the memory
+        if self.traffic.active > 2 * self.settings.max_waiting and not watched:  # bodies that come must not fill memory
             raise RequestError(503, "too many requests come at a time; ask again later.", code="busy", retry_after=5)
         if self.key is None:
             self._check_host(headers.get("host", ""))

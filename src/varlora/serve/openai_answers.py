@@ -54,7 +54,7 @@ def choice_of(model: LanguageModel, draws: Sequence[TextSequence], *, samples: i
         "finished": shown.finish_reason == "stop",
     }
     if shown.sampling.temperature > 0:
-        facts["seed"] = shown.sampling.seed
+        facts["seed"] = draws[0].sampling.seed
     if samples:
         votes = Counter(answer for answer in answers if answer is not None)
         facts |= {

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import RequestError, check_unicode
 from varlora.serve.language_model import LanguageModel
 from varlora.serve.openai_answers import (
     Choice,
@@ -30,6 +30,9 @@ from varlora.serve.text_desk import Progress, TextJob
 from varlora.serve.text_stream import TextStream
 from varlora.serve.waiting import Place, next_event
 from varlora.serve.worker import WaitingRoom
+
+MOST_LOGPROBS = 2_000_000
+"""Most log-probabilities of likely or named tokens that a request may come to, which would fill the memory else."""
 
 Asked = ChatRequest | CompletionRequest
 
@@ -184,6 +187,16 @@ class _Texts:
                             ends=self.model.ends,
                         )
                     )
+        scored = sum(one.max_new_tokens + (len(one.prompt) if one.echo else 0) for one in sequences)
+        asked_for = scored * ((asked.top or 0) + len(asked.logprob_token_ids or ()))
+        if asked_for > MOST_LOGPROBS:
+            raise RequestError(
+                400,
+                f"the request may come to {asked_for} log-probabilities; allowed: {MOST_LOGPROBS}. Ask for fewer texts, "
+                "tokens or logprobs.",
+                param="top_logprobs" if self.chat else "logprobs",
+                code="too_many_logprobs",
+            )
         return sequences
 
     def prompts_and_context(self) -> list[tuple[list[int], list[int]]]:
@@ -237,6 +250,8 @@ class _Texts:
 def _prompts(asked: Asked, model: LanguageModel, settings: ServeSettings) -> list[list[int]]:
     if isinstance(asked, ChatRequest):
         messages = [message.plain() for message in asked.messages]
+        for message in messages:
+            check_unicode(message["content"], "messages")
         _check_length(sum(len(message["content"]) for message in messages), "messages", settings)
         return [model.encode_chat(messages)]
     if not 1 <= len(asked.prompts) <= settings.max_rows:
@@ -244,6 +259,8 @@ def _prompts(asked: Asked, model: LanguageModel, settings: ServeSettings) -> lis
             400, f"there are {len(asked.prompts)} prompts; allowed: 1 to {settings.max_rows}.", param="prompt"
         )
     for prompt in asked.prompts:
+        if isinstance(prompt, str):
+            check_unicode(prompt, "prompt")
         _check_length(len(prompt), "prompt", settings)
     return [model.encode(prompt) if isinstance(prompt, str) else prompt for prompt in asked.prompts]
 

@@ -115,6 +115,12 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_null(cls, given: Any) -> Any:
+        """An answer's message that is sent back says `"refusal": null`."""
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+
     def plain(self) -> dict[str, str]:
         """As a chat template reads it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)

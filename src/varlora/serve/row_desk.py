@@ -121,18 +121,16 @@ class RowDesk:
             job.started = True
         try:
             answers = first.classifier.answer(rows, draws=first.draws)
-        except ValueError as error:
-            if len(taken) == 1:
-                counted = f"counted from row {first.taken + 1}: " if first.taken else ""
-                first.fail(RequestError(400, f"{counted}{error}", param="rows", code="invalid_rows"))
-            else:  # whose row it is shows where each request is asked alone
+        except Exception as error:
+            if len(taken) > 1:  # whose row it is shows where each request is asked alone
                 for one in taken:
                     self._answer([one])
-            return
-        except Exception:
-            logger.exception("a batch of %d rows failed", len(rows))
-            for job, _ in taken:
-                job.fail(RequestError(500, "the model failed on this batch; the server's log says why."))
+            elif isinstance(error, ValueError):
+                counted = f"counted from row {first.taken + 1}: " if first.taken else ""
+                first.fail(RequestError(400, f"{counted}{error}", param="rows", code="invalid_rows"))
+            else:
+                logger.exception("a batch of %d rows failed", len(rows))
+                first.fail(RequestError(500, "the model failed on these rows; the server's log says why."))
             return
         self.metrics.batch_rows.labels("rows").observe(len(rows))
         for job, count in taken:

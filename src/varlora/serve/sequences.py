@@ -12,6 +12,10 @@ from torch import Tensor
 from varlora.serve.text_stream import TextStream
 
 
+LEAST = -9999.0
+"""The log-probability that stands for that of an impossible token, since JSON has no infinity."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """A token, and what the model thought of it at its place.
@@ -130,7 +134,8 @@ def likeliest(logits: Tensor, sequence: TextSequence) -> tuple[tuple[int, float]
     log_probs = logits.double().log_softmax(-1)
     values, tokens = log_probs.topk(min(sequence.top or 0, len(log_probs)))
     found = dict(zip(tokens.tolist(), values.tolist(), strict=True))
-    return tuple((found | {token: float(log_probs[token]) for token in sequence.wanted}).items())
+    found |= {token: float(log_probs[token]) for token in sequence.wanted}
+    return tuple((token, max(log_prob, LEAST)) for token, log_prob in found.items())
 
 
 def _sampled(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:

@@ -139,7 +139,11 @@ class TextDesk:
         try:
             cohort = Cohort(self._jobs[group[0]].model.model, group)
         except Exception:
-            logger.exception("the prompts of %d texts failed", len(group))
+            if len(group) > 1:  # whose prompt it is shows where each is read alone
+                for sequence in group:
+                    self._prefill(lane, [sequence])
+                return
+            logger.exception("the prompt of a text failed")
             self._fail(group)
             return
         for sequence in group:

@@ -8,6 +8,7 @@ when the thread comes back: nothing is held back to fill a batch.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import Protocol
 
 from varlora.serve.errors import RequestError
 from varlora.serve.jobs import Job
+
+logger = logging.getLogger(__name__)
 
 _SHORTEST, _LONGEST = 1.0, 60.0
 
@@ -83,7 +86,11 @@ class Worker:
                     return
             for desk in self.desks:
                 if desk.has_work():
-                    desk.step()
+                    try:
+                        desk.step()
+                    except Exception:  # or nobody would answer any more
+                        logger.exception("a step of %s failed", self.name)
+                        desk.abandon(RequestError(500, "the model failed; the server's log says why."))
 
 
 class WaitingRoom:
