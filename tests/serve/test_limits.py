@@ -18,11 +18,11 @@ from serving import served
 from varlora.serve.app import build_app
 from varlora.serve.create import check_installed
 from varlora.serve.metrics import ServerMetrics
-from varlora.serve.row_desk import Row, RowDesk
+from varlora.serve.row_batcher import Row, RowBatcher
 from varlora.serve.served import Served
 from varlora.serve.settings import ServeSettings
-from varlora.serve.text_desk import TextDesk
-from varlora.serve.worker import WaitingRoom, Worker
+from varlora.serve.text_batcher import TextBatcher
+from varlora.serve.worker import QueueCapacity, Worker
 
 
 class Slow:
@@ -50,7 +50,7 @@ class Slow:
 class Running:
     """A server of `Slow`."""
 
-    def __init__(self, url: str, app: Any, model: Slow, room: WaitingRoom) -> None:
+    def __init__(self, url: str, app: Any, model: Slow, room: QueueCapacity) -> None:
         self.url, self.app, self.model, self.room = url, app, model, room
         self.client = httpx.Client(base_url=url, timeout=30, verify=False)
         self.get, self.post = self.client.get, self.client.post
@@ -62,14 +62,14 @@ class Running:
 @contextmanager
 def running(**settings: Any) -> Iterator[Running]:
     given = ServeSettings(**settings)
-    room, model = WaitingRoom(given.max_waiting), Slow()
+    room, model = QueueCapacity(given.max_waiting), Slow()
     metrics = ServerMetrics(lambda: room.waiting)
-    rows, texts = RowDesk(given.batch_rows, metrics), TextDesk(given.batch_rows, given.batch_tokens, metrics)
+    rows, texts = RowBatcher(given.batch_rows, metrics), TextBatcher(given.batch_rows, given.batch_tokens, metrics)
     one = Served(
         name="slow",
         worker=Worker("slow", [rows, texts]),
-        row_desk=rows,
-        text_desk=texts,
+        row_batcher=rows,
+        text_batcher=texts,
         classifier=model,
         language=None,
         facts={},
@@ -128,6 +128,46 @@ def test_a_model_that_fails_takes_no_request_after_it_along() -> None:
         assert answer.status_code == 500
         assert "out of memory" not in answer.text
         assert server.ask("fine").status_code == 200
+
+
+def test_a_batch_that_fails_fails_only_whose_rows_do() -> None:
+    with running() as server, ThreadPoolExecutor(8) as pool:
+        server.model.go.clear()
+        waiting = [pool.submit(server.ask, "x")]
+        until(lambda: server.room.waiting == 1)
+        waiting += [pool.submit(server.ask, text) for text in ("one", "broken", "three")]
+        until(lambda: server.room.waiting == 4)
+        server.model.go.set()
+        assert [one.result().status_code for one in waiting] == [200, 200, 500, 200]
+
+
+def test_a_step_that_fails_ends_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running() as server:
+        with monkeypatch.context() as broken:
+            broken.setattr(RowBatcher, "_next_batch", lambda self: 1 / 0)
+            assert server.ask("a").status_code == 500
+        assert server.get("/healthz").status_code == 200
+        assert server.ask("a").status_code == 200
+        assert server.room.waiting == 0
+
+
+def test_who_watches_a_busy_server_is_answered() -> None:
+    with running(max_waiting=4, max_rows=4) as server:
+        server.app.state.traffic.active = 100
+        assert server.ask("a").json()["error"]["code"] == "busy"
+        assert server.get("/healthz").status_code == 200
+        assert server.get("/metrics").status_code == 200
+        server.app.state.traffic.active = 0
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"texts": ["\xff"]}', b"[]", b'{"\\ud800": 1}', b'{"n": ' + b"9" * 5000]
+)
+def test_a_body_that_is_no_request_is_told(body: bytes) -> None:
+    with running() as server:
+        answer = server.post("/v1/classify", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith("the body")
 
 
 def test_a_full_queue_says_when_to_ask_again() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
@@ -265,3 +267,31 @@ def test_a_model_is_asked_for_what_it_does(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="there is drawn, other, base"):
         client.completions.create(model="nobody", prompt="a")
     assert [model.id for model in client.models.list()] == ["drawn", "other", "base"]
+
+
+def test_a_vote_is_repeated_by_its_seed(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "drawn", "prompt": PROMPTS[0], "max_tokens": 1, "temperature": 1, "top_p": 0.01}
+    for seed in range(8):  # of some, the first draw's text is not the one that wins
+        first: Any = client.completions.create(**asked, seed=seed, extra_body={"samples": SAMPLES}).choices[0]
+        assert first.varlora["seed"] == seed
+
+
+def test_an_answers_message_can_be_sent_back(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "a fine film"}]
+    message = client.chat.completions.create(model="base", messages=messages, max_tokens=2).choices[0].message
+    again = client.chat.completions.create(model="base", messages=[*messages, message, *messages], max_tokens=2)
+    assert again.choices[0].finish_reason in ("stop", "length")
+
+
+def test_half_a_surrogate_pair_is_no_prompt(base_url: str) -> None:
+    chat = {"messages": [{"role": "user", "content": "\ud800"}]}
+    for path, asked in (("completions", {"prompt": ["a", "\ud800"]}), ("chat/completions", chat)):
+        body = json.dumps({"model": "base", **asked}).encode()
+        answer = httpx.post(f"{base_url}/{path}", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+        assert "surrogate" in answer.json()["error"]["message"]
+
+
+def test_log_probabilities_that_would_fill_the_memory_are_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="log-probabilities; allowed"):
+        client.completions.create(model="base", prompt="a", n=64, temperature=1, logprobs=1000, max_tokens=100)

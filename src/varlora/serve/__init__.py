@@ -2,10 +2,10 @@
 
 settings                what a server is told
 load                    folders, read into models that share their base
-app, guard              endpoints, the page, who may ask and how much
+app, middleware         endpoints, the page, who may ask and how much
 classify, openai_*      the endpoints
 waiting, worker         from a request to the thread that owns a base model, and back
-row_desk, text_desk     what that thread does: batches of rows; texts, a token at a time
+row_batcher, text_batcher   what that thread does: batches of rows; texts, a token at a time
 server                  the process: signals and a graceful end
 
 Needs the extra `serve` (fastapi, uvicorn, prometheus-client), which is imported when a server is made.

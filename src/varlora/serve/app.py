@@ -15,13 +15,13 @@ from starlette.exceptions import HTTPException
 
 from varlora.serve.classify import classify_router
 from varlora.serve.errors import RequestError
-from varlora.serve.guard import Guard, Traffic
 from varlora.serve.metrics import CONTENT_TYPE, ServerMetrics
+from varlora.serve.middleware import AccessMiddleware, Traffic
 from varlora.serve.openai_api import openai_router
 from varlora.serve.served import Directory, Served
 from varlora.serve.settings import ServeSettings
 from varlora.serve.waiting import ClientGone
-from varlora.serve.worker import WaitingRoom
+from varlora.serve.worker import QueueCapacity
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -34,7 +34,9 @@ POLICY = (
 )
 
 
-def build_app(served: Sequence[Served], room: WaitingRoom, metrics: ServerMetrics, settings: ServeSettings) -> FastAPI:
+def build_app(
+    served: Sequence[Served], room: QueueCapacity, metrics: ServerMetrics, settings: ServeSettings
+) -> FastAPI:
     """The application of some models; their threads run while it does."""
     directory = Directory(served, int(time.time()))
 
@@ -54,7 +56,7 @@ def build_app(served: Sequence[Served], room: WaitingRoom, metrics: ServerMetric
     _add_errors(app)
     paths = [*PAGE, *app.openapi()["paths"]]
     app.state.traffic = Traffic()
-    guard: Any = Guard
+    guard: Any = AccessMiddleware
     app.add_middleware(guard, settings=settings, metrics=metrics, traffic=app.state.traffic, paths=paths)
     return app
 

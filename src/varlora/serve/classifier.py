@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from varlora.predictor.answer import Answer
 from varlora.predictor.predictor import Predictor
-from varlora.serve.row_desk import Row
+from varlora.serve.row_batcher import Row
 from varlora.tasks.prompt_template import PromptTemplate
 from varlora.tasks.rows import READ_BESIDE, SHAPES
 

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from varlora.serve.errors import RequestError, check_unicode
 from varlora.serve.metrics import ServerMetrics
-from varlora.serve.row_desk import RowJob
+from varlora.serve.row_batcher import RowJob
 from varlora.serve.served import Directory
 from varlora.serve.settings import ServeSettings
-from varlora.serve.waiting import Place, next_event
-from varlora.serve.worker import WaitingRoom
+from varlora.serve.waiting import QueuePlace, next_event
+from varlora.serve.worker import QueueCapacity
 
 
 class ClassifyRequest(BaseModel):
@@ -28,7 +28,7 @@ class ClassifyRequest(BaseModel):
 
 
 def classify_router(
-    directory: Directory, room: WaitingRoom, settings: ServeSettings, metrics: ServerMetrics
+    directory: Directory, room: QueueCapacity, settings: ServeSettings, metrics: ServerMetrics
 ) -> APIRouter:
     """The endpoint."""
     router = APIRouter()
@@ -39,7 +39,7 @@ def classify_router(
         assert served.classifier is not None
         rows, ids = _rows_of(asked, served.classifier.columns, settings)
         job = RowJob(served.classifier, rows, draws=asked.draws, seconds=settings.timeout)
-        place = Place(room, served.worker, served.row_desk, job)
+        place = QueuePlace(room, served.worker, served.row_batcher, job)
         place.enter()
         try:
             answers = await next_event(job, request)

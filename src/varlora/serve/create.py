@@ -47,17 +47,17 @@ def create_app(models: Mapping[str, Predictor | LanguageModel], *, settings: Ser
     from varlora.serve.language_model import LanguageModel
     from varlora.serve.load import writer
     from varlora.serve.metrics import ServerMetrics
-    from varlora.serve.row_desk import RowDesk
+    from varlora.serve.row_batcher import RowBatcher
     from varlora.serve.served import Served
-    from varlora.serve.text_desk import TextDesk
-    from varlora.serve.worker import WaitingRoom, Worker
+    from varlora.serve.text_batcher import TextBatcher
+    from varlora.serve.worker import QueueCapacity, Worker
 
     if not models:
         raise ValueError("there is no model to serve; give one or more.")
     settings = settings if settings is not None else ServeSettings()
-    room = WaitingRoom(settings.max_waiting)
+    room = QueueCapacity(settings.max_waiting)
     metrics = ServerMetrics(lambda: room.waiting)
-    bases: dict[int, tuple[Worker, RowDesk, TextDesk]] = {}
+    bases: dict[int, tuple[Worker, RowBatcher, TextBatcher]] = {}
     served = []
     for name, model in models.items():
         predictor = model if isinstance(model, Predictor) else None
@@ -65,16 +65,16 @@ def create_app(models: Mapping[str, Predictor | LanguageModel], *, settings: Ser
         classifies = predictor is not None and predictor.kind != "completion"
         base = language.base if language is not None else predictor.loaded.model  # type: ignore[union-attr]
         if id(base) not in bases:
-            rows = RowDesk(settings.batch_rows, metrics)
-            texts = TextDesk(settings.batch_rows, settings.batch_tokens, metrics)
+            rows = RowBatcher(settings.batch_rows, metrics)
+            texts = TextBatcher(settings.batch_rows, settings.batch_tokens, metrics)
             bases[id(base)] = (Worker(name, [rows, texts]), rows, texts)
         worker, rows, texts = bases[id(base)]
         served.append(
             Served(
                 name=name,
                 worker=worker,
-                row_desk=rows,
-                text_desk=texts,
+                row_batcher=rows,
+                text_batcher=texts,
                 classifier=PredictorClassifier(name, predictor) if classifies and predictor is not None else None,
                 language=language,
                 facts=model_facts(predictor if classifies else None, language),

@@ -26,10 +26,10 @@ from varlora.serve.openai_requests import ChatRequest, CompletionRequest
 from varlora.serve.sequences import Sampling, TextSequence
 from varlora.serve.served import Directory, Served
 from varlora.serve.settings import ServeSettings
-from varlora.serve.text_desk import Progress, TextJob
+from varlora.serve.text_batcher import Progress, TextJob
 from varlora.serve.text_stream import TextStream
-from varlora.serve.waiting import Place, next_event
-from varlora.serve.worker import WaitingRoom
+from varlora.serve.waiting import QueuePlace, next_event
+from varlora.serve.worker import QueueCapacity
 
 MOST_LOGPROBS = 2_000_000
 """Most log-probabilities of likely or named tokens that a request may come to, which would fill the memory else."""
@@ -37,7 +37,7 @@ MOST_LOGPROBS = 2_000_000
 Asked = ChatRequest | CompletionRequest
 
 
-def openai_router(directory: Directory, room: WaitingRoom, settings: ServeSettings) -> APIRouter:
+def openai_router(directory: Directory, room: QueueCapacity, settings: ServeSettings) -> APIRouter:
     """The endpoints."""
     router = APIRouter()
 
@@ -45,7 +45,7 @@ def openai_router(directory: Directory, room: WaitingRoom, settings: ServeSettin
         asked.check()
         served = directory.writing(asked.model)
         texts = _Texts(asked, served, settings)
-        place = Place(room, served.worker, served.text_desk, texts.job)
+        place = QueuePlace(room, served.worker, served.text_batcher, texts.job)
         place.enter()
         if asked.stream:
             return _Stream(texts.stream(), place)
@@ -69,7 +69,7 @@ def openai_router(directory: Directory, room: WaitingRoom, settings: ServeSettin
 class _Stream(StreamingResponse):
     """An answer in pieces, which gives its place back whatever becomes of it."""
 
-    def __init__(self, pieces: AsyncIterator[str], place: Place) -> None:
+    def __init__(self, pieces: AsyncIterator[str], place: QueuePlace) -> None:
         super().__init__(pieces, media_type="text/event-stream")
         self.place = place
 
@@ -192,8 +192,8 @@ class _Texts:
         if asked_for > MOST_LOGPROBS:
             raise RequestError(
                 400,
-                f"the request may come to {asked_for} log-probabilities; allowed: {MOST_LOGPROBS}. Ask for fewer texts, "
-                "tokens or logprobs.",
+                f"the request may come to {asked_for} log-probabilities; allowed: {MOST_LOGPROBS}. Ask for fewer "
+                "texts, tokens or logprobs.",
                 param="top_logprobs" if self.chat else "logprobs",
                 code="too_many_logprobs",
             )

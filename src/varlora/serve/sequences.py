@@ -11,7 +11,6 @@ from torch import Tensor
 
 from varlora.serve.text_stream import TextStream
 
-
 LEAST = -9999.0
 """The log-probability that stands for that of an impossible token, since JSON has no infinity."""
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from varlora.serve.errors import RequestError
 from varlora.serve.language_model import LanguageModel
-from varlora.serve.row_desk import Classifier, RowDesk
-from varlora.serve.text_desk import TextDesk
+from varlora.serve.row_batcher import Classifier, RowBatcher
+from varlora.serve.text_batcher import TextBatcher
 from varlora.serve.worker import Worker
 
 
@@ -20,7 +20,7 @@ class Served:
     Attributes:
         name: as requests have it.
         worker: the thread of its base model.
-        row_desk, text_desk: where its rows and texts wait.
+        row_batcher, text_batcher: where its rows and texts wait.
         classifier: what answers rows; None where it has no classes.
         language: what writes texts; None where it writes none.
         facts: what /v1/models says of it.
@@ -28,8 +28,8 @@ class Served:
 
     name: str
     worker: Worker
-    row_desk: RowDesk
-    text_desk: TextDesk
+    row_batcher: RowBatcher
+    text_batcher: TextBatcher
     classifier: Classifier | None
     language: LanguageModel | None
     facts: Mapping[str, Any]

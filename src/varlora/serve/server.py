@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from varlora.serve.guard import Traffic
+from varlora.serve.middleware import Traffic
 from varlora.serve.settings import ServeSettings
 
 if TYPE_CHECKING:

@@ -10,25 +10,25 @@ from fastapi import Request
 
 from varlora.serve.errors import RequestError
 from varlora.serve.jobs import Job
-from varlora.serve.worker import Desk, WaitingRoom, Worker
+from varlora.serve.worker import Batcher, QueueCapacity, Worker
 
 
 class ClientGone(Exception):
     """The client has left; there is nobody to answer."""
 
 
-class Place:
+class QueuePlace:
     """A job's place in the queue, from `enter` to `leave`.
 
     Args:
         room: counts what waits.
         worker: whose thread does the job.
-        desk: where the job waits.
+        batcher: where the job waits.
         job: the job.
     """
 
-    def __init__(self, room: WaitingRoom, worker: Worker, desk: Desk, job: Job) -> None:
-        self.room, self.worker, self.desk, self.job = room, worker, desk, job
+    def __init__(self, room: QueueCapacity, worker: Worker, batcher: Batcher, job: Job) -> None:
+        self.room, self.worker, self.batcher, self.job = room, worker, batcher, job
 
     def enter(self) -> None:
         """Takes the place, and gives the job to the worker.
@@ -39,7 +39,7 @@ class Place:
         if not self.worker.is_alive:
             raise RequestError(503, "the model's thread has ended; the server must be started again.", code="no_worker")
         self.room.enter(self.job.size)
-        self.worker.submit(self.desk, self.job)
+        self.worker.submit(self.batcher, self.job)
 
     def leave(self) -> None:
         """Gives the place back; a job that is not done is not wanted any more."""

@@ -1,6 +1,6 @@
 """The thread that owns a base model, and the count of what waits for all of them.
 
-    event loop ──submit──► desks of the model ──step, step, ...──► events of the jobs
+    event loop ──submit──► batchers of the model ──step, step, ...──► events of the jobs
 
 A model computes one thing at a time, so whatever arrives meanwhile waits, and is computed together with its neighbours
 when the thread comes back: nothing is held back to fill a batch.
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _SHORTEST, _LONGEST = 1.0, 60.0
 
 
-class Desk(Protocol):
+class Batcher(Protocol):
     """One kind of work on a base model. `accept` is called by the event loop, all else by the worker's thread."""
 
     def accept(self, job: Job) -> None:
@@ -43,11 +43,11 @@ class Worker:
 
     Args:
         name: the base model's, for the log.
-        desks: the kinds of work; each takes a step in turn.
+        batchers: the kinds of work; each takes a step in turn.
     """
 
-    def __init__(self, name: str, desks: Sequence[Desk]) -> None:
-        self.name, self.desks = name, tuple(desks)
+    def __init__(self, name: str, batchers: Sequence[Batcher]) -> None:
+        self.name, self.batchers = name, tuple(batchers)
         self._condition = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"varlora {name}", daemon=True)
@@ -61,10 +61,10 @@ class Worker:
         """Starts the thread."""
         self._thread.start()
 
-    def submit(self, desk: Desk, job: Job) -> None:
+    def submit(self, batcher: Batcher, job: Job) -> None:
         """Gives it a job; called by the event loop."""
         with self._condition:
-            desk.accept(job)
+            batcher.accept(job)
             self._condition.notify()
 
     def close(self) -> None:
@@ -74,26 +74,26 @@ class Worker:
             self._condition.notify()
         if self._thread.is_alive():
             self._thread.join()
-        for desk in self.desks:
-            desk.abandon(RequestError(503, "the server has stopped.", code="stopping"))
+        for batcher in self.batchers:
+            batcher.abandon(RequestError(503, "the server has stopped.", code="stopping"))
 
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._closed and not any(desk.has_work() for desk in self.desks):
+                while not self._closed and not any(batcher.has_work() for batcher in self.batchers):
                     self._condition.wait()
                 if self._closed:
                     return
-            for desk in self.desks:
-                if desk.has_work():
+            for batcher in self.batchers:
+                if batcher.has_work():
                     try:
-                        desk.step()
+                        batcher.step()
                     except Exception:  # or nobody would answer any more
                         logger.exception("a step of %s failed", self.name)
-                        desk.abandon(RequestError(500, "the model failed; the server's log says why."))
+                        batcher.abandon(RequestError(500, "the model failed; the server's log says why."))
 
 
-class WaitingRoom:
+class QueueCapacity:
     """How many rows and texts are accepted and not yet answered; it belongs to the event loop.
 
     Args:

@@ -11,7 +11,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from models import lora, tiny_llama
 from tiny_tokenizers import byte_bpe
-from varlora.serve.cohort import Cohort, prefill_groups
+from varlora.serve.decoding_batch import DecodingBatch, prefill_groups
 from varlora.serve.language_model import BASE, mixes
 from varlora.serve.sequences import Sampling, TextSequence
 from varlora.serve.text_stream import TextStream
@@ -47,9 +47,9 @@ def sequence(tokenizer: Any, length: int, *, adapter: str = "default", tokens: i
     )
 
 
-def finish(cohort: Cohort) -> None:
-    while cohort.sequences:
-        cohort.step()
+def finish(batch: DecodingBatch) -> None:
+    while batch.sequences:
+        batch.step()
 
 
 def told(sequences: list[TextSequence]) -> list[tuple[list[int], float]]:
@@ -67,7 +67,7 @@ def plan(tokenizer: Any, adapters: tuple[str, ...]) -> list[TextSequence]:
 def alone(model: Any, tokenizer: Any, adapters: tuple[str, ...]) -> list[TextSequence]:
     written = plan(tokenizer, adapters)
     for one in written:
-        finish(Cohort(model, [one]))
+        finish(DecodingBatch(model, [one]))
     return written
 
 
@@ -77,14 +77,14 @@ def test_newcomers_join_and_nobody_notices(tokenizer: Any) -> None:
     expected = alone(model, tokenizer, adapters)
     assert len({tuple(tokens) for tokens, _ in told(expected)}) == 5
     together = plan(tokenizer, adapters)
-    running = Cohort(model, together[:2])
+    running = DecodingBatch(model, together[:2])
     running.step()
     running.step()
-    newcomers = Cohort(model, together[2:])
+    newcomers = DecodingBatch(model, together[2:])
     assert running.can_join(newcomers)
     running.join(newcomers)
     gone = sequence(tokenizer, 30, tokens=50)
-    running.join(Cohort(model, [gone]))
+    running.join(DecodingBatch(model, [gone]))
     running.step()
     running.drop({gone})
     assert running.mask.shape[1] < 30, "the longest has left, and its padding stays"
@@ -108,7 +108,7 @@ def test_a_sliding_window_is_written_in_turn(tokenizer: Any) -> None:
     model = MistralForCausalLM(config).eval()
     expected = alone(model, tokenizer, (BASE,))
     together = plan(tokenizer, (BASE,))
-    first, second = Cohort(model, together[:3]), Cohort(model, together[3:])
+    first, second = DecodingBatch(model, together[:3]), DecodingBatch(model, together[3:])
     assert not first.can_join(second)
     finish(first)
     finish(second)
@@ -120,8 +120,8 @@ def test_dora_has_a_lane_of_its_own(tokenizer: Any) -> None:
     assert not mixes(model.peft_config["default"])
     assert mixes(LoraConfig())
     one, other = sequence(tokenizer, 7), sequence(tokenizer, 7, adapter="second")
-    finish(Cohort(model, [one]))
-    finish(Cohort(model, [other]))
+    finish(DecodingBatch(model, [one]))
+    finish(DecodingBatch(model, [other]))
     assert told([one]) != told([other])
 
 

@@ -58,7 +58,7 @@ class RowJob(Job):
         self.answers: list[dict[str, Any]] = []
 
 
-class RowDesk:
+class RowBatcher:
     """The rows that wait for one base model.
 
     Args:

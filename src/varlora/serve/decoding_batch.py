@@ -1,9 +1,9 @@
 """Texts that are written in step, a token each at a time, with the keys and values of what they have read so far.
 
-    prefill ──► Cohort ──step, step, ...──► texts leave when they end, and newcomers join
+    prefill ──► DecodingBatch ──step, step, ...──► texts leave when they end, and newcomers join
 
-Rows are padded on the left. Where every layer keeps plain keys and values, two cohorts become one by padding the
-shorter; where a model keeps something else (a sliding window), its cohorts are written in turn.
+Rows are padded on the left. Where every layer keeps plain keys and values, two batches become one by padding the
+shorter; where a model keeps something else (a sliding window), its batches are written in turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from varlora.serve.language_model import BASE, device_of
 from varlora.serve.sequences import LEAST, Scored, TextSequence, choose_tokens, likeliest
 
 
-class Cohort:
+class DecodingBatch:
     """Texts in step.
 
     Args:
@@ -68,11 +68,11 @@ class Cohort:
         if unwanted:
             self._keep([row for row, sequence in enumerate(self.sequences) if sequence not in unwanted])
 
-    def can_join(self, other: Cohort) -> bool:
+    def can_join(self, other: DecodingBatch) -> bool:
         """Whether two can become one."""
-        return all(type(layer) is DynamicLayer for cohort in (self, other) for layer in cohort.cache.layers)
+        return all(type(layer) is DynamicLayer for batch in (self, other) for layer in batch.cache.layers)
 
-    def join(self, other: Cohort) -> None:
+    def join(self, other: DecodingBatch) -> None:
         """Takes in the other's texts."""
         length = max(self.mask.shape[1], other.mask.shape[1])
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):

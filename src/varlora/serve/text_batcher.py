@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from varlora.serve.cohort import Cohort, prefill_groups
+from varlora.serve.decoding_batch import DecodingBatch, prefill_groups
 from varlora.serve.errors import RequestError
 from varlora.serve.jobs import Job
 from varlora.serve.language_model import BASE, LanguageModel, mixes
@@ -51,7 +51,7 @@ class TextJob(Job):
         self.pending = len(sequences)
 
 
-class TextDesk:
+class TextBatcher:
     """The texts that wait for one base model, and those that are being written.
 
     Args:
@@ -65,7 +65,7 @@ class TextDesk:
         self._inbox: deque[TextJob] = deque()
         self._waiting: deque[TextSequence] = deque()
         self._jobs: dict[TextSequence, TextJob] = {}
-        self._cohorts: dict[str, list[Cohort]] = {}
+        self._batches: dict[str, list[DecodingBatch]] = {}
 
     def accept(self, job: Job) -> None:
         """Puts a job at the end of those that wait."""
@@ -81,21 +81,21 @@ class TextDesk:
         while self._inbox:
             self._open(self._inbox.popleft())
         self._drop_unwanted()
-        cohorts = [(lane, cohort) for lane, running in self._cohorts.items() for cohort in running if cohort.sequences]
-        for lane, cohort in cohorts:
-            before = list(cohort.sequences)
+        batches = [(lane, batch) for lane, running in self._batches.items() for batch in running if batch.sequences]
+        for lane, batch in batches:
+            before = list(batch.sequences)
             try:
-                cohort.step()
+                batch.step()
             except Exception:
                 logger.exception("a token of %d texts failed", len(before))
-                self._cohorts[lane].remove(cohort)
+                self._batches[lane].remove(batch)
                 self._fail(before)
             else:
                 self.metrics.batch_rows.labels("texts").observe(len(before))
                 self._report(before)
         self._let_in()
-        self._cohorts = {
-            lane: kept for lane, running in self._cohorts.items() if (kept := [one for one in running if one.sequences])
+        self._batches = {
+            lane: kept for lane, running in self._batches.items() if (kept := [one for one in running if one.sequences])
         }
 
     def abandon(self, error: Exception) -> None:
@@ -105,7 +105,7 @@ class TextDesk:
         self._jobs.clear()
         self._inbox.clear()
         self._waiting.clear()
-        self._cohorts.clear()
+        self._batches.clear()
 
     def _open(self, job: TextJob) -> None:
         try:
@@ -121,7 +121,7 @@ class TextDesk:
 
     def _let_in(self) -> None:
         """Reads the prompts of those for which there is room, in the order in which they came."""
-        writing = [one for running in self._cohorts.values() for cohort in running for one in cohort.sequences]
+        writing = [one for running in self._batches.values() for batch in running for one in batch.sequences]
         rows, tokens = len(writing), sum(map(_size, writing))
         lanes: dict[str, list[TextSequence]] = {}
         while self._waiting:
@@ -137,7 +137,7 @@ class TextDesk:
 
     def _prefill(self, lane: str, group: list[TextSequence]) -> None:
         try:
-            cohort = Cohort(self._jobs[group[0]].model.model, group)
+            batch = DecodingBatch(self._jobs[group[0]].model.model, group)
         except Exception:
             if len(group) > 1:  # whose prompt it is shows where each is read alone
                 for sequence in group:
@@ -150,13 +150,13 @@ class TextDesk:
             self._jobs[sequence].started = True
         self.metrics.batch_rows.labels("prompts").observe(len(group))
         self._report(group)
-        running = self._cohorts.setdefault(lane, [])
-        if not cohort.sequences:
+        running = self._batches.setdefault(lane, [])
+        if not batch.sequences:
             return
-        if running and running[0].sequences and running[0].can_join(cohort):
-            running[0].join(cohort)
+        if running and running[0].sequences and running[0].can_join(batch):
+            running[0].join(batch)
         else:
-            running.append(cohort)
+            running.append(batch)
 
     def _lane(self, sequence: TextSequence) -> str:
         """What texts share that can be written in one batch."""
@@ -168,9 +168,9 @@ class TextDesk:
     def _drop_unwanted(self) -> None:
         gone = {sequence for sequence, job in self._jobs.items() if not job.is_wanted}
         if gone:
-            for running in self._cohorts.values():
-                for cohort in running:
-                    cohort.drop(gone)
+            for running in self._batches.values():
+                for batch in running:
+                    batch.drop(gone)
             self._waiting = deque(sequence for sequence in self._waiting if sequence not in gone)
             self._forget(gone)
 

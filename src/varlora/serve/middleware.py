@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 OPEN = ("/", "/page.css", "/page.js", "/healthz")
 """What is answered without a token: the page, which asks for it, and whether the server lives."""
-BEATS = ("/healthz", "/metrics")
+WATCHED = ("/healthz", "/metrics")
 """What is answered while the server stops, or has too much to do."""
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _UNREAD = 16 << 20  # bytes of a refused body that are thrown away, so that its sender gets to read why
@@ -50,7 +50,7 @@ class Traffic:
     active: int = 0
 
 
-class Guard:
+class AccessMiddleware:
     """An ASGI application around another.
 
     Args:
@@ -108,7 +108,7 @@ class Guard:
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         path = scope["path"]
-        watched = path in BEATS
+        watched = path in WATCHED
         if self.traffic.stopping and not watched:
             raise RequestError(503, "the server is stopping; ask another, or later.", code="stopping", retry_after=5)
         if self.traffic.active > 2 * self.settings.max_waiting and not watched:  # bodies that come must not fill memory
