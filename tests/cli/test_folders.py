@@ -74,6 +74,14 @@ def test_predict_and_the_predictor_answer_alike(call: Call, folders: TrainerFold
     plain = Predictor.from_pretrained(folders.plain, answers=["negative", "positive"], prompt_style="varlora")
     assert (plain.classes, plain("a fine film").mutual_information) == (("negative", "positive"), None)
 
+    until_sure = call(*words, "--samples", "auto", "--overwrite")
+    assert until_sure.code == 0, until_sure.err
+    taken = {json.loads(line)["draws_taken"] for line in (tmp_path / "a.jsonl").read_text().splitlines()}
+    assert taken <= {4, 8, 16}
+    assert "draws_taken" not in written[0]
+    refused = call(*words, "--samples", "auto", "--overwrite", "--coverage", 0.8)
+    assert (refused.code, "--samples auto takes as many draws" in refused.err) == (1, True), refused.err
+
 
 def test_what_rows_of_its_own_are_needed_for_names_the_file(
     call: Call, folders: TrainerFolders, tmp_path: Path

@@ -12,6 +12,7 @@ from varlora.compare import Plan, chosen
 from varlora.compare.code_version import code_version
 from varlora.compare.content import path_settings
 from varlora.demo.data import model_folder
+from varlora.tasks.own_prompts import OwnPrompt
 
 LEVELS = {
     "settings": "settings.lora_alpha",
@@ -166,3 +167,16 @@ def test_variants_of_rows_and_curves_are_each_there_once(tmp_path: Path) -> None
     # mean (and temperature 0), samples (and temperature 1), temperature 0.5
     assert len(variants) == 3
     assert found.cells()[1].variants == variants
+
+
+def test_a_plan_words_the_rows_in_words_of_its_own(tmp_path: Path) -> None:
+    template = "{text}\n\nIs it good?"
+    changes = {
+        "tasks.films": {"train_file": write_rows(tmp_path / "films.jsonl", films(4)), "prompt_template": template},
+        "settings.prompt_format": "chat",
+        "methods.ivon.settings.system_prompt": "Be brief.",
+    }
+    worded = {(cell.task, cell.method): cell.config.own_prompt for cell in plan(tmp_path, changes).cells()}
+    assert worded["films", "ivon"] == OwnPrompt(template=template, format="chat", system="Be brief.")
+    assert worded["films", "adamw"] == OwnPrompt(template=template, format="chat")
+    assert worded["world", "adamw"] == OwnPrompt(format="chat")

@@ -67,9 +67,23 @@ def test_by_costs_the_labels_are_those_of_the_least_cost(decided: Path) -> None:
 def test_a_decision_for_another_way_to_predict_is_refused_before_any_row(decided: Path) -> None:
     with pytest.raises(ValueError, match=r"predicted by samples, 6 draw.*decision=None.*--undecided"):
         Predictor.from_pretrained(decided, samples=4)
+    with pytest.raises(ValueError, match=r"samples is 'auto' here.*Predict with samples=6.*--undecided"):
+        Predictor.from_pretrained(decided, samples="auto")
     free = Predictor.from_pretrained(decided, samples=4, decision=None)
     assert {answer.answered for answer in free(ROWS)} == {None}
     given = Predictor.from_pretrained(decided, samples=6, decision=Decision.load(decided))
     assert given(ROWS[:2])[1].answered is not None
     with pytest.raises(ValueError, match="decision is 'none'; give a Decision"):
         Predictor.from_pretrained(decided, decision="none")
+
+
+def test_a_decision_for_sixteen_draws_is_not_for_at_most_sixteen(decided: Path) -> None:
+    stored = Decision.load(decided)
+    assert stored is not None
+    most = dataclasses.replace(stored, predicted_as=dataclasses.replace(stored.predicted_as, draws=16))
+    assert Predictor.from_pretrained(decided, samples=16, decision=most).decision == most
+    free = Predictor.from_pretrained(decided, samples="auto", decision=None)
+    with pytest.raises(ValueError, match="Predict with samples=16"):
+        most.decide(free.prediction(ROWS))
+    with pytest.raises(ValueError, match="Predict with samples=16"):
+        Predictor.from_pretrained(decided, samples="auto", decision=most)

@@ -181,9 +181,11 @@ def test_answers_are_plain_json(predictor: Predictor) -> None:
 
 
 def test_each_row_takes_as_many_draws_as_it_needs(trained: Path) -> None:
-    found = Predictor.from_pretrained(trained, samples="auto").prediction(UNEVEN)
+    until_sure = Predictor.from_pretrained(trained, samples="auto")
+    found = until_sure.prediction(UNEVEN)
     every = Predictor.from_pretrained(trained, samples=16).prediction(UNEVEN)
     assert found.draws_taken is not None
     assert set(found.draws_taken.tolist()) <= {4, 8, 16}
+    assert [answer.draws_taken for answer in until_sure(UNEVEN)] == found.draws_taken.tolist()
     for n, number in enumerate(found.draws_taken.tolist()):
         torch.testing.assert_close(found.log_probs[n, :number], every.log_probs[n, :number], atol=1e-5, rtol=1e-5)

@@ -36,7 +36,7 @@ from varlora.tasks.rows import Records
 
 ANSWERS = (
     *("prediction", "confidence", "probabilities", "predictive_entropy", "mutual_information"),
-    *("answered", "set", "band", "expected_cost", "intervals"),
+    *("answered", "set", "band", "expected_cost", "intervals", "draws_taken"),
 )
 TEXTS = ("prediction", "agreement", "answers", "text", "log_likelihood_per_token", "finished")
 """What is written beside a row's own columns, of classes and of completions."""
@@ -61,6 +61,11 @@ def _execute(arguments: Namespace) -> None:
             raise ValueError(f"--output_file is {target}; its name must end in {allowed}.")
     until_sure = arguments.samples == "auto"
     if until_sure:
+        if wanted is not None:
+            raise ValueError(
+                "--samples auto takes as many draws as each row needs, and thresholds and sets are chosen for one "
+                "number of draws; give the number."
+            )
         arguments.samples = MOST
     some = read_first(arguments, arguments.input_file)
     run, settings, config = read_finished(arguments, some, judged=False)
@@ -177,6 +182,8 @@ def _of_class(answer: Answer) -> Iterator[tuple[str, Any]]:
         yield "expected_cost", answer.expected_cost
     if answer.intervals is not None:
         yield "intervals", {name: list(pair) for name, pair in answer.intervals.items()}
+    if answer.draws_taken is not None:
+        yield "draws_taken", answer.draws_taken
 
 
 def _of_text(answer: TextAnswer) -> Iterator[tuple[str, Any]]:

@@ -36,6 +36,7 @@ class Answer:
         band: The name of its band of confidence. None where there are none.
         expected_cost: Of answering with the label. None where nothing was said of costs.
         intervals: By class the two probabilities between which its own is, by Venn–Abers. None otherwise.
+        draws_taken: With samples="auto", how many draws the row took; None where all take the same number.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Answer:
     band: str | None = None
     expected_cost: float | None = None
     intervals: Mapping[str, tuple[float, float]] | None = None
+    draws_taken: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: every field.
@@ -120,6 +122,7 @@ def answers_of(prediction: Prediction, decided: Decided | None = None) -> Iterat
     labels = (probs.argmax(dim=1) if decided is None or decided.cheapest is None else decided.cheapest).tolist()
     entropy = predictive_entropy(draws).tolist()
     disagreement = mutual_information(draws).tolist() if prediction.num_draws > 1 else [None] * len(probs)
+    taken = prediction.draws_taken.tolist() if prediction.draws_taken is not None else [None] * len(probs)
     offered = (~torch.isneginf(draws).all(dim=1)).tolist()
     for n, (name, row) in enumerate(zip(prediction.ids, probs.tolist(), strict=True)):
         named = zip(prediction.classes, row, offered[n], strict=True)
@@ -130,6 +133,7 @@ def answers_of(prediction: Prediction, decided: Decided | None = None) -> Iterat
             probabilities={label: probability for label, probability, there in named if there},
             entropy=entropy[n],
             mutual_information=disagreement[n],
+            draws_taken=taken[n],
             **(_decided_of(decided, n, prediction.classes, offered[n]) if decided is not None else {}),
         )
 

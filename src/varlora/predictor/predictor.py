@@ -157,7 +157,7 @@ class Predictor:
             samples: S, the number of draws; 0 is the mean. None: what `varlora tune` chose; else the run's own number
                 where validation rows have shown that draws help, and the mean where they have not. "auto": for each row
                 4, 8 or 16, until its averaged probabilities are sure to .01 (`varlora.prediction.until_sure`); classes
-                and choices alone.
+                and choices alone, and without a decision, which is for one number of draws.
             mode: "mean", "samples" or "linearised"; None goes by `samples`.
             untuned: Leave aside what `varlora tune` chose.
             device: Where the model goes; None: a CUDA GPU where there is one.
@@ -471,6 +471,8 @@ class Predictor:
             classes=self.classes,
         )
         try:
+            if self._asked == "auto":
+                decision.refuse_until_sure()
             decision.check(way)
         except ValueError as error:
             raise ValueError(f"{error} Or leave it aside: decision=None, on the command line --undecided.") from error

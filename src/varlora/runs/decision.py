@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -189,6 +189,8 @@ class Decision:
         Raises:
             ValueError: the prediction was made otherwise, or groups are missing or not of these rows.
         """
+        if prediction.draws_taken is not None:
+            self.refuse_until_sure()
         self.check(PredictedAs.of(prediction))
         named = self._groups(len(prediction.labels), groups)
         log_probs = recalibrated(self.recalibration, prediction.log_probs, named)
@@ -282,6 +284,19 @@ class Decision:
                 f"the decision was chosen on rows predicted by {self.predicted_as}, and these were by {made}: its "
                 "thresholds are of other probabilities. Predict as it was chosen, or choose anew (`varlora decide`)."
             )
+
+    def refuse_until_sure(self) -> NoReturn:
+        """Refuses rows of which each takes as many draws as it needs.
+
+        Raises:
+            ValueError: always.
+        """
+        number = 0 if self.predicted_as.mode == "mean" else self.predicted_as.draws
+        raise ValueError(
+            f"the decision was chosen on rows predicted by {self.predicted_as}, and samples is 'auto' here: each row "
+            "takes as many draws as it needs, and the thresholds are of one number of them. Predict with "
+            f"samples={number}."
+        )
 
     @staticmethod
     def file(folder: str | Path) -> Path:
