@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from models import lora, tiny_llama
-from prediction.test_generation import OPTIONS, ROWS, TOKENIZER, batches, posterior
+from texts_of_draws import OPTIONS, ROWS, TOKENIZER, batches, posterior
 from varlora.adapters import applied
 from varlora.posterior import DropoutMasks, PointMass, batched_draws
 from varlora.posterior.draws import weight_draws

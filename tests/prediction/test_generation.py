@@ -13,32 +13,17 @@ from peft import PeftModel
 from sklearn.metrics import roc_auc_score
 
 from models import lora, tiny_llama
-from tiny_tokenizers import word_level
+from texts_of_draws import OPTIONS, ROWS, TOKENIZER, batches, posterior
 from varlora.adapters import applied, trained_tensors
-from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, batched_draws
+from varlora.posterior import DropoutMasks, Mixture, PointMass, batched_draws
 from varlora.posterior.draws import weight_draws
 from varlora.prediction.decoding import Greedy
 from varlora.prediction.generation import Generations, generate
-from varlora.tasks import Collator
-
-TOKENIZER = word_level()
-ROWS = [{"id": str(i), "input_ids": ids} for i, ids in enumerate([[5, 6, 7], [8], [9, 10, 11, 12], [6, 6]])]
-OPTIONS: dict[str, Any] = {"tokenizer": TOKENIZER, "max_new_tokens": 6}
 
 
 @pytest.fixture
 def model() -> PeftModel:
     return lora(tiny_llama(vocab_size=len(TOKENIZER)), task_type="CAUSAL_LM", lora_dropout=0.3)
-
-
-def posterior(model: PeftModel, std: float = 0.3) -> DiagonalGaussian:
-    mean = {key: p.detach().clone() for key, p in trained_tensors(model).items()}
-    return DiagonalGaussian(mean=mean, precision={key: torch.full_like(m, std**-2) for key, m in mean.items()})
-
-
-def batches(size: int = 2) -> list[dict[str, Any]]:
-    collate = Collator(pad_token_id=0, ids=True)
-    return [collate(ROWS[i : i + size]) for i in range(0, len(ROWS), size)]
 
 
 def texts_at(model: PeftModel, weights: Any) -> list[str]:

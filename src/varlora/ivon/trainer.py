@@ -96,8 +96,9 @@ class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, SavesPosterior, Qui
             )
         self.choose_held_out(options)
         callback = VariationalCallback(held_out=self.held_out_rows if options.held_out != "none" else "none")
-        # First, so that the trackers of report_to, which the trainer has added, see what it logs.
-        self.callback_handler.callbacks.insert(0, callback)  # type: ignore[attr-defined]
+        self.add_callback(callback)  # type: ignore[attr-defined]
+        callbacks: list[Any] = self.callback_handler.callbacks  # type: ignore[attr-defined]
+        callbacks.insert(0, callbacks.pop())  # so that the trackers of report_to, which are there, see what it logs
         self.add_callback(EpochOfSampler(self))  # type: ignore[attr-defined]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
