@@ -52,6 +52,7 @@ class RemotePredictor(Predictor):
         )
         self.reader = RowReader(run=run, config=settings)
         self._mode, self._logit_temperature = export.mode, export.logit_temperature
+        self._asked = len(export.adapters)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(run.path))
         self.readout = readout_from_dict(export.readout) if export.readout is not None else None
         if isinstance(self.readout, ClassHead):
