@@ -90,8 +90,23 @@ def _adamw(number: int, shape: tuple[int, int], **options: bool) -> Callable[[],
     return cycle
 
 
+def _cycle(
+    optimizer: torch.optim.Optimizer, step: Callable[[], None], number: int, shape: tuple[int, int]
+) -> Callable[[], float]:
+    """Seconds of forward, backward and step, less those of forward and backward alone."""
+    bare = Tensors(number, shape)
+
+    def cycle() -> float:
+        optimizer.zero_grad()
+        bare.zero_grad()
+        alone = _timed(lambda: bare().backward())
+        return _timed(step) - alone
+
+    return cycle
+
+
 def _varlora(number: int, shape: tuple[int, int], recipe: Any) -> Callable[[], float]:
-    model, bare = Tensors(number, shape), Tensors(number, shape)
+    model = Tensors(number, shape)
     options = {} if recipe == "auto" else {"hess_init": HESS_INIT}
     config = IVONConfig(recipe=recipe, lr=LR, ess=ESS, **options)
     optimizer = IVON(model.parameters(), **config.optimizer_kwargs())
@@ -103,19 +118,13 @@ def _varlora(number: int, shape: tuple[int, int], recipe: Any) -> Callable[[], f
         loss.backward()
         optimizer.step()
 
-    def cycle() -> float:
-        optimizer.zero_grad()
-        bare.zero_grad()
-        alone = _timed(lambda: bare().backward())
-        return _timed(step) - alone
-
-    return cycle
+    return _cycle(optimizer, step, number, shape)
 
 
 def _ivon_opt(number: int, shape: tuple[int, int]) -> Callable[[], float]:
     import ivon
 
-    model, bare = Tensors(number, shape), Tensors(number, shape)
+    model = Tensors(number, shape)
     optimizer = ivon.IVON(model.parameters(), lr=LR, ess=ESS, hess_init=HESS_INIT)
 
     def step() -> None:
@@ -123,13 +132,7 @@ def _ivon_opt(number: int, shape: tuple[int, int]) -> Callable[[], float]:
             model().backward()
         optimizer.step()
 
-    def cycle() -> float:
-        optimizer.zero_grad()
-        bare.zero_grad()
-        alone = _timed(lambda: bare().backward())
-        return _timed(step) - alone
-
-    return cycle
+    return _cycle(optimizer, step, number, shape)
 
 
 def measure(shapes: Sequence[str], *, rounds: int) -> dict[str, dict[str, dict[str, list[float]]]]:

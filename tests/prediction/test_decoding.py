@@ -119,11 +119,12 @@ def test_what_cannot_be_decoded_is_refused() -> None:
     model = model_of()
     decode = Greedy(model, TOKENIZER, STEPS)
     right = Collator(pad_token_id=0, padding_side="right")([{"input_ids": prompt} for prompt in PROMPTS])
-    with pytest.raises(ValueError, match="batch 4 is not padded on the left"):
-        decode.check(right, 4)
     context = model.config.max_position_embeddings
-    decode.check(batch_of([[5] * (context - STEPS)]), 0)
+    fits = batch_of([[5] * (context - STEPS)])
+    with pytest.raises(ValueError, match="batch 4 is not padded on the left"):
+        decode.check([fits] * 4 + [right])
+    decode.check([fits])
     with pytest.raises(ValueError, match=f"a prompt of {context - STEPS + 1} tokens, behind which {STEPS} new ones"):
-        decode.check(batch_of([[5] * (context - STEPS + 1), [5]]), 0)
+        decode.check([batch_of([[5] * (context - STEPS + 1), [5]])])
     with pytest.raises(ValueError, match="BertForSequenceClassification cannot generate text"):
         Greedy(tiny_bert_classifier(), TOKENIZER, STEPS)

@@ -76,13 +76,10 @@ def generate_averaged(
     Raises:
         ValueError: As `generate`; or the model does not let draws be rows of one forward.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; allowed: 1 or more")
     q, samples = prepare(q, samples)
     held = held_batches(batches)
     decode = Greedy(model, tokenizer, max_new_tokens)
-    for number, batch in enumerate(held):
-        decode.check(batch, number)
+    decode.check(held)
 
     def read(batch: Mapping[str, Any], draws: int) -> list[tuple[OneText, Tensor, Tensor]]:
         average = AverageOverDraws(draws)

@@ -9,7 +9,7 @@ it (a repetition penalty, say), and what is written would no longer be what the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -80,10 +80,12 @@ class Greedy:
         max_new_tokens: Most tokens of a text.
 
     Raises:
-        ValueError: The model cannot generate.
+        ValueError: The model cannot generate, or a text would have no token.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; allowed: 1 or more")
         self.model, self.tokenizer, self.max_new_tokens = unwrapped_model(model), tokenizer, max_new_tokens
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         if not isinstance(base, PreTrainedModel) or not base.can_generate():
@@ -92,25 +94,25 @@ class Greedy:
         self.context = context_length(base.config)
         self.ends = end_tokens(base, tokenizer)
 
-    def check(self, batch: Mapping[str, Any], number: int) -> None:
-        """Whether a batch can be decoded.
+    def check(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Whether batches can be decoded.
 
         Args:
-            batch: `input_ids`, `attention_mask`.
-            number: Which one it is, for the message.
+            batches: `input_ids`, `attention_mask` of each.
 
         Raises:
-            ValueError: It is not padded on the left, or a text would not fit behind its prompt.
+            ValueError: One is not padded on the left, or a text would not fit behind its prompt.
         """
-        mask: Tensor = batch["attention_mask"]
-        if not bool(mask[:, -1].all()):
-            raise ValueError(f"batch {number} is not padded on the left; texts are written behind the last token.")
-        longest = int(mask.sum(1).max())
-        if self.context is not None and longest + self.max_new_tokens > self.context:
-            raise ValueError(
-                f"batch {number} has a prompt of {longest} tokens, behind which {self.max_new_tokens} new ones do not "
-                f"fit into the model's context of {self.context}; lower max_new_tokens or shorten the prompts."
-            )
+        for number, batch in enumerate(batches):
+            mask: Tensor = batch["attention_mask"]
+            if not bool(mask[:, -1].all()):
+                raise ValueError(f"batch {number} is not padded on the left; texts are written behind the last token.")
+            longest = int(mask.sum(1).max())
+            if self.context is not None and longest + self.max_new_tokens > self.context:
+                raise ValueError(
+                    f"batch {number} has a prompt of {longest} tokens, behind which {self.max_new_tokens} new ones do "
+                    f"not fit into the model's context of {self.context}; lower max_new_tokens or shorten the prompts."
+                )
 
     def next_logits(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits (B, some) of a few tokens to come next, by which two ways to compute them can be compared."""

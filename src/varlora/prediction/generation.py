@@ -269,14 +269,11 @@ def generate(
     """
     from varlora.prediction.decoding import Greedy  # stored texts are read without transformers
 
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; allowed: 1 or more")
     q, samples = prepare(q, samples)
     mode: PredictedMode = "model" if q is None else "samples" if samples else "mean"
     held = held_batches(batches)
     decode = Greedy(model, tokenizer, max_new_tokens)
-    for number, batch in enumerate(held):
-        decode.check(batch, number)
+    decode.check(held)
 
     def read(batch: Mapping[str, Any]) -> list[OneText]:
         return decode(batch).rows()
