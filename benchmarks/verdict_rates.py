@@ -34,7 +34,8 @@ from varlora.metrics import METRICS
 from varlora.metrics.resampling import bootstrap
 from varlora.metrics.selection import paired_error
 from varlora.posterior import DiagonalGaussian
-from varlora.report.health import ValidationLogProbs, health_of
+from varlora.report.health import health_of
+from varlora.report.sampling import ValidationLogProbs
 from varlora.report.seeds import over_seeds
 
 SEEDS = (1, 2, 3, 5, 10)

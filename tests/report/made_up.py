@@ -7,7 +7,7 @@ from torch import Tensor
 
 from varlora.metrics import evaluate
 from varlora.report import Comparison, Health, Row
-from varlora.report.health import Agreement, Paired
+from varlora.report.sampling import Agreement, Paired
 from varlora.report.scales import ScaleGroup, TensorScale
 from varlora.report.study import (
     Block,

@@ -14,8 +14,9 @@ from varlora.ivon.ess_control import BOUNDS
 from varlora.metrics import cross_fitted
 from varlora.metrics.selection import FEWEST_ROWS
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, PosteriorMeta, PredictionConfig
-from varlora.report.health import Paired, ValidationLogProbs, health_of, verdict_of
+from varlora.report.health import health_of
 from varlora.report.health_text import remarks
+from varlora.report.sampling import Paired, ValidationLogProbs, verdict_of
 
 HELD_OUT: dict[str, Any] = {
     "source": "train",

@@ -8,8 +8,9 @@ import pytest
 
 from varlora.report import Health
 from varlora.report.course import Course
-from varlora.report.health import Agreement, HeldOutEnd, Learned, Paired
+from varlora.report.health import HeldOutEnd
 from varlora.report.health_text import remarks, scale_table, sentence, statements
+from varlora.report.sampling import Agreement, Learned, Paired
 from varlora.report.scales import ScaleGroup, TensorScale
 
 

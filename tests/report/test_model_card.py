@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from varlora.report import Health, model_card
-from varlora.report.health import Paired
+from varlora.report.sampling import Paired
 from varlora.report.scales import ScaleGroup, TensorScale
 
 META: dict[str, Any] = {

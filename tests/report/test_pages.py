@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from jinja2 import UndefinedError
 
-from varlora.report.pages import page_templates
+from varlora.report.study_page import page_templates
 
 
 def test_a_name_that_is_not_given_is_an_error() -> None:

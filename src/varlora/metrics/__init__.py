@@ -57,12 +57,7 @@ from varlora.metrics.selection import (
 from varlora.metrics.selective import CoverageThreshold, answered_metrics, sureness, threshold_for_coverage
 from varlora.metrics.selective_accuracy import AccuracyThreshold, CannotGuaranteeError, threshold_for_accuracy
 from varlora.metrics.table import HEADLINE, METRICS, metric_named, register_metric, shown_metrics
-from varlora.metrics.temperature import (
-    TemperatureFit,
-    cross_fitted,
-    fit_temperature,
-    likeliest_temperature,
-)
+from varlora.metrics.temperature import TemperatureFit, cross_fitted, fit_temperature, likeliest_temperature
 from varlora.metrics.uncertainty import (
     entropy,
     expected_entropy,

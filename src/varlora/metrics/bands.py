@@ -26,7 +26,7 @@ from torch import Tensor
 
 from varlora.metrics.inputs import as_examples
 from varlora.metrics.resampling import clopper_pearson
-from varlora.metrics.selective_accuracy import DELTA
+from varlora.metrics.selective_accuracy import DELTA, check_delta, cut_above
 
 SHARES = 10
 """Into how many parts the rows are cut before bands are made of them."""
@@ -122,8 +122,7 @@ def bands_for_accuracies(
         raise ValueError(
             f"the bands' accuracies are {', '.join(f'{one:g}' for one in accuracies)}; they must fall, between 1 and 0."
         )
-    if not 0 < delta < 1:
-        raise ValueError(f"delta is {delta}: give the chance that the guarantee may fail, in (0, 1), e.g. 0.05.")
+    check_delta(delta)
     rows = len(sure)
     falling, order = sure.sort(descending=True, stable=True)
     wrong = torch.cat([torch.zeros(1, dtype=torch.float64), (1 - correct[order].double()).cumsum(0)])
@@ -132,7 +131,7 @@ def bands_for_accuracies(
     cuts, start, above = [], 0, math.inf
     for wanted in accuracies:
         for size in reversed(sizes):
-            cut = _cut_below(falling, size)
+            cut = cut_above(falling, size)
             end = rows if size == rows else int((falling >= cut).sum())  # without rows that are tied with the next
             if end <= start:
                 break
@@ -157,13 +156,6 @@ def in_bands(sure: Tensor, bands: Sequence[Band]) -> list[str]:
         ['high', 'low']
     """
     return [next(band.name for band in bands if value >= band.cut) for value in sure.tolist()]
-
-
-def _cut_below(falling: Tensor, size: int) -> float:
-    """The threshold just above the (m + 1)-th largest sureness; −∞ where all rows are within."""
-    if size == len(falling):
-        return -math.inf
-    return float(torch.nextafter(falling[size].double(), torch.tensor(math.inf, dtype=torch.float64)))
 
 
 def _counted(

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from scipy.special import betaincinv
@@ -153,21 +153,19 @@ def conformal_scores(predictions: Tensor, score: SetScore = "lac") -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetThreshold:
-    """A threshold on the scores of classes, and what it promises.
+class ConformalThreshold:
+    """A threshold on scores of rows, and what it promises of the share of new rows within it.
 
     Attributes:
-        value: a class is in the set if its score is at most this; +∞ takes all that are offered.
-        score: "lac" or "aps".
-        coverage: the wanted probability that the right answer is in the set.
-        rows: how many labelled rows it was chosen on.
-        expected: the share of new rows that it will cover, on average over the choice of those rows (without ties).
+        value: the threshold; infinite where nothing is left out.
+        coverage: the wanted share.
+        rows: how many rows it was chosen on.
+        expected: the share of new rows, on average over the choice of those rows (without ties).
         low: given those rows, the share itself is at least this, in 97.5 % of their choices.
         high: and at most this.
     """
 
     value: float
-    score: SetScore
     coverage: float
     rows: int
     expected: float
@@ -175,24 +173,60 @@ class SetThreshold:
     high: float
 
     @property
+    def _why_all(self) -> str:
+        """Why nothing is left out."""
+        needed = fewest_rows(1 - as_fraction(self.coverage))
+        if needed is None:
+            return "nothing less covers 100 %"
+        if self.rows < needed:
+            return f"{self.rows} rows are too few to leave any out at {100 * self.coverage:.4g} % ({needed} would do)"
+        return "the right answer of too many of the rows has probability 0"
+
+    @property
+    def _draws(self) -> str:
+        """What the promise is an average over, and how far it goes from one draw of the rows to another."""
+        return (
+            f"on average over which {self.rows} were drawn; 95 % of such draws give {100 * self.low:.1f} to "
+            f"{100 * self.high:.1f} %"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetThreshold(ConformalThreshold):
+    """A threshold on the scores of classes: a class is in the set if its score is at most this.
+
+    Attributes:
+        score: "lac" or "aps".
+    """
+
+    score: SetScore
+
+    @property
     def sentence(self) -> str:
         """The promise, in words."""
         if self.value == math.inf:
-            needed = fewest_rows(1 - as_fraction(self.coverage))
-            if needed is None:
-                why = "nothing less covers 100 %"
-            elif self.rows < needed:
-                why = (
-                    f"{self.rows} rows are too few to leave any out at {100 * self.coverage:.4g} % ({needed} would do)"
-                )
-            else:
-                why = "the right answer of too many of the rows has probability 0"
-            return f"Every choice is in every set: {why}."
+            return f"Every choice is in every set: {self._why_all}."
         return (
             f"At least {100 * self.coverage:.4g} % of new rows like these {self.rows} have the right answer in their "
-            f"set, on average over which {self.rows} were drawn; 95 % of such draws give {100 * self.low:.1f} to "
-            f"{100 * self.high:.1f} %."
+            f"set, {self._draws}."
         )
+
+
+def fit_threshold(scores: Tensor, coverage: Exact) -> dict[str, Any]:
+    """The fields of a `ConformalThreshold`.
+
+    Args:
+        scores: (n,), one a row; higher fits worse.
+        coverage: the wanted share of new rows within the threshold, in (0, 1].
+
+    Raises:
+        ValueError: as of `conformal_threshold`.
+    """
+    wanted = as_wanted(coverage)
+    value = conformal_threshold(scores, 1 - wanted)
+    expected, low, high = share_within(len(scores), conformal_rank(len(scores), 1 - wanted))
+    rows = len(scores)
+    return {"value": value, "coverage": float(wanted), "rows": rows, "expected": expected, "low": low, "high": high}
 
 
 def threshold_for_sets(
@@ -217,18 +251,7 @@ def threshold_for_sets(
     """
     scores = conformal_scores(predictions, score)
     own = scores.gather(-1, as_labels(labels, scores).unsqueeze(-1)).squeeze(-1)
-    wanted = as_wanted(coverage)
-    rank = conformal_rank(len(own), 1 - wanted)
-    expected, low, high = share_within(len(own), rank)
-    return SetThreshold(
-        value=conformal_threshold(own, 1 - wanted),
-        score=score,
-        coverage=float(wanted),
-        rows=len(own),
-        expected=expected,
-        low=low,
-        high=high,
-    )
+    return SetThreshold(score=score, **fit_threshold(own, coverage))
 
 
 def prediction_sets(predictions: Tensor, threshold: SetThreshold) -> Tensor:

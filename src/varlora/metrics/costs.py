@@ -95,15 +95,11 @@ class Costs:
         else:
             by_class = _by_class(wrong, classes, "the cost of a wrong answer")
             matrix = tuple(
-                tuple(0.0 if answer == right else cost for answer, cost in zip(classes, row, strict=True))
-                for right, row in (
-                    (name, _numbers(by_class[name], classes, f"the cost of an answer where {name!r} is right", name))
-                    for name in classes
-                )
+                _numbers(by_class[name], classes, f"the cost of an answer where {name!r} is right", right=name)
+                for name in classes
             )
         return cls(
-            wrong=matrix,
-            abstain=None if abstain is None else tuple(_numbers(abstain, classes, "the cost of abstaining")),
+            wrong=matrix, abstain=None if abstain is None else _numbers(abstain, classes, "the cost of abstaining")
         )
 
     def expected(self, probs: Tensor) -> Tensor:
@@ -226,22 +222,18 @@ def cost_of_rules(costs: Costs, probs: Tensor, labels: Tensor) -> tuple[CostOfRu
         kept, abstaining = costs.answered(probs), costs.abstaining(probs)
         rules.insert(0, ("least expected cost", answers, kept, torch.where(kept, expected, abstaining)))
         rules.append(("never an answer", answers, none, abstaining))
-    found = []
+    measured = []
     for rule, chosen, answered, believed in rules:
         incurred = costs.incurred(chosen, labels, answered)
-        low, high = costs.bounds(answers=answered is not none, abstains=answered is not every)
-        interval = bounded_mean_interval(incurred, low=low, high=high)
-        found.append(
+        least, most = costs.bounds(answers=answered is not none, abstains=answered is not every)
+        low, high = bounded_mean_interval(incurred, low=least, high=most)
+        share, mean = float(answered.double().mean()), float(incurred.mean())
+        measured.append(
             CostOfRule(
-                rule=rule,
-                share_answered=float(answered.double().mean()),
-                expected=float(believed.mean()),
-                measured=float(incurred.mean()),
-                low=interval[0],
-                high=interval[1],
+                rule=rule, share_answered=share, expected=float(believed.mean()), measured=mean, low=low, high=high
             )
         )
-    return tuple(found)
+    return tuple(measured)
 
 
 def _by_class(given: Cost | Mapping[str, Cost], classes: Sequence[str], what: str) -> dict[str, Cost]:
@@ -257,13 +249,14 @@ def _by_class(given: Cost | Mapping[str, Cost], classes: Sequence[str], what: st
     return {name: given[name] if name in given else given[OTHERS] for name in classes}
 
 
-def _numbers(given: Cost, classes: Sequence[str], what: str, right: str | None = None) -> list[float]:
-    """One for each class, in order; of the right class there need be none."""
+def _numbers(given: Cost, classes: Sequence[str], what: str, right: str | None = None) -> tuple[float, ...]:
+    """One for each class, in order; 0 for the right class, of which there need be none."""
     if isinstance(given, Mapping) and right is not None:
         if given.get(right, 0) != 0:
             raise ValueError(f"{what}: a right answer costs nothing, unless the costs are given as a matrix.")
         given = {**given, right: 0.0}
-    return [_number(value) for value in _by_class(given, classes, what).values()]
+    by_class = {name: _number(value) for name, value in _by_class(given, classes, what).items()}
+    return tuple(0.0 if name == right else cost for name, cost in by_class.items())
 
 
 def _number(value: object) -> float:

@@ -110,8 +110,8 @@ def counted_fpr95(counts: Tensor, score: Tensor, positive: Tensor) -> Tensor:
     positives, negatives = ranked.cumulative(counts, positive), ranked.cumulative(counts, 1 - positive)
     number = positives[..., -1:]
     needed = torch.div(95 * number.round().long() + 99, 100, rounding_mode="floor").double()
-    found = torch.searchsorted(positives.contiguous(), needed).clamp(max=positives.shape[-1] - 1)
-    rate = (negatives.gather(-1, found) / negatives[..., -1:]).squeeze(-1)
+    enough = torch.searchsorted(positives.contiguous(), needed).clamp(max=positives.shape[-1] - 1)
+    rate = (negatives.gather(-1, enough) / negatives[..., -1:]).squeeze(-1)
     return torch.where(number.squeeze(-1) > 0, rate, math.nan)
 
 

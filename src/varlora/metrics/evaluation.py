@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from varlora.metrics.ranking import number_kept
-from varlora.metrics.resampling import Interval, Statistics, bootstrap_counts, indices_of
+from varlora.metrics.resampling import Interval, Statistics, bootstrap, indices_of
 from varlora.metrics.rows import ClassRows, CompletionRows, Rows, ScopeRows
 from varlora.metrics.scoring import log_losses
 from varlora.metrics.table import METRICS
@@ -114,9 +114,10 @@ def evaluate_rows_with_intervals(
         >>> evaluate_rows_with_intervals(rows)["exact_match"]
         Interval(estimate=0.75, low=0.25, high=1.0, level=0.95)
     """
-    return bootstrap_counts(
+    return bootstrap(
         statistics_of(rows),
         rows.number,
+        by_counts=True,
         width=_width(rows),
         shares={m.name: number_kept(m.share_of, rows.number) for m in METRICS.values() if m.share_of is not None},
         resamples=resamples,
@@ -174,7 +175,7 @@ def compare(
         return {name: _mean([run[name] for run in one]) - _mean([run[name] for run in two]) for name in shared}
 
     width = max(_width(run) for method in runs for run in method)
-    return bootstrap_counts(statistics, len(labels), width=width, resamples=resamples, level=level, seed=seed)
+    return bootstrap(statistics, len(labels), by_counts=True, width=width, resamples=resamples, level=level, seed=seed)
 
 
 def check_metrics() -> None:
@@ -191,7 +192,7 @@ def check_metrics() -> None:
 
 
 def statistics_of(rows: Rows, names: Sequence[str] | None = None) -> Statistics:
-    """The metrics of rows that are drawn so often, counts (..., N), as `bootstrap_counts` asks for them.
+    """The metrics of rows that are drawn so often, counts (..., N), as `bootstrap(..., by_counts=True)` asks for them.
 
     Args:
         rows: What is judged.

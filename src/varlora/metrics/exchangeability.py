@@ -150,19 +150,19 @@ class ExchangeabilityCheck:
     @property
     def sentence(self) -> str:
         """The finding, with the chance that it is false, in words."""
-        found = (
+        evidence = (
             f"test martingale {self.martingale:.3g}, two-sample p = {self.p_value:.2g}, mean confidence "
             f"{self.mean:.3f} against {self.reference_mean:.3f}"
         )
         if self.exchangeable:
             return (
                 f"Nothing in {self.rows} rows speaks against their being drawn as the {self.reference_rows} were that "
-                f"the decision is from ({found}); that is no proof."
+                f"the decision is from ({evidence}); that is no proof."
             )
         since = f", from row {self.alarm_at} on at the latest" if self.alarm_at is not None else ""
         return (
             f"These {self.rows} rows are not drawn as the {self.reference_rows} were that the decision is from{since} "
-            f"({found}; a false alarm has a chance of at most {100 * self.alpha:.3g} %): its guarantees do not hold "
+            f"({evidence}; a false alarm has a chance of at most {100 * self.alpha:.3g} %): its guarantees do not hold "
             "for them."
         )
 

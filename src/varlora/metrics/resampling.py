@@ -74,6 +74,7 @@ def bootstrap(
     statistics: Statistics,
     num_examples: int,
     *,
+    by_counts: bool = False,
     width: int = 1,
     sets: int | None = None,
     shares: Mapping[str, int] | None = None,
@@ -86,6 +87,7 @@ def bootstrap(
     Args:
         statistics: From indices of examples (..., N) to named numbers (...,).
         num_examples: N.
+        by_counts: Whether `statistics` takes how often each example is drawn, (..., N) float64, in place of indices.
         width: Numbers that `statistics` gathers per example; bounds the memory used, changes no result.
         sets: K sets of N examples each, resampled independently of each other: `statistics` then gets (K, ..., N).
             None: one set.
@@ -104,37 +106,8 @@ def bootstrap(
         >>> interval = bootstrap(lambda i: {"aurc": aurc(confidence[i], correct[i])}, 50)["aurc"]
         >>> interval.low < interval.estimate < interval.high
         True
-    """
-    return bootstrap_counts(
-        lambda counts: statistics(indices_of(counts)),
-        num_examples,
-        width=width,
-        sets=sets,
-        shares=shares,
-        resamples=resamples,
-        level=level,
-        seed=seed,
-    )
-
-
-def bootstrap_counts(
-    statistics: Statistics,
-    num_examples: int,
-    *,
-    width: int = 1,
-    sets: int | None = None,
-    shares: Mapping[str, int] | None = None,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """`bootstrap`, of statistics that take how often each example is drawn, (..., N) float64; on the same resamples.
-
-    Example:
-        >>> values = torch.linspace(0, 1, 50, dtype=torch.float64)
-        >>> by_counts = bootstrap_counts(lambda counts: {"mean": counts @ values / 50}, 50)["mean"]
-        >>> by_indices = bootstrap(lambda i: {"mean": values[i].mean(-1)}, 50)["mean"]
-        >>> abs(by_counts.low - by_indices.low) < 1e-12
+        >>> mean = bootstrap(lambda counts: {"mean": counts @ confidence.double() / 50}, 50, by_counts=True)["mean"]
+        >>> abs(mean.low - bootstrap(lambda i: {"mean": confidence.double()[i].mean(-1)}, 50)["mean"].low) < 1e-12
         True
     """
     if num_examples < 1:
@@ -144,13 +117,14 @@ def bootstrap_counts(
     if resamples < (needed := math.ceil(2 / (1 - level) - 1e-9)):
         raise ValueError(f"{resamples} resamples have no {level:g} interval: take {needed} at least, better 1000.")
     lead = () if sets is None else (sets,)
-    estimates = statistics(torch.ones((*lead, num_examples), dtype=torch.float64))
+    of_counts = statistics if by_counts else lambda counts: statistics(indices_of(counts))
+    estimates = of_counts(torch.ones((*lead, num_examples), dtype=torch.float64))
     generator = torch.Generator().manual_seed(seed)
     rows = max(1, BLOCK_NUMBERS // (num_examples * width))
     blocks = []
     for start in range(0, resamples, rows):
         shape = (*lead, min(rows, resamples - start), num_examples)
-        blocks.append(statistics(counts_of(torch.randint(num_examples, shape, generator=generator))))
+        blocks.append(of_counts(counts_of(torch.randint(num_examples, shape, generator=generator))))
     return {
         name: _interval(float(estimate), torch.cat([block[name] for block in blocks]), level, (shares or {}).get(name))
         for name, estimate in estimates.items()

@@ -18,15 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from varlora.metrics.conformal import (
-    Exact,
-    as_fraction,
-    as_wanted,
-    conformal_rank,
-    conformal_threshold,
-    fewest_rows,
-    share_within,
-)
+from varlora.metrics.conformal import ConformalThreshold, Exact, fit_threshold
 from varlora.metrics.inputs import as_float64
 from varlora.metrics.resampling import clopper_pearson
 from varlora.metrics.uncertainty import mean_log_probs, mutual_information, predictive_entropy
@@ -72,39 +64,16 @@ def sureness(log_probs: Tensor, by: Sureness = "confidence") -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoverageThreshold:
-    """A threshold for a wanted coverage, and what it promises.
-
-    Attributes:
-        value: a row is answered if its sureness is at least this; −∞ answers all.
-        coverage: the wanted share of answered rows.
-        rows: how many rows it was chosen on.
-        expected: the share of new rows that will be answered, on average over the choice of those rows (without ties).
-        low: given those rows, the share itself is at least this, in 97.5 % of their choices.
-        high: and at most this.
-    """
-
-    value: float
-    coverage: float
-    rows: int
-    expected: float
-    low: float
-    high: float
+class CoverageThreshold(ConformalThreshold):
+    """A threshold for a wanted coverage: a row is answered if its sureness is at least this; −∞ answers all."""
 
     @property
     def sentence(self) -> str:
         """The promise, in words."""
         if self.value == -math.inf:
-            needed = fewest_rows(1 - as_fraction(self.coverage))
-            few = (
-                f"{self.rows} rows are too few to leave any out at {100 * self.coverage:.4g} % ({needed} would do)"
-                if needed is not None
-                else "nothing less covers 100 %"
-            )
-            return f"Every row is answered: {few}."
+            return f"Every row is answered: {self._why_all}."
         return (
-            f"At least {100 * self.coverage:.4g} % of new rows like these {self.rows} are answered, on average over "
-            f"which {self.rows} were drawn; 95 % of such draws give {100 * self.low:.1f} to {100 * self.high:.1f} %, "
+            f"At least {100 * self.coverage:.4g} % of new rows like these {self.rows} are answered, {self._draws}, "
             "more where scores are tied."
         )
 
@@ -126,12 +95,8 @@ def threshold_for_coverage(sure: Tensor, coverage: Exact) -> CoverageThreshold:
         >>> threshold_for_coverage(torch.tensor([0.9, 0.8]), 0.9).value        # too few to leave any out
         -inf
     """
-    wanted = as_wanted(coverage)
-    q = conformal_threshold(-sure, 1 - wanted)
-    expected, low, high = share_within(len(sure), conformal_rank(len(sure), 1 - wanted))
-    return CoverageThreshold(
-        value=0.0 - q, coverage=float(wanted), rows=len(sure), expected=expected, low=low, high=high
-    )
+    fitted = fit_threshold(-sure, coverage)
+    return CoverageThreshold(**{**fitted, "value": 0.0 - fitted["value"]})
 
 
 def answered_metrics(answered: Tensor, correct: Tensor | None = None) -> dict[str, float]:
@@ -156,11 +121,7 @@ def answered_metrics(answered: Tensor, correct: Tensor | None = None) -> dict[st
     if answered.dim() != 1 or answered.dtype != torch.bool or not len(answered):
         raise ValueError(f"answered is {answered.dtype} of shape {tuple(answered.shape)}; give bool (N,), N above 0.")
     number = int(answered.sum())
-    metrics: dict[str, float] = {
-        "rows": len(answered),
-        "answered": number,
-        "share_answered": number / len(answered),
-    }
+    metrics: dict[str, float] = {"rows": len(answered), "answered": number, "share_answered": number / len(answered)}
     if correct is None:
         return metrics
     if correct.shape != answered.shape:

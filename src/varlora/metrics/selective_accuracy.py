@@ -110,8 +110,7 @@ def threshold_for_accuracy(
     wanted = as_fraction(accuracy, name="accuracy")
     if not 0 < wanted < 1:
         raise ValueError(f"accuracy is {accuracy}: give one in (0, 1), e.g. 0.95; 1 cannot be guaranteed.")
-    if not 0 < delta < 1:
-        raise ValueError(f"delta is {delta}: give the chance that the guarantee may fail, in (0, 1), e.g. 0.05.")
+    check_delta(delta)
     rows, risk = len(sure), 1 - float(wanted)
     sizes = _sizes(rows, float(wanted), delta)
     doubt, (_, curve) = (-sure).sort().values, risk_coverage(sure, correct)
@@ -141,6 +140,24 @@ def fewest_answers(accuracy: float, delta: float) -> int:
     return max(1, math.ceil(math.log(delta) / math.log(accuracy) - 1e-12))
 
 
+def cut_above(falling: Tensor, size: int) -> float:
+    """The threshold just above the (m + 1)-th largest sureness; −∞ where all n rows are answered.
+
+    Args:
+        falling: (n,) sureness, float64, the highest first.
+        size: m, at most n.
+    """
+    if size == len(falling):
+        return -math.inf
+    return float(torch.nextafter(falling[size], torch.tensor(math.inf, dtype=torch.float64)))
+
+
+def check_delta(delta: float) -> None:
+    """Refuses what is no chance that a guarantee may fail."""
+    if not 0 < delta < 1:
+        raise ValueError(f"delta is {delta}: give the chance that the guarantee may fail, in (0, 1), e.g. 0.05.")
+
+
 def _sizes(rows: int, accuracy: float, delta: float) -> list[int]:
     """How many rows may be answered: as many of the shares as leave each test a chance to succeed."""
     sizes = list(dict.fromkeys(math.ceil(rows * share) for share in SHARES))
@@ -158,10 +175,7 @@ def _above(doubt: Tensor, risk: Tensor, size: int) -> tuple[float, int, int]:
     """
     answered = size if size == len(doubt) else int(torch.searchsorted(doubt, doubt[size]))
     errors = round(float(risk[answered - 1]) * answered) if answered else 0
-    if size == len(doubt):
-        return -math.inf, answered, errors
-    upwards = torch.tensor(math.inf, dtype=torch.float64)
-    return float(torch.nextafter(-doubt[size], upwards)), answered, errors
+    return cut_above(-doubt, size), answered, errors
 
 
 def _bound(errors: int, answered: int, delta: float) -> float:
@@ -172,12 +186,12 @@ def _bound(errors: int, answered: int, delta: float) -> float:
 def _cannot(groups: list[tuple[float, int, int]], rows: int, accuracy: float, delta: float) -> CannotGuaranteeError:
     each = delta / len(groups)
     best, share, errors, answered = max((_bound(e, a, each), a / rows, e, a) for _, a, e in groups)
-    said = [
+    sentences = [
         f"an accuracy of {100 * accuracy:.4g} % among the answered cannot be guaranteed with {100 * (1 - delta):.4g} % "
         f"probability from {rows} rows."
     ]
     if best > 0:
-        said.append(
+        sentences.append(
             f"The best that they guarantee is {100 * best:.1f} %, by answering the surest {100 * share:.0f} % "
             f"({answered - errors} of {answered} right)."
         )
@@ -186,14 +200,14 @@ def _cannot(groups: list[tuple[float, int, int]], rows: int, accuracy: float, de
         default=None,
     )
     if needed is None:
-        said.append(
+        sentences.append(
             f"{_MOST_TIMES} times as many would not do: no share that is large enough to judge is right clearly more "
             "often."
         )
     else:
-        said.append(f"About {needed} rows would do if the answers stay as right as they are on these.")
-    said.append("Ask for less, or give more labelled rows.")
-    return CannotGuaranteeError(" ".join(said), best=best, rows_needed=needed)
+        sentences.append(f"About {needed} rows would do if the answers stay as right as they are on these.")
+    sentences.append("Ask for less, or give more labelled rows.")
+    return CannotGuaranteeError(" ".join(sentences), best=best, rows_needed=needed)
 
 
 def _rows_needed(error_rate: float, share: float, rows: int, accuracy: float, delta: float) -> int | None:

@@ -85,15 +85,15 @@ def _both(
         **options: of both.
     """
 
-    def given(rows: Rows) -> list[Any] | None:
-        found = [getattr(rows, value) if isinstance(value, str) else value(rows) for value in values]
-        return None if any(value is None for value in found) else found
+    def values_of(rows: Rows) -> list[Any] | None:
+        given = [getattr(rows, value) if isinstance(value, str) else value(rows) for value in values]
+        return None if any(value is None for value in given) else given
 
     def function(rows: Rows) -> Tensor | None:
-        return None if (found := given(rows)) is None else measure(*found, **options)
+        return None if (given := values_of(rows)) is None else measure(*given, **options)
 
     def of_counts(rows: Rows, counts: Tensor) -> Tensor | None:
-        return None if (found := given(rows)) is None else counted(counts, *found, **options)
+        return None if (given := values_of(rows)) is None else counted(counts, *given, **options)
 
     return {"function": function, "of_counts": of_counts}
 

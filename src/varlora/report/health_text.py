@@ -6,13 +6,15 @@ The terminal, the model card and the HTML page show the same words.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from varlora.io.words import counted
 from varlora.ivon.ess_control import BOUNDS
 from varlora.metrics.metric import MINUS
 from varlora.metrics.selection import FEWEST_ROWS
-from varlora.report.health import Health, HeldOutEnd, Paired, skipped_steps
+from varlora.report.health import Health, Source, skipped_steps
+from varlora.report.sampling import Paired
 from varlora.report.scales import ScaleGroup, TensorScale
 from varlora.report.tables import Cell, Line, Number, Table
 from varlora.report.vocabulary import coldness, fitted, learning, show
@@ -28,7 +30,7 @@ def sentence(health: Health) -> str:
     """Whether sampling helps, and what to use, at which temperature.
 
     Example:
-        >>> from varlora.report.health import Paired
+        >>> from varlora.report.sampling import Paired
         >>> gain = Paired(difference=-0.12, standard_error=0.03)
         >>> print(sentence(Health(kind="diagonal_gaussian", method="ivon", draws=10, sampling=gain,
         ...                       sampling_rows=300, temperatures=(1.52, 1.31))))
@@ -89,65 +91,47 @@ def remarks(health: Health, run: str = RUN) -> list[str]:
 
 def statements(health: Health) -> list[tuple[str, str, str]]:
     """Name, value and meaning of each number that there is, but the scales."""
-    lines = []
+    return list(_statements(health))
+
+
+def _statements(health: Health) -> Iterator[tuple[str, str, str]]:
+    mixture = health.kind == "mixture"
     if health.skipped_steps:
-        lines.append(
-            ("Skipped steps", f"{health.skipped_steps} of {health.steps}", "for a gradient that was not finite")
-        )
+        yield "Skipped steps", f"{health.skipped_steps} of {health.steps}", "for a gradient that was not finite"
     if health.sampling is not None:
-        which = f"{health.sampling_rows} {_which(health)} rows"
+        which = f"{health.sampling_rows} {_which(health.sampling_source)} rows"
         unit = ", a completion" if health.completions else ""
         drawn = f"{health.draws} draws"
         if health.in_training:
             draws = "4" if health.temperatures is None else "as of 10"
             drawn = f"in the last measurements of training, {draws} draws"
-        lines.append(
-            (
-                f"Sampled − {'first member' if health.kind == 'mixture' else 'mean'} NLL",
-                _signed(health.sampling),
-                f"nats{unit}, on {which}, paired; {drawn} averaged; {_temperatures(health)}",
-            )
-        )
+        meaning = f"nats{unit}, on {which}, paired; {drawn} averaged; {_temperatures(health)}"
+        yield f"Sampled − {'first member' if mixture else 'mean'} NLL", _signed(health.sampling), meaning
     if health.one_draw is not None:
         alike = "both at the draws' T" if health.temperatures is not None else "both at T = 1"
-        meaning = f"the NLL of a single draw minus the mean's, {alike}: what averaging has to win back"
-        name = "Cost of the noise"
-        if health.kind == "mixture":
+        if mixture:
             name, meaning = "One draw − first member", f"the NLL of a single draw minus the first member's, {alike}"
-        lines.append((name, _signed(health.one_draw), f"nats, {meaning}"))
-    if health.agreement is not None:
-        told = health.agreement
-        lines += [
-            (
-                "Agreement of draws",
-                _percent(told.single),
-                f"of the draws' answers are the mean's; on {_percent(told.all_draws)} of {told.rows} validation rows "
-                f"all {health.draws} are",
-            ),
-            (
-                "Mutual information",
-                f"{told.mutual_information:.3g}",
-                "nats, mean over these rows: how far the draws disagree",
-            ),
-        ]
+        else:
+            name = "Cost of the noise"
+            meaning = f"the NLL of a single draw minus the mean's, {alike}: what averaging has to win back"
+        yield name, _signed(health.one_draw), f"nats, {meaning}"
+    if (agreement := health.agreement) is not None:
+        alike = f"on {_percent(agreement.all_draws)} of {agreement.rows} validation rows all {health.draws} are"
+        yield "Agreement of draws", _percent(agreement.single), f"of the draws' answers are the mean's; {alike}"
+        meaning = "nats, mean over these rows: how far the draws disagree"
+        yield "Mutual information", f"{agreement.mutual_information:.3g}", meaning
     if health.ess is not None and health.num_examples is not None:
-        lines.append(("λ/N", _significant(health.ess / health.num_examples), _course(health)))
-    if health.held_out is not None:
-        end = health.held_out
-        lines.append(
-            (
-                "Missing temperature log T̂",
-                _signed(Paired(difference=end.log_temperature, standard_error=end.error)),
-                f"of {end.rows} {_held(end)} rows at the end; above 0: over-confident",
-            )
-        )
+        yield "λ/N", _significant(health.ess / health.num_examples), _course(health)
+    if (end := health.held_out) is not None:
+        meaning = f"of {end.rows} {_which(end.source)} rows at the end; above 0: over-confident"
+        yield "Missing temperature log T̂", _signed(end.paired), meaning
     if health.hessian_moved is not None:
         meaning = "kept at h0 by the recipe" if health.hessian_kept else learning(health.hessian_moved)
-        lines.append(("Movement of h", f"{100 * health.hessian_moved:.3g} %", f"median |h/h0 − 1|: {meaning}"))
-    lines += [("Standard deviation", f"{fit['variance'] ** 0.5:.2g}", fitted(fit)) for fit in health.fits]
+        yield "Movement of h", f"{100 * health.hessian_moved:.3g} %", f"median |h/h0 − 1|: {meaning}"
+    for fit in health.fits:
+        yield "Standard deviation", f"{fit['variance'] ** 0.5:.2g}", fitted(fit)
     if health.rate is not None:
-        lines.append(("Dropout rate", f"{health.rate:g}", "share of the adapter's inputs that a pass drops"))
-    return lines
+        yield "Dropout rate", f"{health.rate:g}", "share of the adapter's inputs that a pass drops"
 
 
 def scale_table(health: Health) -> Table | None:
@@ -166,7 +150,7 @@ def scale_table(health: Health) -> Table | None:
         "noise. Far below 1 sampling leaves predictions as they are at the mean; far above, noise drowns the weights."
     )
     if health.exact:
-        caption += f" {health.exact} other tensor{'s have' if health.exact > 1 else ' has'} no noise."
+        caption += f" {counted(health.exact, 'other tensor')} {'have' if health.exact > 1 else 'has'} no noise."
     return Table(caption=caption, headings=("Noise / weights", "All", "Median tensor", "Largest"), rows=rows)
 
 
@@ -179,7 +163,7 @@ def temperature_in_words(temperature: float) -> str:
     """
     if temperature == 1:
         return ""
-    return f"T = {temperature:.{2 if 0.095 <= temperature < 99.5 else 3}{'f' if 0.095 <= temperature < 99.5 else 'g'}}"
+    return f"T = {temperature:.2f}" if 0.095 <= temperature < 99.5 else f"T = {temperature:.3g}"
 
 
 def mode_in_words(mode: str, temperature: float) -> str:
@@ -189,8 +173,8 @@ def mode_in_words(mode: str, temperature: float) -> str:
         >>> mode_in_words("samples", 1.3127), mode_in_words("mean", 1.0)
         ('samples (T = 1.31)', 'mean')
     """
-    told = temperature_in_words(temperature)
-    return f"{mode} ({told})" if told else mode
+    divided = temperature_in_words(temperature)
+    return f"{mode} ({divided})" if divided else mode
 
 
 def _subject(health: Health) -> str:
@@ -240,15 +224,15 @@ def _skipped(health: Health) -> str:
 
 def _not_learned(health: Health) -> str:
     """That the point is not shown to be better than always giving the most frequent answer, and what to do."""
-    told = health.learned
-    if told is None or told.beats_most_frequent:
+    learned = health.learned
+    if learned is None or learned.beats_most_frequent:
         return ""
-    low, high = told.interval
+    low, high = learned.interval
     return (
-        f"The model has not learned the task yet: it is right on {_percent(told.right / told.rows)} of {told.rows} "
-        f"validation rows (95 % interval {100 * low:.0f} to {100 * high:.0f} %), and the most frequent answer on "
-        f"{_percent(told.most_frequent / told.rows)}. Train for more steps, or with a higher learning rate; what "
-        "is said of sampling and of temperatures is of a model that knows no more than that."
+        f"The model has not learned the task yet: it is right on {_percent(learned.right / learned.rows)} of "
+        f"{learned.rows} validation rows (95 % interval {100 * low:.0f} to {100 * high:.0f} %), and the most frequent "
+        f"answer on {_percent(learned.most_frequent / learned.rows)}. Train for more steps, or with a higher learning "
+        "rate; what is said of sampling and of temperatures is of a model that knows no more than that."
     )
 
 
@@ -271,34 +255,30 @@ def _unsettled(health: Health, run: str) -> str:
     """That λ ended at a bound, or that predictions were off at its end, and what to do."""
     end = health.held_out
     off = end is not None and end.off and health.logit_temperature == 1 and not health.tuned
-    told = _log_temperature(end) if end is not None and end.off else ""
+    rest = f"log T̂ {_signed(end.paired)}" if end is not None and end.off else ""
     if health.bound == "lower":
         shorter = health.course is not None and health.course.may_be_too_long and not _not_learned(health)
         return (
-            f"λ ended at its lower bound, λ_0/{1 / BOUNDS[0]:g}{told and f' ({told})'}: the model is over-confident "
+            f"λ ended at its lower bound, λ_0/{1 / BOUNDS[0]:g}{rest and f' ({rest})'}: the model is over-confident "
             f"with as much noise as is allowed. {'Train for fewer steps, or divide' if shorter else 'Divide'} the "
             f"logits ({_dividing(health, run)})."
         )
     if health.bound == "upper":
         return (
-            f"λ ended at its upper bound, {BOUNDS[1]:g} λ_0{told and f' ({told})'}, where the noise is as good as off: "
+            f"λ ended at its upper bound, {BOUNDS[1]:g} λ_0{rest and f' ({rest})'}, where the noise is as good as off: "
             "the model is under-confident by itself. Train for more steps, or with a higher learning rate."
         )
     if not off or end is None:
         return ""
     confident = "over-confident" if end.log_temperature > 0 else "under-confident"
     return (
-        f"Held-out predictions were still {confident} at the end ({told}): λ had not settled. Train for more steps, or "
+        f"Held-out predictions were still {confident} at the end ({rest}): λ had not settled. Train for more steps, or "
         f"divide the logits ({_dividing(health, run)})."
     )
 
 
 def _dividing(health: Health, run: str) -> str:
     return f"`varlora tune {run}`" if health.can_be_tuned else "`varlora tune` does, where there are validation rows"
-
-
-def _log_temperature(end: HeldOutEnd) -> str:
-    return f"log T̂ {_signed(Paired(difference=end.log_temperature, standard_error=end.error))}"
 
 
 def _course(health: Health) -> str:
@@ -321,12 +301,8 @@ def _rows(health: Health) -> str:
     return f"validation NLL{' of completions' if health.completions else ''}"
 
 
-def _which(health: Health) -> str:
-    return "withheld training" if health.sampling_source == "train" else "validation"
-
-
-def _held(end: HeldOutEnd) -> str:
-    return "withheld training" if end.source == "train" else "validation"
+def _which(source: Source) -> str:
+    return "withheld training" if source == "train" else "validation"
 
 
 def _signed(paired: Paired) -> str:

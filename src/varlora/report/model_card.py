@@ -169,14 +169,14 @@ def _cell(how: Metric, value: float | None) -> Cell:
 def _health_section(health: Health | None, name: str) -> list[str]:
     if health is None:
         return []
-    told = "\n\n".join([f"**{_prose(sentence(health))}**", *(_prose(text) for text in remarks(health, name))])
+    words = "\n\n".join([f"**{_prose(sentence(health))}**", *(_prose(text) for text in remarks(health, name))])
     lines = [
         f"**{escape_markdown(what)}**: {escape_markdown(value)} {escape_markdown(meaning)}."
         for what, value, meaning in statements(health)
     ]
     table = scale_table(health)
     return [
-        f"## Health of the posterior\n\n{told}",
+        f"## Health of the posterior\n\n{words}",
         *([_bullets(lines)] if lines else []),
         *([table.to_markdown()] if table is not None else []),
     ]

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from varlora.io.files import finite
 from varlora.io.words import counted
-from varlora.metrics import METRICS, Interval, evaluate, metric_named, shown_metrics
+from varlora.metrics import METRICS, Interval, bootstrap, evaluate, metric_named, shown_metrics
 from varlora.metrics.evaluation import statistics_of
 from varlora.metrics.ranking import number_kept
-from varlora.metrics.resampling import bootstrap_counts
 from varlora.report.estimates import Difference, Estimate, Summary
 from varlora.report.rows import Row
 from varlora.report.seeds import LEVEL
@@ -106,6 +105,11 @@ class Comparison:
         """The least and the largest T, over seeds, that divided a method's logits; without methods where all are 1."""
         temperatures = {method: [row.logit_temperature for row in self.runs(method, split)] for method in self.methods}
         return {method: (min(ts), max(ts)) for method, ts in temperatures.items() if set(ts) != {1.0}}
+
+    @property
+    def has_differences(self) -> bool:
+        """Whether there is a method beside the reference."""
+        return self.reference is not None and len(self.methods) > 1
 
     def describe(self, split: str) -> str:
         """E.g. "test: 500 examples, 3 seeds"."""
@@ -229,9 +233,10 @@ class Comparison:
         number = self.num_examples(split)
         of_rows = {name: share for name in self.metrics if (share := metric_named(name).share_of) is not None}
         shares = {name: number_kept(share, number) * (seeds if own else 1) for name, share in of_rows.items()}
-        intervals = bootstrap_counts(
+        intervals = bootstrap(
             statistics,
             number,
+            by_counts=True,
             width=seeds if own else 1,
             sets=seeds if own else None,
             shares={_single(method, metric): share for method in runs for metric, share in shares.items()},

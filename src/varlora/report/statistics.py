@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from varlora.metrics import metric_named, shown_metrics
 from varlora.report.estimates import Difference
-from varlora.report.results import Comparison
 from varlora.report.seeds import OverSeeds, over_seeds
-from varlora.report.study import Block, Frontier, Study
+from varlora.report.study import Frontier, Study
 from varlora.report.vocabulary import Verdict
 
 
@@ -23,16 +22,12 @@ class Judged:
 
     Attributes:
         model, task: the block.
-        method: which method.
-        metric: which metric.
         difference: the paired difference over the examples, with each seed's.
         verdict: what examples and seeds show together.
     """
 
     model: str
     task: str
-    method: str
-    metric: str
     difference: Difference
     verdict: Verdict
 
@@ -90,14 +85,16 @@ def tallies(study: Study, *, split: str = "test", metrics: Sequence[str] | None 
         ()
     """
     judged: dict[tuple[str, str], list[Judged]] = {}
-    for block in study.blocks:
-        comparison = block.comparison
-        if comparison is None or split not in comparison.splits or comparison.reference is None:
+    for block, comparison in study.compared(split):
+        if (reference := comparison.reference) is None:
             continue
         for method in comparison.methods:
-            for metric in (metrics or comparison.metrics) if method != comparison.reference else ():
-                judgement = _judged(block, comparison, method, metric, split)
-                judged.setdefault((method, metric), []).append(judgement)
+            for metric in (metrics or comparison.metrics) if method != reference else ():
+                difference = comparison.difference(method, reference, metric=metric, split=split)
+                verdict = difference.verdict(metric_named(metric))
+                judged.setdefault((method, metric), []).append(
+                    Judged(model=block.model, task=block.task, difference=difference, verdict=verdict)
+                )
     return tuple(Tally(method=method, metric=metric, judged=tuple(all_)) for (method, metric), all_ in judged.items())
 
 
@@ -149,17 +146,4 @@ def frontier_means(frontier: Frontier, *, metrics: Sequence[str] | None = None) 
         for label, settings in places.items()
         for value in sorted(settings, key=lambda v: -math.inf if v is None else v)
         if (value is None) == beside
-    )
-
-
-def _judged(block: Block, comparison: Comparison, method: str, metric: str, split: str) -> Judged:
-    assert comparison.reference is not None
-    difference = comparison.difference(method, comparison.reference, metric=metric, split=split)
-    return Judged(
-        model=block.model,
-        task=block.task,
-        method=method,
-        metric=metric,
-        difference=difference,
-        verdict=difference.verdict(metric_named(metric)),
     )

@@ -199,3 +199,7 @@ class Study:
     code_versions: Sequence[str] = ()
     mixed_code: bool = False
     command: str = ""
+
+    def compared(self, split: str) -> list[tuple[Block, Comparison]]:
+        """The blocks whose methods are compared on a split."""
+        return [(b, b.comparison) for b in self.blocks if b.comparison is not None and split in b.comparison.splits]

@@ -65,7 +65,7 @@ def study_data(study: Study) -> dict[str, Any]:
                 group: {name: show(value) for name, value in values.items()} for group, values in study.settings.items()
             },
             "measures": {
-                name: {
+                how.name: {
                     "title": how.title,
                     "heading": how.heading,
                     "percent": how.percent,
@@ -73,7 +73,7 @@ def study_data(study: Study) -> dict[str, Any]:
                     "better": how.better,
                     "meaning": how.meaning,
                 }
-                for name, how in ((name, metric_named(name)) for name in shown_metrics())
+                for how in map(metric_named, shown_metrics())
             },
             "marks": MARKS,
             "bins": BINS,
@@ -141,10 +141,8 @@ def _overview(study: Study) -> dict[str, dict[str, Any]]:
     """Tables over all tasks, by split and metric."""
     overview = {}
     for split in study_splits(study):
-        comparisons = [b.comparison for b in study.blocks if b.comparison is not None and split in b.comparison.splits]
-        metrics = [
-            metric for metric in shown_metrics() if all(metric in comparison.metrics for comparison in comparisons)
-        ]
+        comparisons = [comparison for _, comparison in study.compared(split)]
+        metrics = [m for m in shown_metrics() if all(m in comparison.metrics for comparison in comparisons)]
         if comparisons:
             tables = {metric: _table(overview_table(study, split=split, metric=metric)) for metric in metrics}
             overview[split] = {"metrics": tables, "record": _table(record_table(study, split=split, metrics=metrics))}
@@ -183,8 +181,9 @@ def _block(block: Block) -> dict[str, Any]:
 
 def _split(comparison: Comparison, split: str) -> dict[str, Any]:
     runs = {method: comparison.runs(method, split) for method in comparison.methods}
-    compared = comparison.reference is not None and len(runs) > 1
-    differences = differences_table(comparison, split=split, metrics=comparison.metrics) if compared else None
+    differences = None
+    if comparison.has_differences:
+        differences = _table(differences_table(comparison, split=split, metrics=comparison.metrics))
     risks = {}
     for method, rows in runs.items():
         coverage, risk = mean_risk(rows)
@@ -195,7 +194,7 @@ def _split(comparison: Comparison, split: str) -> dict[str, Any]:
         "seeds": comparison.seeds(split),
         "reading": reading(comparison, split=split),
         "results": _table(results_table(comparison, split=split, metrics=comparison.metrics)),
-        "differences": differences and _table(differences),
+        "differences": differences,
         "bins": {method: [_bin(bin) for bin in pooled_bins(rows)] for method, rows in runs.items()},
         "risk": risks,
     }
@@ -216,14 +215,9 @@ def _frontier(frontier: Frontier) -> dict[str, Any]:
         }
         for place in frontier_means(frontier)
     ]
-    words, short = OVER[frontier.over]
-    return {
-        "over": words,
-        "short": short,
-        "split": frontier.split,
-        "points": points,
-        "table": _table(frontier_table(frontier)),
-    }
+    over, short = OVER[frontier.over]
+    table = _table(frontier_table(frontier))
+    return {"over": over, "short": short, "split": frontier.split, "points": points, "table": table}
 
 
 def _answer(example: Example, method: str, classes: Sequence[str]) -> dict[str, Any]:
@@ -297,10 +291,4 @@ def _cell(cell: Cell) -> dict[str, Any]:
     def shown(part: str | Number) -> Any:
         return part if isinstance(part, str) else {"text": part.text, "value": part.value}
 
-    return {
-        "lines": [[shown(part) for part in line] for line in cell.lines],
-        "strong": cell.strong,
-        "verdict": cell.verdict,
-        "verdict_line": cell.verdict_line,
-        "metric": cell.metric,
-    }
+    return {**vars(cell), "lines": [[shown(part) for part in line] for line in cell.lines]}

@@ -11,14 +11,30 @@ import hashlib
 import json
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from varlora.io.folders import atomic_file
-from varlora.report.pages import page_templates
 from varlora.report.study import Study
 from varlora.report.study_data import study_data
 
 SCRIPTS = ("study_dom.js", "study_charts.js", "study_figures.js", "study.js")
+
+
+def page_templates() -> Environment:
+    """The templates; whatever is put into one is escaped, and a name that is not given is an error.
+
+    Example:
+        >>> page_templates().from_string("{{ title }}").render(title="a < b")
+        'a &lt; b'
+    """
+    return Environment(
+        loader=PackageLoader("varlora.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def render_study(study: Study, *, version: str = "") -> str:
@@ -33,15 +49,18 @@ def render_study(study: Study, *, version: str = "") -> str:
         >>> "default-src 'none'" in page
         True
     """
-    environment = page_templates()
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("study.html").render(
-        name=study.name,
-        data=Markup(_json(study)),
-        script=Markup(script),
-        script_hash=Markup(f"sha256-{digest}"),
-        version=version,
+    return (
+        page_templates()
+        .get_template("study.html")
+        .render(
+            name=study.name,
+            data=Markup(_json(study)),
+            script=Markup(script),
+            script_hash=Markup(f"sha256-{digest}"),
+            version=version,
+        )
     )
 
 

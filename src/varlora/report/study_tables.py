@@ -52,11 +52,11 @@ def overview_table(study: Study, *, split: str, metric: str) -> Table:
         metric: As of `varlora.metrics.evaluate`.
     """
     how = metric_named(metric)
-    shown = [block for block in study.blocks if block.comparison is not None and split in block.comparison.splits]
-    several_models = len({block.model for block in shown}) > 1
-    columns = [_overview_column(block.comparison, split, metric) for block in shown if block.comparison is not None]
+    shown = study.compared(split)
+    several_models = len({block.model for block, _ in shown}) > 1
+    columns = [_overview_column(comparison, split, metric) for _, comparison in shown]
     methods = dict.fromkeys(method for column in columns for method in column)
-    headings = [f"{block.task}, {block.model}" if several_models else block.task for block in shown]
+    headings = [f"{block.task}, {block.model}" if several_models else block.task for block, _ in shown]
     return Table(
         caption=(
             f"{how.heading} on {split}, mean ± standard error over seeds. Below: the paired difference from "
@@ -140,7 +140,7 @@ def _overview_column(comparison: Comparison, split: str, metric: str) -> dict[st
     """A column by method: the cells of the tables of that task, put together."""
     results = results_table(comparison, split=split, metrics=[metric])
     column = {method: replace(cell, lines=cell.lines[:1]) for method, (cell,) in results.rows}
-    if comparison.reference is None or len(comparison.methods) < 2:
+    if not comparison.has_differences:
         return column
     for method, (cell,) in differences_table(comparison, split=split, metrics=[metric]).rows:
         lines = (*column[method].lines, cell.lines[0])

@@ -97,7 +97,7 @@ def _all_tasks(study: Study, splits: Sequence[str] | None) -> list[Section]:
     """Each headline metric over the tasks that share a split."""
     sections = []
     for split in study_splits(study):
-        comparisons = [b.comparison for b in study.blocks if b.comparison is not None and split in b.comparison.splits]
+        comparisons = [comparison for _, comparison in study.compared(split)]
         if len(comparisons) > 1 and split in (splits or [split]):
             metrics = [m for m in HEADLINE if all(m in comparison.metrics for comparison in comparisons)]
             tables = tuple(overview_table(study, split=split, metric=metric) for metric in metrics)
@@ -115,7 +115,7 @@ def _block_section(study: Study, block: Block, splits: Sequence[str] | None) -> 
         if comparison is not None and split in (splits or [split]):
             texts.append(reading(comparison, split=split))
             tables.append(results_table(comparison, split=split, metrics=comparison.metrics))
-            if comparison.reference is not None and len(comparison.methods) > 1:
+            if comparison.has_differences:
                 tables.append(differences_table(comparison, split=split, metrics=comparison.metrics))
     tables += [completions_table(block, split) for split in block.completions if split in (splits or [split])]
     tables += [detection_table(block, split) for split in block.detection if split in (splits or [split])]

@@ -28,11 +28,6 @@ class Number(NamedTuple):
     def __str__(self) -> str:
         return self.text
 
-    @property
-    def finite(self) -> bool:
-        """Whether JSON could hold it."""
-        return math.isfinite(self.value)
-
 
 CLEAR = (
     "Better, worse: the interval over the examples and the t-interval over the seeds both leave out 0. Equal: 0 "
@@ -170,8 +165,10 @@ def results_table(
     if any(how.inflated for how in shown):
         caption += " Resampling can only add to a calibration error: its interval lies high."
     if divided := comparison.logit_temperatures(split):
-        told = (f"{name} {low:.2f}{'' if low == high else f' to {high:.2f}'}" for name, (low, high) in divided.items())
-        caption += f" T, by which logits were divided: {', '.join(told)}; 1 for the others."
+        ranges = (
+            f"{name} {low:.2f}{'' if low == high else f' to {high:.2f}'}" for name, (low, high) in divided.items()
+        )
+        caption += f" T, by which logits were divided: {', '.join(ranges)}; 1 for the others."
     return Table(caption=caption, headings=headings, rows=tuple(rows))
 
 
@@ -186,10 +183,7 @@ def differences_table(comparison: Comparison, *, split: str = "test", metrics: S
     metrics = metrics or comparison.metrics
     shown = [metric_named(metric) for metric in metrics]
     rows = tuple(
-        (
-            name,
-            tuple(_difference_cell(summary.differences[how.name], how) for how in shown),
-        )
+        (name, tuple(_difference_cell(summary.differences[how.name], how) for how in shown))
         for name, summary in comparison.summary(split).items()
         if name != comparison.reference
     )

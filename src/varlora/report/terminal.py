@@ -53,11 +53,7 @@ class Fitted:
     def _part(self, columns: Sequence[int], caption: Text | None = None) -> RichTable:
         table = self.table
         part = RichTable(
-            box=box.SIMPLE_HEAD,
-            caption=caption,
-            caption_justify="left",
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
+            box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
         )
         part.add_column(Text(table.headings[0]), overflow="fold")
         for column in columns:

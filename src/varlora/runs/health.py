@@ -12,8 +12,9 @@ from varlora.posterior import Mixture, PointMass, Posterior
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import modes_of
 from varlora.report.course import course_of
-from varlora.report.health import Health, ValidationLogProbs, health_of
+from varlora.report.health import Health, health_of
 from varlora.report.health_text import reason_for_the_point
+from varlora.report.sampling import ValidationLogProbs
 
 if TYPE_CHECKING:
     from varlora.runs.folder import CompletionScores
