@@ -75,10 +75,8 @@ def in_one_process(steps=STEPS, everywhere=False, options=OPTIONS):
     """All four draws of both ranks in one step, each loss weighted by 1 / (ranks * micro-batches)."""
     model, source = Net(), CounterNoise(7)
     order = [(s, r, m) for s in range(steps) for r in range(RANKS) for m in range(MICRO)]
-    noise = {
-        name: [source.draw(name, p, step=s, draw=m, rank=r) for s, r, m in order]
-        for name, p in model.named_parameters()
-    }
+    draws = [source.draw(dict(model.named_parameters()), step=s, draw=m, rank=r) for s, r, m in order]
+    noise = {name: [draw[name] for draw in draws] for name, _ in model.named_parameters()}
     optimizer = IVON(model.parameters(), **options)
     controller = NoiseController(model, optimizer, ReplayedNoise(noise))
     for step in range(steps):

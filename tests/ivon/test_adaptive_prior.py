@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import nn
 from varlora import IVON, NoiseController
 from varlora.ivon.adaptive_prior import (
     PRIOR_STD_MIN,
-    adaptive_prior,
+    adaptive_priors,
     initial_prior_precision,
-    renewed_prior_precision,
+    renewed_prior_precisions,
 )
 
 ORACLE = json.loads((Path(__file__).parent.parent / "data" / "adaptive_prior.json").read_text())
@@ -33,19 +34,31 @@ def zero_loss_steps(model: nn.Module, optimizer: IVON, steps: int) -> None:
 @pytest.mark.parametrize("case", ORACLE)
 def test_it_is_the_closed_form(case: dict[str, Any]) -> None:
     m, h = (torch.tensor(case[k], dtype=torch.float64) for k in ("m", "h"))
-    delta = torch.tensor(case["delta0"], dtype=torch.float64)
-    torch.testing.assert_close(adaptive_prior(m, h, case["lam"], delta).item(), case["closed_form"], rtol=1e-9, atol=0)
+    delta = torch.tensor([case["delta0"]], dtype=torch.float64)
+    torch.testing.assert_close(
+        adaptive_priors([m], [h], case["lam"], delta).item(), case["closed_form"], rtol=1e-9, atol=0
+    )
     if case["fixed_point"] < 1:  # the third case takes 1e5 iterations
         for _ in range(3000):
-            delta = adaptive_prior(m, h, case["lam"], delta)
+            delta = adaptive_priors([m], [h], case["lam"], delta)
         torch.testing.assert_close(delta.item(), case["fixed_point"], rtol=1e-9, atol=0)
 
 
 def test_a_step_goes_a_tenth_of_the_way_in_logarithms() -> None:
-    m, h, start = torch.full((4,), 0.5), torch.full((4,), 0.3), torch.tensor(1.0)
-    target = 100.0 * adaptive_prior(m, h, 100.0, start / 100.0)
-    moved = renewed_prior_precision(start, m, h, 100.0).log() / target.log()
-    torch.testing.assert_close(moved, torch.tensor(0.1))
+    m, h, start = [torch.full((4,), 0.5)], [torch.full((4,), 0.3)], torch.ones(1)
+    target = 100.0 * adaptive_priors(m, h, 100.0, start / 100.0)
+    moved = renewed_prior_precisions(start, m, h, 100.0).log() / target.log()
+    torch.testing.assert_close(moved, torch.tensor([0.1]))
+
+
+def test_tensors_learn_their_priors_together_as_each_alone() -> None:
+    torch.manual_seed(0)
+    means, deltas = [torch.randn(3, 5), torch.randn(7), torch.zeros(0)], torch.tensor([0.3, 0.01, 2.0])
+    hessians = [torch.rand_like(m) for m in means]
+    together = adaptive_priors(means, hessians, 50.0, deltas)
+    for i, (m, h) in enumerate(zip(means[:2], hessians[:2], strict=True)):
+        torch.testing.assert_close(together[i], 1 / (50.0 * (m.square() + 1 / (50.0 * (h + deltas[i]))).mean()))
+    assert together[2] == math.inf, "no entries leave it to the bound"
 
 
 @pytest.mark.parametrize("update", ["newton", "adam"])

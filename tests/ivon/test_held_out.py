@@ -135,12 +135,10 @@ def by_hand(noise: NoiseController, model: nn.Module, rows: list[tuple[Any, list
     weights = [means]
     for pair in range(PAIRS):
         for sign in (1, -1):
-            draw = {}
-            for name, mean in means.items():
-                scale = optimizer.noise_scale(held[name])
-                eps = noise.source.draw(f"evaluation/{name}", scale, step=optimizer.step_index, draw=pair, rank=0)
-                draw[name] = mean + sign * scale * eps
-            weights.append(draw)
+            likes = {f"evaluation/{name}": mean for name, mean in means.items()}
+            eps = noise.source.draw(likes, step=optimizer.step_index, draw=pair, rank=0)
+            scales = {name: optimizer.noise_scale(held[name]) for name in means}
+            weights.append({n: mean + sign * scales[n] * eps[f"evaluation/{n}"] for n, mean in means.items()})
     found: dict[str, list[float]] = {}
     for arguments, answers in rows:
         logits = []

@@ -321,7 +321,8 @@ def test_nothing_remembers_a_former_ess(given):
     torch.testing.assert_close(optimizer.noise_scale(p), expected.rsqrt())
 
     # the step uses the new one, too: noise and Price's factor
-    drawn = noise.source.draw("weight", p, step=1, draw=0, rank=0) * expected.rsqrt()
+    likes = dict(model.named_parameters())
+    drawn = noise.source.draw(likes, step=1, draw=0, rank=0)["weight"] * expected.rsqrt()
     model(torch.ones(1, 3)).sum().backward()  # the gradient is 1
     optimizer.step()
     beta2, delta = optimizer.param_groups[0]["betas"][1], (before / 300.0 if given is ADAM else 0.3)
@@ -335,7 +336,7 @@ def test_variational_adam_is_torchs_adamw_on_the_same_gradients(lr):
     """Bit for bit, with the noise that small; and with noise, on the gradients at the sampled weights."""
     model, optimizer, _ = linear({**ADAM, "lr": lr, "betas": (0.85, 0.99), "adam_beta2": 0.97, "adam_eps": 1e-6})
     twins = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
-    adamw = torch.optim.AdamW(twins, lr=lr, betas=(0.85, 0.97), eps=1e-6, weight_decay=0.0, foreach=False)
+    adamw = torch.optim.AdamW(twins, lr=lr, betas=(0.85, 0.97), eps=1e-6, weight_decay=0.0, fused=True)
     for step in range(50):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
         (model(x) - 1).square().mean().backward()

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from varlora.ivon.adaptive_prior import initial_prior_precision, renewed_prior_precision
+from varlora.ivon.adaptive_prior import initial_prior_precision, renewed_prior_precisions
 from varlora.ivon.priors import PRIORS, PriorName, prior_of
 
 GROUP: dict[str, Any] = {"ess": 200.0, "weight_decay": 0.0, "betas": (0.9, 0.999)}
@@ -22,8 +22,8 @@ def test_a_fixed_prior_keeps_nothing_and_never_changes() -> None:
     group, prior = {**GROUP, "weight_decay": 0.3}, PRIORS["fixed"]
     state = prior.initial_state(torch.ones(3), group)
     assert state == {}
-    prior.renew_(state, torch.ones(3), group)
-    assert (state, prior.delta(state, group)) == ({}, 0.3)
+    prior.renew_([state], [torch.ones(3)], group)
+    assert (state, prior.deltas([state], group)) == ({}, [0.3])
 
 
 def test_an_adaptive_prior_stays_where_it_is_when_lambda_moves() -> None:
@@ -33,10 +33,11 @@ def test_an_adaptive_prior_stays_where_it_is_when_lambda_moves() -> None:
     start = initial_prior_precision(mean)
     assert set(state) == {"hessian", "prior_precision"}
     assert state["prior_precision"] == start
-    prior.renew_(state, mean, group)
-    assert state["prior_precision"] == renewed_prior_precision(start, mean, state["hessian"], 200.0)
+    prior.renew_([state], [mean], group)
+    assert state["prior_precision"] == renewed_prior_precisions(start[None], [mean], [state["hessian"]], 200.0)[0]
     for ess in (200.0, 50.0):
-        assert float(ess * prior.delta(state, {**group, "ess": ess})) == pytest.approx(float(state["prior_precision"]))
+        (delta,) = prior.deltas([state], {**group, "ess": ess})
+        assert ess * delta == pytest.approx(float(state["prior_precision"]))
 
 
 def test_a_weight_decay_is_where_an_adaptive_prior_begins() -> None:
@@ -49,6 +50,7 @@ def test_a_falling_adaptive_prior_leaves_a_learned_h_positive_and_a_kept_one_alo
     for betas, moved in (((0.9, 0.999), True), ((0.9, 1.0), False)):
         group = {**GROUP, "betas": betas}
         state = {"hessian": torch.full((2,), -0.2), "prior_precision": torch.tensor(100.0)}
-        prior.renew_(state, mean, group)
+        prior.renew_([state], [mean], group)
         assert (state["hessian"] > -0.2).all() == moved
-        assert (state["hessian"] == -0.5 * prior.delta(state, group)).all() == moved
+        (delta,) = prior.deltas([state], group)
+        assert (state["hessian"] == -0.5 * delta).all() == moved

@@ -83,7 +83,7 @@ def test_rhos_gradient_is_the_formulas() -> None:
     (flipout(a, x, a.lora_a(x), Draw(source, 5, 1, 0)) * g).sum().backward()
 
     def noise(name: str, *shape: int) -> Tensor:
-        return source.draw(name, torch.empty(*shape, dtype=torch.float64), step=5, draw=1, rank=0)
+        return Draw(source, 5, 1, 0).normal(name, torch.empty(*shape, dtype=torch.float64))
 
     def signs(name: str, size: int) -> Tensor:
         return 1 - 2 * (noise(f"a {name} signs", 4, 1, size) < 0).double()

@@ -47,7 +47,7 @@ def test_the_noise_is_that_of_the_row_lengths() -> None:
     a, x = Factor("a", lora_a, nn.Linear(3, 2)), matrix(2, 4, 5, seed=3)
     source = CounterNoise(0)
     delta = along_rows(a, x, lora_a(x), Draw(source, 2, 1, 0))
-    eps = source.draw("a", a.sqrt_std, step=2, draw=1, rank=0)
+    eps = Draw(source, 2, 1, 0).normal("a", a.sqrt_std)
     unit = a.mean / a.mean.norm(dim=1, keepdim=True)
     torch.testing.assert_close(delta, x @ (a.sqrt_std.square() * eps * unit).T)
     gradients = torch.autograd.grad(delta.sum(), (a.sqrt_std, a.mean))

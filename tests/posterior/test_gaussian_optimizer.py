@@ -96,9 +96,8 @@ def test_its_noise_is_by_its_own_scale_and_the_products_are_collected_for_it() -
     noise = NoiseController(model, optimizer, seed=5)
     x = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
     output = model(x)
-    eps = {
-        name: CounterNoise(5).draw(name, p, step=0, draw=0, rank=0) / 36**0.5 for name, p in model.named_parameters()
-    }
+    drawn = CounterNoise(5).draw(dict(model.named_parameters()), step=0, draw=0, rank=0)
+    eps = {name: normal / 36**0.5 for name, normal in drawn.items()}
     expected = x @ (model.weight + eps["weight"]).T + model.bias + eps["bias"]
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=0)
     output.sum().backward()

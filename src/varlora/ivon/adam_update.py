@@ -4,8 +4,8 @@ r"""Variational Adam's step of the mean: AdamW's rule on gradients that were tak
     m ← m − lr · (g / (1 − β1ᵗ)) / (√(s / (1 − γᵗ)) + ε)
 
 So that AdamW's learning rate carries over. ĝ is the gradient of the mean loss, plus δ m under a fixed prior (the
-gradient of KL/λ by the mean; AdamW's decoupled decay is something else). The variance comes from IVON's own Hessian and
-not from s: s averages squared gradients of minibatches, which are no estimate of the curvature.
+gradient of KL/λ by the mean, Adam's "weight decay"; AdamW's decoupled decay is something else). The variance comes from
+IVON's own Hessian and not from s: s averages squared gradients of minibatches, which are no estimate of the curvature.
 
 Source: our choice; AdamW is Loshchilov & Hutter 2019, arXiv 1711.05101.
 """
@@ -22,36 +22,49 @@ def adam_update_(
     second_moments: list[Tensor],
     gradients: list[Tensor],
     *,
-    step: float,
+    steps: list[Tensor],
     lr: float,
     beta1: float,
     beta2: float,
     eps: float,
+    decay: float = 0.0,
 ) -> None:
-    """One step, in place: the operations of `torch.optim.AdamW(weight_decay=0)` in their order, so to the same bits.
+    """One step, in place, by torch's fused kernel: one pass over all tensors.
 
     Args:
-        means: m of each tensor; changed.
-        momenta: g, already updated with `gradients`.
+        means: m of each tensor, on one device and in one dtype; changed.
+        momenta: g; changed.
         second_moments: s; changed.
-        gradients: ĝ.
-        step: t, from 1.
+        gradients: the gradients of the mean loss.
+        steps: t, from 1, scalars of float32.
         lr: learning rate.
         beta1: β1, decay of g.
         beta2: γ, decay of s.
         eps: ε.
+        decay: δ.
 
     Example:
         >>> import torch
-        >>> m, s, gradient = torch.zeros(2), torch.zeros(2), torch.tensor([3.0, -0.5])
-        >>> options = dict(step=1, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8)
-        >>> adam_update_([m], [0.1 * gradient], [s], [gradient], **options)
+        >>> m, g, s, gradient = torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.tensor([3.0, -0.5])
+        >>> options = dict(steps=[torch.tensor(1.0)], lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8)
+        >>> adam_update_([m], [g], [s], [gradient], **options)
         >>> m        # the first step has the size of the learning rate, whatever the gradient's
         tensor([-0.0100,  0.0100])
     """
-    torch._foreach_mul_(second_moments, beta2)
-    torch._foreach_addcmul_(second_moments, gradients, gradients, value=1 - beta2)
-    roots = torch._foreach_sqrt(second_moments)
-    torch._foreach_div_(roots, (1 - beta2**step) ** 0.5)
-    torch._foreach_add_(roots, eps)
-    torch._foreach_addcdiv_(means, momenta, roots, value=-(lr / (1 - beta1**step)))
+    if means[0].device.type != "cpu":  # where the kernel reads t; the state's is on the host
+        steps = list(torch.stack(steps).to(means[0].device, non_blocking=True).unbind())
+    torch._fused_adam_(
+        means,
+        gradients,
+        momenta,
+        second_moments,
+        [],
+        steps,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=decay,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )

@@ -14,9 +14,11 @@ Source: Cong et al. 2025, arXiv 2506.14280.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from varlora.ivon.prior import Group, Prior, State
+from varlora.posterior.sharded import local, whole, whole_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +31,9 @@ class AdaptivePrior(Prior):
     """N(0, s²), s² learned; see the module. The state holds 1/s² as "prior_precision".
 
     Example:
-        >>> AdaptivePrior().delta({"prior_precision": 50.0}, {"ess": 100.0})
-        0.5
+        >>> import torch
+        >>> AdaptivePrior().deltas([{"prior_precision": torch.tensor(50.0)}], {"ess": 100.0})
+        [0.5]
     """
 
     name = "adaptive"
@@ -42,40 +45,54 @@ class AdaptivePrior(Prior):
         given = torch.tensor(group["ess"] * group["weight_decay"], dtype=like.dtype, device=like.device)
         return {"prior_precision": given if group["weight_decay"] else initial_prior_precision(like)}
 
-    def renew_(self, state: State, mean: Tensor, group: Group) -> None:
+    def renew_(self, states: Sequence[State], means: Sequence[Tensor], group: Group) -> None:
         """A tenth of the way to the closed form; where h is learned, a falling δ must leave h + δ positive."""
-        precision, hessian = state["prior_precision"], state["hessian"]
-        precision.copy_(renewed_prior_precision(precision, mean, hessian, group["ess"]))
+        import torch
+
+        hessians = [state["hessian"] for state in states]
+        precisions = [state["prior_precision"] for state in states]
+        renewed = renewed_prior_precisions(torch.stack(precisions), means, hessians, group["ess"])
+        torch._foreach_copy_(precisions, list(renewed.unbind()))
         if group["betas"][1] < 1:
-            hessian.copy_(hessian.maximum(-0.5 * self.delta(state, group)))
+            lowest = [-0.5 * delta for delta in self.deltas(states, group)]
+            torch._foreach_clamp_min_([local(hessian) for hessian in hessians], lowest)
 
-    def delta(self, state: State, group: Group) -> Any:
+    def deltas(self, states: Sequence[State], group: Group) -> list[float]:
         """δ = 1/(λ s²)."""
-        return state["prior_precision"] / group["ess"]
+        import torch
+
+        precisions = torch.stack([state["prior_precision"] for state in states])
+        return (precisions / group["ess"]).tolist()  # type: ignore[no-any-return]
 
 
-def adaptive_prior(mean: Tensor, hessian: Tensor, ess: float, delta: Tensor | float) -> Tensor:
-    """The δ that minimises KL(N(m, v) ‖ N(0, 1/(λ δ))) with v = 1/(λ (h + δ)) held at the given δ.
+def adaptive_priors(means: Sequence[Tensor], hessians: Sequence[Tensor], ess: float, deltas: Tensor) -> Tensor:
+    """Of each tensor, the δ that minimises KL(N(m, v) ‖ N(0, 1/(λ δ))) with v = 1/(λ (h + δ)) held at the given δ.
 
     Args:
-        mean: m, any shape.
-        hessian: h, same shape.
+        means: m of n tensors, any shapes; parts of them may be on other ranks.
+        hessians: h of each, with h + δ > 0.
         ess: λ.
-        delta: the present δ, a scalar.
+        deltas: the present δ of each, (n,).
 
     Returns:
-        1 / (λ · mean(m² + v)), a scalar tensor.
+        1 / (λ · mean(m² + v)) of each, (n,).
 
     Example:
         >>> import torch
         >>> one = torch.ones(3, dtype=torch.float64)
-        >>> adaptive_prior(one, one, 2.0, torch.tensor(1.0, dtype=torch.float64)).item()
-        0.4
+        >>> adaptive_priors([one], [one], 2.0, torch.ones(1, dtype=torch.float64)).tolist()
+        [0.4]
 
     Source: arXiv 2506.14280.
     """
-    variance = 1 / (ess * (hessian + delta))
-    return 1 / (ess * average(mean.square() + variance))
+    import torch
+
+    curvatures = torch._foreach_add([local(h) for h in hessians], deltas.tolist())
+    torch._foreach_reciprocal_(curvatures)
+    squares = torch._foreach_norm([local(mean) for mean in means])
+    sums = torch.stack(squares).square() + torch.stack(torch._foreach_norm(curvatures, 1)) / ess
+    sizes = sums.new_tensor([max(mean.numel(), 1) for mean in means])
+    return sizes / (ess * whole_sums(sums, means[0]))
 
 
 def initial_prior_precision(mean: Tensor) -> Tensor:
@@ -91,47 +108,26 @@ def initial_prior_precision(mean: Tensor) -> Tensor:
         >>> round(initial_prior_precision(torch.zeros(3)).item())        # LoRA's B
         2500
     """
-    return 1 / average(mean.square()).clamp(min=PRIOR_STD_MIN**2)
+    average = whole(mean.square().sum()) / max(mean.numel(), 1)
+    return 1 / average.clamp(min=PRIOR_STD_MIN**2)
 
 
-def renewed_prior_precision(precision: Tensor, mean: Tensor, hessian: Tensor, ess: float) -> Tensor:
-    """λδ after a step: a tenth of the way, in logarithms, to λ `adaptive_prior`, which .02 bounds.
+def renewed_prior_precisions(
+    precisions: Tensor, means: Sequence[Tensor], hessians: Sequence[Tensor], ess: float
+) -> Tensor:
+    """λδ of each tensor after a step: a tenth of the way, in logarithms, to λ `adaptive_priors`, which .02 bounds.
 
     Args:
-        precision: the present λδ > 0, a scalar tensor.
-        mean: m.
-        hessian: h, same shape.
+        precisions: the present λδ > 0 of each, (n,).
+        means: m of each.
+        hessians: h of each.
         ess: λ.
 
     Example:
         >>> import torch
-        >>> precision, m, h = torch.tensor(1.0), torch.full((1,), 0.5), torch.full((1,), 0.03)
-        >>> renewed_prior_precision(precision, m, h, ess=100.0).item()        # half way there: 2
+        >>> precisions, m, h = torch.ones(1), torch.full((1,), 0.5), torch.full((1,), 0.03)
+        >>> renewed_prior_precisions(precisions, [m], [h], ess=100.0).item()        # half way there: 2
         1.0717734...
     """
-    target = (ess * adaptive_prior(mean, hessian, ess, precision / ess)).clamp(max=1 / PRIOR_STD_MIN**2)
-    return followed(precision, target)
-
-
-def followed(precision: Tensor, target: Tensor) -> Tensor:
-    """A precision that goes a tenth of the way to another, in logarithms.
-
-    Example:
-        >>> import torch
-        >>> round(followed(torch.tensor(1.0), torch.tensor(1e10)).item(), 3)
-        10.0
-    """
-    return precision.log().lerp(target.log(), PRIOR_DAMPING).exp()
-
-
-def average(tensor: Tensor) -> Tensor:
-    """The mean of all entries, on all ranks, as a plain tensor; 0 of none.
-
-    Example:
-        >>> import torch
-        >>> average(torch.tensor([1.0, 3.0])), average(torch.zeros(0))
-        (tensor(2.), tensor(0.))
-    """
-    total = tensor.sum()
-    whole: Tensor = total.full_tensor() if hasattr(total, "full_tensor") else total
-    return whole / max(tensor.numel(), 1)
+    targets = (ess * adaptive_priors(means, hessians, ess, precisions / ess)).clamp(max=1 / PRIOR_STD_MIN**2)
+    return precisions.log().lerp(targets.log(), PRIOR_DAMPING).exp()

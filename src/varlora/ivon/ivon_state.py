@@ -7,6 +7,7 @@ is its group's; or one number that follows the fit, from numbers of its group (`
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -52,22 +53,27 @@ class IVONState(torch.optim.Optimizer):
         group, state = self.group_of(p), self._state(p)
         if group["variance"] == "fit":
             return torch.full_like(state["momentum"], 1 / fit_variance(group))
-        return group["ess"] * (state["hessian"] + prior_of(group).delta(state, group))  # type: ignore[no-any-return]
+        (delta,) = prior_of(group).deltas([state], group)
+        return group["ess"] * (state["hessian"] + delta)  # type: ignore[no-any-return]
 
-    def noise_scale(self, p: Tensor) -> Tensor:
-        """The posterior standard deviation of `p`, elementwise; one number in the shape of `p` where that is all."""
+    def noise_scale(self, p: Tensor) -> Tensor | float:
+        """The posterior standard deviation of `p`, elementwise; or that of all entries of its group, a number."""
         group = self.group_of(p)
-        if group["variance"] == "fit" and not hasattr(p, "full_tensor"):
-            like: Tensor = self._state(p)["momentum"]
-            return like.new_tensor(1 / fit_variance(group)).rsqrt().expand(like.shape)
-        return self.precision(p).rsqrt()
+        if group["variance"] == "hessian":
+            return self.precision(p).rsqrt()
+        if "ess_start" not in group:  # the first draw: the posterior of all of them begins
+            for trained in group["params"]:
+                if trained.requires_grad:
+                    self._state(trained)
+        return math.sqrt(fit_variance(group))
 
     def prior_precision(self, p: Tensor) -> float | None:
         """The prior's precision λ δ for `p`; None where the variance follows the fit, without a prior."""
         group, state = self.group_of(p), self._state(p)
         if group["variance"] == "fit":
             return None
-        return float(group["ess"] * prior_of(group).delta(state, group))
+        (delta,) = prior_of(group).deltas([state], group)
+        return float(group["ess"] * delta)
 
     def prior_mean(self, p: Tensor) -> None:
         """None: IVON's priors are around 0."""

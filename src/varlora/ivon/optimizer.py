@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,16 +28,19 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from varlora.ivon.adam_update import adam_update_
+from varlora.ivon.blocks import blocks
 from varlora.ivon.fit_variance import NOT_BEGUN, follow_fit
 from varlora.ivon.ivon_state import IVONState
+from varlora.ivon.numbers import number_of
 from varlora.ivon.options import Auto, Update, Variance, check_options
 from varlora.ivon.priors import PriorName, prior_of
 from varlora.ivon.skipped import MOST_SKIPPED, STEPS_BEFORE_REFUSAL, all_finite, mostly_skipped
+from varlora.posterior.sharded import local
 
 logger = logging.getLogger(__name__)
 
 CPU_BLOCK = 2**16
-"""Entries that are updated together on a CPU."""
+"""Entries that are updated together on a CPU, where the update takes several passes."""
 
 
 class IVON(IVONState):
@@ -234,87 +237,79 @@ class IVON(IVONState):
 
     def _update(self, group: dict[str, Any], products: Mapping[Tensor, Tensor | None]) -> None:
         """Updates the parameters of a group, by their mean noise · gradient where it is read."""
-        prior = prior_of(group)
-        pulled = group["update"] == "adam" and prior.pulls and group["weight_decay"]
-        for taken in _blocks(products):
-            states, means = [self._state(p) for p in taken], [self.mean(p) for p in taken]
-            momenta = [state["momentum"] for state in states]
-            torch._foreach_add_([state["step"] for state in states], 1)
-            gradients = [_gradient(p).to(g.dtype) for p, g in zip(taken, momenta, strict=True)]
-            if pulled:
-                pulls = [prior.delta(state, group) for state in states]
-                gradients = [g.add(m, alpha=d) for g, m, d in zip(gradients, means, pulls, strict=True)]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["betas"][0])
-            for p, state, mean in zip(taken, states, means, strict=True):
+        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for p in products:
+            alike.setdefault((p.device, self._state(p)["momentum"].dtype), []).append(p)
+        largest = CPU_BLOCK if group["variance"] == "hessian" else 2**62
+        for (device, dtype), parameters in alike.items():
+            for taken in blocks(parameters, [p.numel() for p in parameters], device, largest):
+                states, means = [self.state[p] for p in taken], [self.mean(p) for p in taken]
+                gradients = [local(_gradient(p)).to(dtype) for p in taken]
+                torch._foreach_add_([state["step"] for state in states], 1)
                 if group["betas"][1] < 1:
-                    self._learn_hessian(state, group, products[p])
-                prior.renew_(state, mean, group)
-            if group["update"] == "adam":
-                _adam_update(states, means, gradients, group)
-            else:
-                for state, mean in zip(states, means, strict=True):
-                    self._newton_update(mean, state, group)
-            for p, mean in zip(taken, means, strict=True):
-                if mean.dtype != p.dtype:
-                    p.copy_(mean)
-
-    def _learn_hessian(self, state: dict[str, Any], group: dict[str, Any], product: Tensor | None) -> None:
-        assert product is not None
-        beta2, hessian = group["betas"][1], state["hessian"]
-        curvature = hessian + prior_of(group).delta(state, group)
-        excess = product.mul(group["ess"]).mul_(curvature).sub_(hessian)  # f − h
-        hessian.add_(excess, alpha=1 - beta2)
-        hessian.add_(excess.square_().div_(curvature), alpha=0.5 * (1 - beta2) ** 2)
-
-    def _newton_update(self, mean: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        prior = prior_of(group)
-        delta = prior.delta(state, group)
-        direction = state["momentum"] / (1 - group["betas"][0] ** state["step"].item() if group["debias"] else 1.0)
-        if prior.pulls:
-            direction.add_(mean, alpha=delta)
-        direction.div_(state["hessian"] + delta).clamp_(-group["clip_radius"], group["clip_radius"])
-        lr = group["lr"]
-        if group["rescale_lr"]:
-            lr = lr * (group["hess_init"] + group["weight_decay"])
-        mean.add_(direction, alpha=-lr)
+                    _learn_hessians(states, group, [products[p] for p in taken])
+                prior_of(group).renew_(states, means, group)
+                update = _adam_update if group["update"] == "adam" else _newton_update
+                update([local(mean) for mean in means], gradients, states, group)
+                for p, mean in zip(taken, means, strict=True):
+                    if mean.dtype != p.dtype:
+                        p.copy_(mean)
 
     def _count(self, key: str) -> None:
         for group in self.param_groups:
             group[key] = group.get(key, 0) + 1
 
 
-def _adam_update(
-    states: Sequence[dict[str, Any]], means: Sequence[Tensor], gradients: Sequence[Tensor], group: dict[str, Any]
+def _learn_hessians(states: Sequence[dict[str, Any]], group: dict[str, Any], products: Sequence[Tensor | None]) -> None:
+    held = [local(product) for product in products if product is not None]
+    hessians, beta2 = _held(states, "hessian"), group["betas"][1]
+    curvatures = torch._foreach_add(hessians, prior_of(group).deltas(states, group))
+    excesses = torch._foreach_mul(held, group["ess"])
+    torch._foreach_mul_(excesses, curvatures)
+    torch._foreach_sub_(excesses, hessians)  # f − h
+    torch._foreach_add_(hessians, excesses, alpha=1 - beta2)
+    torch._foreach_mul_(excesses, excesses)
+    torch._foreach_div_(excesses, curvatures)
+    torch._foreach_add_(hessians, excesses, alpha=0.5 * (1 - beta2) ** 2)
+
+
+def _newton_update(
+    means: list[Tensor], gradients: list[Tensor], states: Sequence[dict[str, Any]], group: dict[str, Any]
 ) -> None:
-    by_step: dict[float, list[int]] = {}  # they are one, unless some took part in fewer steps
-    for i, step in enumerate(torch.stack([state["step"] for state in states]).tolist()):
-        by_step.setdefault(step, []).append(i)
-    for step, taken in by_step.items():
-        adam_update_(
-            [means[i] for i in taken],
-            [states[i]["momentum"] for i in taken],
-            [states[i]["second_moment"] for i in taken],
-            [gradients[i] for i in taken],
-            step=step,
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["adam_beta2"],
-            eps=group["adam_eps"],
-        )
+    prior, momenta, beta1 = prior_of(group), _held(states, "momentum"), group["betas"][0]
+    deltas = prior.deltas(states, group)
+    torch._foreach_lerp_(momenta, gradients, 1 - beta1)
+    steps = torch.stack([state["step"] for state in states]).tolist()
+    directions = torch._foreach_div(momenta, [1 - beta1**step if group["debias"] else 1.0 for step in steps])
+    if prior.pulls and deltas[0]:
+        torch._foreach_add_(directions, means, alpha=deltas[0])
+    torch._foreach_div_(directions, torch._foreach_add(_held(states, "hessian"), deltas))
+    if group["clip_radius"] < math.inf:
+        torch._foreach_clamp_max_(directions, group["clip_radius"])
+        torch._foreach_clamp_min_(directions, -group["clip_radius"])
+    scale = group["hess_init"] + group["weight_decay"] if group["rescale_lr"] else 1.0
+    torch._foreach_add_(means, directions, alpha=-number_of(group["lr"]) * scale)
 
 
-def _blocks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters, some at a time: on a CPU so few that what a step reads of them stays in its cache."""
-    block: list[Tensor] = []
-    entries = 0
-    for p in parameters:
-        if block and p.device.type == "cpu" and entries + p.numel() > CPU_BLOCK:
-            yield block
-            block, entries = [], 0
-        block.append(p)
-        entries += p.numel()
-    if block:
-        yield block
+def _adam_update(
+    means: list[Tensor], gradients: list[Tensor], states: Sequence[dict[str, Any]], group: dict[str, Any]
+) -> None:
+    adam_update_(
+        means,
+        _held(states, "momentum"),
+        _held(states, "second_moment"),
+        gradients,
+        steps=[state["step"] for state in states],
+        lr=number_of(group["lr"]),
+        beta1=group["betas"][0],
+        beta2=group["adam_beta2"],
+        eps=group["adam_eps"],
+        decay=number_of(group["weight_decay"]) if prior_of(group).pulls else 0.0,
+    )
+
+
+def _held(states: Sequence[dict[str, Any]], key: str) -> list[Tensor]:
+    return [local(state[key]) for state in states]
 
 
 def _gradient(p: Tensor) -> Tensor:

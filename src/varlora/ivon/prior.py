@@ -9,8 +9,10 @@ the tensor's state, so that a checkpoint of the optimizer holds both. Options ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from varlora.ivon.numbers import number_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,11 +39,17 @@ class Prior:
         """
         return {}
 
-    def renew_(self, state: State, mean: Tensor, group: Group) -> None:
-        """Learns, in place, from the Hessian of this step and from the mean before it."""
+    def renew_(self, states: Sequence[State], means: Sequence[Tensor], group: Group) -> None:
+        """Learns, in place, from the Hessians of this step and from the means before it.
 
-    def delta(self, state: State, group: Group) -> Any:
-        """δ, a scalar."""
+        Args:
+            states: of tensors on one device, which share a parameter group.
+            means: m of each.
+            group: theirs.
+        """
+
+    def deltas(self, states: Sequence[State], group: Group) -> list[float]:
+        """δ of each tensor."""
         raise NotImplementedError
 
 
@@ -49,13 +57,13 @@ class FixedPrior(Prior):
     """N(0, 1/(λδ)), δ = weight_decay.
 
     Example:
-        >>> FixedPrior().delta({}, {"weight_decay": 0.1})
-        0.1
+        >>> FixedPrior().deltas([{}], {"weight_decay": 0.1})
+        [0.1]
     """
 
     name = "fixed"
     pulls = True
 
-    def delta(self, state: State, group: Group) -> Any:
+    def deltas(self, states: Sequence[State], group: Group) -> list[float]:
         """δ = weight_decay."""
-        return group["weight_decay"]
+        return [number_of(group["weight_decay"])] * len(states)

@@ -27,12 +27,11 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     if not held:
         return torch.tensor(True)
     if all(part.device.type == "cpu" for part in held):  # where an overflow is looked at, and the largest entry is slow
-        norms = torch._foreach_norm(held)
-        if bool(torch.stack([norm.double() for norm in norms]).isfinite().all()):
+        if bool(torch.stack(torch._foreach_norm(held)).isfinite().all()):
             return torch.tensor(True)
         return torch.stack([torch.isfinite(part).all() for part in held]).all()
     sizes = torch._foreach_norm(held, math.inf)
-    return torch.stack([size.to(sizes[0].device, torch.float64) for size in sizes]).isfinite().all()
+    return torch.stack([size.to(sizes[0].device) for size in sizes]).isfinite().all()
 
 
 def mostly_skipped(skipped: int, steps: int) -> str:

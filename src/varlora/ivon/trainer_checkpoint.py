@@ -116,7 +116,7 @@ def _from_checkpoint(
             if h is None:
                 precision[key] = torch.full_like(momentum, 1 / fit_variance(group))
             else:
-                delta = prior_of(group).delta(entry, group) if entry else group["weight_decay"]
+                (delta,) = prior_of(group).deltas([entry], group) if entry else (group["weight_decay"],)
                 precision[key] = group["ess"] * (h + delta)
                 prior[key] = float(group["ess"] * delta)
                 hessians[key] = (h, float(group["hess_init"]))

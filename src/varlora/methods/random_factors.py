@@ -103,7 +103,7 @@ class RandomFactors(DrawCycle):
         self.factors = [Factor(*found) for found in linear_factors(self.model)]
         for factor in self.factors:
             like = factor.mean.new_empty(std_shape(factor.mean.shape))
-            normal = CounterNoise(seed).draw(f"{factor.key} start", like, step=0, draw=0, rank=0)
+            normal = Draw(CounterNoise(seed), step=0, index=0, rank=0).normal(f"{factor.key} start", like)
             low, high = initial_std_bound / math.sqrt(2), initial_std_bound
             start = low + (high - low) * torch.special.ndtr(normal)  # Φ(ε) is uniform in (0, 1)
             factor.lora_a.register_parameter("sqrt_std", nn.Parameter(start))

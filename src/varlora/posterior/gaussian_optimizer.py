@@ -72,8 +72,8 @@ class GaussianOptimizer(Protocol):
     def precision(self, p: Tensor) -> Tensor:
         """Posterior precision of `p`, elementwise."""
 
-    def noise_scale(self, p: Tensor) -> Tensor:
-        """Posterior standard deviation of `p`, elementwise."""
+    def noise_scale(self, p: Tensor) -> Tensor | float:
+        """Posterior standard deviation of `p`, elementwise; a number: that of every entry of its parameter group."""
 
     def prior_precision(self, p: Tensor) -> float | None:
         """Precision of the prior of `p`; None: it has none of one number."""

@@ -29,8 +29,7 @@ def literal_statistics(model, optimizer, draws):
 
 
 def noise_of(model, *, step, draw, rank=0, seed=7):
-    source = CounterNoise(seed)
-    return {n: source.draw(n, p, step=step, draw=draw, rank=rank) for n, p in model.named_parameters()}
+    return CounterNoise(seed).draw(dict(model.named_parameters()), step=step, draw=draw, rank=rank)
 
 
 @pytest.mark.parametrize("sizes", [[6], [3, 3], [5, 1], [2, 2, 2, 1]])

@@ -45,12 +45,12 @@ def test_an_evaluation_draw_is_the_mean_plus_scaled_noise(kind, sign):
     trained_parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     by_hand = copy.deepcopy(model)
     twins = dict(by_hand.named_parameters())
-    source = CounterNoise(7)
+    likes = {f"evaluation/{name}": optimizer.mean(p) for name, p in trained_parameters.items()}
+    noise = CounterNoise(7).draw(likes, step=2, draw=3, rank=0)
     with torch.no_grad():
         for name, p in trained_parameters.items():
-            scale = optimizer.noise_scale(p)
-            noise = source.draw(f"evaluation/{name}", scale, step=2, draw=3, rank=0)
-            twins[name].copy_(optimizer.mean(p) + sign * scale * noise)
+            eps = optimizer.noise_scale(p) * noise[f"evaluation/{name}"]
+            twins[name].copy_(optimizer.mean(p) + sign * eps)
     at_mean = logits_of(model)
     with controller.evaluation_draw(3, sign=sign):
         found = logits_of(model)

@@ -62,8 +62,8 @@ def test_every_trained_parameter_of_an_adapter_sees_its_noise(build, lora_option
     loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
 
-    source = CounterNoise(7)
-    noise = {n: optimizer.noise_scale(p) * source.draw(n, p, step=0, draw=0, rank=0) for n, p in trained.items()}
+    eps = CounterNoise(7).draw(trained, step=0, draw=0, rank=0)
+    noise = {n: optimizer.noise_scale(p) * eps[n] for n, p in trained.items()}
     twin = dict(perturbed.named_parameters())
     with torch.no_grad():
         for name, eps in noise.items():

@@ -34,15 +34,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from varlora.adapters import check_trainable
+from varlora.ivon.blocks import blocks
 from varlora.ivon.noise.arrivals import Arrivals
 from varlora.ivon.noise.draw_cycle import Draw, DrawCycle
 from varlora.ivon.noise.places import Place, Site, refuse_data_parallel, scopes_of
 from varlora.ivon.noise.ranks import Groups, averaged, gradient_groups, reduce_, size_of
-from varlora.ivon.noise.sampled import Sample, SampledForward, uncompiled
+from varlora.ivon.noise.sampled import SampledForward, sampled_at, uncompiled
 from varlora.ivon.noise.source import NoiseSource
 from varlora.posterior.gaussian_optimizer import GaussianOptimizer, missing_members
 from varlora.posterior.sharded import sharded_like, whole
 from varlora.posterior.wrapped import unwrapped
+
+NOISE_BLOCK = 2**18
+"""Entries that are drawn together on a CPU; part of what the noise depends on."""
 
 
 class NoiseWarning(UserWarning):
@@ -116,6 +120,7 @@ class NoiseController(DrawCycle):
         self._evaluated = False  # whether forwards in evaluation mode see the draw of `evaluation_draw`
         self._sites = self._find_sites()
         self._held = {site.parameter for site in self._sites.values()}
+        self._blocks = self._find_blocks()
         self._losses: list[Tensor] = []  # of this step, each times its share
         # Of the backward pass that is under way: those of `observe_loss`, and what the model returned.
         self._of_pass: dict[str, list[Tensor]] = {"observed": [], "loss": [], "log_probs": []}
@@ -147,6 +152,7 @@ class NoiseController(DrawCycle):
             wrapped.remove()
         self._wrapped = []
         self.clear()
+        self._forget_samples()
         for site in self._sites.values():
             for arrivals in site.arrivals:
                 arrivals.remove()
@@ -158,7 +164,7 @@ class NoiseController(DrawCycle):
     def evaluation_draw(self, index: int, *, sign: float = 1.0) -> Iterator[None]:
         """Within it, forwards in evaluation mode and without gradients compute at one draw of the present posterior.
 
-        Training's own draws are untouched: the noise depends on (seed, step, index, name), not on the rank, so that
+        Training's own draws are untouched: the noise depends on (seed, step, index, names), not on the rank, so that
         all ranks see the same weights.
 
         Args:
@@ -191,14 +197,13 @@ class NoiseController(DrawCycle):
             )
         self.clear()  # without gradients, products belong to a step that was abandoned (see `goes_on`)
         try:
-            self._set_noise(Draw(self.source, self.step, index, rank=0), kind="evaluation/", sign=sign)
+            self._sample(Draw(self.source, self.step, index, rank=0), kind="evaluation/", sign=sign)
             self._evaluated = True
             yield
         finally:
             self._evaluated = False
             self.rest()
-            for site in self._sites.values():
-                site.noise = None
+            self._forget_samples()
 
     def observe_loss(self, loss: Tensor) -> None:
         """Shows the loss that is trained on, for a variance that follows it (`IVON(variance="fit")`).
@@ -264,7 +269,9 @@ class NoiseController(DrawCycle):
             if without_noise or (not took_part and p.grad is not None and bool((p.grad != 0).any())):
                 bypassed.append(site.name)
             elif took_part and p.grad is not None:
-                result[p] = sharded_like(p, product * scale) if product is not None else None
+                if product is not None and scale != 1:
+                    product = product * scale
+                result[p] = sharded_like(p, product) if product is not None else None
         strangers = [
             p
             for group in self.optimizer.param_groups
@@ -323,6 +330,7 @@ class NoiseController(DrawCycle):
             RuntimeError: the optimizer has not counted the step, by which the next noise would be the same again.
         """
         self.clear()
+        self._forget_samples()
         if self.draw is not None and self.draw.step == self.step:
             raise RuntimeError(
                 f"{type(self.optimizer).__name__}.step() ended without counting: its step_index, which keys the noise, "
@@ -344,6 +352,9 @@ class NoiseController(DrawCycle):
                 "torch.no_grad() around it."
             )
         super()._before_forward(module, args)
+        if module is self.model and self.sampling and not self._evaluated:
+            assert self.draw is not None
+            self._sample(self.draw)  # again where the draw goes on: the weights may have been loaded anew
 
     @uncompiled
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -363,29 +374,51 @@ class NoiseController(DrawCycle):
         return any(site.parameter.grad is not None for site in self._sites.values())
 
     def begin(self, draw: Draw) -> None:
-        """Sets the noise."""
+        """The first draw of a step finds nothing of the step before it."""
         if draw.index == 0:
             self.clear()
-        self._set_noise(draw)
 
     @torch.no_grad()
-    def _set_noise(self, draw: Draw, kind: str = "", sign: float = 1.0) -> None:
+    def _sample(self, draw: Draw, kind: str = "", sign: float = 1.0) -> None:
+        self._forget_samples()
+        for sites in self._blocks:
+            means = [whole(self.optimizer.mean(site.parameter)) for site in sites]
+            names = [f"{kind}{site.name}" for site in sites]
+            by_name = draw.normals(dict(zip(names, means, strict=True)))
+            noise = [by_name[name] for name in names]
+            scale = self.optimizer.noise_scale(sites[0].parameter)
+            if isinstance(scale, Tensor):
+                scales: list[Any] = [scale, *(self.optimizer.noise_scale(site.parameter) for site in sites[1:])]
+                torch._foreach_mul_(noise, [whole(one) for one in scales])
+                scale = 1.0
+            elif self._products_are_read:
+                torch._foreach_mul_(noise, scale)
+                scale = 1.0
+            for site, sample in zip(sites, torch._foreach_add(means, noise, alpha=sign * scale), strict=True):
+                site.sample = sample
+            if self._products_are_read:
+                for site, one in zip(sites, noise, strict=True):
+                    site.noise = one
+
+    def _forget_samples(self) -> None:
         for site in self._sites.values():
-            scale = whole(self.optimizer.noise_scale(site.parameter))
-            noise = draw.normal(f"{kind}{site.name}", scale) * scale
-            site.noise = noise if sign == 1 else noise * sign
+            site.sample = site.noise = None
 
     @uncompiled
     def shadow(self, places: Sequence[Place]) -> None:
         """Shadows each parameter by its sample: an instance attribute wins over a registered parameter."""
         for place in places:
-            parameter = place.holder._parameters[place.attribute]
+            site, parameter = place.site, place.holder._parameters[place.attribute]
+            sample, noise = site.sample, site.noise
             assert parameter is not None
-            assert place.site.noise is not None
-            mean = parameter.detach() if parameter.dtype == place.site.noise.dtype else self._master(place.site)
-            record = functools.partial(self._record, place.site, place.site.arrivals_at(parameter))
-            sample = Sample.apply(parameter, mean, place.site.noise, record)  # type: ignore[no-untyped-call]
-            place.holder.__dict__[place.attribute] = sample
+            assert sample is not None
+            if sample.dtype != parameter.dtype:
+                rounded = sample.to(parameter.dtype)
+                if noise is not None:
+                    noise = noise + (rounded.to(sample.dtype) - sample)  # what the forward pass really sees
+                sample = rounded
+            record = functools.partial(self._record, site, site.arrivals_at(parameter), noise)
+            place.holder.__dict__[place.attribute] = sampled_at(parameter, sample, record)
 
     def _watch(self, loss: Tensor, losses: list[Tensor]) -> None:
         """Notes the loss, or the sum of its parts, times its share, which is the gradient that arrives at it."""
@@ -412,14 +445,11 @@ class NoiseController(DrawCycle):
         """What undoes the scaling of the loss."""
         return 1.0 / self.scaler.get_scale() if self.scaler is not None else 1.0
 
-    def _master(self, site: Site) -> Tensor:
-        return whole(self.optimizer.mean(site.parameter))
-
-    def _record(self, site: Site, arrivals: Arrivals, gradient: Tensor, noise: Tensor) -> None:
+    def _record(self, site: Site, arrivals: Arrivals, noise: Tensor | None, gradient: Tensor) -> None:
         arrivals.hand_on(gradient)
         site.took_part = True
-        if self._products_are_read:
-            product = gradient.to(noise.dtype) * noise
+        if noise is not None:
+            product = gradient.detach().to(noise.dtype) * noise
             site.product = product if site.product is None else site.product.add_(product)
         self.mark_used()
 
@@ -452,6 +482,19 @@ class NoiseController(DrawCycle):
         for group in self.optimizer.param_groups:
             group["param_names"] = [names.get(p, "") for p in group["params"]]
         return {name: Site(name, p) for p, name in sorted(names.items(), key=lambda item: item[1]) if p in held}
+
+    def _find_blocks(self) -> list[list[Site]]:
+        """The sites that are sampled together: of one group, device and precision, and on a CPU within its cache."""
+        alike: dict[tuple[int, torch.device, bool], list[Site]] = {}
+        group_of = {p: i for i, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
+        for site in self._sites.values():
+            p = site.parameter
+            alike.setdefault((group_of[p], p.device, p.dtype == torch.float64), []).append(site)
+        return [
+            block
+            for (_, device, _), sites in alike.items()
+            for block in blocks(sites, [site.parameter.numel() for site in sites], device, NOISE_BLOCK)
+        ]
 
     @property
     def device(self) -> torch.device:

@@ -6,12 +6,13 @@
 - It is seen by what runs in training mode from there on, until the step is over, and by what a backward pass
   recomputes (gradient checkpointing). A forward of the model in evaluation mode, or without gradients, is at the mean,
   and the draw goes on after it.
-- Its noise is a function of (seed, step, draw, rank, name), never of a global generator's state, so a resumed run draws
+- Its noise is a function of (seed, step, draw, rank, names), never of a global generator, so that a resumed run draws
   what the uninterrupted run would have drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,9 +40,13 @@ class Draw:
     index: int
     rank: int
 
+    def normals(self, likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Standard-normal noise by name, in the shapes, dtypes and devices of `likes`."""
+        return self.source.draw(likes, step=self.step, draw=self.index, rank=self.rank)
+
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Standard-normal noise in the shape, dtype and device of `like`."""
-        return self.source.draw(name, like, step=self.step, draw=self.index, rank=self.rank)
+        return self.normals({name: like})[name]
 
     def signs(self, name: str, like: Tensor) -> Tensor:
         """Fair signs ±1 in the shape, dtype and device of `like`."""

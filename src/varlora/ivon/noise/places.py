@@ -14,12 +14,13 @@ from varlora.ivon.noise.arrivals import Arrivals
 
 @dataclass
 class Site:
-    """One trained parameter: its present noise, and what backward passes have brought since the last step.
+    """One trained parameter: its present sample, and what backward passes have brought since the last step.
 
     Attributes:
         name: as the model calls it.
         parameter: as the optimizer holds it (under FSDP2, the shard).
-        noise: of the present draw.
+        sample: mean + noise of the present draw, in the state's precision.
+        noise: of the present draw; None where the optimizer reads no products.
         took_part: whether gradient has come through its sample.
         product: the sum of noise · gradient; None where there is none, or the optimizer reads none.
         arrivals: the ways on which its gradient came.
@@ -27,6 +28,7 @@ class Site:
 
     name: str
     parameter: nn.Parameter
+    sample: Tensor | None = None
     noise: Tensor | None = None
     took_part: bool = False
     product: Tensor | None = None

@@ -99,13 +99,13 @@ def averaged(
         by site, whether it took part on some rank; the product, None where it did not or none is wanted; and whether
         gradient came without noise.
     """
-    seen = torch.tensor([[site.took_part for site in sites], [False] * len(sites)], device=device)
-    for i, site in enumerate(sites):
-        if (flag := site.bypassed) is not None:
-            seen[1, i] = flag
+    used, bypassed = [site.took_part for site in sites], [False] * len(sites)
+    flags = {i: flag for i, site in enumerate(sites) if (flag := site.bypassed) is not None}
+    for i, flag in zip(flags, torch.stack([*flags.values()]).tolist() if flags else (), strict=True):
+        bypassed[i] = flag
     if groups:
-        seen = reduce_(seen.to(torch.int32), groups, dist.ReduceOp.MAX).bool()
-    used, bypassed = seen.tolist()
+        seen = torch.tensor([used, bypassed], dtype=torch.int32, device=device)
+        used, bypassed = reduce_(seen, groups, dist.ReduceOp.MAX).bool().tolist()
     of_sites: list[Tensor | None] = [site.product for site in sites]
     if products and groups:
         parts = [
