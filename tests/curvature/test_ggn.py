@@ -93,6 +93,19 @@ def test_the_kronecker_products_agree_with_the_oracle(kind: str, sizes: tuple[in
         torch.testing.assert_close(dense(found, f"{block['tensor']}.weight"), expected, rtol=1e-8, atol=1e-8)
 
 
+def test_one_backward_pass_less_than_classes_gives_the_whole_hessian() -> None:
+    logits = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits[1, 0] = logits[2, 4] = logits[3, 1] = logits[3, 4] = -torch.inf  # choices that do not exist
+    logits[4, 2], logits[5, 4] = 1e3, 40.0  # one is certain, one almost
+    columns = list(ggn._columns(logits.softmax(1), "ggn", 1, torch.Generator()))
+    assert len(columns) == 4
+    torch.testing.assert_close(
+        sum(c[:, :, None] * c[:, None, :] for c in columns), logit_hessians(logits), rtol=1e-12, atol=1e-16
+    )
+    assert len(list(ggn._columns(logits[:, :2].softmax(1), "ggn", 1, torch.Generator()))) == 1
+    assert len(list(ggn._columns(logits[4:5].softmax(1), "ggn", 1, torch.Generator()))) == 1  # it counts the inputs
+
+
 @pytest.mark.parametrize("structure", ["diag", "kron"])
 def test_monte_carlo_fisher_converges_to_the_ggn(structure: str) -> None:
     """100 copies of the rows with 40 labels each: as many as 4000 labels of every row, in a hundredth of the passes."""

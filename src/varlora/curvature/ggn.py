@@ -2,9 +2,13 @@
 
 For logits f_n (C,) with probabilities p_n, summed (not averaged) over the examples,
 
-    H = Σ_n J_nᵀ L_n J_n,     L_n = diag(p_n) − p_n p_nᵀ = Σ_c s_nc s_ncᵀ,     s_nc = √p_nc (e_c − p_n)
+    H = Σ_n J_nᵀ L_n J_n,     L_n = diag(p_n) − p_n p_nᵀ = Σ_c s_nc s_ncᵀ
 
-so that C backward passes, one for each column s_c, give it exactly ("ggn"). With labels y_n drawn from p_n, one pass
+L_n has rank C − 1 and so many columns, those of its Cholesky factor: with what is left of the mass, q_c = Σ_{j>c} p_j,
+
+    s_c = √(p_c q_c / (p_c + q_c)) (e_c − Σ_{j>c} (p_j / q_c) e_j),     c < C
+
+so that C − 1 backward passes, one for each column, give it exactly ("ggn"). With labels y_n drawn from p_n, one pass
 with the column e_y − p_n gives H in expectation: the Fisher information by Monte Carlo ("mc").
 
     diagonal      diag(H): the squares of each example's own gradient, added up
@@ -32,6 +36,7 @@ from transformers.utils import logging as progress_bars
 from varlora.curvature.gram import Gram, SketchedGram, accumulating, sketch_width
 from varlora.curvature.kinds import Fisher, Structure
 from varlora.curvature.layers import LinearTensor, OutputGradient, example_gradients, linear_tensors, recorded
+from varlora.curvature.sparse_backward import nonzero_rows
 from varlora.posterior import DiagonalGaussian, PosteriorMeta
 from varlora.posterior.draws import on_device_of
 from varlora.posterior.kronecker import KroneckerFactors, KroneckerGaussian
@@ -160,7 +165,7 @@ def curvature_of(
         batches: what the readout reads, with `labels` (B,).
         readout: how the answer is read.
         structure: "kron" or "diag".
-        fisher: "ggn" takes C backward passes a batch and is exact; "mc" takes `fisher_draws`.
+        fisher: "ggn" takes C − 1 backward passes a batch and is exact; "mc" takes `fisher_draws`.
         fisher_draws: labels drawn for each example ("mc").
         seed: decides those labels and the sketches.
         low_rank: eigenpairs kept of a factor G or K of more than `low_rank_above` dimensions.
@@ -281,7 +286,9 @@ class _Kronecker:
 
     def add(self, calls: list[OutputGradient], *, first: bool) -> None:
         for call in calls:
-            self._out.add(call.gradient.flatten(0, 1))
+            gradients = call.gradient.flatten(0, 1)
+            at = nonzero_rows(gradients)
+            self._out.add(gradients if at is None else gradients[at])
             if first:
                 real = call.inputs[call.real]
                 self._positions += len(real)
@@ -317,12 +324,18 @@ def _sides(tensor: LinearTensor) -> tuple[int, int]:
 
 def _columns(probs: Tensor, fisher: Fisher, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Columns (B, C) whose outer products add up to L, exactly or in expectation."""
-    eye = torch.eye(probs.shape[1], dtype=probs.dtype)
     if fisher == "ggn":
-        for c in range(probs.shape[1]):
-            yield probs[:, c : c + 1].sqrt() * (eye[c] - probs)
+        left = probs.flip(1).cumsum(1).flip(1)  # p_c + q_c
+        for c in range(probs.shape[1] - 1):
+            p, q = probs[:, c], left[:, c + 1]
+            column = torch.zeros_like(probs)
+            column[:, c] = 1
+            column[:, c + 1 :] = -(probs[:, c + 1 :] / q[:, None]).nan_to_num_()
+            column *= (p * (q / left[:, c])).nan_to_num_().sqrt_()[:, None]
+            if c == 0 or bool(column.any()):  # the first counts the inputs
+                yield column
         return
-    steps = probs.cumsum(1)
+    eye, steps = torch.eye(probs.shape[1], dtype=probs.dtype), probs.cumsum(1)
     for _ in range(draws):
         uniform = 1 - torch.rand(len(probs), 1, generator=generator, dtype=probs.dtype)  # in (0, 1]
         labels = (steps < uniform * steps[:, -1:]).sum(1)

@@ -13,6 +13,7 @@ Source: Tropp et al. 2017, arXiv 1706.05736.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -20,13 +21,16 @@ from torch import Tensor
 
 from varlora.readout.answer_logits import widened
 
+_STRIP = 96
+"""The narrowest strip that is multiplied at full speed."""
+
 
 @dataclass(kw_only=True, eq=False)
 class Gram:
     """Σ x xᵀ, whole.
 
     Attributes:
-        matrix: the sum so far (d, d), float64 where the device has it.
+        matrix: the sum so far (d, d), float64 where the device has it; right on and above the diagonal.
 
     Example:
         >>> gram = Gram.zeros(2, torch.device("cpu"))
@@ -45,11 +49,12 @@ class Gram:
     def add(self, rows: Tensor) -> None:
         """Adds rows (n, d)."""
         x = widened(rows)
-        self.matrix += x.mT @ x
+        for part in _strips(x.shape[1]):
+            self.matrix[part, part.start :] += x[:, part].mT @ x[:, part.start :]
 
     def eigenpairs(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (d,) >= 0, falling, and eigenvectors (d, d)."""
-        values, vectors = torch.linalg.eigh((self.matrix + self.matrix.mT) / 2)
+        values, vectors = torch.linalg.eigh(self.matrix, UPLO="U")
         return values.clamp(min=0).flip(0), vectors.flip(1)
 
 
@@ -104,6 +109,13 @@ class SketchedGram:
         scale = torch.where(kept, values, 1).rsqrt() * kept
         u, s, _ = torch.linalg.svd(self.sketch @ (vectors * scale), full_matrices=False)
         return s[: self.rank] ** 2, u[:, : self.rank]
+
+
+def _strips(dimension: int) -> Iterator[slice]:
+    """Rows of a symmetric matrix that are multiplied at a time: what is below the diagonal blocks is left out."""
+    width = max(_STRIP, -(-dimension // 8))
+    for start in range(0, dimension, width):
+        yield slice(start, min(start + width, dimension))
 
 
 def sketch_width(dimension: int, rank: int) -> int:

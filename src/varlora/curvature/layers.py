@@ -23,6 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from varlora.adapters import saved_tensors, trained_tensors
 from varlora.adapters.modes import evaluation_mode
+from varlora.curvature.sparse_backward import sparse_backward
 from varlora.readout.answer_logits import widened
 from varlora.readout.readout import Readout
 
@@ -30,6 +31,8 @@ JACOBIAN_BYTES = 2**30
 """How much of a batch's Jacobian is held at a time, unless a single tensor needs more."""
 _CHECK_TOLERANCE = 0.05
 """Relative; autograd's own sum over positions may have been made in bfloat16."""
+_CHECKED_ROWS = 4
+"""Of the first batch: enough for a row that is not its own."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,7 +132,8 @@ def recorded(model: nn.Module, tensors: Mapping[str, LinearTensor]) -> Iterator[
                 module.__dict__["forward"] = module.forward
             for module in modules:
                 handles.append(module.register_forward_hook(recorder.keep, with_kwargs=True))
-            yield recorder
+            with sparse_backward(model):
+                yield recorder
     finally:
         for handle in handles:
             handle.remove()
@@ -157,16 +161,9 @@ class Recorder:
         Raises:
             ValueError: the logits do not depend on the weights through the layers' own forward alone.
         """
-        self._calls.clear()
-        self._rows, self._mask, self._choices = len(batch["input_ids"]), batch.get("attention_mask"), None
-        if "choice_lengths" in batch:  # the model is called with a row for each choice that exists
-            self._choices, self._mask = batch["choice_mask"], batch["attention_mask"][batch["choice_mask"]]
-            self._rows = len(self._mask)
-        logits = readout.logits(self.model, batch)
-        if not self._checked and not bool(logits.isnan().any()):
-            self._check(logits)
-            self._checked = True
-        return logits
+        if not self._checked:
+            self._checked = self._check(readout, batch)
+        return self._forward(readout, batch)
 
     def output_gradients(
         self, logits: Tensor, vectors: Tensor, keys: Sequence[str] | None = None
@@ -222,6 +219,14 @@ class Recorder:
             for key in keys:
                 yield key, held.pop(key)
 
+    def _forward(self, readout: Readout, batch: Mapping[str, Any]) -> Tensor:
+        self._calls.clear()
+        self._rows, self._mask, self._choices = len(batch["input_ids"]), batch.get("attention_mask"), None
+        if "choice_lengths" in batch:  # the model is called with a row for each choice that exists
+            self._choices, self._mask = batch["choice_mask"], batch["attention_mask"][batch["choice_mask"]]
+            self._rows = len(self._mask)
+        return readout.logits(self.model, batch)
+
     def keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
         """The hook; recomputation of a checkpointed forward, and forwards without a graph, are let pass."""
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
@@ -258,10 +263,18 @@ class Recorder:
         whole[choices] = by_row
         return whole.flatten(1, 2)
 
-    def _check(self, logits: Tensor) -> None:
-        """Compares the layers' gradients with autograd's, for an output of the first example alone."""
+    def _check(self, readout: Readout, batch: Mapping[str, Any]) -> bool:
+        """Compares the layers' gradients with autograd's, for an output of the first example alone.
+
+        Returns:
+            False where its logits are no numbers, so that there is nothing to compare.
+        """
+        few = {name: v[:_CHECKED_ROWS] if isinstance(v, Tensor | list | tuple) else v for name, v in batch.items()}
+        logits = self._forward(readout, few)
+        if bool(logits.isnan().any()):
+            return False
         if not logits.requires_grad or not self.tensors:
-            return
+            return True
         vectors = torch.zeros_like(logits)
         vectors[0] = torch.arange(1, logits.shape[1] + 1)
         found = self.output_gradients(logits, vectors)
@@ -283,6 +296,7 @@ class Recorder:
                     f"norm {scale:.3g}): its weight is read elsewhere, or the layer's rows are not the batch's. "
                     "Curvature cannot be computed for it; adapt other layers."
                 )
+        return True
 
 
 def example_gradients(tensor: LinearTensor, call: OutputGradient) -> Tensor:

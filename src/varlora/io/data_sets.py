@@ -38,3 +38,15 @@ def in_order(rows: datasets.Dataset, order: Sequence[int]) -> datasets.Dataset:
     from datasets.fingerprint import generate_random_fingerprint
 
     return rows.select(order, new_fingerprint=generate_random_fingerprint())
+
+
+def order_by_length(encoded: datasets.Dataset) -> list[int]:
+    """Indices of encoded rows from the shortest to the longest, by tokens, or by those of their longest choice.
+
+    Example:
+        >>> order_by_length(in_memory([{"input_ids": [1, 2]}, {"input_ids": [3]}]))
+        [1, 0]
+    """
+    rows = encoded["input_ids"][:]
+    lengths = [max(map(len, ids)) if isinstance(ids[0], Sequence) else len(ids) for ids in rows]
+    return sorted(range(len(lengths)), key=lengths.__getitem__)

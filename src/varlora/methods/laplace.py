@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from varlora.adapters import fixed_tensors, saved_tensors
 from varlora.curvature import Curvature, best_prior_precision, curvature_of, log_marginal_likelihood
 from varlora.curvature.layers import linear_tensors
+from varlora.io.data_sets import in_order, order_by_length
 from varlora.methods.adamw import AdamW
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import LaplaceOptions
@@ -67,9 +68,12 @@ class Laplace(LaplaceOptions, AdamW):
             raise ValueError("prior_choice='validation' needs labelled validation rows; give some, or use 'marglik'.")
         linear_tensors(job.model)  # refuses what it cannot handle before training
         log = job.run(self.trainer(job))
+        rows = job.train
+        if self.fisher == "ggn" and len(rows) > 1:  # labels are drawn in the rows' own order
+            rows = in_order(rows, order_by_length(rows))
         curvature = curvature_of(
             job.model,
-            job.batches(job.train),
+            job.batches(rows),
             readout=readout,
             structure=self.curvature,
             fisher=self.fisher,

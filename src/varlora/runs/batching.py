@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
 import torch
 from torch import Tensor
 
-from varlora.io.data_sets import in_order
+from varlora.io.data_sets import in_order, order_by_length
 from varlora.runs.setting import Setting
 
 
@@ -25,13 +25,8 @@ def by_length(
     Returns:
         The batches, the permutation back to the rows' own order (N,), and the rows' names in that order.
     """
-    order = torch.tensor([_length(ids) for ids in encoded["input_ids"]]).argsort(stable=True)
+    order = order_by_length(encoded)
     ids = tuple(str(name) for name in encoded["id"])
     if len(ids) > 1:
-        encoded = in_order(encoded, order.tolist())
-    return setting.batches(encoded), order.argsort(), ids
-
-
-def _length(ids: Sequence[Any]) -> int:
-    """Of a row, or of its longest choice."""
-    return max(map(len, ids)) if isinstance(ids[0], Sequence) else len(ids)
+        encoded = in_order(encoded, order)
+    return setting.batches(encoded), torch.tensor(order).argsort(), ids
