@@ -43,7 +43,9 @@ from varlora.posterior.manifest import sha256, to_json
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.runs.config import RunConfig
-from varlora.runs.folder import CompletionScores, read_run, write_run
+from varlora.runs.folder import CompletionScores, read_run
+from varlora.runs.result import RunResult, write_run
+from varlora.runs.setting import Setting
 from varlora.tasks import Task, load_jsonl
 from varlora.tasks.jsonl import read_label_names
 
@@ -127,21 +129,21 @@ def _build_run(folder: Path, q: Posterior) -> None:
     rows = {"id": ["x", "y", "z"], "prompt": ["p"] * 3, "text": ["p"] * 3, "label": [0, 1, -1], "num_choices": [2] * 3}
     task = Task(name="t", kind="label", answers=("a", "b"), splits={"validation": datasets.Dataset.from_dict(rows)})
     found = predictions()
-    write_run(
-        folder / "run",
-        config=RunConfig(
-            model_name_or_path="m",
-            task="sst2",
-            output_dir="o",
-            method_options={"learning_rate": 1e-3, "ess": "auto"},
-        ),
-        task=task,
+    options = {"learning_rate": 1e-3, "ess": "auto"}
+    config = RunConfig(model_name_or_path="m", task="sst2", output_dir="o", method_options=options)
+    unloaded: Any = None
+    setting = Setting(
+        config=config, folder=folder, task=task, tokenizer=unloaded, family="causal", model=unloaded, readout=None
+    )
+    result = RunResult(
+        setting=setting,
         posterior=q,
         predictions={"validation": found},
         metrics={"validation": {mode: {"nll": 0.7, "accuracy": 1.0} for mode in found}},
         seconds={"train": 1.0},
         log=[{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6, "member": 0}],
     )
+    write_run(folder / "run", result)
     draws = torch.tensor([[-1.0, -2.0]] * 3, dtype=torch.float64)
     CompletionScores(log_likelihoods=draws, num_tokens=torch.tensor([3, 4, 5]), ids=("x", "y", "z")).save(
         folder / "scores.parquet"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from compare.plans import variant_of
-from varlora.compare.variants import is_complete, load_variant, logit_temperature, pruned_fraction, read_tuned
+from varlora.compare.variant_files import is_complete, load_variant, logit_temperature, pruned_fraction, read_tuned
 from varlora.posterior import DiagonalGaussian, PosteriorMeta, PredictionConfig
 from varlora.posterior.folder import CheckpointError, load_posterior, save_posterior
 from varlora.posterior.manifest import MANIFEST, read_manifest, sha256, to_json, write_tuned

@@ -79,7 +79,7 @@ def test_it_learns_and_its_folder_knows_how_it_is_read(trained: Path) -> None:
 def test_a_reloaded_run_without_the_cache_predicts_the_same(trained: Path) -> None:
     finished = read_run(trained)
     whole = dataclasses.replace(finished.config, cache_frozen_layers=False)
-    setting = reload_setting(whole, finished.path, finished.posterior.meta)
+    setting = reload_setting(dataclasses.replace(finished, config=whole))
     for mode in modes_of(finished.posterior):
         again = predict_split(setting, finished.posterior, "test", PredictionConfig(mode=mode))
         assert isinstance(again, Prediction)

@@ -59,7 +59,8 @@ def test_rows_of_another_file_are_worded_as_in_training(run_folder: Path, tmp_pa
 
     for task, choices in {"winogrande_s": "A. the cat. B. the dog.", "openbookqa": "A. The cat. B. The dog."}.items():
         config = RunConfig(model_name_or_path="m", output_dir="o", task=task, prompt_style="laplace-lora")
-        prompt = load_new_rows(str(file), run, config, split="test", labelled=True).rows("test")[0]["prompt"]
+        asked = dataclasses.replace(run, config=config)
+        prompt = load_new_rows(str(file), asked, split="test", labelled=True).rows("test")[0]["prompt"]
         assert prompt.endswith(f"_ ran Choices: {choices} Answer:")
 
 

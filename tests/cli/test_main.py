@@ -18,7 +18,7 @@ from varlora.cli.options.tune import DRAWS, FRACTIONS, TEMPERATURES
 from varlora.methods import METHODS
 from varlora.metrics.conformal import SetScore
 from varlora.metrics.selective import Sureness
-from varlora.runs import space
+from varlora.runs.space import Grid
 from varlora.tasks import TASKS
 
 Call = Callable[..., Outcome]
@@ -136,7 +136,8 @@ def test_help_lists_and_typos_wait_for_no_library() -> None:
 def test_options_offer_what_there_is() -> None:
     assert get_args(Sureness) == SURENESS
     assert get_args(SetScore) == SET_SCORES
-    assert (space.TEMPERATURES, space.DRAWS, space.FRACTIONS) == (TEMPERATURES, DRAWS, FRACTIONS)
+    grid = Grid()
+    assert (grid.temperatures, grid.samples, grid.fractions) == (TEMPERATURES, DRAWS, FRACTIONS)
 
 
 def test_module_and_exit_code_of_the_process() -> None:

@@ -151,7 +151,7 @@ def test_the_validation_rows_are_predicted_as_the_others_are(call: Call, run: Pa
 
     def expected(samples: int) -> float:
         folder = read_run(run)
-        setting = reload_setting(folder.config, folder.path, folder.posterior.meta)
+        setting = reload_setting(folder)
         found = predict_split(setting, folder.posterior, "validation", choose_config(folder.posterior, samples))
         assert isinstance(found, Prediction)
         return confidences(found)[conformal_rank(60, "0.2") - 1]

@@ -47,7 +47,7 @@ def hot(validated: Path, tmp_path: Path) -> Path:
 def measured(folder: Path, samples: int, *, temperature: float) -> Any:
     """The test rows' metrics, by hand."""
     run = read_run(folder)
-    setting = reload_setting(run.config, run.path, run.posterior.meta)
+    setting = reload_setting(run)
     q = temper(run.posterior, temperature)
     found = predict_split(setting, q, "test", PredictionConfig(samples=samples))
     return measure({"test": {"samples": found}})["test"]["samples"]

@@ -24,7 +24,7 @@ from varlora.compare.cell import Cell
 from varlora.compare.gather import _notes, chosen_seeds, gather
 from varlora.compare.plan import Plan
 from varlora.compare.plan_file import read_plan
-from varlora.compare.variants import load_variant, pruned_fraction
+from varlora.compare.variant_files import load_variant, pruned_fraction
 from varlora.compare.worker import execute_cell
 from varlora.metrics import evaluate, mutual_information
 from varlora.posterior import PosteriorMeta

@@ -19,16 +19,16 @@ from compare.plans import drawing, variant_of
 from small_runs import config, finish_herds, herds, save_model, write_rows
 from varlora.compare import variant_files
 from varlora.compare import variants as making
-from varlora.compare.variant_files import FRACTIONS
-from varlora.compare.variants import (
-    Variant,
-    ensure_variants,
+from varlora.compare.variant import Variant
+from varlora.compare.variant_files import (
+    FRACTIONS,
     is_complete,
     load_variant,
     logit_temperature,
     pruned_fraction,
     seconds,
 )
+from varlora.compare.variants import ensure_variants
 from varlora.metrics import (
     WORTHWHILE,
     TemperatureFit,
@@ -44,6 +44,7 @@ from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.run import predict_split, run
 from varlora.runs.setting import reload_setting
+from varlora.runs.space import Grid
 from varlora.runs.tune import tune
 
 OUTSIDE = [
@@ -78,7 +79,7 @@ def ivon(finished: Mapping[str, Path], tmp_path: Path) -> Path:
 
 def predicted(folder: Path, q: Any, split: str, samples: int | None = None) -> Prediction:
     found = read_run(folder)
-    setting = reload_setting(found.config, folder, found.posterior.meta)
+    setting = reload_setting(found)
     prediction = predict_split(setting, q, split, choose_config(q, samples, found.config.samples))
     assert isinstance(prediction, Prediction)
     return prediction
@@ -301,12 +302,9 @@ def test_a_tuned_run_is_varied_as_training_left_it(ivon: Path) -> None:
     shutil.rmtree(ivon / "variants")
     tune(
         ivon,
-        temperatures=[0.0, 4.0],
-        samples=[],
-        fractions=[0.5],
-        by="magnitude",
-        apply_pruning=True,
-        standard_errors=0,
+        Grid(
+            temperatures=[0.0, 4.0], samples=[], fractions=[0.5], by="magnitude", apply_pruning=True, standard_errors=0
+        ),
     )
     assert read_run(ivon).posterior.meta.tuned is not None
     ensure_variants(ivon, [variant])

@@ -13,7 +13,9 @@ import torch
 from compare.plans import variant_of
 from small_runs import finish_herds
 from tiny_runs import save_encoder
-from varlora.compare.variants import Variant, ensure_variants, is_complete, load_variant, pruned_fraction, read_tuned
+from varlora.compare.variant import Variant
+from varlora.compare.variant_files import is_complete, load_variant, pruned_fraction, read_tuned
+from varlora.compare.variants import ensure_variants
 from varlora.posterior import Posterior
 from varlora.posterior.ops import prune, temper
 from varlora.prediction.prediction import Prediction
@@ -21,6 +23,7 @@ from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.run import predict_split
 from varlora.runs.setting import reload_setting
+from varlora.runs.space import Grid
 from varlora.runs.tune import tune
 
 UPPER = r".*layer\.1\..*(query|value)"
@@ -49,7 +52,7 @@ def cached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def predicted(run: RunFolder, q: Posterior, split: str, variant: Variant) -> Prediction:
-    setting = reload_setting(run.config, run.path, run.posterior.meta)
+    setting = reload_setting(run)
     found = predict_split(setting, q, split, dataclasses.replace(variant.config, prune=0, temperature=1))
     assert isinstance(found, Prediction)
     return found
@@ -59,14 +62,14 @@ def predicted(run: RunFolder, q: Posterior, split: str, variant: Variant) -> Pre
 def test_a_run_is_read_tuned_varlora_tune_does_it(cached: Path, tmp_path: Path) -> None:
     ensure_variants(cached, [TUNED])
     run = read_run(cached)
-    tuning = tune(shutil.copytree(cached, tmp_path / "run"), fractions=[])
+    tuning = tune(shutil.copytree(cached, tmp_path / "run"), Grid(fractions=[]))
     assert read_tuned(run, TUNED) == tuning.tuned
     for split in ("validation", "test"):
         kept = load_variant(run, TUNED, split)
         if tuning.tuned is None:
             assert torch.equal(kept.log_probs, run.prediction(split, kept.mode).log_probs)
             continue
-        setting = reload_setting(run.config, run.path, run.posterior.meta)
+        setting = reload_setting(run)
         q = read_run(tmp_path / "run").posterior
         whole = predict_split(setting, q, split, choose_config(q, None, run.config.samples))
         assert isinstance(whole, Prediction)

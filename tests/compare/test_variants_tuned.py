@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,20 @@ from varlora.cli import main
 from varlora.compare import variants as making
 from varlora.compare import worker
 from varlora.compare.gather import gather
-from varlora.compare.variants import ensure_variants, is_complete, load_variant, read_tuned, seconds
+from varlora.compare.variant_files import is_complete, load_variant, read_tuned, seconds
+from varlora.compare.variants import ensure_variants
 from varlora.compare.worker import execute_cell
 from varlora.io.files import finite
 from varlora.metrics import evaluate
 from varlora.prediction.prediction_setup import modes_of
 from varlora.runs.folder import read_run
 from varlora.runs.run import run
+from varlora.runs.space import Grid
 from varlora.runs.tune import tuning_of
 
 TUNED = variant_of(tune=True)
 METHODS = ("ivon", "adamw", "laplace", "ensemble")
-GRID: Mapping[str, Any] = {"temperatures": (0.0, 4.0), "samples": (2,)}
+GRID = Grid(temperatures=(0.0, 4.0), samples=(2,), fractions=())
 SAME_GRID = ("--temperatures", "0", "4", "--samples", "2", "--fractions", "0")
 
 
@@ -57,7 +58,7 @@ def ivon(finished: Mapping[str, Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little is tried: where it is not about what is tried."""
-    monkeypatch.setattr(making, "tuning_of", partial(tuning_of, **GRID))
+    monkeypatch.setattr(making, "tuning_of", lambda run, _, **given: tuning_of(run, GRID, **given))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -70,7 +71,7 @@ def test_it_is_what_tune_and_then_eval_give(
 ) -> None:
     words: tuple[str, ...] = ()
     if method in ("ivon", "laplace"):  # with as many draws as are tried by default it takes long
-        monkeypatch.setattr(making, "tuning_of", partial(tuning_of, **GRID))
+        monkeypatch.setattr(making, "tuning_of", lambda run, _, **given: tuning_of(run, GRID, **given))
         words = SAME_GRID
     folder, copy = (Path(shutil.copytree(finished[method], tmp_path / name)) for name in ("run", "copy"))
     ensure_variants(folder, [TUNED])
@@ -147,7 +148,9 @@ def test_made_again_and_of_a_tuned_run_every_byte_is_the_same(ivon: Path) -> Non
 
 
 def test_what_is_kept_as_trained_is_the_runs_own_predictions(ivon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "tuning_of", partial(tuning_of, **GRID, standard_errors=1e6))
+    monkeypatch.setattr(
+        making, "tuning_of", lambda run, _, **given: tuning_of(run, replace(GRID, standard_errors=1e6), **given)
+    )
     ensure_variants(ivon, [TUNED])
     found = read_run(ivon)
     assert read_tuned(found, TUNED) is None

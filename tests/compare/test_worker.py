@@ -16,7 +16,7 @@ from compare.test_cell_lock import end, hold
 from small_runs import StopAfter, Stopped
 from varlora.compare import Cell, worker
 from varlora.compare.cell_lock import CellLock
-from varlora.compare.variants import load_variant
+from varlora.compare.variant_files import load_variant
 from varlora.compare.worker import Outcome, execute_cell, failures_of, take_cells
 from varlora.runs.checkpoints import checkpoints_of, unfinished
 from varlora.runs.config import RunConfig

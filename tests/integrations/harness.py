@@ -74,7 +74,7 @@ def make_harness(folder: Path) -> Harness:
 def loaded(folder: Path) -> Any:
     """The run's own model and rows, as `varlora eval` loads them."""
     finished = read_run(folder)
-    return reload_setting(finished.config, finished.path, finished.posterior.meta)
+    return reload_setting(finished)
 
 
 def token_log_probs(model: Any, ids: list[int]) -> Tensor:

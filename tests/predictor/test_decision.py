@@ -26,7 +26,7 @@ def decided(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a threshold and sets, for its draws."""
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("decided") / "run"))
     run = read_run(folder)
-    calibration = calibrate(run, run.config, choose_config(run.posterior, 6))
+    calibration = calibrate(run, choose_config(run.posterior, 6))
     wanted = Wanted(coverage=Fraction("0.5"), sets=Fraction("0.9"), set_score="aps")
     choose_decision(wanted, calibration).save(folder)
     return folder

@@ -224,7 +224,7 @@ def test_every_method_gives_the_posterior_that_it_gives_without(method: str, enc
 def test_the_run_folder_loads_into_the_whole_model(encoder: str, tmp_path: Path) -> None:
     result = run(settings_of(tmp_path / "run", encoder, "ivon", cache_frozen_layers=True), progress=False)
     folder = read_run(result.setting.config.output_dir)
-    setting = reload_setting(folder.config, folder.path, folder.posterior.meta)
+    setting = reload_setting(folder)
     for mode in ("mean", "samples"):
         stored = folder.prediction("test", mode)
         again = predict_split(setting, folder.posterior, "test", PredictionConfig(mode=mode))

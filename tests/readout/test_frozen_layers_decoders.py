@@ -267,7 +267,7 @@ def test_draws_share_the_lower_layers(finished: Path) -> None:
     found, calls = [], []
     for cached in (False, True):
         settings = replace(there.config, cache_frozen_layers=cached)
-        setting = reload_setting(settings, there.path, there.posterior.meta)
+        setting = reload_setting(replace(there, config=settings))
         assert isinstance(setting.model, PeftModel)
         answer_logits(
             setting.model, next(iter(setting.batches(setting.encoded("test")))), (3, 4)
@@ -297,7 +297,7 @@ def test_a_run_is_the_same_whoever_has_computed_the_states(llama: str, tmp_path:
     assert files[1] == files[0], "nothing was computed that was known"
     assert all(torch.equal(mean, runs[0].posterior.point[key]) for key, mean in runs[1].posterior.point.items())
     shutil.rmtree(there)
-    setting = reload_setting(runs[0].config, runs[0].path, runs[0].posterior.meta)
+    setting = reload_setting(runs[0])
     for mode in ("mean", "samples"):
         own = runs[0].prediction("test", mode)
         assert torch.equal(own.log_probs, runs[1].prediction("test", mode).log_probs)

@@ -196,7 +196,7 @@ def test_a_run_on_a_gguf_file_comes_back_and_refuses_another(tmp_path: Path) -> 
     settings = config(tmp_path, str(tmp_path / "models"), gguf_file="tiny.gguf", max_steps=2, label_answers="letters")
     result = run(settings, progress=False)
     finished = read_run(settings.output_dir)
-    again = reload_setting(finished.config, finished.path, finished.posterior.meta)
+    again = reload_setting(finished)
     recorded = json.loads((finished.path / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert recorded == pretrained_name(str(tmp_path / "models"), "tiny.gguf")
     assert read_source(settings.output_dir).base == recorded  # the harness's, too
@@ -210,7 +210,7 @@ def test_a_run_on_a_gguf_file_comes_back_and_refuses_another(tmp_path: Path) -> 
     assert torch.equal(predicted.log_probs, result.predictions["test"]["samples"].log_probs)
 
     write_gguf(tmp_path / "models" / "tiny.gguf", seed=1)
-    other = reload_setting(finished.config, finished.path, finished.posterior.meta)
+    other = reload_setting(finished)
     with pytest.raises(ValueError, match="this is not the base model that the posterior was trained on"):
         predict_split(other, finished.posterior, "test", PredictionConfig(mode="mean"))
 

@@ -13,9 +13,9 @@ import torch
 from small_runs import films, finish_herds, herds, save_model, write_rows
 from varlora import PointMass, Predictor, load_posterior
 from varlora.posterior import PredictionConfig
-from varlora.runs.config import FolderConfig
 from varlora.runs.distill import DISTILLED, Distillation, NoGainError, distill
 from varlora.runs.folder import read_run
+from varlora.runs.folder_config import FolderConfig
 from varlora.runs.soft_targets import SoftTargetFit, SoftTargetOptions
 
 OPTIONS = SoftTargetOptions(learning_rates=(1e-2,), num_train_epochs=12)

@@ -28,7 +28,7 @@ PROMPTS = 12
 @pytest.fixture(scope="module")
 def setting(trained: Path) -> Setting:
     run = read_run(trained)
-    return reload_setting(run.config, trained, run.posterior.meta)
+    return reload_setting(run)
 
 
 @pytest.fixture(scope="module")

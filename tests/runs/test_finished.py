@@ -22,10 +22,10 @@ from varlora.posterior.folder import load_posterior, save_posterior
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.any_posterior import read_health, read_posterior
-from varlora.runs.config import FolderConfig
 from varlora.runs.data import load_new_rows
 from varlora.runs.finished import read_finished_folder
 from varlora.runs.folder import RunFolder
+from varlora.runs.folder_config import FolderConfig
 from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import load_jsonl
@@ -34,8 +34,8 @@ from varlora.tasks.files import read_records
 
 
 def loaded(run: RunFolder, file: Path | str) -> Setting:
-    task = load_new_rows(str(file), run, run.config, split="test", labelled=True)
-    return reload_setting(run.config, run.path, run.posterior.meta, task)
+    task = load_new_rows(str(file), run, split="test", labelled=True)
+    return reload_setting(run, task)
 
 
 def predicted(run: RunFolder, file: Path | str, samples: int = 4) -> Prediction:
@@ -145,7 +145,7 @@ def test_columns_tell_the_kind_of_a_plain_adapter(
     run = read_finished_folder(plain_adapter(tmp_path), rows=rows, prompt_style="varlora")
 
     assert (run.facts["task"]["kind"], run.facts["task"]["answers"]) == (kind, answers)
-    assert load_new_rows(rows, run, run.config, split="test", labelled=True).kind == kind
+    assert load_new_rows(rows, run, split="test", labelled=True).kind == kind
     assert (run.posterior.meta.readout is None) is (kind == "completion")
 
 

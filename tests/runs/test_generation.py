@@ -23,7 +23,8 @@ from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, read_run
 from varlora.runs.generation import generate_split
-from varlora.runs.run import RunResult, run
+from varlora.runs.result import RunResult
+from varlora.runs.run import run
 from varlora.runs.setting import load_setting, reload_setting
 from varlora.tasks import encode_prompts
 
@@ -123,7 +124,7 @@ def test_the_folder_keeps_texts_and_metrics_and_gives_them_again(finished: tuple
     assert "Exact match % ↑" in card
     assert f"{100 * result.metrics['test']['samples']['exact_match']:.1f}" in card
 
-    again = reload_setting(settings, folder.path, folder.posterior.meta)
+    again = reload_setting(replace(folder, config=settings))
     found = generate_split(again, folder.posterior, "test", PredictionConfig())
     assert (found.texts, found.seed, found.antithetic) == (stored.texts, settings.seed, True)
     torch.testing.assert_close(found.log_likelihoods, stored.log_likelihoods)

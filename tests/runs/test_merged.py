@@ -31,7 +31,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_the_merged_model_is_the_mean(trained: Path, tmp_path: Path) -> None:
     write_tuned(trained, PredictionConfig(samples=2, prune=0.3, temperature=2), [{"op": "tune"}])
     run = read_run(trained)
-    setting = reload_setting(run.config, trained, run.posterior.meta)
+    setting = reload_setting(run)
     expected = predict_split(setting, run.posterior, "test", PredictionConfig(mode="mean", prune=0.3))
 
     export = export_merged(run, tmp_path / "merged")

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models import tiny_llama
-from varlora.runs import setting
+from varlora.runs import load_model
 from varlora.runs.config import RunConfig
 from varlora.runs.quantization import quantization_config
 
@@ -68,11 +68,11 @@ def test_the_loader_gets_it_and_the_model_is_prepared(a_gpu: None, monkeypatch: 
         return tiny_llama().to(torch.float16), {"missing_keys": []}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
-    model, _ = setting._base_model(config(quantization="8bit"), "causal", ())
+    model, _ = load_model.load_base_model(config(quantization="8bit"), "causal", ())
     assert asked["quantization_config"].load_in_8bit
     assert not any(p.requires_grad for p in model.parameters())
     assert {p.dtype for p in model.parameters()} == {torch.float32}  # norms and embeddings, as PEFT advises
     asked.clear()
-    model, _ = setting._base_model(config(), "causal", ())
+    model, _ = load_model.load_base_model(config(), "causal", ())
     assert "quantization_config" not in asked
     assert {p.dtype for p in model.parameters()} == {torch.float16}

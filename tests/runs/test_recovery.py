@@ -323,7 +323,7 @@ def test_a_run_killed_while_its_folder_is_written_leaves_none_and_can_be_finishe
 ) -> None:
     settings = replace(finished, output_dir=str(tmp_path / "run"))
 
-    def killed(folder: Path, **_: Any) -> None:
+    def killed(folder: Path, _: Any) -> None:
         (folder / "posterior.json").touch()
         raise Killed
 

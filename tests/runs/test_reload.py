@@ -58,7 +58,7 @@ def finished(request: pytest.FixtureRequest, runs: Callable[[str], RunFolder]) -
 
 
 def test_predictions_are_the_same_to_the_last_bit(finished: RunFolder) -> None:
-    setting = reload_setting(finished.config, finished.path, finished.posterior.meta)
+    setting = reload_setting(finished)
 
     for mode, samples in (("mean", 0), ("samples", 4)):
         again = predict_split(setting, finished.posterior, "test", choose_config(finished.posterior, samples))
@@ -97,7 +97,7 @@ def test_peft_alone_gives_the_mean(runs: Callable[[str], RunFolder]) -> None:
 def test_in_half_precision_the_adapter_stays_in_full(kind: str, runs: Callable[[str], RunFolder]) -> None:
     finished = runs(kind)
 
-    model = reload_setting(finished.config, finished.path, finished.posterior.meta).model
+    model = reload_setting(finished).model
     frozen = {p.dtype for name, p in model.named_parameters() if "lora_" not in name}
     assert frozen == {torch.bfloat16 if kind == "bfloat16" else torch.float32}
     assert {tensor.dtype for tensor in finished.posterior.mean.values()} == {torch.float32}
@@ -117,6 +117,6 @@ def test_chats_are_read_with_the_models_own_template(tmp_path: Path) -> None:
     assert row["prompt"] == "user : a fine cat film film \nassistant :"
     assert row["completion"].strip() == "positive"
     finished = read_run(settings.output_dir)
-    setting = reload_setting(finished.config, finished.path, finished.posterior.meta)
+    setting = reload_setting(finished)
     again = predict_split(setting, finished.posterior, "validation", PredictionConfig(samples=4))
     assert again.metrics() == finished.metrics["validation"]["samples"]  # type: ignore[union-attr]

@@ -24,7 +24,8 @@ from varlora.prediction.prediction import Prediction
 from varlora.runs.checkpoints import checkpoints_of
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, read_run
-from varlora.runs.run import RunResult, method_of, run, train
+from varlora.runs.result import RunResult
+from varlora.runs.run import method_of, run, train
 from varlora.runs.run import run as run_function
 from varlora.runs.setting import load_setting
 

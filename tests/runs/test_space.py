@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, Posterior, PosteriorMeta
-from varlora.runs.space import Space, space_of
+from varlora.runs.space import Grid, Space, space_of
 
 ONE = {"w": torch.ones(1)}
 
@@ -19,7 +19,7 @@ def gaussian(**meta: Any) -> DiagonalGaussian:
 
 def found(q: Posterior, own: int = 10, **options: Any) -> tuple[Space, list[str]]:
     given: dict[str, Any] = {"temperatures": [4, 0, 0.5], "samples": [32, 2], "fractions": [0.3, 0, 0.1], "by": None}
-    return space_of(q, own, **{**given, **options})
+    return space_of(q, own, Grid(**{**given, **options}))
 
 
 def test_a_gaussian_has_all() -> None:

@@ -23,6 +23,7 @@ from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.folder import RunFolder, read_run, write_derived
 from varlora.runs.run import predict_split
 from varlora.runs.setting import reload_setting
+from varlora.runs.space import Grid
 from varlora.runs.tune import Tuning, reset, tune
 from varlora.runs.tuning import losses
 
@@ -54,7 +55,7 @@ def hot(hot_run: Path, tmp_path: Path) -> Path:
 def tuned_run(hot_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuning]:
     """It tuned quickly, and what came of it."""
     folder = Path(shutil.copytree(hot_run, tmp_path_factory.mktemp("tuned") / "hot"))
-    return folder, tune(folder, **QUICK)
+    return folder, tune(folder, Grid(**QUICK))
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def log_probs(folder: RunFolder, **options: Any) -> Prediction:
-    setting = reload_setting(folder.config, folder.path, folder.posterior.meta)
+    setting = reload_setting(folder)
     q = options.pop("q", folder.posterior)
     config = options.pop("config", None) or choose_config(q, None, folder.config.samples)
     found = predict_split(setting, q, options.pop("split", "validation"), config)
@@ -80,7 +81,7 @@ def log_probs(folder: RunFolder, **options: Any) -> Prediction:
 def test_a_posterior_that_is_too_wide_is_cooled(hot: Path) -> None:
     before, as_trained = contents(hot), read_run(hot)
 
-    tuning = tune(hot, samples=[2], fractions=[0.2])
+    tuning = tune(hot, Grid(samples=[2], fractions=[0.2]))
 
     assert tuning.tuned is not None
     assert tuning.tuned.temperature < 1
@@ -109,7 +110,7 @@ def test_a_posterior_that_is_too_wide_is_cooled(hot: Path) -> None:
 
 def test_the_numbers_are_those_of_predictions_made_by_hand(hot: Path) -> None:
     folder = read_run(hot)
-    tuning = tune(hot, samples=[2], temperatures=[0.25], fractions=[0.2])
+    tuning = tune(hot, Grid(samples=[2], temperatures=[0.25], fractions=[0.2]))
     plain = folder.posterior
     draws = {candidate.config.samples for candidate in tuning.choice.candidates if candidate.stage == "draws"}
     assert draws in (set(), {2, 4})
@@ -145,7 +146,7 @@ def test_predictions_are_as_tuned(tuned_run: tuple[Path, Tuning]) -> None:
 def test_what_is_as_good_as_trained_is_kept_and_nothing_is_written(finished: Path) -> None:
     before = contents(finished)
 
-    tuning = tune(finished, samples=[2], fractions=[], standard_errors=1e6)
+    tuning = tune(finished, Grid(samples=[2], fractions=[], standard_errors=1e6))
 
     assert tuning.tuned is None
     assert "Kept as trained" in tuning.sentence
@@ -160,7 +161,7 @@ def test_what_is_as_good_as_trained_is_kept_and_nothing_is_written(finished: Pat
 
 def test_reset_gives_every_byte_back(hot_run: Path, tuned_run: tuple[Path, Tuning], tuned: Path) -> None:
     before = contents(hot_run)
-    assert tune(tuned, **QUICK) == tuned_run[1]  # a second time, over the first
+    assert tune(tuned, Grid(**QUICK)) == tuned_run[1]  # a second time, over the first
     assert contents(tuned).keys() - before.keys() == {"tune.json"}
     assert [entry["op"] for entry in read_run(tuned).posterior.meta.history] == ["temper", "tune"]
 
@@ -174,7 +175,7 @@ def test_reset_gives_every_byte_back(hot_run: Path, tuned_run: tuple[Path, Tunin
 def test_tuning_again_starts_as_trained_and_may_end_there(
     hot_run: Path, tuned_run: tuple[Path, Tuning], tuned: Path
 ) -> None:
-    kept = tune(tuned, **QUICK, standard_errors=1e6)
+    kept = tune(tuned, Grid(**QUICK, standard_errors=1e6))
     assert tuned_run[1].tuned is not None
     assert kept.tuned is None
     assert kept.choice.nll_before == tuned_run[1].choice.nll_before
@@ -186,13 +187,13 @@ def test_tuning_again_starts_as_trained_and_may_end_there(
 def test_a_card_that_the_user_wrote_on_stays(tuned: Path) -> None:
     card = tuned / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")
-    tune(tuned, **QUICK)
+    tune(tuned, Grid(**QUICK))
     reset(tuned)
     text = card.read_text(encoding="utf-8")
     assert text.endswith("\nMine.\n")
     assert "varlora tune" not in text
     card.unlink()
-    tune(tuned, **QUICK)
+    tune(tuned, Grid(**QUICK))
     assert not card.exists()
 
 
@@ -200,13 +201,13 @@ def test_pruning_on_demand(hot: Path) -> None:
     """Nothing else is there to change, and by the mean alone a twentieth is free."""
     only: dict[str, Any] = {"temperatures": [1.0], "samples": [2], "fractions": [0.05], "by": "magnitude"}
     only |= {"logit_temperature": False, "standard_errors": 0.0}
-    tuning = tune(hot, **only, apply_pruning=True)
+    tuning = tune(hot, Grid(**only, apply_pruning=True))
     assert tuning.choice.free_fraction == 0.05
     assert tuning.tuned is not None
     assert (tuning.tuned.prune, tuning.tuned.prune_by) == (0.05, "magnitude")
     assert "5 % pruned by magnitude" in tuning.sentence
-    assert tune(hot, **only).tuned is None
-    few = tune(hot, **(only | {"standard_errors": None}), apply_pruning=True)
+    assert tune(hot, Grid(**only)).tuned is None
+    few = tune(hot, Grid(**(only | {"standard_errors": None}), apply_pruning=True))
     assert (few.choice.free_fraction, few.tuned) == (0.0, None)  # 48 rows cannot show it
 
 
@@ -221,7 +222,7 @@ def no_model(*_: Any, **__: Any) -> None:
 def test_every_kind_can_be_tuned(method: str, model: str, tmp_path: Path) -> None:
     folder = finish_herds(tmp_path, model, method=method, max_steps=6, samples=3)
     q = read_run(folder).posterior
-    tuning = tune(folder, temperatures=[0, 0.5], samples=[2, 5], fractions=[0.1], standard_errors=0.0)
+    tuning = tune(folder, Grid(temperatures=[0, 0.5], samples=[2, 5], fractions=[0.1], standard_errors=0.0))
     candidates = tuning.choice.candidates
     assert len(tuning.notes) >= 1
     taus = {candidate.config.temperature for candidate in candidates}
@@ -244,7 +245,7 @@ def test_a_point_mass_needs_no_model_for_its_logits(
         row["label"] = "positive"  # wrong, where training was on right ones
     folder = finish_herds(tmp_path, model, method="adamw", validation_file=write_rows(tmp_path / "wrong.jsonl", rows))
     monkeypatch.setattr("varlora.runs.validation.reload_setting", no_model)
-    tuning = tune(folder, fractions=[], standard_errors=1.0)
+    tuning = tune(folder, Grid(fractions=[], standard_errors=1.0))
     assert {candidate.stage for candidate in tuning.choice.candidates} == {"scale"}
     assert [candidate.config.mode for candidate in tuning.choice.candidates] == ["mean", "mean"]
     assert tuning.tuned is not None
@@ -266,7 +267,7 @@ def test_completions_are_tuned_by_their_likelihood(tmp_path: Path) -> None:
         test_file=write_rows(tmp_path / "test-talks.jsonl", talks(films(8))),
         max_steps=4,
     )
-    tuning = tune(folder, temperatures=[0, 0.5], samples=[2], fractions=[0.1])
+    tuning = tune(folder, Grid(temperatures=[0, 0.5], samples=[2], fractions=[0.1]))
     assert tuning.rows == 24
     assert any("no classes" in note for note in tuning.notes)
     assert not any(candidate.fitted for candidate in tuning.choice.candidates)
@@ -307,7 +308,7 @@ def test_without_validation_rows(finished: Path) -> None:
 )
 def test_options_out_of_range(finished: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tune(finished, **options)
+        tune(finished, Grid(**options))
 
 
 def test_no_run(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from varlora.prediction.prediction import Prediction
 from varlora.runs.folder import read_run
 from varlora.runs.run import predict_split
 from varlora.runs.setting import reload_setting
+from varlora.runs.space import Grid
 from varlora.runs.tune import tune
 from varlora.runs.tuning import losses
 from varlora.runs.validation import ValidationRows, unreported
@@ -24,7 +25,7 @@ from varlora.tasks import Task
 
 def rows_of(folder: Path) -> ValidationRows:
     finished = read_run(folder)
-    return ValidationRows(finished, finished.config, finished.posterior)
+    return ValidationRows(finished)
 
 
 def no_model(*_: Any, **__: Any) -> None:
@@ -82,11 +83,11 @@ def test_a_temperature_of_training_is_undone_and_kept_as_the_default(model: str,
         finished.posterior,  # type: ignore[type-var]
         meta=dataclasses.replace(finished.posterior.meta, logit_temperatures={}),
     )
-    setting = reload_setting(finished.config, finished.path, finished.posterior.meta)
+    setting = reload_setting(finished)
     expected = predict_split(setting, plain, "validation", PredictionConfig(samples=4))
     assert isinstance(expected, Prediction)
     assert torch.allclose(rows_of(folder).log_probs(way(1.0, 4)), expected.log_probs, rtol=0, atol=1e-9)
-    tuning = tune(folder, samples=[4], fractions=[], temperatures=[1], standard_errors=1e6)
+    tuning = tune(folder, Grid(samples=[4], fractions=[], temperatures=[1], standard_errors=1e6))
     stored = finished.prediction("validation", "samples")
     assert tuning.choice.nll_before == pytest.approx(float(losses(stored.log_probs, stored.labels).mean()), rel=1e-9)
     assert tuning.choice.chosen.config.logit_temperature == left
@@ -95,7 +96,7 @@ def test_a_temperature_of_training_is_undone_and_kept_as_the_default(model: str,
 def test_rows_that_are_test_rows_are_left_out(model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [*herds(24), *films(4)]
     folder = finish_herds(tmp_path, model, validation_file=write_rows(tmp_path / "mixed.jsonl", rows), max_steps=2)
-    tuning = tune(folder, fractions=[], temperatures=[1], samples=[4])
+    tuning = tune(folder, Grid(fractions=[], temperatures=[1], samples=[4]))
     assert (tuning.rows, tuning.left_out) == (24, 4)
     assert "4 validation rows are test rows, too" in caplog.text
     stored = read_run(folder).prediction("validation", "samples")

@@ -12,6 +12,7 @@ import pytest
 from tiny_tokenizers import word_level
 from varlora.tasks import Task
 from varlora.tasks.build import build_prompts, build_task
+from varlora.tasks.description import Wording
 from varlora.tasks.rows import Records
 
 CHOICE = {"question": "which barks?", "choices": ["cat", "dog", "cow"], "answer": 1}
@@ -80,7 +81,7 @@ def test_given_label_names_number_the_classes() -> None:
 
 
 def test_letters_can_answer_for_classes() -> None:
-    task = build(LABEL, OTHER, label_answers="letters")
+    task = build(LABEL, OTHER, wording=Wording(label_answers="letters"))
 
     assert task.answers == ("negative", "positive")
     assert task.continuations == (" A", " B")
@@ -90,14 +91,14 @@ def test_letters_can_answer_for_classes() -> None:
 def test_two_letters_each_answer_for_more_than_26_classes() -> None:
     names = [f"class {n}" for n in range(30)]
 
-    task = build({"text": "a film", "label": 29}, label_names=names, label_answers="letters")
+    task = build({"text": "a film", "label": 29}, label_names=names, wording=Wording(label_answers="letters"))
 
     assert task.continuations[:2] + task.continuations[-1:] == (" AA", " AB", " BD")
     lines = task.rows("train")[0]["prompt"].splitlines()
     assert lines[1] == "AA. class 0"
     assert lines[30] == "BD. class 29", "every class is listed"
     with pytest.raises(ValueError, match="at most 676 classes, got 677"):
-        build(LABEL, label_names=[f"class {n}" for n in range(677)], label_answers="letters")
+        build(LABEL, label_names=[f"class {n}" for n in range(677)], wording=Wording(label_answers="letters"))
 
 
 def test_yes_and_no() -> None:

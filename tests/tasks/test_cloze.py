@@ -12,6 +12,7 @@ from tiny_tokenizers import byte_bpe, sentencepiece, word_level
 from varlora.tasks import TASKS, Collator, Task, count_overlap, encode
 from varlora.tasks.build import build_task
 from varlora.tasks.choice_sequences import choice_sequences
+from varlora.tasks.description import Wording
 from varlora.tasks.rows import Records
 
 QUESTIONS = [
@@ -28,7 +29,7 @@ TOKENIZERS = {
 
 def cloze(rows: list[dict[str, Any]] = QUESTIONS, **options: Any) -> Task:
     sources = {"train": Records(where="t.jsonl", rows=rows)}
-    return build_task("t", sources, prompt_style="cloze", **options)
+    return build_task("t", sources, wording=Wording(prompt_style="cloze", **options))
 
 
 def scored(task: Task, split: str = "example") -> list[tuple[str, str]]:
@@ -171,4 +172,4 @@ def test_a_question_with_other_choices_is_another_row() -> None:
     train = [{"question": "which one?", "choices": ["cat", "dog"], "answer": 0}]
     test = [{"question": "Which one?", "choices": ["cat", "dog"], "answer": 0}, {**train[0], "choices": ["cow", "hen"]}]
     sources = {s: Records(where=s, rows=rows) for s, rows in {"train": train, "test": test}.items()}
-    assert count_overlap(build_task("t", sources, prompt_style="cloze")) == {"test": {"train": 1}}
+    assert count_overlap(build_task("t", sources, wording=Wording(prompt_style="cloze"))) == {"test": {"train": 1}}

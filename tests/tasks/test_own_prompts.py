@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tiny_tokenizers import byte_bpe, sentencepiece
 from varlora.tasks import OwnPrompt, Task, answer_tokens, encode, load_jsonl, load_more
+from varlora.tasks.description import Wording
 from varlora.tasks.named import Benchmark
 
 CHATML = (
@@ -226,13 +227,13 @@ def test_more_rows_are_worded_alike(tmp_path: Path) -> None:
     file.write_text("context,text\npage 1,a fine film 1\n", encoding="utf-8")
     known: dict[str, Any] = {"kind": "label", "answers": task.answers, "labelled": False, "tokenizer": tokenizer}
 
-    more = load_more(file, prompt=prompt, **known)
+    more = load_more(file, wording=Wording.of(prompt), **known)
     assert more.rows("test")[0]["prompt"] == task.rows("test")[1]["prompt"]
     assert more.continuations == task.continuations
 
     file.write_text("text\na fine film 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"has \{context\}; allowed: \{text\}, \{labels\}$"):
-        load_more(file, prompt=prompt, **known)
+        load_more(file, wording=Wording.of(prompt), **known)
 
 
 def test_a_named_task_takes_it(tmp_path: Path) -> None:

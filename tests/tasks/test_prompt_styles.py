@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -10,6 +10,7 @@ from tiny_tokenizers import word_level
 from varlora.runs.config import RunConfig
 from varlora.tasks import PROMPT_STYLES, Task, answer_tokens
 from varlora.tasks.build import build_task
+from varlora.tasks.description import Wording
 from varlora.tasks.prompt_styles import style_of
 from varlora.tasks.rows import Records
 
@@ -42,8 +43,8 @@ YES_NO = {
 }
 
 
-def build(row: dict[str, object], style: str, **options: object) -> Task:
-    return build_task("t", {"test": Records(where="t", rows=[row])}, prompt_style=style, **options)  # type: ignore[arg-type]
+def build(row: dict[str, object], style: str, **options: Any) -> Task:
+    return build_task("t", {"test": Records(where="t", rows=[row])}, wording=Wording(prompt_style=style, **options))
 
 
 @pytest.mark.parametrize("style", PROMPT_STYLES)

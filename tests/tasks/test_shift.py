@@ -10,6 +10,7 @@ import torch
 from tiny_tokenizers import byte_bpe, word_level
 from varlora.tasks import Collator, Task, add_shift_tasks, encode
 from varlora.tasks.build import build_task
+from varlora.tasks.description import Wording
 from varlora.tasks.rows import Records
 
 
@@ -22,7 +23,7 @@ def questions(count: int, choices: int, name: str = "q") -> list[dict[str, Any]]
 
 def task_of(name: str, style: str = "varlora", **splits: list[dict[str, Any]]) -> Task:
     sources = {split: Records(where=split, rows=rows) for split, rows in splits.items()}
-    return build_task(name, sources, prompt_style=style, licence="CC0", source=f"the source of {name}")
+    return build_task(name, sources, wording=Wording(prompt_style=style), licence="CC0", source=f"the source of {name}")
 
 
 TRAINED = task_of("trained", train=questions(6, 4), test=questions(2, 4, "t"))

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from varlora.tasks import Task, cut_validation, keep_num_choices, limit_split, limit_train
+from varlora.tasks import Task, cut_validation, keep_num_choices, limit_split
 from varlora.tasks.splitting import pick
 
 
@@ -50,13 +50,13 @@ def test_pick_can_leave_a_row_of_every_class() -> None:
 
 
 def test_limit_train_takes_rows_in_proportion_and_says_so() -> None:
-    task = limit_train(task_of([0] * 30 + [1] * 10), 8, seed=5)
+    task = limit_split(task_of([0] * 30 + [1] * 10), "train", 8, seed=5)
 
     assert Counter(task.rows("train")["label"]) == {0: 6, 1: 2}
     assert task.notes == ("train: 8 of 40 rows, seed 5",)
     assert limit_split(task, "train", 8) is task, "nothing to do"
     with pytest.raises(ValueError, match="cannot keep 0 rows of train"):
-        limit_train(task, 0)
+        limit_split(task, "train", 0)
 
 
 def test_validation_is_cut_once() -> None:

@@ -18,11 +18,12 @@ from varlora.io.files import read_json
 from varlora.io.words import counted
 from varlora.metrics.costs import OTHERS, Costs
 from varlora.metrics.recalibration import Way
-from varlora.runs.calibration import CALIBRATION, VALIDATION, calibrate
+from varlora.runs.calibration import CALIBRATION, calibrate
 from varlora.runs.choose_decision import WantedBands, choose_decision
 from varlora.runs.data import load_new_rows, read_new_rows
 from varlora.runs.decision import FILE, Decision
 from varlora.runs.row_groups import groups_of, own_records
+from varlora.runs.validation import VALIDATION
 
 
 def execute(arguments: Namespace) -> None:
@@ -47,9 +48,9 @@ def execute(arguments: Namespace) -> None:
     if arguments.calibration_file is not None:
         columns, split = arguments.dataset_columns, CALIBRATION
         records = own or read_new_rows(arguments.calibration_file, settings, labelled=True, columns=columns)
-        file = load_new_rows(records, run, settings, split=split, labelled=True)
+        file = load_new_rows(records, run, split=split, labelled=True)
     progress = not arguments.no_progress
-    calibration = calibrate(run, settings, config, reported=["test"], file=file, progress=progress)
+    calibration = calibrate(run, config, reported=["test"], file=file, progress=progress)
     wanted = dataclasses.replace(wanted, costs=_costs(arguments, calibration.prediction.classes))
     if (column := arguments.group_column) is not None:
         if file is None:

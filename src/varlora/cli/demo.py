@@ -92,17 +92,17 @@ def _show_confidences(plan: Plan) -> None:
 
 def _confidences(run: RunFolder, variant: Variant) -> Iterator[str]:
     """What is answered to each of `TEXTS`, and how sure it is; then the averages over the splits test and ood."""
-    from varlora.cli.finished import load_finished
-    from varlora.compare.variants import load_variant
+    from varlora.compare.variant_files import load_variant
     from varlora.prediction.prediction import Prediction
     from varlora.runs.data import load_new_rows
     from varlora.runs.run import predict_split
+    from varlora.runs.setting import reload_setting
     from varlora.tasks.rows import Records
 
     split = "input"
     asked = Records(where="the demo's texts", rows=tuple({"text": text} for text in TEXTS), labelled=False)
-    task = load_new_rows(asked, run, run.config, split=split, labelled=False)
-    answered = predict_split(load_finished(run, run.config, task), run.posterior, split, variant.config)
+    task = load_new_rows(asked, run, split=split, labelled=False)
+    answered = predict_split(reload_setting(run, task), run.posterior, split, variant.config)
     assert isinstance(answered, Prediction)
     confidence, predicted = answered.probs.max(dim=1)
     for sure, answer in zip(confidence.tolist(), predicted.tolist(), strict=True):

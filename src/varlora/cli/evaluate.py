@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from varlora.cli.console import out
-from varlora.cli.finished import check_new_file, load_finished, read_asked, read_finished
+from varlora.cli.finished import check_new_file, read_asked, read_finished
 from varlora.cli.selective import chosen, kept_decision, report_of, say_groups, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.io.files import json_text
@@ -27,7 +27,7 @@ from varlora.runs.generation import generate_split
 from varlora.runs.measure import IN_SCOPE, measure
 from varlora.runs.row_groups import groups_of, own_records
 from varlora.runs.run import predict_split
-from varlora.runs.setting import Setting
+from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks.rows import Records
 
 logger = logging.getLogger(__name__)
@@ -45,10 +45,10 @@ def execute(arguments: Namespace) -> None:
     if arguments.test_file is not None:
         columns = arguments.dataset_columns
         asked = asked or read_new_rows(arguments.test_file, settings, labelled=True, columns=columns)
-        task = load_new_rows(asked, run, settings, split="test", labelled=True)
+        task = load_new_rows(asked, run, split="test", labelled=True)
     elif arguments.dataset_columns is not None and arguments.calibration_file is None:
         raise ValueError("--dataset_columns has no effect without --test_file or --calibration_file.")
-    setting = load_finished(run, settings, task)
+    setting = reload_setting(run, task)
     q, progress = run.posterior, not arguments.no_progress
     configs = configs_by_mode(q, config)
     splits = arguments.split or [split for split in setting.task.splits if split != "train"]

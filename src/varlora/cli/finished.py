@@ -14,9 +14,8 @@ from varlora.runs.config import RunConfig
 from varlora.runs.data import name_pairs
 from varlora.runs.finished import read_finished_folder
 from varlora.runs.folder import RunFolder, is_run
-from varlora.runs.setting import PROMPTS_VERIFIED, Setting, reload_setting
+from varlora.runs.setting import PROMPTS_VERIFIED
 from varlora.runs.text_settings import read_texts
-from varlora.tasks import Task
 from varlora.tasks.files import read_records, reads_once, stream_records
 from varlora.tasks.jsonl import read_label_names
 from varlora.tasks.rows import Records
@@ -116,11 +115,6 @@ def read_finished(
         mode = getattr(arguments, "mode", None)
         how = choose_default_config(q, arguments.samples, config.samples, mode=mode, tell=False)
     return dataclasses.replace(run, posterior=q), config, how
-
-
-def load_finished(run: RunFolder, config: RunConfig, task: Task | None = None) -> Setting:
-    """The base model with the run's adapter, and the rows: the run's own, or another file's."""
-    return reload_setting(config, run.path, run.posterior.meta, task)
 
 
 def check_new_file(file: str | None, *, overwrite: bool) -> Path | None:

@@ -91,7 +91,7 @@ def _execute(arguments: Namespace) -> None:
             "--check_exchangeability compares the rows with those that a decision was chosen on, and there is none: "
             "`varlora decide` first, or --coverage, --target_accuracy or --prediction_sets."
         )
-    loaded = reload_model(settings, run.path, run.posterior.meta)
+    loaded = reload_model(run)
     if wanted is not None:
         decision = chosen(wanted, arguments, run, loaded, config)
     predictor = Predictor(

@@ -17,13 +17,15 @@ from varlora.io.words import counted
 from varlora.posterior import PredictionConfig
 from varlora.posterior.manifest import read_manifest
 from varlora.prediction.prediction import Prediction
-from varlora.runs.calibration import CALIBRATION, VALIDATION, calibrate
+from varlora.runs.calibration import CALIBRATION, calibrate
 from varlora.runs.choose_decision import Wanted, choose_decision
 from varlora.runs.data import load_new_rows
-from varlora.runs.decision import Decision, Groups, PredictedAs
+from varlora.runs.decision import Decision, Groups
 from varlora.runs.folder import RunFolder
 from varlora.runs.measure import IN_SCOPE
-from varlora.runs.setting import FinishedModel, Setting
+from varlora.runs.predicted_as import PredictedAs
+from varlora.runs.setting import LoadedModel
+from varlora.runs.validation import VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def chosen(
     wanted: Wanted,
     arguments: Namespace,
     run: RunFolder,
-    setting: Setting | FinishedModel,
+    loaded: LoadedModel,
     config: PredictionConfig,
     *,
     reported: Sequence[str] = (),
@@ -82,11 +84,9 @@ def chosen(
     file = None
     if (name := arguments.calibration_file) is not None:
         columns = arguments.dataset_columns
-        file = load_new_rows(name, run, setting.config, split=CALIBRATION, labelled=True, columns=columns)
+        file = load_new_rows(name, run, split=CALIBRATION, labelled=True, columns=columns)
     progress = not arguments.no_progress
-    calibration = calibrate(
-        run, setting.config, config, setting=setting, reported=reported, file=file, progress=progress
-    )
+    calibration = calibrate(run, config, loaded=loaded, reported=reported, file=file, progress=progress)
     return choose_decision(wanted, calibration)
 
 

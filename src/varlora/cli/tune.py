@@ -12,6 +12,7 @@ from varlora.cli.console import out
 from varlora.cli.finished import read_asked, read_folder
 from varlora.metrics import WORTHWHILE
 from varlora.runs.data import load_new_rows
+from varlora.runs.space import Grid
 from varlora.runs.tune import TABLE, Tuning, reset, tune
 from varlora.runs.tuning import Candidate
 
@@ -29,10 +30,9 @@ def execute(arguments: Namespace) -> None:
     run, rows = read_folder(arguments, asked), None
     if (file := arguments.validation_file) is not None:
         columns = arguments.dataset_columns
-        rows = load_new_rows(asked or file, run, run.config, split="validation", labelled=True, columns=columns)
+        rows = load_new_rows(asked or file, run, split="validation", labelled=True, columns=columns)
     target = arguments.output_dir
-    tuning = tune(
-        run,
+    grid = Grid(
         temperatures=arguments.temperatures,
         samples=arguments.samples,
         fractions=arguments.fractions,
@@ -40,6 +40,10 @@ def execute(arguments: Namespace) -> None:
         logit_temperature=not arguments.no_logit_temperature,
         apply_pruning=arguments.prune,
         standard_errors=arguments.standard_errors,
+    )
+    tuning = tune(
+        run,
+        grid,
         split=arguments.split,
         rows=rows,
         output_dir=target,

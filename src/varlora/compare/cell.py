@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 
 from varlora.compare.content import Generated, contents_of, path_settings, to_hash
 from varlora.compare.variant import Variant
-from varlora.compare.variants import is_complete
+from varlora.compare.variant_files import is_complete
 from varlora.io.folders import interrupted
 from varlora.io.yaml_files import load_yaml
 from varlora.runs.checkpoints import checkpoints_of, remove_left_over, unfinished
@@ -107,7 +107,7 @@ class Cell:
         Nothing else may be running the cell.
         """
         if self.generated is not None:
-            self.generated.write(_generated_folder(self.folder))
+            self.generated.write(self.folder.parents[2] / GENERATED)
         for left in interrupted(self.folder):
             shutil.rmtree(left)
         if self.trained:
@@ -217,7 +217,3 @@ def identity_of(config: RunConfig, generated: Generated | None = None) -> str:
     if generated is not None:
         contents |= dict.fromkeys(made) | {"generated": generated.digest}
     return to_hash(given | contents)[:12]
-
-
-def _generated_folder(folder: Path) -> Path:
-    return folder.parent.parent.parent / GENERATED

@@ -40,7 +40,7 @@ class Generated:
     @property
     def digest(self) -> str:
         """A hash of the rows."""
-        return _digest_of_generated(self)
+        return to_hash(_generated_text(self))
 
     @property
     def in_words(self) -> str:
@@ -98,7 +98,7 @@ def contents_of(config: RunConfig, left_out: Collection[str] = ()) -> dict[str, 
     Raises:
         ValueError: a file or folder is not there.
     """
-    found = {}
+    digests = {}
     for name, path in path_settings(config).items():
         if name in left_out:
             continue
@@ -107,10 +107,10 @@ def contents_of(config: RunConfig, left_out: Collection[str] = ()) -> dict[str, 
         if name == "shift_task_dir":
             names = [task.strip() for task in (config.shift_tasks or "").split(",")]
             parts = {task: digest_of(path / task_folder(task), DATA_FILES) for task in names}
-            found[name] = to_hash(parts)
+            digests[name] = to_hash(parts)
         else:
-            found[name] = digest_of(path, MODEL_FILES if name == "model_name_or_path" else DATA_FILES)
-    return found
+            digests[name] = digest_of(path, MODEL_FILES if name == "model_name_or_path" else DATA_FILES)
+    return digests
 
 
 def digest_of(path: Path, endings: tuple[str, ...]) -> str:
@@ -166,7 +166,3 @@ def _cached_digest(file: str, size: int, changed: int) -> str:
 @lru_cache(maxsize=256)
 def _generated_text(task: Generated) -> Mapping[str, str]:
     return task_texts(task.seed, train=task.train, validation=task.validation, test=task.test)
-
-
-def _digest_of_generated(task: Generated) -> str:
-    return to_hash(_generated_text(task))

@@ -9,7 +9,8 @@ from typing import TypedDict
 import torch
 
 from varlora.compare.plan import Curve, MethodPlan
-from varlora.compare.variants import Variant, has_all, load_variant, pruned_fraction
+from varlora.compare.variant import Variant
+from varlora.compare.variant_files import has_all, load_variant, pruned_fraction
 from varlora.io.files import read_json_lines
 from varlora.metrics import evaluate, mean_log_probs, mutual_information
 from varlora.posterior import Mixture
@@ -74,7 +75,7 @@ def frontiers_of(
                 for seed, metrics in zip(summary.seeds, summary.per_seed, strict=True)
             ]
     return [
-        Frontier(over=over, split=IN_SCOPE, points=[*found.values(), *beside]) for over, found in points.items()
+        Frontier(over=over, split=IN_SCOPE, points=[*of_field.values(), *beside]) for over, of_field in points.items()
     ], gaps
 
 
@@ -143,13 +144,13 @@ def examples_of(comparison: Comparison | None, config: RunConfig | None) -> tupl
         return [], "examples are left out: the test rows are no longer those that the runs were measured on"
     prompts = rows["prompt"][:]
     probabilities = {
-        method: torch.stack([mean_log_probs(row.log_probs).exp() for row in found]).mean(0)
-        for method, found in runs.items()
+        method: torch.stack([mean_log_probs(row.log_probs).exp() for row in of_method]).mean(0)
+        for method, of_method in runs.items()
     }
     information = {
-        method: torch.stack([mutual_information(row.log_probs) for row in found]).mean(0)
-        for method, found in runs.items()
-        if all(row.log_probs.shape[1] > 1 for row in found)
+        method: torch.stack([mutual_information(row.log_probs) for row in of_method]).mean(0)
+        for method, of_method in runs.items()
+        if all(row.log_probs.shape[1] > 1 for row in of_method)
     }
     examples = [
         Example(
@@ -178,14 +179,14 @@ def scales_of_runs(runs: Runs) -> list[ModuleScale]:
 
     Of a mixture it is the noise within its components, and its first component's signal-to-noise.
     """
-    found = []
+    scales = []
     for (method, seed), run in runs.items():
         q = remove_tuning(run.posterior)
         groups, _ = scales_of(q)
         if not groups:
             continue
         ratios = snr(q.components[0] if isinstance(q, Mixture) else q)
-        found += [
+        scales += [
             ModuleScale(
                 label=method,
                 seed=seed,
@@ -197,7 +198,7 @@ def scales_of_runs(runs: Runs) -> list[ModuleScale]:
             )
             for scale in sorted((scale for group in groups for scale in group.tensors), key=lambda scale: scale.key)
         ]
-    return found
+    return scales
 
 
 class _Entry(TypedDict, total=False):
@@ -209,7 +210,7 @@ class _Entry(TypedDict, total=False):
 
 def curves_of(runs: Runs) -> list[TrainingCurve]:
     """What the trainer has logged, but for times; an ensemble's members each by itself."""
-    found = []
+    curves = []
     for (method, seed), run in runs.items():
         file = run.path / LOG
         entries = read_json_lines(file, _Entry) if file.exists() else []
@@ -221,7 +222,7 @@ def curves_of(runs: Runs) -> list[TrainingCurve]:
             steps = {step: values for step, values in sorted(steps.items()) if values}
             names = dict.fromkeys(name for values in steps.values() for name in values)
             if steps:
-                found.append(
+                curves.append(
                     TrainingCurve(
                         label=method if member is None else f"{method}, member {member}",
                         seed=seed,
@@ -229,7 +230,7 @@ def curves_of(runs: Runs) -> list[TrainingCurve]:
                         values={name: [values.get(name) for values in steps.values()] for name in names},
                     )
                 )
-    return found
+    return curves
 
 
 def _numbers(entry: Mapping[str, object]) -> dict[str, float]:

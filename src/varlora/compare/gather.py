@@ -6,6 +6,7 @@ of the seeds. Rows and seeds that are left out are listed with the reason.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 from varlora.compare.cell import Cell
 from varlora.compare.details import costs_of, curves_of, examples_of, frontiers_of, health_of_runs, scales_of_runs
 from varlora.compare.plan import Plan
-from varlora.compare.variants import (
-    Variant,
+from varlora.compare.variant import Variant
+from varlora.compare.variant_files import (
     explain_unfit,
     has_all,
     load_variant,
@@ -23,13 +24,14 @@ from varlora.compare.variants import (
     read_tuned,
     seconds,
 )
+from varlora.metrics import ScopeRows, evaluate_rows
 from varlora.prediction.prediction import Prediction
 from varlora.report.health_text import skipped_in_words
 from varlora.report.results import Comparison
 from varlora.report.rows import Row
 from varlora.report.study import Block, Study
 from varlora.runs.folder import RunFolder, read_run
-from varlora.runs.measure import IN_SCOPE, out_of_scope
+from varlora.runs.measure import IN_SCOPE
 
 Nested = dict[str, dict[str, dict[str, list[float]]]]
 
@@ -74,7 +76,7 @@ def gather(plan: Plan, cells: Sequence[Cell]) -> Study:
         reference=plan.reference,
         blocks=blocks,
         settings=_settings(plan),
-        versions={name: ", ".join(sorted(found)) for name, found in versions.items()},
+        versions={name: ", ".join(sorted(used)) for name, used in versions.items()},
         code_versions=sorted({version for versions in code.values() for version in versions}),
         mixed_code=is_mixed(code, plan.code_versions),
         command=f"varlora compare {plan.output_dir / 'plan.yaml'}",
@@ -168,20 +170,17 @@ def _block(plan: Plan, model: str, task: str, cells: Mapping[Cell, RunFolder | s
         for cell, run in cells.items()
         if isinstance(run, RunFolder) and cell.seed in (seeds or plan.seeds)
     }
-    completions = any(run.facts["task"]["kind"] == "completion" for run in runs.values())
-    if completions:
-        return Block(
-            model=model,
-            task=task,
-            comparison=None,
-            missing=missing,
-            notes=_notes(runs.values(), []),
-            completions=_completions(rows, seeds),
-            curves=curves_of(runs),
-            health=health_of_runs(runs),
-            scales=scales_of_runs(runs),
-            costs=costs_of(runs, {}),
-        )
+    shared: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "missing": missing,
+        "health": health_of_runs(runs),
+        "scales": scales_of_runs(runs),
+        "curves": curves_of(runs),
+    }
+    if any(run.is_completion for run in runs.values()):
+        measured, notes = _completions(rows, seeds), _notes(runs.values(), [])
+        return Block(**shared, comparison=None, notes=notes, completions=measured, costs=costs_of(runs, {}))
     judged, detection = _predictions(rows, seeds)
     reference = plan.reference if any(source.label == plan.reference for source in rows) else None
     if rows and reference is None:
@@ -207,18 +206,14 @@ def _block(plan: Plan, model: str, task: str, cells: Mapping[Cell, RunFolder | s
         for seed in seeds
         if IN_SCOPE in source.runs[seed].facts["task"]["rows"]
     }
+    missing += gaps
     return Block(
-        model=model,
-        task=task,
+        **shared,
         comparison=comparison,
-        missing=missing + gaps,
         notes=_notes(runs.values(), rows) + ([why] if why else []),
         detection=detection,
         frontiers=frontiers,
         examples=examples,
-        health=health_of_runs(runs),
-        scales=scales_of_runs(runs),
-        curves=curves_of(runs),
         costs=costs_of(runs, took),
         classes=next((list(run.facts["task"]["answers"]) for run in runs.values()), []),
     )
@@ -270,6 +265,10 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
 
 
+def _note(values: Nested, split: str, row: str, metric: str, value: float) -> None:
+    values.setdefault(split, {}).setdefault(row, {}).setdefault(metric, []).append(value)
+
+
 def _predictions(rows: Sequence[RowSource], seeds: Sequence[int]) -> tuple[list[Row], Nested]:
     """The rows to compare, and how well rows out of scope are told from those in scope."""
     judged: list[Row] = []
@@ -277,20 +276,15 @@ def _predictions(rows: Sequence[RowSource], seeds: Sequence[int]) -> tuple[list[
     for source in rows:
         for seed in seeds:
             run = source.runs[seed]
-            inside: Prediction | None = None
-            splits = [split for split in run.facts["task"]["rows"] if is_compared(split)]
-            for split in sorted(
-                splits, key=lambda split: split != IN_SCOPE
-            ):  # that one first, the others as they stand
-                prediction = load_variant(run, source.variant, split)
-                if split == IN_SCOPE:
-                    inside = prediction
-                if bool((prediction.labels < 0).all()):
-                    for metric, value in out_of_scope(prediction, inside).items() if inside is not None else ():
-                        of_label = detection.setdefault(split, {}).setdefault(source.label, {})
-                        of_label.setdefault(metric, []).append(value)
-                    continue
-                judged.append(_row(source, seed, split, prediction))
+            splits = sorted(filter(is_compared, run.facts["task"]["rows"]), key=lambda split: split != IN_SCOPE)
+            predictions = {split: load_variant(run, source.variant, split) for split in splits}
+            inside = predictions.get(IN_SCOPE)
+            for split, prediction in predictions.items():
+                if bool((prediction.labels >= 0).any()):
+                    judged.append(_row(source, seed, split, prediction))
+                elif inside is not None:
+                    for metric, value in evaluate_rows(ScopeRows(inside.log_probs, prediction.log_probs)).items():
+                        _note(detection, split, source.label, metric, value)
     return judged, detection
 
 
@@ -311,17 +305,14 @@ def _row(source: RowSource, seed: int, split: str, prediction: Prediction) -> Ro
 
 def _completions(rows: Sequence[RowSource], seeds: Sequence[int]) -> Nested:
     """What was measured of completions, from the runs' metrics."""
-    found: Nested = {}
-    for source in rows:
-        for seed in seeds:
-            for split, modes in source.runs[seed].metrics.items():
-                for metric, value in (
-                    modes.get(source.variant.canonical.config.mode, {}).items() if is_compared(split) else ()
-                ):
-                    if value is not None:
-                        values = found.setdefault(split, {}).setdefault(source.label, {})
-                        values.setdefault(metric, []).append(value)
-    return found
+    measured: Nested = {}
+    for source, seed in itertools.product(rows, seeds):
+        mode = source.variant.canonical.config.mode
+        for split, modes in source.runs[seed].metrics.items():
+            for metric, value in modes.get(mode, {}).items():
+                if is_compared(split) and value is not None:
+                    _note(measured, split, source.label, metric, value)
+    return measured
 
 
 def _notes(runs: Iterable[RunFolder], rows: Sequence[RowSource]) -> list[str]:

@@ -78,8 +78,8 @@ class MethodPlan:
 
     def variants(self) -> tuple[Variant, ...]:
         """All of rows and curves, each once."""
-        found = [*self.rows.values(), *(variant for curve in self.curves for variant in curve.variants())]
-        return tuple({variant.key: variant for variant in found}.values())
+        every = [*self.rows.values(), *(variant for curve in self.curves for variant in curve.variants())]
+        return tuple({variant.key: variant for variant in every}.values())
 
     def to_dict(self) -> dict[str, Any]:
         """As a plan's file has it."""
@@ -291,8 +291,6 @@ def _filter(text: str) -> tuple[str, list[str]]:
     name, equals, values = text.partition("=")
     if name not in CELL or not equals:
         near = nearest(name, CELL, otherwise="") if equals else ""
-        raise ValueError(
-            f"--only {text!r} must be model=, task=, method= or seed= with names, comma-separated"
-            f"{'; ' * bool(near)}{near or '.'}"
-        )
+        ending = f"; {near}" if near else "."
+        raise ValueError(f"--only {text!r} must be model=, task=, method= or seed= with names, comma-separated{ending}")
     return name, [value.strip() for value in values.split(",")]

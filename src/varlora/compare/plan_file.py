@@ -55,37 +55,25 @@ def read_plan(
     _check_keys(whole, KNOWN, where)
     _check_needed(values, where)
     names = {kind: set(_mapping(values[f"{kind}s"], f"{where}: {kind}s")) for kind in CELL[:3]}
-    if "small" in whole:
+    if small and "small" not in whole:
+        raise ValueError(f"{where} has no section `small`, which --small asks for. See docs/compare.md.")
+    plan: Plan | None = None
+    if "small" in whole:  # read in any case, so that a mistake shows before it is used
         merged = _merged(values, _mapping(whole["small"], f"{where}: small"), f"{where}: small")
         _check_needed(merged, f"{where} with --small")
         for kind in CELL[:3]:
             names[kind] |= set(_mapping(merged[f"{kind}s"], f"{where}: small: {kind}s"))
-        plan = _plan(
-            merged, f"{where} with --small", names
-        )  # read in any case, so that a mistake shows before it is used
-        if small:
-            default = plan.output_dir
-            if "output_dir" not in whole["small"]:
-                default = default.with_name(f"{default.name}-small")
-            name = plan.name if "name" in whole["small"] else f"{plan.name}-small"
-            return _placed(dataclasses.replace(plan, name=name), output_dir or default, data, seeds, code_versions)
-    elif small:
-        raise ValueError(f"{where} has no section `small`, which --small asks for. See docs/compare.md.")
-    plan = _plan(values, where, names)
-    return _placed(plan, output_dir or plan.output_dir, data, seeds, code_versions)
-
-
-def _placed(
-    plan: Plan,
-    output_dir: str | Path,
-    data: str | Path | None,
-    seeds: Sequence[int] | None,
-    code_versions: Sequence[str],
-) -> Plan:
-    check_can_be_folder(output_dir)
+        plan = _plan(merged, f"{where} with --small", names)
+    if plan is None or not small:
+        plan = _plan(values, where, names)
+    else:
+        ending = {key: "" if key in whole["small"] else "-small" for key in ("name", "output_dir")}
+        folder = Path(f"{plan.output_dir}{ending['output_dir']}")
+        plan = dataclasses.replace(plan, name=f"{plan.name}{ending['name']}", output_dir=folder)
+    check_can_be_folder(output_dir or plan.output_dir)
     return dataclasses.replace(
         plan,
-        output_dir=Path(output_dir),
+        output_dir=Path(output_dir or plan.output_dir),
         data=Path(data) if data is not None else plan.data,
         seeds=plan.seeds if seeds is None else _seeds(list(seeds), "seeds"),
         code_versions=tuple(dict.fromkeys([*plan.code_versions, *code_versions])),
@@ -259,9 +247,8 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any], where: str) -> dic
     for key, value in over.items():
         if value is None:
             if key not in result:
-                raise ValueError(
-                    f"{where}: {key} is null, which takes it out, but it is not there; {_near(key, result)}"
-                )
+                near = nearest(str(key), map(str, result))
+                raise ValueError(f"{where}: {key} is null, which takes it out, but it is not there; {near}")
             del result[key]
         elif isinstance(value, Mapping) and value.get("replace") is True:
             result[key] = {name: part for name, part in value.items() if name != "replace"}
@@ -270,10 +257,6 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any], where: str) -> dic
         else:
             result[key] = value
     return result
-
-
-def _near(key: Any, known: Mapping[Any, Any]) -> str:
-    return nearest(str(key), map(str, known))
 
 
 def _check_keys(values: Mapping[str, Any], known: Sequence[str], where: str) -> None:

@@ -74,7 +74,7 @@ def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None)
         seeds=tuple(sorted({cell.seed for cell in cells.values()})),
         models={model: {} for model in dict.fromkeys(models.values())},
         tasks={str(runs[0].facts["task"]["name"]): {}},
-        methods={name: MethodPlan(name=name, settings=_given(runs, name), rows=found) for name, found in rows.items()},
+        methods={name: MethodPlan(name=name, settings=_given(runs, name), rows=own) for name, own in rows.items()},
     )
     return plan, tuple(cells.values())
 

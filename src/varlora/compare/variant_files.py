@@ -11,6 +11,7 @@ temperature of the logits is fitted when a variant is read. So nothing is kept t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,7 +27,7 @@ from varlora.posterior.draws import number_of_draws
 from varlora.posterior.prediction_config import upgrade_tuned
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, modes_of, remove_tuning
-from varlora.runs.folder import RunFolder, read_run
+from varlora.runs.folder import RunFolder, is_run, read_run
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """What `prune: validation` tries, until one may cost more."""
@@ -159,7 +160,7 @@ def explain_unfit(run: RunFolder, variant: Variant, *, thorough: bool = True) ->
     """
     q, plain = remove_tuning(run.posterior), variant.canonical
     config = plain.config
-    if is_completion(run):
+    if run.is_completion:
         divided = variant.chosen or config.logit_temperature is not None
         if not divided and is_own(run, plain) and draws_of(run, plain) in (0, own_draws(run)):
             return None
@@ -193,11 +194,6 @@ def _explain_unfit_mixture(run: RunFolder, q: Mixture, config: PredictionConfig)
     elif asked is not None and asked != own:
         return f"its draws are dealt out to its components, so that fewer are no part of more. Give samples: {own}."
     return None
-
-
-def is_completion(run: RunFolder) -> bool:
-    """Whether a run's rows ask for free text, and not for one of several classes."""
-    return bool(run.facts["task"]["kind"] == "completion")
 
 
 def own_draws(run: RunFolder) -> int:
@@ -247,6 +243,25 @@ def is_stored(run: RunFolder, made: Variant, draws: int) -> bool:
     return bool(facts["format"] in _READ and facts["draws"] >= draws)
 
 
+def is_complete(run: str | Path, variants: Sequence[Variant]) -> bool:
+    """Whether every variant can be read.
+
+    Args:
+        run: the run's folder; one that is no finished run has no variants.
+        variants: what is wanted.
+    """
+    return is_run(run) and has_all(read_run(run), variants)
+
+
+def has_all(run: RunFolder, variants: Sequence[Variant]) -> bool:
+    """`is_complete` of a run that has been read."""
+    if any(explain_unfit(run, variant, thorough=False) is not None for variant in variants):
+        return False
+    if any(variant.chosen for variant in variants) and not (run.path / FOLDER / ROWS).is_file():
+        return False
+    return all(is_own(run, v) or is_stored(run, stored_as(run, v), draws_of(run, v)) for v in variants)
+
+
 def facts_of(run: RunFolder, made: Variant) -> dict[str, Any]:
     """Content of a variant's variant.json.
 
@@ -284,7 +299,7 @@ def _file(run: RunFolder, variant: Variant, split: str) -> Path:
     """
     if (why := explain_unfit(run, variant, thorough=False)) is not None:
         raise ValueError(f"{run.path} cannot be predicted with as {variant.describe()}: {why}")
-    if is_completion(run):
+    if run.is_completion:
         raise ValueError(f"{run.path} has completions, which no Prediction holds; see the run's metrics.")
     if split not in splits_of(run):
         raise ValueError(f"{run.path} has no predictions for {split!r}; it has {', '.join(splits_of(run))}.")

@@ -28,11 +28,6 @@ from varlora.compare.variant_files import (
     explain_unfit,
     is_own,
     is_stored,
-    load_variant,
-    logit_temperature,
-    pruned_fraction,
-    read_tuned,
-    seconds,
     splits_of,
     stored_as,
     usable_rows,
@@ -45,26 +40,14 @@ from varlora.metrics.scoring import log_losses
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.runs.config import RunConfig
-from varlora.runs.data import load_task
-from varlora.runs.folder import RunFolder, is_run, read_run
-from varlora.runs.run import predict_split
+from varlora.runs.data import load_own_rows
+from varlora.runs.folder import RunFolder, read_run
+from varlora.runs.run import predict_answers
 from varlora.runs.setting import Setting, reload_setting
+from varlora.runs.space import Grid
 from varlora.runs.tune import tuning_of
 from varlora.runs.validation import is_of, usable
 from varlora.tasks import Task
-
-__all__ = [
-    "Variant",
-    "ensure_variants",
-    "explain_unfit",
-    "has_all",
-    "is_complete",
-    "load_variant",
-    "logit_temperature",
-    "pruned_fraction",
-    "read_tuned",
-    "seconds",
-]
 
 
 def ensure_variants(
@@ -86,12 +69,13 @@ def ensure_variants(
             rows to choose on, or the data are no longer the run's.
     """
     folder = read_run(run)
-    settings = config if config is not None else folder.config
+    if config is not None:
+        folder = dataclasses.replace(folder, config=config)
     for variant in variants:
         if (why := explain_unfit(folder, variant)) is not None:
             raise ValueError(f"{folder.path} cannot be predicted with as {variant.describe()}: {why}")
     if any(variant.chosen for variant in variants) and not (folder.path / FOLDER / ROWS).is_file():
-        _note_rows(folder, settings)
+        _note_rows(folder)
     wanted: dict[Variant, int] = {}
     for variant in variants:
         if not is_own(folder, variant):
@@ -99,28 +83,9 @@ def ensure_variants(
             wanted[made] = max(wanted.get(made, 0), draws_of(folder, variant))
     missing = {made: draws for made, draws in wanted.items() if not is_stored(folder, made, draws)}
     if missing:
-        setting = reload_setting(settings, folder.path, folder.posterior.meta)
+        setting = reload_setting(folder)
         for made, draws in missing.items():
             _make(folder, setting, made, draws, progress=progress)
-
-
-def is_complete(run: str | Path, variants: Sequence[Variant]) -> bool:
-    """Whether every variant can be read.
-
-    Args:
-        run: the run's folder; one that is no finished run has no variants.
-        variants: what is wanted.
-    """
-    return is_run(run) and has_all(read_run(run), variants)
-
-
-def has_all(run: RunFolder, variants: Sequence[Variant]) -> bool:
-    """`is_complete` of a run that has been read."""
-    if any(explain_unfit(run, variant, thorough=False) is not None for variant in variants):
-        return False
-    if any(variant.chosen for variant in variants) and not (run.path / FOLDER / ROWS).is_file():
-        return False
-    return all(is_own(run, v) or is_stored(run, stored_as(run, v), draws_of(run, v)) for v in variants)
 
 
 def _make(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progress: bool) -> None:
@@ -167,7 +132,7 @@ def _tuned(run: RunFolder, setting: Setting, *, progress: bool) -> Chosen:
     What could be pruned for nothing would only be reported, so that it is not looked for.
     """
     _check_validation(run, setting.task)
-    tuning = tuning_of(run, fractions=(), setting=setting, progress=progress)
+    tuning = tuning_of(run, Grid(fractions=()), setting=setting, progress=progress)
     facts = {"tuning": tuning.to_dict()}
     if (tuned := tuning.tuned) is None:
         return facts, None
@@ -176,8 +141,7 @@ def _tuned(run: RunFolder, setting: Setting, *, progress: bool) -> Chosen:
 
 def _predicted(run: RunFolder, setting: Setting, config: PredictionConfig, split: str, *, progress: bool) -> Prediction:
     """Predictions of the rows that the run's own are of."""
-    prediction = predict_split(setting, run.posterior, split, config, progress=progress)
-    assert isinstance(prediction, Prediction)
+    prediction = predict_answers(setting, run.posterior, split, config, progress=progress)
     _check_rows(run, split, prediction)
     return prediction
 
@@ -192,10 +156,10 @@ def _check_rows(run: RunFolder, split: str, prediction: Prediction) -> None:
         )
 
 
-def _note_rows(run: RunFolder, settings: RunConfig) -> None:
+def _note_rows(run: RunFolder) -> None:
     """Writes which validation rows may be chosen on: those with an answer that are not test rows, too."""
-    task = load_task(settings)
-    kept, left_out = usable(task, SPLIT)
+    task = load_own_rows(run)
+    kept, left_out = usable(task)
     _check_validation(run, task)
     facts = {"rows": len(kept), "test_rows_left_out": left_out, "usable": kept.nonzero().flatten().tolist()}
     with atomic_file(run.path / FOLDER / ROWS, overwrite=True) as file:

@@ -123,8 +123,8 @@ def read_json(
     try:
         value: T = parse_json(read_bytes(path, largest=LARGEST_JSON))
     except ValueError as error:
-        told = str(error) if str(error).startswith(name) else f"{name} is not sound JSON ({error})."
-        raise ValueError(f"{told} {instead}") from error
+        why = str(error) if str(error).startswith(name) else f"{name} is not sound JSON ({error})."
+        raise ValueError(f"{why} {instead}") from error
     if (misfit := misfit_of(value, kind)) is not None:
         raise ValueError(f"{name}: {misfit}. {instead}")
     return value

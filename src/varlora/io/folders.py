@@ -32,7 +32,7 @@ class FolderExistsError(ValueError):
 
 
 def check_can_be_folder(folder: str | os.PathLike[str], *, option: str = "output_dir") -> None:
-    """Whether a folder is there or can be made: nothing on its path may be a file.
+    """Refuses a folder that is not there and cannot be made, since something on its path is a file.
 
     Args:
         folder: the folder.
@@ -131,7 +131,7 @@ def atomic_file(target: str | os.PathLike[str], *, overwrite: bool = False) -> I
 
 
 def check_target(target: str | os.PathLike[str], *, overwrite: bool = False, marker: str = "posterior.json") -> None:
-    """Whether `atomic_folder` may write to `target`; call it before hours of work.
+    """Refuses a target that `atomic_folder` may not write to; call it before hours of work.
 
     Raises:
         FolderExistsError: the target is a file; or it is not empty and `overwrite` is false, or it holds no

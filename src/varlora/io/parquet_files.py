@@ -47,8 +47,8 @@ def read_table(path: str | os.PathLike[str], columns: Mapping[str, pa.DataType])
         table = file.read(columns=list(columns), use_threads=False)
         table.validate(full=True)
     except (ValueError, LookupError, TypeError, OSError, pa.ArrowException) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{name} cannot be read as the table that it should be ({told}).") from error
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{name} cannot be read as the table that it should be ({why}).") from error
     if table.num_rows == 0:
         raise ValueError(f"{name} has no rows.")
     return table

@@ -30,14 +30,15 @@ from varlora.predictor.client import Backend
 from varlora.predictor.held_draws import hold_draws, move_held
 from varlora.predictor.hub import local_folder
 from varlora.predictor.reader import SPLIT, RowReader
-from varlora.runs.decision import Decided, Decision, PredictedAs
+from varlora.runs.decision import Decided, Decision
 from varlora.runs.export_folder import is_export, read_export
 from varlora.runs.finished import read_finished_folder, run_now
 from varlora.runs.folder import RunFolder
 from varlora.runs.generation import encode_split_prompts, generate_encoded
+from varlora.runs.predicted_as import PredictedAs
 from varlora.runs.row_groups import groups_in
 from varlora.runs.run import predict_encoded
-from varlora.runs.setting import FinishedModel, Setting, reload_model
+from varlora.runs.setting import LoadedModel, Setting, reload_model
 from varlora.tasks.rows import Records
 from varlora.tasks.task import TaskKind
 
@@ -87,7 +88,7 @@ class Predictor:
         self,
         *,
         run: RunFolder,
-        loaded: FinishedModel,
+        loaded: LoadedModel,
         config: PredictionConfig,
         decision: Decision | None = None,
         reader: RowReader | None = None,
@@ -235,10 +236,10 @@ class Predictor:
             decision = stored_decision(run, untuned=untuned)
         run = dataclasses.replace(run, posterior=q)
         if beside is None:
-            loaded = reload_model(config, adapter, q.meta, device=device)
+            loaded = reload_model(run, folder=adapter, device=device)
             return cls(run=run, loaded=loaded, config=way, decision=decision, until_sure=until_sure)
         with beside._lock:
-            loaded = reload_model(config, adapter, q.meta, beside=beside._loaded)
+            loaded = reload_model(run, folder=adapter, beside=beside._loaded)
             made = cls(run=run, loaded=loaded, config=way, decision=decision, until_sure=until_sure)
         made._lock = beside._lock
         return made
@@ -259,7 +260,7 @@ class Predictor:
         return np.array(self.classes)
 
     @property
-    def loaded(self) -> FinishedModel:
+    def loaded(self) -> LoadedModel:
         """The model, its tokenizer and its settings."""
         return self._loaded
 
@@ -472,8 +473,8 @@ class Predictor:
         )
         try:
             if self._asked == "auto":
-                decision.refuse_until_sure()
-            decision.check(way)
+                decision.predicted_as.refuse_until_sure()
+            decision.predicted_as.check(way)
         except ValueError as error:
             raise ValueError(f"{error} Or leave it aside: decision=None, on the command line --undecided.") from error
 

@@ -30,7 +30,7 @@ class RowReader:
 
     run: RunFolder
     config: RunConfig
-    _told: set[str] = field(default_factory=set)
+    _logged: set[str] = field(default_factory=set)
 
     @property
     def kind(self) -> str:
@@ -61,11 +61,10 @@ class RowReader:
         return load_new_rows(
             records,
             self.run,
-            self.config,
             split=SPLIT,
             labelled=records.labelled,
             tokenizer=self._chat_tokenizer,
-            told=self._told,
+            logged=self._logged,
         )
 
     @cached_property

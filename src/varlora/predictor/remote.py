@@ -30,7 +30,7 @@ from varlora.runs.config import RunConfig
 from varlora.runs.decision import Decision
 from varlora.runs.export_folder import Export, read_export
 from varlora.runs.folder import RunFolder
-from varlora.runs.setting import FinishedModel, scored_as
+from varlora.runs.setting import LoadedModel, scored_as
 from varlora.tasks import encode
 from varlora.tasks.encode import encode_prompts
 from varlora.tasks.rows import Records
@@ -126,7 +126,7 @@ class RemotePredictor(Predictor):
         raise self._elsewhere()
 
     @property
-    def loaded(self) -> FinishedModel:
+    def loaded(self) -> LoadedModel:
         """Refused.
 
         Raises:

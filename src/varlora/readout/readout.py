@@ -224,6 +224,17 @@ def readout_from_dict(value: Mapping[str, Any]) -> AnswerTokens | ChoiceTexts | 
     raise ValueError(f"readout kind {value['kind']!r}; allowed: {known}")
 
 
+def answers_of(readout: Readout | None) -> tuple[str, ...]:
+    """The names of the classes that a readout reads, in order; none where there is no readout.
+
+    Example:
+        >>> answers_of(ClassHead(classes=("no", "yes")))
+        ('no', 'yes')
+    """
+    names: tuple[str, ...] = getattr(readout, "classes", ()) or getattr(readout, "answers", ())
+    return names
+
+
 def _two_or_more(what: str, names: Sequence[str]) -> tuple[str, ...]:
     if len(names) < 2:
         raise ValueError(f"need two or more {what}, got {tuple(names)}")

@@ -104,15 +104,15 @@ class Registry(Mapping[str, T], Generic[T]):
 @cache
 def _entry_points(group: str, own: frozenset[str], path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
     """By name, those of the packages on the path; kept, since reading every package's list takes a while."""
-    found: dict[str, EntryPoint] = {}
+    entries: dict[str, EntryPoint] = {}
     for entry in entry_points(group=group):
-        other = found.setdefault(entry.name, entry)
+        other = entries.setdefault(entry.name, entry)
         if other.value != entry.value:
             both = f"{_package(other)} and {_package(entry)}"
             raise ValueError(f"{both} both bring {entry.name!r} for {group}; uninstall one of them.")
-    for name in own & found.keys():
-        logger.warning("%s has %r of its own; that of %s is left aside", group, name, _package(found.pop(name)))
-    return found
+    for name in own & entries.keys():
+        logger.warning("%s has %r of its own; that of %s is left aside", group, name, _package(entries.pop(name)))
+    return entries
 
 
 def _package(entry: EntryPoint) -> str:

@@ -79,21 +79,21 @@ def locate_model(name: str, gguf_file: str | None = None) -> ModelFiles:
     if name == EMBEDDED:
         name = f"{PACKAGE}varlora/demo/model"
     if name.startswith(PACKAGE):
-        found = _in_package(name)
-        if gguf_file is not None and found.gguf_file is not None:
+        files = _in_package(name)
+        if gguf_file is not None and files.gguf_file is not None:
             raise ValueError(f"model_name_or_path is {name!r}, which names a file already; leave gguf_file out.")
-        found = ModelFiles(name=found.name, gguf_file=found.gguf_file or gguf_file)
+        files = ModelFiles(name=files.name, gguf_file=files.gguf_file or gguf_file)
     elif name.endswith(GGUF) and Path(name).is_file():
         raise ValueError(
             f"model_name_or_path is {name!r}, which is a file. Give its folder, and its name as gguf_file: "
             f"--model_name_or_path {Path(name).parent} --gguf_file {Path(name).name}"
         )
     else:
-        found = ModelFiles(name=name, gguf_file=gguf_file)
-    if found.local is not None and not found.local.exists():
-        there = sorted(path.name for path in Path(found.name).glob(f"*{GGUF}"))
-        raise ValueError(f"gguf_file is {gguf_file!r}, and {found.name} holds {', '.join(there) or 'no such file'}.")
-    return found
+        files = ModelFiles(name=name, gguf_file=gguf_file)
+    if files.local is not None and not files.local.exists():
+        there = sorted(path.name for path in Path(files.name).glob(f"*{GGUF}"))
+        raise ValueError(f"gguf_file is {gguf_file!r}, and {files.name} holds {', '.join(there) or 'no such file'}.")
+    return files
 
 
 def _in_package(name: str) -> ModelFiles:
@@ -151,15 +151,15 @@ def pretrained_name(
         >>> Path(pretrained_name("embedded")).name
         'model'
     """
-    found = locate_model(name, gguf_file)
-    if found.is_missing:
+    files = locate_model(name, gguf_file)
+    if files.is_missing:
         raise ValueError(
             f"there is no model folder {name}; give a folder that save_pretrained wrote, or a hub name, as "
             "model_name_or_path."
         )
-    if found.gguf_file is None:
-        return found.name
-    file = found.local if found.local is not None else _from_hub(found.name, found.gguf_file, revision)
+    if files.gguf_file is None:
+        return files.name
+    file = files.local if files.local is not None else _from_hub(files.name, files.gguf_file, revision)
     return str(_unpacked(file, "float32" if dtype == "auto" else dtype))
 
 

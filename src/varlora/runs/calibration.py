@@ -7,24 +7,26 @@ otherwise: another posterior, mode or number of draws. Rows that are reported, t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from varlora.posterior import PredictionConfig
 from varlora.posterior.draws import number_of_draws
 from varlora.prediction.prediction import Prediction
-from varlora.runs.config import RunConfig
+from varlora.runs.data import load_own_rows
 from varlora.runs.folder import RunFolder
-from varlora.runs.run import predict_split
-from varlora.runs.setting import FinishedModel, Setting, reload_setting
-from varlora.runs.validation import is_of, load_own_rows, unreported
+from varlora.runs.run import predict_answers
+from varlora.runs.setting import LoadedModel, Setting, reload_setting
+from varlora.runs.validation import VALIDATION, is_of, unreported
 from varlora.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-VALIDATION = "validation"
 CALIBRATION = "calibration"
 """The split of a file's rows that take the validation rows' place."""
 
@@ -61,10 +63,9 @@ class Calibration:
 
 def calibrate(
     run: RunFolder,
-    settings: RunConfig,
     config: PredictionConfig,
     *,
-    setting: Setting | FinishedModel | None = None,
+    loaded: LoadedModel | None = None,
     reported: Sequence[str] = (),
     file: Task | None = None,
     progress: bool = False,
@@ -72,10 +73,9 @@ def calibrate(
     """The rows that a decision is chosen on, predicted as others will be.
 
     Args:
-        run: the run, with what was tuned left in or taken out.
-        settings: its settings, as they are now.
+        run: the run, with its settings as they are now, and with what was tuned left in or taken out.
         config: how the rows to decide on will be predicted.
-        setting: its parts, or its model, where they are loaded already; None loads them if a prediction is to be made.
+        loaded: its model, perhaps with rows, where it is loaded already; None loads it if a prediction is to be made.
         reported: the run's splits that are reported. Rows whose prompts are among theirs are not chosen on.
         file: other labelled rows in place of the validation rows, as the split "calibration".
         progress: show progress bars.
@@ -83,46 +83,41 @@ def calibrate(
     Raises:
         ValueError: there are no such rows, or the run's task has no classes.
     """
-    if run.facts["task"]["kind"] == "completion":
+    if run.is_completion:
         raise ValueError(
             "a decision needs probabilities of classes, and completions have none. Leave --coverage, "
             "--target_accuracy and --prediction_sets out."
         )
-    task = setting.task if isinstance(setting, Setting) else None
+
+    def predicted(rows: Task, split: str) -> Prediction:
+        setting = reload_setting(run, rows) if loaded is None else loaded.setting(rows)
+        return predict_answers(setting, run.posterior, split, config, progress=progress)
+
+    task = loaded.task if isinstance(loaded, Setting) else None
     if task is None and any(split in run.facts["task"]["rows"] for split in reported):
-        task = load_own_rows(run, settings)
+        task = load_own_rows(run)
+    used: tuple[str, ...] = ()
     if file is not None:
-        prediction = _predicted(_with_rows(file, setting, run, settings), run, CALIBRATION, config, progress)
-        return _usable(prediction, file.rows(CALIBRATION)["prompt"], task, reported, str(file.source), ())
-    splits = [split for split in reported if split != VALIDATION]
-    if reported and not splits:
-        raise ValueError(
-            "only validation rows are to be reported, and the threshold is chosen on those. Report another split, or "
-            "give other labelled rows to choose it on (--calibration_file)."
-        )
-    if VALIDATION not in run.facts["task"]["rows"]:
-        raise ValueError(
-            f"{run.path} has no validation rows to choose a threshold on, and it is never chosen on rows that are "
-            "reported. Give labelled rows that are neither (--calibration_file), or train with validation_file or "
-            "validation_size."
-        )
-    stored = _stored(run, settings, config)
-    used = also_used_for(run)
-    if stored is not None and task is None:
-        return _usable(stored, (), None, (), VALIDATION, used)
-    own = task if task is not None and VALIDATION in task.splits else load_own_rows(run, settings)
-    if stored is None or not is_of(stored, own, VALIDATION):
-        if stored is not None:
+        rows, split, source = file, CALIBRATION, str(file.source)
+        prediction = predicted(file, split)
+    else:
+        _check_validation_rows(run, reported)
+        reported = [split for split in reported if split != VALIDATION]
+        split = source = VALIDATION
+        used, stored = also_used_for(run), _stored(run, config)
+        if stored is not None and task is None:  # nothing to leave out, so that the rows need not be read
+            return _labelled(stored, stored.labels >= 0, ChosenOn(source=source, rows=0, also_used_for=used))
+        rows = task if task is not None and VALIDATION in task.splits else load_own_rows(run)
+        if stored is not None and not is_of(stored, rows, VALIDATION):
             logger.warning("the stored validation predictions are not of the rows that the data hold now: made anew")
-        stored = _predicted(_with_rows(own, setting, run, settings), run, VALIDATION, config, progress)
-    return _usable(stored, own.rows(VALIDATION)["prompt"], task, splits, VALIDATION, used)
-
-
-def _with_rows(task: Task, at: Setting | FinishedModel | None, run: RunFolder, settings: RunConfig) -> Setting:
-    """The model, loaded where it is not, and these rows."""
-    if isinstance(at, Setting):
-        return dataclasses.replace(at, task=task)
-    return reload_setting(settings, run.path, run.posterior.meta, task) if at is None else at.setting(task)
+            stored = None
+        prediction = stored or predicted(rows, VALIDATION)
+    kept, left_out = prediction.labels >= 0, 0
+    if task is not None:
+        kept, left_out = unreported(kept, rows.rows(split)["prompt"], task, reported)
+    if left_out:
+        logger.warning("%d rows of %s are reported, too, and no threshold is chosen on them", left_out, source)
+    return _labelled(prediction, kept, ChosenOn(source=source, rows=0, left_out=left_out, also_used_for=used))
 
 
 def also_used_for(run: RunFolder) -> tuple[str, ...]:
@@ -143,48 +138,46 @@ def also_used_for(run: RunFolder) -> tuple[str, ...]:
     return tuple(words for words, holds in decided.items() if holds)
 
 
-def _stored(run: RunFolder, settings: RunConfig, config: PredictionConfig) -> Prediction | None:
+def _check_validation_rows(run: RunFolder, reported: Sequence[str]) -> None:
+    if set(reported) == {VALIDATION}:
+        raise ValueError(
+            "only validation rows are to be reported, and the threshold is chosen on those. Report another split, or "
+            "give other labelled rows to choose it on (--calibration_file)."
+        )
+    if VALIDATION not in run.facts["task"]["rows"]:
+        raise ValueError(
+            f"{run.path} has no validation rows to choose a threshold on, and it is never chosen on rows that are "
+            "reported. Give labelled rows that are neither (--calibration_file), or train with validation_file or "
+            "validation_size."
+        )
+
+
+def _stored(run: RunFolder, config: PredictionConfig) -> Prediction | None:
     """What training has left of the validation rows, if it was made as it would be now."""
     q, mode = run.posterior, config.mode
-    file = run.path / "predictions" / f"{VALIDATION}.{mode}.parquet"
-    if q.meta.tuned is not None or not file.is_file():
+    stored = run.stored_prediction(VALIDATION, mode) if q.meta.tuned is None else None
+    if stored is None or stored.logit_temperature != q.meta.logit_temperature_of(mode):
         return None
-    stored = run.prediction(VALIDATION, mode)
-    draws = number_of_draws(q, config.draws(settings.samples))
-    drawn = mode != "samples" or (stored.num_draws == draws and stored.seed == settings.seed)
-    return stored if drawn and stored.logit_temperature == q.meta.logit_temperature_of(mode) else None
+    draws = number_of_draws(q, config.draws(run.config.samples))
+    drawn = mode != "samples" or (stored.num_draws == draws and stored.seed == run.config.seed)
+    return stored if drawn else None
 
 
-def _predicted(setting: Setting, run: RunFolder, split: str, config: PredictionConfig, progress: bool) -> Prediction:
-    prediction = predict_split(setting, run.posterior, split, config, progress=progress)
-    assert isinstance(prediction, Prediction)
-    return prediction
-
-
-def _usable(
-    prediction: Prediction,
-    prompts: Sequence[str],
-    task: Task | None,
-    reported: Sequence[str],
-    source: str,
-    used: tuple[str, ...],
-) -> Calibration:
-    """The labelled rows that are not reported."""
-    labelled = prediction.labels >= 0
-    kept, left_out = (labelled, 0) if task is None else unreported(labelled, prompts, task, reported)
-    if not bool(kept.any()):
-        too = f"; {left_out} others are reported, too" if left_out else ""
+def _labelled(prediction: Prediction, kept: Tensor, chosen_on: ChosenOn) -> Calibration:
+    """The rows that are kept, and how many they are."""
+    rows = int(kept.sum())
+    if not rows:
+        too = f"; {chosen_on.left_out} others are reported, too" if chosen_on.left_out else ""
         raise ValueError(
-            f"there is no labelled row in {source} to choose a threshold on{too}. Give labelled rows that are not "
-            "reported (--calibration_file)."
+            f"there is no labelled row in {chosen_on.source} to choose a threshold on{too}. Give labelled rows that "
+            "are not reported (--calibration_file)."
         )
-    if left_out:
-        logger.warning("%d rows of %s are reported, too, and no threshold is chosen on them", left_out, source)
-    rows = dataclasses.replace(
-        prediction,
-        log_probs=prediction.log_probs[kept],
-        labels=prediction.labels[kept],
-        ids=tuple(name for name, keep in zip(prediction.ids, kept.tolist(), strict=True) if keep),
+    return Calibration(
+        prediction=dataclasses.replace(
+            prediction,
+            log_probs=prediction.log_probs[kept],
+            labels=prediction.labels[kept],
+            ids=tuple(itertools.compress(prediction.ids, kept.tolist())),
+        ),
+        chosen_on=dataclasses.replace(chosen_on, rows=rows),
     )
-    chosen_on = ChosenOn(source=source, rows=len(rows.labels), left_out=left_out, also_used_for=used)
-    return Calibration(prediction=rows, chosen_on=chosen_on)

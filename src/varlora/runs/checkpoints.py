@@ -65,15 +65,15 @@ def unfinished(checkpoints: Path) -> bool:
 def can_resume(checkpoints: Path, config: RunConfig) -> bool:
     """Whether a run with these settings can go on from what is there; nothing is raised."""
     try:
-        found = read_fingerprint(checkpoints)
+        fingerprint = read_fingerprint(checkpoints)
         for folder in [checkpoints, *checkpoints.glob("*")]:
             last_whole_checkpoint(folder)
     except ValueError as error:
         logger.warning("%s", error)
         return False
-    if found is None or found.settings != config.fingerprint:
+    if fingerprint is None or fingerprint.settings != config.fingerprint:
         return False
-    return found.processes == this_process().num_processes and unfinished(checkpoints)
+    return fingerprint.processes == this_process().num_processes and unfinished(checkpoints)
 
 
 def read_fingerprint(checkpoints: Path) -> Fingerprint | None:
@@ -107,15 +107,15 @@ def read_fingerprint(checkpoints: Path) -> Fingerprint | None:
 
 
 def check_checkpoints(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Whether a run may begin, or go on: asked before anything is loaded.
+    """Refuses a run that may neither begin nor go on; called before anything is loaded.
 
     Raises:
         ValueError: the folder of the checkpoints is not a run's; there is an unfinished run, which is neither to be
             resumed nor replaced, or had other settings.
     """
     checkpoints = checkpoints_of(config)
-    found = read_fingerprint(checkpoints)
-    if found is None or not unfinished(checkpoints):
+    begun = read_fingerprint(checkpoints)
+    if begun is None or not unfinished(checkpoints):
         if resume:
             logger.warning("there is no checkpoint in %s; starting from the beginning", checkpoints)
         return
@@ -125,20 +125,20 @@ def check_checkpoints(config: RunConfig, *, resume: bool, overwrite: bool) -> No
                 f"an unfinished run is in {checkpoints}. Go on with it by --resume, or start afresh with --overwrite."
             )
         return
-    if found.rows is None and found.processes is None:
+    if begun.rows is None and begun.processes is None:
         raise ValueError(
             f"the unfinished run in {checkpoints} was begun by an earlier version of varlora, whose checkpoints do not "
             "say whether they are whole. Finish it with that version, choose another output_dir, or start afresh with "
             "--overwrite."
         )
-    if found.settings != config.fingerprint:
+    if begun.settings != config.fingerprint:
         raise ValueError(
             f"the unfinished run in {checkpoints} had other settings, so it cannot be resumed with these. Repeat "
             "its settings, choose another output_dir, or start afresh with --overwrite."
         )
-    if found.processes != (now := this_process().num_processes):
+    if begun.processes != (now := this_process().num_processes):
         raise ValueError(
-            f"the unfinished run in {checkpoints} was trained by {found.processes} processes, and this one is by "
+            f"the unfinished run in {checkpoints} was trained by {begun.processes} processes, and this one is by "
             f"{now}: its steps would be others. Start as many, or start afresh with --overwrite."
         )
 
@@ -156,8 +156,8 @@ def claim_checkpoints(checkpoints: Path, config: RunConfig, *, rows: str, resume
         ValueError: the rows are not those with which the unfinished run began; the folder is not a run's.
     """
     processes = this_process()
-    found = read_fingerprint(checkpoints)
-    goes_on = resume and found is not None and unfinished(checkpoints)
+    former = read_fingerprint(checkpoints)
+    goes_on = resume and former is not None and unfinished(checkpoints)
     processes.wait_for_everyone()  # before one of them changes anything
     if not goes_on:
         if processes.is_main_process:
@@ -166,7 +166,7 @@ def claim_checkpoints(checkpoints: Path, config: RunConfig, *, rows: str, resume
             with atomic_file(checkpoints / FINGERPRINT, overwrite=True) as file:
                 file.write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
         processes.wait_for_everyone()
-    elif found is not None and found.rows not in (None, rows):
+    elif former is not None and former.rows not in (None, rows):
         raise ValueError(
             f"the training or validation rows have changed since the unfinished run in {checkpoints} began, so it "
             "cannot go on. Put the former rows back, or start afresh with --overwrite."
@@ -194,11 +194,11 @@ def remove_left_over(config: RunConfig) -> None:
     """Removes the checkpoints of a run that is finished, where a kill left them; nobody else's."""
     checkpoints = checkpoints_of(config)
     try:
-        found = read_fingerprint(checkpoints)
+        fingerprint = read_fingerprint(checkpoints)
     except ValueError as error:
         logger.warning("%s", error)
         return
-    if found is not None and found.settings == config.fingerprint:
+    if fingerprint is not None and fingerprint.settings == config.fingerprint:
         remove_checkpoints(checkpoints)
 
 

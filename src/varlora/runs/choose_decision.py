@@ -28,8 +28,9 @@ from varlora.metrics.selective import Sureness
 from varlora.metrics.selective_accuracy import DELTA, fewest_answers
 from varlora.metrics.uncertainty import mean_log_probs
 from varlora.runs.calibration import Calibration
-from varlora.runs.decision import Decision, Groups, PredictedAs
+from varlora.runs.decision import Decision, Groups
 from varlora.runs.decision_file import Threshold
+from varlora.runs.predicted_as import PredictedAs
 
 logger = logging.getLogger(__name__)
 

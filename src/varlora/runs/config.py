@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 def _group(name: str) -> Callable[..., Any]:
     """Makes the fields of one group of options; the command line shows group, help text and default."""
 
-    def made(help_text: str, default: Any = None, **bounds: float) -> Any:
+    def make_field(help_text: str, default: Any = None, **bounds: float) -> Any:
         return option(default, help_text, group=name, **bounds)
 
-    return made
+    return make_field
 
 
 _model, _data, _adapter, _method, _training, _evaluation, _result = map(
@@ -48,8 +48,10 @@ NEEDS: Mapping[str, str] = {
     "eval_steps": "early_stopping",
     "frozen_layers_memory": "cache_frozen_layers",
     "frozen_layers_dir": "cache_frozen_layers",
+    "length_normalization": "prompt_style='cloze'",
+    "run_name": "report_to",
 }
-"""Options that have no effect without another, or without one of two."""
+"""Options that have no effect without another, without a value of it, or without one of two."""
 GGUF = ".gguf"
 """How the name of a file ends that holds a whole model, its weights packed."""
 
@@ -219,30 +221,25 @@ class RunConfig:
         for name, value in checked_values(type(self), {name: getattr(self, name) for name in SETTINGS}).items():
             object.__setattr__(self, name, value)
 
-        def require(name: str, ok: bool, allowed: str) -> None:
-            if not ok:
+        layers, size = self.lora_layers, self.validation_size
+        for name, fits, allowed in (
+            ("model_name_or_path", self.model_name_or_path, "a model's name or folder"),
+            ("output_dir", self.output_dir, "a folder"),
+            ("lora_layers", layers is None or re.fullmatch("top:[1-9][0-9]*", layers), "top:1, top:2, ..."),
+            ("gguf_file", self.gguf_file is None or self.gguf_file.endswith(GGUF), f"the name of a file *{GGUF}"),
+            ("validation_size", 0 < size < 1 or size == int(size) > 0, "a fraction below 1, or a number of rows"),
+        ):
+            if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}.")
-
-        require("model_name_or_path", bool(self.model_name_or_path), "a model's name or folder")
-        require("output_dir", bool(self.output_dir), "a folder")
         self.check_data()
         for name, needed in NEEDS.items():
-            if getattr(self, name) is not None and not any(getattr(self, one) for one in needed.split(" or ")):
+            if getattr(self, name) is not None and not any(map(self._is_set, needed.split(" or "))):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, which has no effect without {needed}.")
-        if self.length_normalization is not None and self.prompt_style != "cloze":
-            raise ValueError(
-                f"length_normalization is {self.length_normalization!r}, which has no effect without "
-                "prompt_style='cloze'."
-            )
         self._check_prompt()
         if taken := sorted(set(SETTINGS) & types_of(options_of(self.method)).keys()):
             raise ValueError(f"method {self.method!r} has the option {taken[0]}, which every run has; rename it there.")
         object.__setattr__(self, "method_options", checked_options(self.method, self.method_options))
-        layers = self.lora_layers
-        require(
-            "lora_layers", layers is None or re.fullmatch("top:[1-9][0-9]*", layers) is not None, "top:1, top:2, ..."
-        )
-        require("gguf_file", self.gguf_file is None or self.gguf_file.endswith(GGUF), f"the name of a file *{GGUF}")
+        tracker_names(self.report_to)  # all are known
         packed = self.gguf_file is not None or self.model_name_or_path.endswith(GGUF)
         if packed and self.quantization != "none":
             raise ValueError(
@@ -250,16 +247,15 @@ class RunConfig:
                 "unpacked. Leave quantization out, or give the model that the file was made from."
             )
         if packed and self.model_class == "encoder":
-            raise ValueError(
-                "model_class is 'encoder', and the base model is a GGUF file, which is read as a causal language "
-                "model. Leave model_class out."
-            )
-        size = self.validation_size
-        whole = size >= 1 and size == int(size)
-        require("validation_size", 0 < size < 1 or whole, "a fraction below 1, or a number of rows")
+            raise ValueError("model_class is 'encoder', and a GGUF file is read as a causal LM. Leave model_class out.")
         _check_schedule(self.lr_scheduler_type)
-        if not tracker_names(self.report_to) and self.run_name is not None:
-            raise ValueError(f"run_name is {self.run_name!r}, which has no effect without report_to.")
+
+    def _is_set(self, option: str) -> bool:
+        """Whether an option is given, or has the value behind its name: "task", "prompt_style='cloze'"."""
+        name, _, value = option.partition("=")
+        if name == "report_to":
+            return bool(tracker_names(self.report_to))
+        return bool(getattr(self, name)) if not value else repr(getattr(self, name)) == value
 
     def _check_prompt(self) -> None:
         for name in ("prompt_template", "system_prompt"):
@@ -269,8 +265,7 @@ class RunConfig:
                 )
         if self.own_prompt.template is not None and self.prompt_style not in ("varlora", "cloze"):
             raise ValueError(
-                f"prompt_template words the rows, and so does prompt_style {self.prompt_style!r}; leave one of them "
-                "out."
+                f"prompt_template words the rows, as prompt_style {self.prompt_style!r} does; leave one out."
             )
 
     @property
@@ -279,11 +274,7 @@ class RunConfig:
         return OwnPrompt(template=self.prompt_template, format=self.prompt_format, system=self.system_prompt)
 
     def check_data(self) -> None:
-        """Refuses settings that name no data, or name them twice.
-
-        Raises:
-            ValueError: they do.
-        """
+        """Raises ValueError where the settings name no data, or name them twice."""
         sources = [n for n in ("task", "train_file", "dataset_name") if getattr(self, n) is not None]
         if len(sources) != 1:
             raise ValueError(
@@ -356,9 +347,7 @@ class RunConfig:
         later count where they are given, as do defaults that have changed (`MethodOptions.new_defaults`). A finished
         run's own is in its run.json, since its version may have had other defaults.
         """
-        options = dict.fromkeys(
-            [*REPLACED_OPTIONS, *(name for kind in OWN_OPTIONS.values() for name in types_of(kind))]
-        )
+        options = dict.fromkeys(set(setting_names()).difference(SETTINGS))
         kind = options_of(self.method)
         changed = kind(**self.method_options).new_defaults() if issubclass(kind, MethodOptions) else {}
         defaults = {f.name: f.default for f in fields(self)}
@@ -368,24 +357,6 @@ class RunConfig:
             if name not in PLACES and (name not in LATER or value != defaults.get(name))
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderConfig(RunConfig):
-    """The settings of a folder that `varlora train` has not written: a model and how rows are read, without rows.
-
-    Attributes:
-        choice_role: what a choice is to its question, which a run's named task says.
-
-    Example:
-        >>> FolderConfig(model_name_or_path="m", output_dir="my-posterior").prompt_style
-        'varlora'
-    """
-
-    choice_role: Literal["answer", "ending", "blank"] = "answer"
-
-    def check_data(self) -> None:
-        """There are none."""
 
 
 LATER = (

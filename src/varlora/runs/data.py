@@ -12,20 +12,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from varlora.io.nearest import nearest
 from varlora.runs.base_model import tokenizer_name
-from varlora.runs.config import FolderConfig, RunConfig
+from varlora.runs.config import RunConfig
 from varlora.runs.folder import RunFolder
+from varlora.runs.folder_config import FolderConfig
 from varlora.tasks import (
     TASKS,
     Task,
     add_shift_tasks,
     keep_num_choices,
     limit_split,
-    limit_train,
     load_hub,
     load_jsonl,
     load_more,
 )
 from varlora.tasks.columns import rename_columns
+from varlora.tasks.description import Wording
 from varlora.tasks.files import read_records, stream_records
 from varlora.tasks.named import Benchmark
 from varlora.tasks.prompt_styles import ChoiceRole
@@ -59,11 +60,9 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
     if shifts := _shift_names(config):
         others = {name: _named(name, config, tokenizer, shift=True) for name in shifts}
         task = add_shift_tasks(task, {name: _filtered(other, config) for name, other in others.items()})
-    if config.max_train_samples is not None:
-        task = limit_train(task, config.max_train_samples, seed=config.data_seed)
-    for split in [split for split in task.splits if split != "train"]:
-        size = config.max_validation_samples if split == "validation" else config.max_test_samples
-        if size is not None:
+    most = {"train": config.max_train_samples, "validation": config.max_validation_samples}
+    for split in tuple(task.splits):
+        if (size := most.get(split, config.max_test_samples)) is not None:
             task = limit_split(task, split, size, seed=config.data_seed)
     return task
 
@@ -101,36 +100,41 @@ def stream_new_rows(
     return stream_records(file, size, labelled=labelled, columns=pairs, either=columns is None)
 
 
+def load_own_rows(run: RunFolder) -> Task:
+    """A run's task with its own rows; no model is loaded.
+
+    Raises:
+        ValueError: as of `load_task`.
+    """
+    return load_task(run.config, chat_tokenizer(run))
+
+
 def load_new_rows(
     rows: str | Records,
     run: RunFolder,
-    config: RunConfig,
     *,
     split: str,
     labelled: bool,
     columns: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    told: set[str] | None = None,
+    logged: set[str] | None = None,
 ) -> Task:
     """Other rows for a finished run's task, worded as its own were.
 
     Args:
         rows: a file, "-" for standard input, or records; those that `read_new_rows` has not read may have the names of
             the run's own data, or ours.
-        run: the run.
-        config: its settings as they are now.
+        run: the run, with its settings as they are now.
         split: what to call the rows.
         labelled: whether their answers are read.
         columns: of a file: as for `read_new_rows`.
         tokenizer: the one whose chat template writes prompts; the run's own unless given.
-        told: as of `build_task`.
+        logged: as of `build_task`.
 
     Raises:
         ValueError: a row does not fit; the message says which, and why.
     """
-    facts = run.facts["task"]
-    if tokenizer is None and (facts["kind"] == "completion" or config.prompt_format == "chat"):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name(config, run.path))
+    facts, config = run.facts["task"], run.config
     if not isinstance(rows, Records):
         rows = read_new_rows(rows, config, labelled=labelled, columns=columns)
     elif rows.as_given is None:
@@ -142,22 +146,30 @@ def load_new_rows(
         split=split,
         labelled=labelled,
         name=facts["name"],
-        label_answers=config.label_answers,
-        prompt_style=config.prompt_style,
-        choice_role=choice_role(config),
-        prompt=config.own_prompt,
-        tokenizer=tokenizer,
-        told=told,
+        wording=wording_of(config),
+        tokenizer=tokenizer or chat_tokenizer(run),
+        logged=logged,
     )
     return replace(task, final_answer=facts.get("final_answer"))
 
 
-def choice_role(config: RunConfig) -> ChoiceRole:
-    """What a choice is to its question in the trained task, which some prompt styles go by."""
+def chat_tokenizer(run: RunFolder) -> PreTrainedTokenizerBase | None:
+    """The run's tokenizer, whose chat template writes its prompts; None where it writes none."""
+    if not run.is_completion and run.config.prompt_format != "chat":
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_name(run.config, run.path))
+    return tokenizer
+
+
+def wording_of(config: RunConfig) -> Wording:
+    """How a causal language model of a run is asked; what a choice is to its question, its named task says."""
     if isinstance(config, FolderConfig):
-        return config.choice_role
-    task = TASKS.get(config.task) if config.task is not None else None
-    return task.choice_role if isinstance(task, Benchmark) else "answer"
+        choice_role: ChoiceRole = config.choice_role
+    else:
+        task = TASKS.get(config.task) if config.task is not None else None
+        choice_role = task.choice_role if isinstance(task, Benchmark) else "answer"
+    style, labels = config.prompt_style, config.label_answers
+    return Wording.of(config.own_prompt, prompt_style=style, label_answers=labels, choice_role=choice_role)
 
 
 def task_folder(name: str) -> str:
@@ -210,63 +222,40 @@ def _named(name: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase | No
                 "effect on it. Leave them out."
             )
         given = {"prompt": config.own_prompt, "tokenizer": tokenizer}
-    return loader(
-        folder,
-        validation_size=_validation_size(config),
-        seed=config.data_seed,
-        label_answers=config.label_answers,
-        prompt_style=config.prompt_style,
-        **given,
-    )
+    return loader(folder, **_loading(config), **given)
 
 
-def _validation_size(config: RunConfig) -> float | int:
-    return config.validation_size if config.validation_size < 1 else int(config.validation_size)
+def _loading(config: RunConfig) -> dict[str, Any]:
+    """What every loader takes: the split to cut, and how a model is asked."""
+    size = config.validation_size
+    return {
+        "validation_size": size if size < 1 else int(size),
+        "seed": config.data_seed,
+        "label_answers": config.label_answers,
+        "prompt_style": config.prompt_style,
+    }
 
 
 def _whole_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None) -> Task:
     if config.task is not None:
         return _named(config.task, config, tokenizer)
+    columns = name_pairs("dataset_columns", config.dataset_columns)
+    own: dict[str, Any] = {"label_names": config.label_names_file, "prompt": config.own_prompt, "tokenizer": tokenizer}
     if config.dataset_name is not None:
         named = name_pairs("dataset_splits", config.dataset_splits)
         splits = {ours: None if theirs == "none" else theirs for ours, theirs in named.items()}
         return load_hub(
             config.dataset_name,
             config.dataset_config,
-            columns=name_pairs("dataset_columns", config.dataset_columns),
+            columns=columns,
             splits=splits,
-            label_names=config.label_names_file,
-            ood_splits=[split for split, there in splits.items() if split == "ood" and there is not None],
-            label_answers=config.label_answers,
-            prompt_style=config.prompt_style,
-            prompt=config.own_prompt,
-            tokenizer=tokenizer,
-            validation_size=_validation_size(config),
-            seed=config.data_seed,
+            ood_splits=["ood"] if splits.get("ood") is not None else [],
+            **own,
+            **_loading(config),
         )
-    files = {
-        split: file
-        for split, file in (
-            ("train", config.train_file),
-            ("validation", config.validation_file),
-            ("test", config.test_file),
-            ("shift", config.shift_file),
-            ("ood", config.ood_file),
-        )
-        if file is not None
-    }
-    return load_jsonl(
-        files,
-        columns=name_pairs("dataset_columns", config.dataset_columns),
-        label_names=config.label_names_file,
-        ood_splits=[split for split in files if split == "ood"],
-        label_answers=config.label_answers,
-        prompt_style=config.prompt_style,
-        prompt=config.own_prompt,
-        tokenizer=tokenizer,
-        validation_size=_validation_size(config),
-        seed=config.data_seed,
-    )
+    given = {split: getattr(config, f"{split}_file") for split in ("train", "validation", "test", "shift", "ood")}
+    files = {split: file for split, file in given.items() if file is not None}
+    return load_jsonl(files, columns=columns, ood_splits=["ood"] if "ood" in files else [], **own, **_loading(config))
 
 
 def name_pairs(option: str, given: str | None) -> Mapping[str, str]:

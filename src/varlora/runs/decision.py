@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ from varlora.runs.decision_file import (
     threshold_from,
     threshold_to_dict,
 )
+from varlora.runs.predicted_as import PredictedAs
 
 FILE = "decision.json"
 FORMAT_VERSION = 1
@@ -86,37 +87,6 @@ class Decided:
     expected_costs: Tensor | None = None
     bands: tuple[str, ...] | None = None
     intervals: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictedAs:
-    """How the rows of a decision were predicted, and so must be those that it is for.
-
-    Attributes:
-        mode: as of `Prediction`.
-        draws: S.
-        logit_temperature: T.
-        classes: their names, or empty.
-    """
-
-    mode: str
-    draws: int
-    logit_temperature: float
-    classes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, prediction: Prediction) -> PredictedAs:
-        """How a prediction was made."""
-        return cls(
-            mode=prediction.mode,
-            draws=prediction.num_draws,
-            logit_temperature=prediction.logit_temperature,
-            classes=prediction.classes,
-        )
-
-    def __str__(self) -> str:
-        how = "the mean" if self.mode == "mean" else f"{self.mode}, {self.draws} draw(s)"
-        return f"{how}, logits divided by {self.logit_temperature:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +160,8 @@ class Decision:
             ValueError: the prediction was made otherwise, or groups are missing or not of these rows.
         """
         if prediction.draws_taken is not None:
-            self.refuse_until_sure()
-        self.check(PredictedAs.of(prediction))
+            self.predicted_as.refuse_until_sure()
+        self.predicted_as.check(PredictedAs.of(prediction))
         named = self._groups(len(prediction.labels), groups)
         log_probs = recalibrated(self.recalibration, prediction.log_probs, named)
         probs = mean_log_probs(log_probs).exp()
@@ -267,36 +237,6 @@ class Decision:
             seed: breaks ties.
         """
         return ConformalTestMartingale(self.reference, alpha=alpha, seed=seed)
-
-    def check(self, made: PredictedAs) -> None:
-        """Whether rows that are predicted so are some that this decision is for.
-
-        Raises:
-            ValueError: those that the decision was chosen on were predicted otherwise.
-        """
-        if made.classes != self.predicted_as.classes:
-            raise ValueError(
-                f"the decision is for the classes {_named(self.predicted_as.classes)}, and these rows have "
-                f"{_named(made.classes)}. Decide with a decision of the same run."
-            )
-        if made != self.predicted_as:
-            raise ValueError(
-                f"the decision was chosen on rows predicted by {self.predicted_as}, and these were by {made}: its "
-                "thresholds are of other probabilities. Predict as it was chosen, or choose anew (`varlora decide`)."
-            )
-
-    def refuse_until_sure(self) -> NoReturn:
-        """Refuses rows of which each takes as many draws as it needs.
-
-        Raises:
-            ValueError: always.
-        """
-        number = 0 if self.predicted_as.mode == "mean" else self.predicted_as.draws
-        raise ValueError(
-            f"the decision was chosen on rows predicted by {self.predicted_as}, and samples is 'auto' here: each row "
-            "takes as many draws as it needs, and the thresholds are of one number of them. Predict with "
-            f"samples={number}."
-        )
 
     @staticmethod
     def file(folder: str | Path) -> Path:
@@ -439,7 +379,3 @@ def _reason(by: Sureness, value: float, needed: float) -> str:
     if by == "confidence":
         return f"confidence {value:.4g} is below {needed:.4g}"
     return f"{by.replace('_', ' ')} {0.0 - value:.4g} is above {0.0 - needed:.4g}"
-
-
-def _named(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "") if classes else "(no names)"

@@ -11,6 +11,7 @@ folds' rows. Where that temperature does as well, distilling is no gain.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,10 +31,10 @@ from varlora.metrics.scoring import log_losses
 from varlora.posterior import PointMass, Posterior, PosteriorMeta, PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, choose_config, remove_tuning
-from varlora.runs.config import FolderConfig
 from varlora.runs.data import load_new_rows
 from varlora.runs.folder import RunFolder, write_derived
-from varlora.runs.run import frozen_layers_once, predict_split
+from varlora.runs.folder_config import FolderConfig
+from varlora.runs.run import frozen_layers_once, predict_answers
 from varlora.runs.setting import Setting, reload_setting
 from varlora.runs.soft_targets import SoftTargetFit, SoftTargetOptions, fit_soft_targets
 from varlora.runs.validation import unreported, usable
@@ -156,7 +157,7 @@ def distill(
     """
     config, options = run.config, options or SoftTargetOptions(seed=run.config.seed)
     check_target(output_dir, overwrite=overwrite)
-    if run.facts["task"]["kind"] == "completion":
+    if run.is_completion:
         raise ValueError(
             f"{run.path} writes texts: an average over draws is one of whole texts, which no sequence of single tokens "
             "follows. Distil runs with classes or choices."
@@ -173,17 +174,13 @@ def distill(
             f"{run.path} is predicted with at one set of weights, so that there is no average to distil. Give draws "
             "(--samples 10), where the posterior has some."
         )
-    setting = reload_setting(config, run.path, q.meta)
-    validation, _ = usable(setting.task, "validation")
+    setting = reload_setting(run)
+    validation, _ = usable(setting.task)
     rows = "train"
     if unlabeled_file is not None:
         setting, rows = _with_unlabeled(setting, run, unlabeled_file), BOTH
 
-    def predicted(p: Posterior, split: str, how: PredictionConfig) -> Prediction:
-        found = predict_split(setting, p, split, how, progress=progress)
-        assert isinstance(found, Prediction)
-        return found
-
+    predicted = functools.partial(predict_answers, setting, progress=progress)
     average = predicted(q, "validation", way)
     mean = predicted(q, "validation", dataclasses.replace(way.at("mean"), logit_temperature=1.0))
     start = apply_config(q, way.at("mean"), seed=config.seed).point
@@ -205,7 +202,7 @@ def distill(
 
 def _with_unlabeled(setting: Setting, run: RunFolder, file: str) -> Setting:
     """The setting with one more split: the training rows, and those of a file that the run has in no split."""
-    task = load_new_rows(file, run, setting.config, split="unlabeled", labelled=False, tokenizer=setting.tokenizer)
+    task = load_new_rows(file, run, split="unlabeled", labelled=False, tokenizer=setting.tokenizer)
     new = task.rows("unlabeled")
     kept, left_out = unreported(
         torch.ones(len(new), dtype=torch.bool), new["prompt"], setting.task, ["train", "validation", "test"]

@@ -20,11 +20,12 @@ from varlora.posterior.draws import weight_draws
 from varlora.posterior.folder import tensor_bytes
 from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN
 from varlora.prediction.prediction_setup import SAMPLES, apply_config, choose_default_config, remove_tuning
-from varlora.readout.readout import ClassHead, readout_from_dict
-from varlora.runs.decision import Decision, PredictedAs
+from varlora.readout.readout import answers_of, readout_from_dict
+from varlora.runs.decision import Decision
 from varlora.runs.export_folder import EXPORT, Export, ExportedAdapter
 from varlora.runs.export_text import export_readme
 from varlora.runs.folder import CONFIG, FACTS, TOKENIZER_FILES, read_config
+from varlora.runs.predicted_as import PredictedAs
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def export_adapters(
         [('arc-draw00-', 0.5), ('arc-draw01-', 0.5)]
     """
     check_target(output_dir, overwrite=overwrite, marker=EXPORT)
-    base = base_of(q, base_model)
+    base = base_model_of(q, base_model)
     q = remove_tuning(q) if untuned else q
     how = choose_default_config(q, samples)
     if how.mode == "linearised" or (samples and q.meta.linearised):
@@ -126,7 +127,7 @@ def export_adapters(
     return export
 
 
-def base_of(q: Posterior, given: str | None) -> str:
+def base_model_of(q: Posterior, given: str | None) -> str:
     """The base model that an export is for.
 
     Raises:
@@ -154,13 +155,12 @@ def write_beside(export: Export, folder: Path, source: str | Path | None, *, nam
 def _decision(q: Posterior, source: str | Path | None, *, mode: Mode, draws: int) -> dict[str, Any] | None:
     """The run's decision, if it was chosen for this average; else a warning says what it was chosen for."""
     decision = Decision.load(source) if source is not None else None
-    readout = readout_from_dict(q.meta.readout) if q.meta.readout is not None else None
-    if decision is None or readout is None:
+    if decision is None or q.meta.readout is None:
         return None
-    classes = readout.classes if isinstance(readout, ClassHead) else readout.answers
-    temperature = q.meta.logit_temperature_of(mode)
+    classes, temperature = answers_of(readout_from_dict(q.meta.readout)), q.meta.logit_temperature_of(mode)
     try:
-        decision.check(PredictedAs(mode=mode, draws=draws, logit_temperature=temperature, classes=classes))
+        asked = PredictedAs(mode=mode, draws=draws, logit_temperature=temperature, classes=classes)
+        decision.predicted_as.check(asked)
     except ValueError as error:
         logger.warning("the run's decision is left out: %s", error)
         return None
@@ -192,16 +192,16 @@ def not_plain(config: Mapping[str, Any]) -> tuple[str, ...]:
         >>> not_plain({"peft_type": "LORA", "r": 8, "use_dora": True, "modules_to_save": ["score"]})
         ('modules_to_save (score)', 'DoRA')
     """
-    found = []
+    extras = []
     if modules := config.get("modules_to_save"):
-        found.append(f"modules_to_save ({', '.join(dict.fromkeys(modules))})")
+        extras.append(f"modules_to_save ({', '.join(dict.fromkeys(modules))})")
     if config.get("use_dora"):
-        found.append("DoRA")
+        extras.append("DoRA")
     if config.get("bias") not in (None, "none"):
-        found.append("trained biases")
+        extras.append("trained biases")
     if config.get("peft_type") != "LORA":
-        found.append(f"an adapter by {config.get('peft_type')}")
-    return tuple(found)
+        extras.append(f"an adapter by {config.get('peft_type')}")
+    return tuple(extras)
 
 
 def _write_adapter(

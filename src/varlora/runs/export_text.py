@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from typing import Any
 
 from varlora.runs.export_folder import Export
@@ -29,7 +28,7 @@ def export_readme(export: Export, *, name: str) -> str:
     elif export.not_plain:
         parts.append(_not_served(export))
     else:
-        parts += [_vllm(export), _sglang(export), _varlora(export), _asking(export, name)]
+        parts += [*_serving(export), _asking(export, name)]
     parts.append(
         "These commands were written from the servers' documentation; varlora does not run them. Load the base model "
         "in the data type of training: in another the numbers are another rounding's."
@@ -87,29 +86,19 @@ def _average(export: Export) -> str:
     return " ".join(lines) or "It writes texts; ask each adapter for its own, and count the answers."
 
 
-def _vllm(export: Export) -> str:
-    names = [adapter.name for adapter in export.adapters]
+def _serving(export: Export) -> list[str]:
+    """How each server is started."""
+    base, number = _base(export), len(export.adapters)
+    places = " ".join(f"{adapter.name}=./{adapter.name}" for adapter in export.adapters)
     rank = next((rank for rank in RANKS if rank >= export.rank), export.rank)
-    options = f"--enable-lora --max-loras {len(names)} --max-cpu-loras {len(names)} --max-lora-rank {rank}"
-    command = f"vllm serve {_base(export)} {options} \\\n  --lora-modules {_places(names)}"
-    return f"## vLLM\n\nIn this folder:\n\n```bash\n{command}\n```"
-
-
-def _sglang(export: Export) -> str:
-    names = [adapter.name for adapter in export.adapters]
-    options = f"--enable-lora --max-loras-per-batch {len(names)} \\\n  --max-lora-rank {export.rank}"
-    command = f"python -m sglang.launch_server --model-path {_base(export)} {options} --lora-paths {_places(names)}"
-    return f"## SGLang\n\nIn this folder:\n\n```bash\n{command}\n```"
-
-
-def _places(names: Sequence[str]) -> str:
-    """Each adapter's name and folder."""
-    return " ".join(f"{name}=./{name}" for name in names)
-
-
-def _varlora(export: Export) -> str:
-    command = f"varlora serve {_places([adapter.name for adapter in export.adapters])}"
-    return f"## varlora\n\nPlainly, as the others do; in this folder:\n\n```bash\n{command}\n```"
+    vllm = f"--enable-lora --max-loras {number} --max-cpu-loras {number} --max-lora-rank {rank}"
+    sglang = f"--enable-lora --max-loras-per-batch {number} \\\n  --max-lora-rank {export.rank}"
+    commands = {
+        "vLLM": ("In", f"vllm serve {base} {vllm} \\\n  --lora-modules {places}"),
+        "SGLang": ("In", f"python -m sglang.launch_server --model-path {base} {sglang} --lora-paths {places}"),
+        "varlora": ("Plainly, as the others do; in", f"varlora serve {places}"),
+    }
+    return [f"## {name}\n\n{where} this folder:\n\n```bash\n{line}\n```" for name, (where, line) in commands.items()]
 
 
 def _asking(export: Export, name: str) -> str:

@@ -16,21 +16,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoTokenizer
-
 from varlora.io.nearest import nearest
 from varlora.methods import METHODS
 from varlora.posterior import PointMass, Posterior, PosteriorMeta
 from varlora.posterior.folder import MANIFEST
 from varlora.posterior.manifest import CheckpointError
-from varlora.readout.readout import ClassHead, readout_from_dict
+from varlora.readout.readout import ClassHead, answers_of, readout_from_dict
 from varlora.runs.any_posterior import read_posterior
-from varlora.runs.base_model import tokenizer_name
-from varlora.runs.config import SETTINGS, FolderConfig, RunConfig
-from varlora.runs.data import choice_role, load_new_rows
+from varlora.runs.config import SETTINGS, RunConfig
+from varlora.runs.data import load_new_rows, wording_of
 from varlora.runs.export_folder import is_export
 from varlora.runs.folder import Facts, RunFolder, TaskFacts, is_run, read_run
-from varlora.runs.setting import PROMPTS_VERIFIED, family_of, readout_of
+from varlora.runs.folder_config import FolderConfig
+from varlora.runs.load_model import family_of, load_tokenizer
+from varlora.runs.setting import PROMPTS_VERIFIED, readout_of
 from varlora.tasks.description import TaskDescription, Wording
 from varlora.tasks.own_prompts import WHOLE, OwnPrompt
 from varlora.tasks.prompts import LETTERS, YES_NO
@@ -120,10 +119,7 @@ def with_description(run: RunFolder) -> Posterior:
         kind=facts["kind"],
         answers=tuple(facts["answers"]),
         final_answer=facts.get("final_answer"),
-        wording=Wording(
-            **{name: getattr(config, name) for name in _WORDING if name != "choice_role"},
-            choice_role=choice_role(config),
-        ),
+        wording=wording_of(config),
         family=family_of(config),
         max_length=config.max_length,
         truncation=config.truncation,
@@ -231,41 +227,40 @@ def _task_facts(
     """
     classes: tuple[str, ...] = described.answers if described is not None else ()
     if meta.readout is not None:
-        readout = readout_from_dict(meta.readout)
-        classes = readout.classes if isinstance(readout, ClassHead) else readout.answers
-    said: dict[str, Any] = {"answers": classes} if classes else {}
+        classes = answers_of(readout_from_dict(meta.readout))
+    known: dict[str, Any] = {"answers": classes} if classes else {}
     if described is not None and classes:
-        said["kind"] = described.kind
+        known["kind"] = described.kind
     given = tuple(answers) if answers is not None else None
-    _check_alike(path, said, {"kind": kind, "answers": given})
+    _check_alike(path, known, {"kind": kind, "answers": given})
     classes = classes or given or ()
-    seen = _kind_of(rows)
-    found = said.get("kind") or kind or seen
-    if found is None and classes:
-        found = "choice" if classes == tuple(LETTERS[: len(classes)]) else "label"
-    if found is None and described is not None:
-        found = described.kind
-    if found is None:
+    of_rows = _kind_of(rows)
+    task_kind = known.get("kind") or kind or of_rows
+    if task_kind is None and classes:
+        task_kind = "choice" if classes == tuple(LETTERS[: len(classes)]) else "label"
+    if task_kind is None and described is not None:
+        task_kind = described.kind
+    if task_kind is None:
         raise ValueError(
             f"{path} does not say what it was trained on. Name the classes (--answers a,b,c or --label_names_file, in "
             "the model's order), or give rows whose columns tell: text; question and choices; passage and question; "
             "prompt; messages."
         )
-    if found == "choice" and not classes and rows is not None:
+    if task_kind == "choice" and not classes and rows is not None:
         choices = [row.get("choices") for row in rows.rows]
-        classes = tuple(LETTERS[: max((len(found) for found in choices if isinstance(found, list)), default=0)])
-    if found == "label" and not classes and rows is not None and "passage" in rows.rows[0]:
+        classes = tuple(LETTERS[: max((len(own) for own in choices if isinstance(own, list)), default=0)])
+    if task_kind == "label" and not classes and rows is not None and "passage" in rows.rows[0]:
         classes = YES_NO
-    if found != "completion" and not classes:
+    if task_kind != "completion" and not classes:
         raise ValueError(
             f"{path} does not name its classes. Give them in the model's order: --answers a,b,c, or --label_names_file "
             "FILE (a JSON list, or one name a line)."
         )
     return {
         "name": described.name if described is not None else path.name,
-        "kind": found,
-        "answers": list(classes) if found != "completion" else [],
-        "final_answer": described.final_answer if described is not None and found == "completion" else None,
+        "kind": task_kind,
+        "answers": list(classes) if task_kind != "completion" else [],
+        "final_answer": described.final_answer if described is not None and task_kind == "completion" else None,
         "rows": {},
     }
 
@@ -277,11 +272,11 @@ def _with_readout(run: RunFolder, rows: Records | None) -> RunFolder:
     classes = tuple(facts["answers"])
     readout: Any = ClassHead(classes=classes)
     if family == "causal":
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name(config, run.path))
+        tokenizer = load_tokenizer(config, run.path)
         some = _example(config.own_prompt, facts) if rows is None else rows
         some = dataclasses.replace(some, rows=some.rows[:PROMPTS_VERIFIED], labelled=False)
         known = {column for row in some.rows for column in row}  # what is not read of them is said elsewhere
-        task = load_new_rows(some, run, config, split="example", labelled=False, tokenizer=tokenizer, told=known)
+        task = load_new_rows(some, run, split="example", labelled=False, tokenizer=tokenizer, logged=known)
         if len(task.answers) < len(classes):  # of questions with fewer choices
             space = task.continuations[0].removesuffix(task.answers[0])
             further = tuple(f"{space}{letter}" for letter in classes)

@@ -13,7 +13,6 @@ README.md                                           the model card
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ from typing import Any, Literal, TypedDict
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-import yaml
 from torch import Tensor
 
-from varlora.io.files import finite, json_text, read_json, read_json_lines
+from varlora.io.files import json_text, read_json, read_json_lines
 from varlora.io.parquet_files import TableFile, rectangle
 from varlora.io.yaml_files import load_yaml
 from varlora.metrics import CompletionRows, evaluate_rows
@@ -36,11 +34,11 @@ from varlora.posterior.manifest import library_version
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import modes_of
+from varlora.readout.readout import AnswerTokens, ChoiceTexts, ClassHead, readout_from_dict
 from varlora.report import Health
 from varlora.report.model_card import model_card
 from varlora.runs.config import RunConfig
 from varlora.runs.health import SPLIT, run_health
-from varlora.tasks import Task, count_overlap
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -147,65 +145,6 @@ class CompletionScores(TableFile):
         )
 
 
-def write_run(
-    folder: Path,
-    *,
-    config: RunConfig,
-    task: Task,
-    posterior: Posterior,
-    predictions: Mapping[str, Mapping[str, Prediction | CompletionScores]],
-    metrics: Mapping[str, Any],
-    seconds: Mapping[str, float],
-    peak_memory: int | None = None,
-    log: Sequence[Mapping[str, Any]] = (),
-    generations: Mapping[str, Mapping[str, Generations]] | None = None,
-) -> None:
-    """Writes a run's files into an existing folder (one from `varlora.io.folders.atomic_folder`)."""
-    write_posterior_files(posterior, folder)
-    (folder / CONFIG).write_text(
-        yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-    facts = {
-        "fingerprint": config.fingerprint,
-        "task": {
-            "name": task.name,
-            "kind": task.kind,
-            "answers": list(task.answers),
-            "final_answer": task.final_answer,
-            "source": task.source,
-            "licence": task.licence,
-            "notes": list(task.notes),
-            "not_read": {split: list(columns) for split, columns in task.not_read.items()},
-            "rows": {split: len(rows) for split, rows in task.splits.items()},
-            "overlap": count_overlap(task),
-        },
-        "seconds": dict(seconds),
-        "peak_memory_bytes": peak_memory,
-        "versions": versions(),
-    }
-    _write_json(folder / FACTS, facts)
-    _write_json(folder / METRICS, metrics)
-    (folder / PREDICTIONS).mkdir()
-    for split, modes in predictions.items():
-        for mode, prediction in modes.items():
-            prediction.save(folder / PREDICTIONS / f"{split}.{mode}.parquet")
-    for split, texts in (generations or {}).items():
-        (folder / GENERATIONS).mkdir(exist_ok=True)
-        for mode, found in texts.items():
-            found.save(folder / GENERATIONS / f"{split}.{mode}.parquet")
-    (folder / LOG).write_text("".join(json.dumps(finite(entry)) + "\n" for entry in log), encoding="utf-8")
-    card = model_card(
-        name=Path(config.output_dir).name,
-        kind=posterior.kind,
-        meta=posterior.meta.to_dict(),
-        metrics=metrics,
-        task=facts["task"],  # type: ignore[arg-type]
-        versions=versions(),
-        health=run_health(posterior, predictions.get(SPLIT, {}), config.samples, log),
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """A finished run, read back.
@@ -226,9 +165,25 @@ class RunFolder:
     facts: Mapping[str, Any]
 
     @property
+    def is_completion(self) -> bool:
+        """Whether its rows ask for free text, and not for one of several classes."""
+        return bool(self.facts["task"]["kind"] == "completion")
+
+    @property
+    def readout(self) -> AnswerTokens | ChoiceTexts | ClassHead | None:
+        """How its model's answer is read; None for completions."""
+        held = self.posterior.meta.readout
+        return readout_from_dict(held) if held is not None else None
+
+    @property
     def of_other_defaults(self) -> bool:
         """Whether a version trained it in which its settings meant something else: defaults have changed since."""
         return bool(self.facts["fingerprint"] != self.config.fingerprint)
+
+    def stored_prediction(self, split: str, mode: str) -> Prediction | None:
+        """`prediction`; None where there is none of that split and mode."""
+        file = self.path / PREDICTIONS / f"{split}.{mode}.parquet"
+        return Prediction.load(file) if file.is_file() else None
 
     def prediction(self, split: str, mode: str) -> Prediction:
         """A stored prediction.
@@ -349,7 +304,7 @@ def write_derived(folder: Path, posterior: Posterior, *, sources: Sequence[Path]
     if is_run(first):
         shutil.copyfile(first / CONFIG, folder / CONFIG)
         facts = {**read_json(first / FACTS, Facts), "derived_from": [str(source) for source in sources]}
-        _write_json(folder / FACTS, facts)
+        write_json(folder / FACTS, facts)
     card = model_card(
         name=name,
         kind=posterior.kind,
@@ -366,5 +321,5 @@ def versions() -> dict[str, str]:
     return {name: library_version(name) for name in LIBRARIES}
 
 
-def _write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
     file.write_text(json_text(value), encoding="utf-8")

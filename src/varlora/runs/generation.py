@@ -15,7 +15,7 @@ from varlora.tasks import context_length, encode_prompts
 
 
 def check_generation(setting: Setting) -> None:
-    """Whether texts can be written and judged at evaluation; asked before hours of training.
+    """Refuses texts that could not be written or judged at evaluation; called before hours of training.
 
     Raises:
         ValueError: a completion has no final answer, or a text would not fit behind its prompt.

@@ -48,7 +48,7 @@ def run_health(
         raise ValueError("the validation predictions at the mean and of the draws are not of the same rows.")
     if isinstance(at_mean, Prediction):
         of_draws = own if isinstance(own, Prediction) else None
-        found = ValidationLogProbs(
+        log_probs = ValidationLogProbs(
             mean=at_mean.log_probs,
             sampled=of_draws.log_probs if of_draws is not None else None,
             labels=at_mean.labels,
@@ -58,8 +58,8 @@ def run_health(
     else:  # of one "class" each, the completion that was given
         sampled = None if own is None or isinstance(own, Prediction) else own.log_likelihoods[..., None]
         labels = torch.zeros(len(at_mean.ids), dtype=torch.int64)
-        found = ValidationLogProbs(mean=at_mean.log_likelihoods[..., None], sampled=sampled, labels=labels)
-    return health_of(q, samples=samples, validation=found, course=course)
+        log_probs = ValidationLogProbs(mean=at_mean.log_likelihoods[..., None], sampled=sampled, labels=labels)
+    return health_of(q, samples=samples, validation=log_probs, course=course)
 
 
 def with_verdict(q: Posterior, health: Health) -> Posterior:

@@ -87,12 +87,8 @@ def _upper_layers(given: str, model: nn.Module) -> tuple[str, list[int]]:
 
 def _linear_modules(model: nn.Module, inside: str) -> list[str]:
     """Linear modules of some layers, by their names within a layer."""
-    found = (re.sub(f"^{inside}", "", name) for name, m in _linear(model) if re.match(inside, name))
-    return sorted(set(found))
-
-
-def _linear(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
+    linear = (name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)))
+    return sorted({re.sub(f"^{inside}", "", name) for name in linear if re.match(inside, name)})
 
 
 def _check_targets(model: nn.Module, targets: Collection[str], inside: str) -> None:

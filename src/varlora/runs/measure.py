@@ -43,8 +43,8 @@ def measure(
         for split, modes in predictions.items()
     }
     for split, texts in (generations or {}).items():
-        for mode, found in texts.items():
-            measured[split][mode] |= found.metrics()
+        for mode, written in texts.items():
+            measured[split][mode] |= written.metrics()
     return measured
 
 
@@ -54,20 +54,8 @@ def _measure(prediction: Prediction | CompletionScores, in_scope: Any) -> dict[s
     if bool((prediction.labels >= 0).all()):
         return evaluate(prediction.log_probs, prediction.labels)
     if bool((prediction.labels < 0).all()):
-        return out_of_scope(prediction, in_scope) if isinstance(in_scope, Prediction) else {}
+        if not isinstance(in_scope, Prediction):
+            return {}
+        return evaluate_rows(ScopeRows(in_scope.log_probs, prediction.log_probs))
     known = prediction.labels >= 0
     return evaluate(prediction.log_probs[known], prediction.labels[known])
-
-
-def out_of_scope(outside: Prediction, inside: Prediction) -> dict[str, float]:
-    """How well uncertainty tells rows out of scope from rows in scope.
-
-    Args:
-        outside: predictions for rows that belong to no class.
-        inside: predictions for rows that do, with as many draws.
-
-    Returns:
-        The metrics of kind "out_of_scope": AUROC and FPR95 by predictive entropy and, of several draws, by mutual
-        information.
-    """
-    return evaluate_rows(ScopeRows(inside.log_probs, outside.log_probs))

@@ -9,10 +9,11 @@ from varlora.adapters import check_base, load_into
 from varlora.io.folders import atomic_folder, check_target
 from varlora.prediction.prediction_setup import apply_config, choose_config, remove_tuning
 from varlora.readout.readout import ClassHead
-from varlora.runs.export import base_of, largest_rank, prompt_of, write_beside
+from varlora.runs.export import base_model_of, largest_rank, prompt_of, write_beside
 from varlora.runs.export_folder import EXPORT, Export
 from varlora.runs.folder import RunFolder
-from varlora.runs.setting import reload_model, without_bars
+from varlora.runs.load_model import without_bars
+from varlora.runs.setting import reload_model
 
 
 def export_merged(
@@ -42,7 +43,7 @@ def export_merged(
         raise _quantized(f"the run's base model was loaded with quantization {config.quantization!r}")
     q = remove_tuning(run.posterior) if untuned else run.posterior
     q = apply_config(q, choose_config(q, 0), seed=config.seed)
-    loaded = reload_model(config, run.path, q.meta, device="cpu")
+    loaded = reload_model(run, device="cpu")
     model: Any = loaded.model
     if getattr(model.config, "quantization_config", None) is not None:
         raise _quantized(f"{config.model_name_or_path} is quantized itself")
@@ -54,7 +55,7 @@ def export_merged(
         merged.config.label2id = {label: index for index, label in merged.config.id2label.items()}
     export = Export(
         kind="merged",
-        base_model=base_of(q, None),
+        base_model=base_model_of(q, None),
         base_revision=q.meta.base_revision,
         mode="mean",
         rank=largest_rank(q.meta.adapter_config or {}),

@@ -9,9 +9,9 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,6 @@ from varlora.prediction.linearised import predict_linearised
 from varlora.prediction.prediction import Prediction, predict
 from varlora.prediction.prediction_setup import apply_config, choose_config, configs_by_mode
 from varlora.readout.frozen_layers import MEMORY_GIB, cached_frozen_layers
-from varlora.report import Health
 from varlora.runs.arguments import training_arguments
 from varlora.runs.batching import by_length
 from varlora.runs.checkpoints import (
@@ -44,44 +43,15 @@ from varlora.runs.checkpoints import (
     this_process,
 )
 from varlora.runs.config import PLACES, RunConfig
-from varlora.runs.folder import FACTS, CompletionScores, Facts, is_run, read_config, write_run
+from varlora.runs.folder import FACTS, CompletionScores, Facts, is_run, read_config
 from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.health import SPLIT, run_health, with_verdict
 from varlora.runs.measure import measure
+from varlora.runs.result import RunResult, write_run
 from varlora.runs.setting import Setting, load_setting
 from varlora.runs.trackers import check_trackers, keep_events
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a run found.
-
-    Attributes:
-        setting: what was run.
-        posterior: what training gave.
-        predictions: by split and mode ("mean", "samples", "linearised").
-        metrics: the same, measured.
-        seconds: wall-clock seconds of training, and of each prediction.
-        peak_memory: bytes that the process has held at most (on a GPU: that torch has allocated there).
-        log: the trainer's log, one entry per logged step.
-        generations: texts by split and mode, of a task with final answers.
-    """
-
-    setting: Setting
-    posterior: Posterior
-    predictions: Mapping[str, Mapping[str, Prediction | CompletionScores]]
-    metrics: Mapping[str, Any]
-    seconds: Mapping[str, float]
-    peak_memory: int
-    log: list[dict[str, Any]] = field(default_factory=list)
-    generations: Mapping[str, Mapping[str, Generations]] = field(default_factory=dict)
-
-    @property
-    def health(self) -> Health:
-        """How the posterior does, from the validation rows' predictions."""
-        return run_health(self.posterior, self.predictions.get(SPLIT, {}), self.setting.config.samples, self.log)
 
 
 class AlreadyFinishedError(ValueError):
@@ -135,18 +105,7 @@ def run(
         result = evaluate(setting, method, trained, progress=progress)
     if processes.is_main_process:  # every process has the same result; one writes it
         with atomic_folder(config.output_dir, overwrite=overwrite) as folder:
-            write_run(
-                folder,
-                config=config,
-                task=setting.task,
-                posterior=result.posterior,
-                predictions=result.predictions,
-                metrics=result.metrics,
-                seconds=result.seconds,
-                peak_memory=result.peak_memory,
-                log=result.log,
-                generations=result.generations,
-            )
+            write_run(folder, result)
             setting.tokenizer.save_pretrained(str(folder))
             keep_events(checkpoints, folder)
         try:
@@ -238,7 +197,10 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
     splits = [split for split in setting.task.splits if split != "train"]
     configs = configs_by_mode(q, choose_config(q, setting.config.samples))
     if setting.config.temperature_scaling:
-        unscaled = {mode: _predict_unscaled(setting, q, config) for mode, config in configs.items()}
+        unscaled = {
+            mode: predict_answers(setting, q, SPLIT, replace(config, logit_temperature=1.0))
+            for mode, config in configs.items()
+        }
         q = with_temperatures(q, unscaled, of=setting.config.output_dir)
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {}
     generations: dict[str, dict[str, Generations]] = {}
@@ -288,6 +250,15 @@ def predict_split(
     q = apply_config(q, config, seed=setting.config.seed)
     samples = config.draws(setting.config.samples)
     return predict_encoded(setting, q, setting.encoded(split), config.mode, samples, progress=progress)
+
+
+def predict_answers(
+    setting: Setting, q: Posterior, split: str, config: PredictionConfig, *, progress: bool = False
+) -> Prediction:
+    """`predict_split` of a task whose rows have answers to choose from."""
+    prediction = predict_split(setting, q, split, config, progress=progress)
+    assert isinstance(prediction, Prediction)
+    return prediction
 
 
 def predict_encoded(
@@ -344,15 +315,8 @@ def predict_encoded(
     )
 
 
-def _predict_unscaled(setting: Setting, q: Posterior, config: PredictionConfig) -> Prediction:
-    """Predictions for the validation rows, divided by no temperature."""
-    prediction = predict_split(setting, q, "validation", replace(config, logit_temperature=1.0))
-    assert isinstance(prediction, Prediction)
-    return prediction
-
-
 def _check_not_finished(config: RunConfig) -> None:
-    """Whether there may be something to resume."""
+    """Refuses to resume what is finished."""
     folder = Path(config.output_dir)
     if not is_run(folder):
         return
@@ -377,7 +341,7 @@ def _check_not_finished(config: RunConfig) -> None:
 
 
 def _check_temperature_scaling(setting: Setting) -> None:
-    """Whether there will be something to fit a temperature on; asked before hours of training."""
+    """Refuses a run that would have nothing to fit a temperature on; called before hours of training."""
     if not setting.config.temperature_scaling:
         return
     if setting.readout is None:

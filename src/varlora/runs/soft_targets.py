@@ -158,10 +158,10 @@ def fit_soft_targets(
         weights, lowest, chosen = _copy(model), (first := divergence()), 0
         rate_chosen: float | None = None
         for rate in options.learning_rates:
-            for epoch, found in enumerate(epochs(rate), start=1):
-                logger.debug("rate %g, epoch %d: KL %.4g on the kept rows", rate, epoch, found)
-                if found < lowest:
-                    weights, lowest, chosen, rate_chosen = _copy(model), found, epoch, rate
+            for epoch, kl in enumerate(epochs(rate), start=1):
+                logger.debug("rate %g, epoch %d: KL %.4g on the kept rows", rate, epoch, kl)
+                if kl < lowest:
+                    weights, lowest, chosen, rate_chosen = _copy(model), kl, epoch, rate
         load_into(model, weights)
     return SoftTargetFit(
         weights=weights,

@@ -41,7 +41,7 @@ def tracker_names(report_to: str) -> list[str]:
 
 
 def check_trackers(report_to: str) -> None:
-    """Whether the trackers are installed: asked before anything is loaded.
+    """Refuses trackers that are not installed; called before anything is loaded.
 
     Raises:
         ValueError: one is not.

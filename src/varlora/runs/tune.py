@@ -9,7 +9,6 @@ was tried.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,11 +21,10 @@ from varlora.posterior import Criterion, Posterior, PredictionConfig
 from varlora.posterior.folder import load_posterior
 from varlora.posterior.manifest import MANIFEST, library_version, read_manifest, write_tuned
 from varlora.prediction.prediction_setup import remove_tuning
-from varlora.runs.config import RunConfig
 from varlora.runs.finished import with_description
 from varlora.runs.folder import RunFolder, read_run, write_derived
 from varlora.runs.setting import Setting
-from varlora.runs.space import DRAWS, FRACTIONS, TEMPERATURES, space_of
+from varlora.runs.space import Grid, space_of
 from varlora.runs.tuning import LOGIT_TEMPERATURES, Choice, choose
 from varlora.runs.validation import ValidationRows
 from varlora.tasks import Task
@@ -90,17 +88,10 @@ class Tuning:
 
 def tune(
     folder: str | Path | RunFolder,
+    grid: Grid | None = None,
     *,
-    temperatures: Sequence[float] = TEMPERATURES,
-    samples: Sequence[int] = DRAWS,
-    fractions: Sequence[float] = FRACTIONS,
-    by: Criterion | None = None,
-    logit_temperature: bool = True,
-    apply_pruning: bool = False,
-    standard_errors: float | None = None,
     split: str = "validation",
     rows: Task | None = None,
-    config: RunConfig | None = None,
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -112,17 +103,9 @@ def tune(
 
     Args:
         folder: the run, or what `varlora.runs.finished.read_finished_folder` made of another folder.
-        temperatures: values of τ to try; 1 (or what else is the run's own) is always among them.
-        samples: numbers of draws to try; the run's own is always among them.
-        fractions: to prune, for a report of what costs nothing.
-        by: what to prune by; None: "snr", or "magnitude" where there is no variance.
-        logit_temperature: whether to try a T, fitted on the rows.
-        apply_pruning: whether to predict with the pruned posterior, too.
-        standard_errors: by how many paired standard errors the NLL must be lower for a change; None: by the number of
-            rows and of candidates (`varlora.metrics.selection`).
+        grid: what to try.
         split: the rows; validation rows only.
         rows: other validation rows than the run's own, as the split "validation".
-        config: the run's settings where they have changed, such as where the base model is.
         output_dir: a new folder to write the posterior to with what was chosen; None writes into the run's own.
         overwrite: replace that new folder.
         progress: show progress bars.
@@ -140,20 +123,7 @@ def tune(
         _check_can_be_written(run.path)
     else:
         check_target(output_dir, overwrite=overwrite)
-    tuning = tuning_of(
-        run,
-        temperatures=temperatures,
-        samples=samples,
-        fractions=fractions,
-        by=by,
-        logit_temperature=logit_temperature,
-        apply_pruning=apply_pruning,
-        standard_errors=standard_errors,
-        split=split,
-        rows=rows,
-        config=config,
-        progress=progress,
-    )
+    tuning = tuning_of(run, grid, split=split, rows=rows, progress=progress)
     if output_dir is None:
         _write(run, remove_tuning(run.posterior), tuning)
         return tuning
@@ -166,17 +136,10 @@ def tune(
 
 def tuning_of(
     run: RunFolder,
+    grid: Grid | None = None,
     *,
-    temperatures: Sequence[float] = TEMPERATURES,
-    samples: Sequence[int] = DRAWS,
-    fractions: Sequence[float] = FRACTIONS,
-    by: Criterion | None = None,
-    logit_temperature: bool = True,
-    apply_pruning: bool = False,
-    standard_errors: float | None = None,
     split: str = "validation",
     rows: Task | None = None,
-    config: RunConfig | None = None,
     setting: Setting | None = None,
     progress: bool = False,
 ) -> Tuning:
@@ -184,31 +147,18 @@ def tuning_of(
 
     Args:
         run: the run.
-        temperatures, samples, fractions, by, logit_temperature, apply_pruning, standard_errors, split, rows,
-            progress: as of `tune`.
-        config: the run's settings where they have changed; those of `setting` if that is given.
+        grid, split, rows, progress: as of `tune`.
         setting: the model and the rows, where they are loaded already.
 
     Raises:
         ValueError: as `tune`.
     """
-    if setting is not None:
-        config = setting.config
-    elif config is None:
-        config = run.config
     _check_split(run, split, rows)
-    q = remove_tuning(run.posterior)
-    space, notes = space_of(q, config.samples, temperatures=temperatures, samples=samples, fractions=fractions, by=by)
-    completions = run.facts["task"]["kind"] == "completion"
-    if completions and logit_temperature:
+    space, notes = space_of(remove_tuning(run.posterior), run.config.samples, grid or Grid())
+    if run.is_completion and space.fit_logits:
         notes.append("Completions have no classes, so no temperature of the logits is tried.")
-    space = dataclasses.replace(
-        space,
-        fit_logits=logit_temperature and not completions,
-        standard_errors=standard_errors,
-        apply_pruning=apply_pruning,
-    )
-    validation = ValidationRows(run, config, q, split=split, rows=rows, setting=setting, progress=progress)
+        space = dataclasses.replace(space, fit_logits=False)
+    validation = ValidationRows(run, rows=rows, setting=setting, progress=progress)
     choice = choose(validation.log_probs, validation.labels, space)
     fits = sum(candidate.stage == "scale" and candidate.fitted for candidate in choice.candidates)
     if space.fit_logits and fits < len(space.temperatures):

@@ -192,7 +192,9 @@ def _scale(predict: Predict, labels: Tensor, space: Space) -> _Stage:
             tried.append((candidate, row))
             simplicity.append((moved + candidate.fitted, moved, distance))
     default = next(i for i, (c, _) in enumerate(tried) if c.config.temperature == space.start and not c.fitted)
-    return _decided(tried, simplicity, default, space.standard_errors)
+    rows = torch.stack([row for _, row in tried])
+    chosen = one_standard_error(rows, simplicity=simplicity, default=default, standard_errors=space.standard_errors)
+    return _marked(tried, default, chosen)
 
 
 def _draws(predict: Predict, labels: Tensor, space: Space, before: Candidate) -> _Stage:
@@ -242,14 +244,6 @@ def _fitted(plain: Candidate, log_probs: Tensor, labels: Tensor) -> tuple[Candid
         return None
     config = replace(plain.config, logit_temperature=best)
     return replace(plain, config=config, fitted=True), cross_fitted(log_probs, labels)[0]
-
-
-def _decided(
-    tried: list[tuple[Candidate, Tensor]], simplicity: list[Any], default: int, standard_errors: float | None
-) -> _Stage:
-    rows = torch.stack([row for _, row in tried])
-    chosen = one_standard_error(rows, simplicity=simplicity, default=default, standard_errors=standard_errors)
-    return _marked(tried, default, chosen)
 
 
 def _marked(tried: list[tuple[Candidate, Tensor]], default: int, chosen: int) -> _Stage:

@@ -12,15 +12,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from varlora.metrics.selection import FEWEST_ROWS
-from varlora.posterior import Posterior, PredictionConfig
+from varlora.posterior import PredictionConfig
 from varlora.posterior.draws import number_of_draws
 from varlora.prediction.prediction import Prediction
-from varlora.runs.base_model import tokenizer_name
-from varlora.runs.config import RunConfig
-from varlora.runs.data import load_task
+from varlora.prediction.prediction_setup import remove_tuning
+from varlora.runs.data import load_own_rows
 from varlora.runs.folder import CompletionScores, RunFolder
 from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting, reload_setting
@@ -28,16 +26,15 @@ from varlora.tasks import OUT_OF_SCOPE, Task
 
 logger = logging.getLogger(__name__)
 
+VALIDATION = "validation"
+
 
 class ValidationRows:
     """The validation rows that may be chosen on, and their predictions, each made once.
 
     Args:
-        run: the run.
-        config: its settings, as they are now.
-        q: its posterior as trained.
-        split: the rows' split.
-        rows: the task with other rows of that split; None: the run's own.
+        run: the run, with its settings as they are now.
+        rows: the task with other validation rows; None: the run's own.
         setting: the model and the rows, where they are loaded already; None loads them, the model if it is needed.
         progress: show progress bars.
 
@@ -46,25 +43,13 @@ class ValidationRows:
     """
 
     def __init__(
-        self,
-        run: RunFolder,
-        config: RunConfig,
-        q: Posterior,
-        *,
-        split: str = "validation",
-        rows: Task | None = None,
-        setting: Setting | None = None,
-        progress: bool = False,
+        self, run: RunFolder, *, rows: Task | None = None, setting: Setting | None = None, progress: bool = False
     ) -> None:
-        self.run, self.config, self.q, self.split, self.progress = run, config, q, split, progress
-        chat, self.own = run.facts["task"]["kind"] == "completion", rows is None
-        if rows is not None:
-            self.task = rows
-        else:
-            self.task = setting.task if setting is not None else load_own_rows(run, config)
-        self.kept, self.left_out = usable(self.task, split)
-        held = self.task.rows(split)
-        self.labels = torch.tensor([0] * len(held) if chat else held["label"][:])[self.kept]
+        self.run, self.q, self.own, self.progress = run, remove_tuning(run.posterior), rows is None, progress
+        self.task = rows or (setting.task if setting is not None else load_own_rows(run))
+        self.kept, self.left_out = usable(self.task)
+        held = self.task.rows(VALIDATION)
+        self.labels = torch.tensor([0] * len(held) if run.is_completion else held["label"][:])[self.kept]
         self._made: dict[PredictionConfig, Tensor] = {}
         self._setting = setting
 
@@ -78,8 +63,7 @@ class ValidationRows:
             (N, S, C); S is another where the posterior has another number of draws. Of completions C is 1.
         """
         key = config.stored_as
-        samples = config.draws(self.config.samples)
-        draws = number_of_draws(self.q, samples)
+        draws = number_of_draws(self.q, config.draws(self.run.config.samples))
         if key not in self._made or (key.mode == "samples" and self._made[key].shape[1] < draws):
             stored = self._stored(key, draws)
             self._made[key] = (stored if stored is not None else self._predicted(config))[self.kept]
@@ -87,45 +71,32 @@ class ValidationRows:
 
     def _stored(self, key: PredictionConfig, draws: int) -> Tensor | None:
         """What training has left, if it was predicted in this way, is of these rows and has as many draws."""
-        file = f"{self.split}.{key.mode}"
-        if not self.own or key != PredictionConfig(mode=key.mode) or self.task.kind == "completion":
+        if not self.own or key != PredictionConfig(mode=key.mode) or self.run.is_completion:
             return None
-        if not (self.run.path / "predictions" / f"{file}.parquet").is_file():
+        stored = self.run.stored_prediction(VALIDATION, key.mode)
+        if stored is None:
             return None
-        stored = self.run.prediction(self.split, key.mode)
-        if not is_of(stored, self.task, self.split):
-            logger.warning("the stored predictions %s are not of the rows that the data hold now: made anew", file)
+        if not is_of(stored, self.task, VALIDATION):
+            logger.warning(
+                "the stored %s predictions are not of the rows that the data hold now: made anew", VALIDATION
+            )
             return None
-        if key.mode == "samples" and (stored.num_draws < draws or stored.seed != self.config.seed):
+        if key.mode == "samples" and (stored.num_draws < draws or stored.seed != self.run.config.seed):
             return None
-        logger.info("%s rows at %s: as training has left them", self.split, key.describe())
+        logger.info("%s rows at %s: as training has left them", VALIDATION, key.describe())
         if stored.logit_temperature == 1:
             return stored.log_probs
         return torch.log_softmax(stored.log_probs * stored.logit_temperature, dim=-1)
 
     def _predicted(self, config: PredictionConfig) -> Tensor:
         if self._setting is None:
-            self._setting = reload_setting(self.config, self.run.path, self.run.posterior.meta, self.task)
-        logger.info("%s rows at %s", self.split, config.stored_as.describe())
+            self._setting = reload_setting(self.run, self.task)
+        logger.info("%s rows at %s", VALIDATION, config.stored_as.describe())
         undivided = replace(config, logit_temperature=1.0)
-        prediction = predict_split(self._setting, self.q, self.split, undivided, progress=self.progress)
+        prediction = predict_split(self._setting, self.q, VALIDATION, undivided, progress=self.progress)
         if isinstance(prediction, CompletionScores):
             return prediction.log_likelihoods[..., None]  # of one "class", the completion that was given
         return prediction.log_probs
-
-
-def load_own_rows(run: RunFolder, config: RunConfig) -> Task:
-    """A run's task with its own rows; no model is loaded.
-
-    Args:
-        run: the run.
-        config: its settings, as they are now.
-
-    Raises:
-        ValueError: as of `load_task`.
-    """
-    chat = run.facts["task"]["kind"] == "completion" or config.prompt_format == "chat"
-    return load_task(config, AutoTokenizer.from_pretrained(tokenizer_name(config, run.path)) if chat else None)
 
 
 def is_of(stored: Prediction, task: Task, split: str) -> bool:
@@ -160,12 +131,8 @@ def unreported(answered: Tensor, prompts: Sequence[str], task: Task, splits: Seq
     return kept, int(answered.sum() - kept.sum())
 
 
-def usable(task: Task, split: str) -> tuple[Tensor, int]:
-    """Which rows may be chosen on.
-
-    Args:
-        task: the task.
-        split: its validation split.
+def usable(task: Task) -> tuple[Tensor, int]:
+    """Which validation rows of a task may be chosen on.
 
     Returns:
         (N,) whether a row has an answer and is not a test row, too; and how many with an answer are test rows.
@@ -173,15 +140,15 @@ def usable(task: Task, split: str) -> tuple[Tensor, int]:
     Raises:
         ValueError: there are too few.
     """
-    rows = task.rows(split)
+    rows = task.rows(VALIDATION)
     answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]
     kept, left_out = unreported(torch.tensor(answered, dtype=torch.bool), rows["prompt"], task, ["test"])
     if int(kept.sum()) < FEWEST_ROWS:
         too = f" ({left_out} others are test rows, too, and nothing is tuned on those)" if left_out else ""
         raise ValueError(
-            f"the split {split!r} has {int(kept.sum())} labelled row(s) to choose on{too}; it needs {FEWEST_ROWS}. "
+            f"the split 'validation' has {int(kept.sum())} labelled row(s) to choose on{too}; it needs {FEWEST_ROWS}. "
             "Train with more validation rows (validation_file or validation_size), or predict as trained."
         )
     if left_out:
-        logger.warning("%d %s rows are test rows, too, and are left out", left_out, split)
+        logger.warning("%d %s rows are test rows, too, and are left out", left_out, VALIDATION)
     return kept, left_out

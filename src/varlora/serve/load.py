@@ -25,7 +25,7 @@ from varlora.readout.readout import ClassHead
 from varlora.runs.base_model import locate_model, pretrained_of, tokenizer_name
 from varlora.runs.finished import read_finished_folder
 from varlora.runs.folder import is_run
-from varlora.runs.setting import base_of
+from varlora.runs.load_model import base_of
 from varlora.serve.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)

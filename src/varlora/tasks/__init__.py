@@ -8,7 +8,8 @@ from varlora.registry.registry import Registry
 from varlora.tasks.arc import arc_challenge, arc_easy
 from varlora.tasks.boolq import boolq
 from varlora.tasks.clinc150 import clinc150
-from varlora.tasks.encode import Collator, context_length, encode, encode_prompts
+from varlora.tasks.collator import Collator
+from varlora.tasks.encode import context_length, encode, encode_prompts
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer, final_number
 from varlora.tasks.gsm8k import gsm8k
 from varlora.tasks.hub import load_hub
@@ -21,7 +22,7 @@ from varlora.tasks.overlap import count_overlap, note_overlap
 from varlora.tasks.own_prompts import OwnPrompt
 from varlora.tasks.prompt_styles import PROMPT_STYLES, PromptStyle
 from varlora.tasks.shift import add_shift_tasks
-from varlora.tasks.splitting import cut_validation, keep_num_choices, limit_split, limit_train
+from varlora.tasks.splitting import cut_validation, keep_num_choices, limit_split
 from varlora.tasks.sst2 import sst2
 from varlora.tasks.task import OUT_OF_SCOPE, Task
 from varlora.tasks.tokens import answer_tokens
@@ -93,7 +94,6 @@ __all__ = [
     "final_number",
     "keep_num_choices",
     "limit_split",
-    "limit_train",
     "load_hub",
     "load_jsonl",
     "load_more",

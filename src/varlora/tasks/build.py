@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from varlora.io.data_sets import in_memory
 from varlora.tasks import prompts
 from varlora.tasks.classes import class_names
 from varlora.tasks.description import Wording
 from varlora.tasks.final_answers import FinalAnswer
-from varlora.tasks.own_prompts import OwnPrompt, check_fields
-from varlora.tasks.prompt_styles import ChoiceRole, style_of
+from varlora.tasks.own_prompts import check_fields
+from varlora.tasks.prompt_styles import style_of
 from varlora.tasks.rows import (
     ANSWER_FIELDS,
     PROMPT_FIELDS,
     SHAPES,
-    LabelAnswers,
     Records,
     choice_rows,
     completion_rows,
@@ -30,6 +29,7 @@ from varlora.tasks.task import Task, TaskKind
 from varlora.tasks.unread import find_unread
 
 if TYPE_CHECKING:
+    import datasets
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -41,17 +41,14 @@ def build_task(
     *,
     label_names: Sequence[str] | None = None,
     ood_splits: Collection[str] = (),
-    label_answers: LabelAnswers = "names",
     repeated_choices: bool = False,
-    prompt_style: str = "varlora",
-    choice_role: ChoiceRole = "answer",
-    prompt: OwnPrompt | None = None,
+    wording: Wording | None = None,
     final_answer: FinalAnswer | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     licence: str | None = None,
     source: str | None = None,
     notes: Sequence[str] = (),
-    told: set[str] | None = None,
+    logged: set[str] | None = None,
 ) -> Task:
     """Check the records of every split and make a task of them.
 
@@ -60,19 +57,14 @@ def build_task(
         sources: Split name to its records.
         label_names: Class names in order, for the shape text/label; by default those of "train", sorted.
         ood_splits: Splits in which label -1 (belongs to no class) is allowed.
-        label_answers: How a causal LM names a class: by its "names" or by "letters" (two each for more
-            than 26 classes).
         repeated_choices: Accept a question that offers one wrong choice twice, as some official sets do.
-        prompt_style: How a causal LM is asked (`varlora.tasks.prompt_styles`); only questions have more than one
-            wording.
-        choice_role: What a choice is to its question, by which some styles go: WinoGrande's fill a blank.
-        prompt: The user's own words and turns around the rows of a task with answers; None for none.
+        wording: How a causal LM is asked; by default as varlora does.
         final_answer: How the final answer of a completion is read, where completions are right or wrong.
         tokenizer: Needed for chats only: its chat template writes the prompt.
         licence: Licence of the data.
         source: Where the data came from.
         notes: What was done with the data so far.
-        told: Columns not read that were told of before; others are logged, and added. None: all are logged.
+        logged: Columns not read that were logged before; others are logged, and added. None: all are logged.
 
     Raises:
         ValueError: For any record that does not fit, naming it.
@@ -89,44 +81,14 @@ def build_task(
         raise ValueError(f"out-of-scope splits {unknown} are not among the splits {sorted(sources)}")
     shapes = {split: _shape(records) for split, records in sources.items()}
     if len(set(shapes.values())) > 1:
-        found = "; ".join(f"{sources[split].where}: {'/'.join(SHAPES[s])}" for split, s in shapes.items())
-        raise ValueError(f"the splits of one task must have one shape, got {found}")
+        mixed = "; ".join(f"{sources[split].where}: {'/'.join(SHAPES[s])}" for split, s in shapes.items())
+        raise ValueError(f"the splits of one task must have one shape, got {mixed}")
     shape = next(iter(shapes.values()))
     if label_names is not None and shape != "label":
         raise ValueError(f"label names are for the shape text/label; this task is {'/'.join(SHAPES[shape])}")
-    style = style_of(prompt_style)
-    cloze = style.scored is not None
-    if prompt_style != "varlora" and shape not in ("choice", "yes_no", *(["label"] if cloze else [])):
-        raise ValueError(
-            f"prompt_style is {prompt_style!r}, which words questions with choices and yes/no questions; {name} is "
-            f"{'/'.join(SHAPES[shape])}. Leave prompt_style out."
-        )
-    if cloze and label_answers == "letters":
-        raise ValueError(
-            f"prompt_style is {prompt_style!r}, which scores the classes' names, and label_answers is 'letters'; leave "
-            "one of them out."
-        )
-    prompt = prompt or OwnPrompt()
-    if prompt.is_set and shape not in PROMPT_FIELDS:
-        raise ValueError(
-            f"prompt_template, prompt_format and system_prompt are for rows with answers to choose from; {name} is "
-            f"{'/'.join(SHAPES[shape])}. Write its rows as you want them read: as prompts, or as messages with a "
-            "system's turn."
-        )
-    if prompt.words is not None:
-        if prompt_style != "varlora" and not cloze:
-            raise ValueError(
-                f"prompt_template words the rows, and so does prompt_style {prompt_style!r}; leave one of them out "
-                "(prompt_style 'cloze' goes with a template, whose answers it scores as texts)."
-            )
-        own = (*PROMPT_FIELDS[shape], *(("choices", "letters") if label_answers == "letters" else ()))
-        check_fields(prompt.words, own, ANSWER_FIELDS[shape], list(sources.values()))
-        if told is None and shape == "choice" and not cloze and "choices" not in prompt.words.fields:
-            logger.warning(
-                "%s: prompt_template has no {choices}, and the answers are their letters; prompt_style 'cloze' scores "
-                "the choices' texts instead",
-                name,
-            )
+    wording = wording or Wording()
+    style, prompt, label_answers = style_of(wording.prompt_style), wording.own, wording.label_answers
+    _check_wording(name, shape, wording, sources, warn=logged is None)
     asking = prompt.asking(tokenizer)
     kind: TaskKind
     continuations: tuple[str, ...] = ()
@@ -145,7 +107,9 @@ def build_task(
     elif shape == "choice":
         kind = "choice"
         parsed = {
-            split: choice_rows(records, repeated=repeated_choices, style=style, choice_role=choice_role, asking=asking)
+            split: choice_rows(
+                records, repeated=repeated_choices, style=style, choice_role=wording.choice_role, asking=asking
+            )
             for split, records in sources.items()
         }
         answers = tuple(prompts.LETTERS[: max(row["num_choices"] for rows in parsed.values() for row in rows)])
@@ -158,33 +122,58 @@ def build_task(
             split: message_rows(records, tokenizer) if shape == "messages" else completion_rows(records)
             for split, records in sources.items()
         }
-    splits = {
-        split: in_memory([{"id": i, **row} for i, row in zip(record_ids(sources[split], split), rows, strict=True)])
-        for split, rows in parsed.items()
-    }
     return Task(
         name=name,
         kind=kind,
         answers=answers,
         continuations=tuple(f"{asking.space}{answer.lstrip()}" for answer in continuations or answers),
-        cloze=cloze,
+        cloze=style.scored is not None,
         final_answer=final_answer,
-        wording=Wording(
-            prompt_style=prompt_style,
-            label_answers=label_answers,
-            choice_role=choice_role,
-            prompt_template=prompt.template,
-            prompt_format=prompt.format,
-            system_prompt=prompt.system,
-        ),
-        splits=splits,
+        wording=wording,
+        splits={split: _with_ids(rows, sources[split], split) for split, rows in parsed.items()},
         licence=licence,
         source=source,
         notes=tuple(notes),
         not_read=find_unread(
-            name, sources, [shape], tokenizer, in_template=prompt.words.fields if prompt.words else (), told=told
+            name, sources, [shape], tokenizer, in_template=prompt.words.fields if prompt.words else (), logged=logged
         ),
     )
+
+
+def _check_wording(name: str, shape: str, wording: Wording, sources: Mapping[str, Records], *, warn: bool) -> None:
+    """Refuses a wording that rows of this shape cannot have, or whose parts do not go together."""
+    prompt_style, label_answers, prompt = wording.prompt_style, wording.label_answers, wording.own
+    cloze = style_of(prompt_style).scored is not None
+    if prompt_style != "varlora" and shape not in ("choice", "yes_no", *(["label"] if cloze else [])):
+        raise ValueError(
+            f"prompt_style is {prompt_style!r}, which words questions with choices and yes/no questions; {name} is "
+            f"{'/'.join(SHAPES[shape])}. Leave prompt_style out."
+        )
+    if cloze and label_answers == "letters":
+        raise ValueError(
+            f"prompt_style is {prompt_style!r}, which scores the classes' names, and label_answers is 'letters'; leave "
+            "one of them out."
+        )
+    if prompt.is_set and shape not in PROMPT_FIELDS:
+        raise ValueError(
+            f"prompt_template, prompt_format and system_prompt are for rows with answers to choose from; {name} is "
+            f"{'/'.join(SHAPES[shape])}. Write its rows as you want them read: as prompts, or as messages with a "
+            "system's turn."
+        )
+    if prompt.words is not None:
+        if prompt_style != "varlora" and not cloze:
+            raise ValueError(
+                f"prompt_template words the rows, and so does prompt_style {prompt_style!r}; leave one of them out "
+                "(prompt_style 'cloze' goes with a template, whose answers it scores as texts)."
+            )
+        own = (*PROMPT_FIELDS[shape], *(("choices", "letters") if label_answers == "letters" else ()))
+        check_fields(prompt.words, own, ANSWER_FIELDS[shape], list(sources.values()))
+        if warn and shape == "choice" and not cloze and "choices" not in prompt.words.fields:
+            logger.warning(
+                "%s: prompt_template has no {choices}, and the answers are their letters; prompt_style 'cloze' scores "
+                "the choices' texts instead",
+                name,
+            )
 
 
 def build_prompts(
@@ -193,7 +182,7 @@ def build_prompts(
     records: Records,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    told: set[str] | None = None,
+    logged: set[str] | None = None,
 ) -> Task:
     """A completion task of prompts alone, to write on after; every row's completion is empty.
 
@@ -202,22 +191,24 @@ def build_prompts(
         split: What to call the rows.
         records: Of `prompt` or of chat `messages`; what may follow the prompt is not looked at.
         tokenizer: Needed for chat `messages` only.
-        told: Columns not read that were told of before; others are logged, and added. None: all are logged.
+        logged: Columns not read that were logged before; others are logged, and added. None: all are logged.
 
     Raises:
         ValueError: For any record that does not fit, naming it.
     """
-    rows = prompt_rows(records, tokenizer)
-    named = [{"id": i, **row} for i, row in zip(record_ids(records, split), rows, strict=True)]
     there = {field for row in records.rows for field in row}
     shapes = [shape for shape in ("completion", "messages") if SHAPES[shape][0] in there]
     return Task(
         name=name,
         kind="completion",
         answers=(),
-        splits={split: in_memory(named)},
-        not_read=find_unread(name, {split: records}, shapes, tokenizer, told=told),
+        splits={split: _with_ids(prompt_rows(records, tokenizer), records, split)},
+        not_read=find_unread(name, {split: records}, shapes, tokenizer, logged=logged),
     )
+
+
+def _with_ids(rows: Sequence[Mapping[str, Any]], records: Records, split: str) -> datasets.Dataset:
+    return in_memory([{"id": i, **row} for i, row in zip(record_ids(records, split), rows, strict=True)])
 
 
 def _shape(records: Records) -> str:

@@ -55,10 +55,10 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase | None, system: str | None = N
     alone = _frame_of(_rendered(turns, tokenizer, where, tools=None, add_generation_prompt=False))
     frame = alone
     if system is not None:
-        told = [{"role": "system", "content": system}, *turns]
+        with_system = [{"role": "system", "content": system}, *turns]
         instead = "leave system_prompt out, or write it at the start of prompt_template"
         try:
-            frame = _frame_of(_rendered(told, tokenizer, where, tools=None, add_generation_prompt=False))
+            frame = _frame_of(_rendered(with_system, tokenizer, where, tools=None, add_generation_prompt=False))
         except ValueError as error:
             raise ValueError(f"{error}. It takes no system turn: {instead}") from error
         if frame is not None and system.strip() not in frame.before:

@@ -38,7 +38,7 @@ def class_names(sources: Mapping[str, Records], given: Sequence[str] | None) -> 
         if label != OUT_OF_SCOPE:
             labels.add(label)
     if isinstance(next(iter(labels), None), str):
-        _told_apart(train, labels)
+        _check_spellings(train, labels)
     return check_label_names(sorted(labels), where=f"{train.where}, field 'label'")
 
 
@@ -60,7 +60,7 @@ def check_label_names(names: Sequence[object], *, where: str = "label_names") ->
     return checked
 
 
-def _told_apart(records: Records, labels: Collection[str]) -> None:
+def _check_spellings(records: Records, labels: Collection[str]) -> None:
     """Refuses labels that differ in case, spaces or the form of their characters alone.
 
     Raises:
@@ -70,9 +70,9 @@ def _told_apart(records: Records, labels: Collection[str]) -> None:
     alike: dict[str, list[str]] = {}
     for label in sorted(labels):
         alike.setdefault(_plain(label), []).append(label)
-    found = [group for group in alike.values() if len(group) > 1]
-    if found:
-        listed = "; ".join(", ".join(f"{label!r} ({counts[label]} rows)" for label in group) for group in found)
+    ambiguous = [group for group in alike.values() if len(group) > 1]
+    if ambiguous:
+        listed = "; ".join(", ".join(f"{label!r} ({counts[label]} rows)" for label in group) for group in ambiguous)
         raise ValueError(
             f"{records.where}, field 'label': spellings of what may be one class: {listed}. Write them alike; or, if "
             "they are different classes, name every class in label_names (--label_names_file, a JSON list)"

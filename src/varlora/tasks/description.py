@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from typing_extensions import Self
 
 from varlora.io.files import misfit_of
+from varlora.tasks.own_prompts import OwnPrompt
 
 if TYPE_CHECKING:
     import datasets
@@ -30,17 +31,13 @@ _MARK = "varlora.task"
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """How a causal language model is asked, in the arguments of `build_task`.
+    """How a causal language model is asked.
 
     Attributes:
-        prompt_style: the style of questions.
-        label_answers: how a class is named.
-        choice_role: what a choice is to its question.
-        prompt_template, prompt_format, system_prompt: words and turns of the user's own (`OwnPrompt`).
-
-    Example:
-        >>> Wording().prompt_style
-        'varlora'
+        prompt_style: the style (`varlora.tasks.prompt_styles`); only questions have more than one.
+        label_answers: how a class is named: by its "names" or by "letters" (two each for more than 26 classes).
+        choice_role: what a choice is to its question, by which some styles go: WinoGrande's fill a blank.
+        prompt_template, prompt_format, system_prompt: words and turns of the user's own around rows with answers.
     """
 
     prompt_style: str = "varlora"
@@ -49,6 +46,17 @@ class Wording:
     prompt_template: str | None = None
     prompt_format: PromptFormat = "plain"
     system_prompt: str | None = None
+
+    @classmethod
+    def of(cls, own: OwnPrompt | None, **given: Any) -> Self:
+        """A wording with the user's own words and turns, and the other fields as given."""
+        own = own or OwnPrompt()
+        return cls(prompt_template=own.template, prompt_format=own.format, system_prompt=own.system, **given)
+
+    @property
+    def own(self) -> OwnPrompt:
+        """The words and turns of the user's own."""
+        return OwnPrompt(template=self.prompt_template, format=self.prompt_format, system=self.system_prompt)
 
 
 class _WordingForm(TypedDict, total=False):
@@ -157,10 +165,6 @@ def description_of(rows: datasets.Dataset | Any) -> TaskDescription | None:
 
     Args:
         rows: a data set, which may be inside others that have it as `dataset` (`torch.utils.data.Subset`).
-
-    Example:
-        >>> description_of([{"input_ids": [1]}]) is None
-        True
     """
     while not hasattr(rows, "info") and hasattr(rows, "dataset"):
         rows = rows.dataset

@@ -80,9 +80,9 @@ def read_records(
         [{'text': 'a fine, long film', 'label': 1}]
     """
     where = _name(file)
-    records, is_text = _records(_content(file, where, once=once), where)
-    named = rename_columns(replace(records, labelled=labelled), columns or {}, either=either)
-    return replace(named, rows=_typed([dict(row) for row in named.rows], where)) if is_text else named
+    with _opened(file, where, once=once) as stream:
+        content = _unpacked(_bounded(stream, where), where)
+    return _all_records(content, where, labelled=labelled, columns=columns or {}, either=either)
 
 
 def stream_records(
@@ -123,10 +123,8 @@ def stream_records(
                 part = Records(where=where, rows=rows, labelled=labelled, first=first)
                 yield rename_columns(part, columns or {}, either=either)
             return
-        records, is_text = _records(_unpacked(start + _bounded(stream, where), where), where)
-    named = rename_columns(replace(records, labelled=labelled), columns or {}, either=either)
-    if is_text:
-        named = replace(named, rows=_typed([dict(row) for row in named.rows], where))
+        content = _unpacked(start + _bounded(stream, where), where)
+    named = _all_records(content, where, labelled=labelled, columns=columns or {}, either=either)
     for first in range(0, len(named.rows), size):
         given = None if named.as_given is None else named.as_given[first : first + size]
         yield replace(named, rows=named.rows[first : first + size], as_given=given, first=first)
@@ -168,6 +166,13 @@ def _is_json_lines(start: bytes, where: str) -> bool:
     return bool(content) and not content.startswith(b"[") and Path(where).suffix.lower() not in _DELIMITERS
 
 
+def _all_records(content: bytes, where: str, *, labelled: bool, columns: Mapping[str, str], either: bool) -> Records:
+    """The rows under our names, their cells of the types that varlora knows."""
+    records, is_text = _records(content, where)
+    named = rename_columns(replace(records, labelled=labelled), columns, either=either)
+    return replace(named, rows=_typed([dict(row) for row in named.rows], where)) if is_text else named
+
+
 def _records(content: bytes, where: str) -> tuple[Records, bool]:
     """The rows, and whether their cells are text, whatever they mean."""
     kind = next((kind for start, kind in _OTHERS.items() if content.startswith(start)), None)
@@ -185,12 +190,6 @@ def _records(content: bytes, where: str) -> tuple[Records, bool]:
         return Records(where=where, rows=_array(content, where), unit="record"), False
     lines = content.removesuffix(b"\n").split(b"\n")
     return Records(where=where, rows=[_line(line, n, where) for n, line in enumerate(lines)]), False
-
-
-def _content(file: str | Path, where: str, *, once: bool) -> bytes:
-    """What a file holds, unpacked."""
-    with _opened(file, where, once=once) as stream:
-        return _unpacked(_bounded(stream, where), where)
 
 
 @contextmanager

@@ -38,10 +38,10 @@ def final_number(text: str) -> str | None:
         ('1234.5', '-5', None)
     """
     marked = _MARKED.search(text)
-    found = marked[1] if marked else next(iter(reversed(_NUMBERS.findall(text))), None)
-    if found is None:
+    written = marked[1] if marked else next(iter(reversed(_NUMBERS.findall(text))), None)
+    if written is None:
         return None
-    number = Decimal(re.sub(r"[−–]", "-", found.replace(",", "").replace("$", "")))
+    number = Decimal(re.sub(r"[−–]", "-", written.replace(",", "").replace("$", "")))
     plain = f"{number:f}"
     plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
     return "0" if plain == "-0" else plain

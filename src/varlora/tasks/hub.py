@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from varlora.tasks.build import build_task
 from varlora.tasks.columns import renamed
+from varlora.tasks.description import Wording
 from varlora.tasks.jsonl import read_label_names
 from varlora.tasks.overlap import note_overlap
 from varlora.tasks.own_prompts import OwnPrompt
@@ -99,9 +100,7 @@ def load_hub(
         sources,
         label_names=names,
         ood_splits=ood_splits,
-        label_answers=label_answers,
-        prompt_style=prompt_style,
-        prompt=prompt,
+        wording=Wording.of(prompt, prompt_style=prompt_style, label_answers=label_answers),
         tokenizer=tokenizer,
         source="/".join(filter(None, [dataset, config])) + (f" @ {revision}" if revision else ""),
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from varlora.io.files import LARGEST_JSON, read_text
 from varlora.tasks.build import build_task
 from varlora.tasks.classes import check_label_names
+from varlora.tasks.description import Wording
 from varlora.tasks.files import read_records
 from varlora.tasks.overlap import note_overlap
 from varlora.tasks.own_prompts import OwnPrompt
@@ -93,9 +94,7 @@ def load_jsonl(
         sources,
         label_names=label_names,
         ood_splits=ood_splits,
-        label_answers=label_answers,
-        prompt_style=prompt_style,
-        prompt=prompt,
+        wording=Wording.of(prompt, prompt_style=prompt_style, label_answers=label_answers),
         tokenizer=tokenizer,
         licence=licence,
         source=source or ", ".join(Path(file).name for file in files.values()),

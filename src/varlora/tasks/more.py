@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from varlora.tasks.build import build_prompts, build_task
+from varlora.tasks.description import Wording
 from varlora.tasks.files import read_records
-from varlora.tasks.own_prompts import OwnPrompt
-from varlora.tasks.prompt_styles import ChoiceRole
 from varlora.tasks.prompts import YES_NO
-from varlora.tasks.rows import LabelAnswers, Records
+from varlora.tasks.rows import Records
 from varlora.tasks.task import Task, TaskKind
 
 if TYPE_CHECKING:
@@ -27,12 +26,9 @@ def load_more(
     split: str = "test",
     labelled: bool = True,
     name: str = "jsonl",
-    label_answers: LabelAnswers = "names",
-    prompt_style: str = "varlora",
-    choice_role: ChoiceRole = "answer",
-    prompt: OwnPrompt | None = None,
+    wording: Wording | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    told: set[str] | None = None,
+    logged: set[str] | None = None,
 ) -> Task:
     """Load a file (`varlora.tasks.files`) as a split of a known task.
 
@@ -45,12 +41,9 @@ def load_more(
             `{"question": ..., "choices": [...]}`, `{"prompt": ...}`), those that are there are not looked at, and
             every row's label is -1, or its completion empty.
         name: The task's name.
-        label_answers: How a causal LM names a class.
-        prompt_style: How a causal LM is asked, as in training.
-        choice_role: What a choice is to its question, as in training (see `build_task`).
-        prompt: The user's own words and turns, as in training.
+        wording: How a causal LM is asked, as in training.
         tokenizer: For chats: its chat template writes the prompt.
-        told: As of `build_task`.
+        logged: As of `build_task`.
 
     Raises:
         ValueError: If the rows are not of this task; the message names file, line and field.
@@ -69,7 +62,7 @@ def load_more(
     else:
         records = read_records(file, labelled=labelled, once=True)
     if kind == "completion" and not labelled:
-        prompts = build_prompts(name, split, records, tokenizer=tokenizer, told=told)
+        prompts = build_prompts(name, split, records, tokenizer=tokenizer, logged=logged)
         return replace(prompts, source=Path(records.where).name)
     classes = tuple(answers)
     by_text = all(field in records.rows[0] for field in records.fields("label"))
@@ -79,13 +72,10 @@ def load_more(
         name,
         {split: records},
         label_names=classes if by_text else None,
-        label_answers=label_answers,
-        prompt_style=prompt_style,
-        choice_role=choice_role,
-        prompt=prompt,
+        wording=wording,
         tokenizer=tokenizer,
         source=Path(records.where).name,
-        told=told,
+        logged=logged,
     )
     if task.kind != kind or (kind == "label" and task.answers != classes):
         raise _of_another_task(records, "yes or no" if task.answers == YES_NO else task.kind, kind, classes)

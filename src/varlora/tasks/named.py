@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from varlora.tasks.build import build_task
+from varlora.tasks.description import Wording
 from varlora.tasks.files import read_records
 from varlora.tasks.final_answers import FinalAnswer
 from varlora.tasks.hub import read_dataset
@@ -132,16 +133,16 @@ class Benchmark:
             names = tuple(read_label_names(Path(folder) / "label_names.json"))
         if self.note:
             logger.info("%s: %s", self.name, self.note)
+        wording = Wording.of(
+            prompt, prompt_style=prompt_style, label_answers=label_answers, choice_role=self.choice_role
+        )
         task = build_task(
             self.name,
             sources,
             label_names=names,
             ood_splits=[split for split in self.ood_splits if split in sources],
-            label_answers=label_answers,
             repeated_choices=self.repeated_choices,
-            prompt_style=prompt_style,
-            choice_role=self.choice_role,
-            prompt=prompt,
+            wording=wording,
             tokenizer=tokenizer,
             final_answer=self.final_answer,
             licence=self.licence,
@@ -180,9 +181,8 @@ class Benchmark:
         names = self.label_names
         if names is None and "label" in self.example:  # more than a prompt lists
             names = (self.example["label"], *(f"class {number}" for number in range(LISTED_LABELS)))
-        return build_task(
-            self.name, {"example": records}, label_names=names, prompt_style=prompt_style, choice_role=self.choice_role
-        )
+        wording = Wording(prompt_style=prompt_style, choice_role=self.choice_role)
+        return build_task(self.name, {"example": records}, label_names=names, wording=wording)
 
     def _from_folder(self, folder: Path) -> dict[str, Records]:
         if not folder.is_dir():
@@ -190,14 +190,14 @@ class Benchmark:
         there: dict[str, Path] = {}
         absent = []
         for split, names in self.files.items():
-            found = [folder / name for name in _listed(names) if (folder / name).is_file()]
-            if len(found) > 1:
+            present = [folder / name for name in _listed(names) if (folder / name).is_file()]
+            if len(present) > 1:
                 raise ValueError(
-                    f"task {self.name!r}: the folder {folder} holds {' and '.join(file.name for file in found)}, and "
+                    f"task {self.name!r}: the folder {folder} holds {' and '.join(file.name for file in present)}, and "
                     f"each could be the split {split!r}; keep one of them"
                 )
-            if found:
-                there[split] = found[0]
+            if present:
+                there[split] = present[0]
             elif split not in self.optional:
                 absent.append(" or ".join(_listed(names)))
         if absent:

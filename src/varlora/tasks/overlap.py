@@ -51,7 +51,7 @@ def count_overlap(task: Task, splits: Collection[str] | None = None) -> dict[str
         counts[split] = {
             other: sum(prompt in known for prompt in normal) for other, known in seen.items() if other != split
         }
-    return {split: found for split, found in counts.items() if found}
+    return {split: shared for split, shared in counts.items() if shared}
 
 
 def note_overlap(task: Task, splits: Collection[str] | None = None) -> Task:
@@ -66,8 +66,8 @@ def note_overlap(task: Task, splits: Collection[str] | None = None) -> Task:
     """
     notes = [
         f"{split}: {' and '.join(parts)} (kept)"
-        for split, found in count_overlap(task, splits).items()
-        if (parts := _parts(found, len(task.rows(split))))
+        for split, shared in count_overlap(task, splits).items()
+        if (parts := _parts(shared, len(task.rows(split))))
     ]
     for note in notes:
         logger.warning("%s: %s", task.name, note)
@@ -85,24 +85,24 @@ def overlap_in_words(counts: Mapping[str, Mapping[str, int]], rows: Mapping[str,
         >>> overlap_in_words({"validation": {"train": 0}, "test": {"train": 2}}, {"validation": 9, "test": 9})
         'By prompt, case and spaces aside: no row of validation is in train, 2 of 9 rows of test are in train.'
     """
-    told = []
+    clauses = []
     for other in SEEN:
-        pairs = [(split, found[other]) for split, found in counts.items() if other in found]
+        pairs = [(split, shared[other]) for split, shared in counts.items() if other in shared]
         if none := [split for split, count in pairs if count == 0]:
             *most, last = none
-            told.append(f"no row of {', '.join(most)}{' or ' * bool(most)}{last} is in {other}")
-        told += [
+            clauses.append(f"no row of {', '.join(most)}{' or ' if most else ''}{last} is in {other}")
+        clauses += [
             f"{count} of {rows[split]} rows of {split} {'is' if count == 1 else 'are'} in {other}"
             for split, count in pairs
             if count
         ]
-    return f"By prompt, case and spaces aside: {', '.join(told)}." if told else ""
+    return f"By prompt, case and spaces aside: {', '.join(clauses)}." if clauses else ""
 
 
-def _parts(found: Mapping[str, int], rows: int) -> list[str]:
+def _parts(shared: Mapping[str, int], rows: int) -> list[str]:
     return [
         f"{count} of {rows} prompts {'is' if count == 1 else 'are'} in {other} too"
-        for other, count in found.items()
+        for other, count in shared.items()
         if count
     ]
 

@@ -151,10 +151,10 @@ def check_fields(template: PromptTemplate, own: Collection[str], answer: str, so
     unknown = [name for name in template.fields if name not in own and name not in others]
     if not unknown:
         return
-    told = f" ({{{answer}}} is what is asked for)" if answer in unknown else ""
+    hint = f" ({{{answer}}} is what is asked for)" if answer in unknown else ""
     listed = ", ".join(f"{{{name}}}" for name in [*own, *others[:20]])
     raise ValueError(
-        f"prompt_template has {', '.join(f'{{{name}}}' for name in unknown)}{told}; allowed: {listed}"
+        f"prompt_template has {', '.join(f'{{{name}}}' for name in unknown)}{hint}; allowed: {listed}"
         f"{', ...' if len(others) > 20 else ''}"
     )
 

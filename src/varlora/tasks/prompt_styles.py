@@ -222,10 +222,6 @@ def style_of(name: str) -> PromptStyle:
 
     Raises:
         ValueError: There is none; the message names those there are.
-
-    Example:
-        >>> style_of("laplace-lora").no_yes
-        (' False', ' True')
     """
     if name not in PROMPT_STYLES:
         raise ValueError(f"prompt_style is {name!r}; allowed: {', '.join(PROMPT_STYLES)}")

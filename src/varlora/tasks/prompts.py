@@ -66,12 +66,7 @@ def choice_text(question: str, choices: Sequence[str]) -> str:
 
 
 def lettered(choices: Sequence[str]) -> str:
-    """Choices with their letters, one a line.
-
-    Example:
-        >>> lettered(["cat", "dog"])
-        'A. cat\\nB. dog'
-    """
+    """Choices with their letters, one a line."""
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters(len(choices)), choices, strict=True))
 
 

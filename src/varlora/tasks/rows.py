@@ -8,7 +8,7 @@ what was given and what is allowed. A record is either used or refused: none is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +44,8 @@ LISTED_LABELS = 10
 """A label prompt lists the class names when there are at most this many."""
 
 LabelAnswers = Literal["names", "letters"]
+Spanned = tuple[str, Span | None]
+"""A text, and where in it what may be cut stands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,25 +125,15 @@ def choice_rows(
         label = _choice_index(records, index, record["answer"], choices) if records.labelled else OUT_OF_SCOPE
         if len(set(choices)) < len(choices) and (not repeated or choices.count(choices[label]) > 1):
             raise records.error(index, "choices", choices, "choices that all differ")
-        text = prompts.choice_text(question, choices)
-        text_span = span_of(prompts.choice_text(MARK, choices), text)
+        text = _worded(prompts.choice_text, question, choices)
         if asking.words is None:
-            worded = style.choice(question, choices, choice_role)
-            span = span_of(style.choice(MARK, choices, choice_role), worded)
+            worded = _worded(style.choice, question, choices, choice_role)
         else:
             own = {"question": question, "choices": prompts.lettered(choices)}
-            worded, span = asking.filled(records, index, {**own, "letters": _listed(prompts.letters(len(choices)))})
+            worded = asking.filled(records, index, {**own, "letters": _listed(prompts.letters(len(choices)))})
             if style.scored is None:
-                text, text_span = worded, span
-        prompt, prompt_span = asking.framed(worded, span)
-        row = {
-            "prompt": prompt,
-            "text": text,
-            "label": label,
-            "num_choices": len(choices),
-            "prompt_span": prompt_span,
-            "text_span": text_span,
-        }
+                text = worded
+        row = _row(asking, worded, text, label, len(choices))
         if style.scored is not None and asking == PLAIN:
             try:
                 row["choices"] = [asdict(scored) for scored in style.scored(question, choices, choice_role)]
@@ -150,7 +142,7 @@ def choice_rows(
             if choice_role == "blank":  # what stands before it is in the prompt of every choice
                 row["prompt_span"] = (0, question.index(BLANK))
         elif style.scored is not None:
-            row["choices"] = [{"prompt": prompt, "text": f"{asking.space}{choice}"} for choice in choices]
+            row["choices"] = [{"prompt": row["prompt"], "text": f"{asking.space}{choice}"} for choice in choices]
         rows.append(row)
     return rows
 
@@ -181,23 +173,12 @@ def yes_no_rows(
         if records.labelled and not isinstance(record["answer"], bool):
             raise records.error(index, "answer", record["answer"], "true or false")
         if asking.words is None:
-            worded, text = style.yes_no(passage, question), prompts.yes_no_text(passage, question)
-            span = span_of(style.yes_no(MARK, question), worded)
-            text_span = span_of(prompts.yes_no_text(MARK, question), text)
+            worded, text = (_worded(of, passage, question) for of in (style.yes_no, prompts.yes_no_text))
         else:
             own = {"passage": passage, "question": question, "labels": _listed(prompts.YES_NO)}
-            worded, span = text, text_span = asking.filled(records, index, own)
-        prompt, prompt_span = asking.framed(worded, span)
-        rows.append(
-            {
-                "prompt": prompt,
-                "text": text,
-                "label": int(record["answer"]) if records.labelled else OUT_OF_SCOPE,
-                "num_choices": 2,
-                "prompt_span": prompt_span,
-                "text_span": text_span,
-            }
-        )
+            worded = text = asking.filled(records, index, own)
+        label = int(record["answer"]) if records.labelled else OUT_OF_SCOPE
+        rows.append(_row(asking, worded, text, label, 2))
     return rows
 
 
@@ -232,24 +213,26 @@ def label_rows(
             number = label
         else:
             raise records.error(index, "label", label, listed if numbered else f"{listed}, or 0 to {len(names) - 1}")
-        text_span: Span | None = (0, len(text))
+        bare: Spanned = (text, (0, len(text)))
         if asking.words is None:
-            worded = style(text, shown)
-            span = span_of(style(MARK, shown), worded)
+            worded = _worded(style, text, shown)
         else:
-            worded, span = text, text_span = asking.filled(records, index, {**own, "text": text})
-        prompt, prompt_span = asking.framed(worded, span)
-        rows.append(
-            {
-                "prompt": prompt,
-                "text": text,
-                "label": number,
-                "num_choices": len(names),
-                "prompt_span": prompt_span,
-                "text_span": text_span,
-            }
-        )
+            worded = bare = asking.filled(records, index, {**own, "text": text})
+        rows.append(_row(asking, worded, bare, number, len(names)))
     return rows
+
+
+def _worded(words: Callable[..., str], text: str, *rest: Any) -> Spanned:
+    """A text in words, with what else they take, and where it stands in them."""
+    whole = words(text, *rest)
+    return whole, span_of(words(MARK, *rest), whole)
+
+
+def _row(asking: Asking, worded: Spanned, text: Spanned, label: int, num_choices: int) -> dict[str, Any]:
+    """A row with answers to choose from: as a causal LM is asked, and the text that an encoder reads."""
+    prompt, prompt_span = asking.framed(*worded)
+    spans = {"prompt_span": prompt_span, "text_span": text[1]}
+    return {"prompt": prompt, "text": text[0], "label": label, "num_choices": num_choices, **spans}
 
 
 def _listed(answers: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ def _test_sets(name: str, other: Task) -> dict[str, str]:
 
 
 def _check(task: Task, name: str, other: Task) -> None:
-    """Whether the other task's rows can be answered by a model of this one."""
+    """Refuses a task whose rows a model of this one cannot answer."""
     if other.kind != task.kind:
         raise ValueError(
             f"the shift task {name!r} is of kind {other.kind!r}, and {task.name!r} of kind {task.kind!r}; a model "

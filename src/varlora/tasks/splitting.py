@@ -107,11 +107,6 @@ def limit_split(task: Task, split: str, size: int, *, seed: int = 0) -> Task:
     return task.with_splits({split: rows.select(pick(_strata(task, split), size, seed=seed))}, note)
 
 
-def limit_train(task: Task, size: int, *, seed: int = 0) -> Task:
-    """Keep only `size` training rows, each class in proportion (see `limit_split`)."""
-    return limit_split(task, "train", size, seed=seed)
-
-
 def keep_num_choices(task: Task, num_choices: int) -> Task:
     """Keep only the questions with so many choices, in every split: e.g. the papers' four-choice filter of ARC.
 

@@ -140,7 +140,7 @@ class Task:
         if self.final_answer is None:
             raise ValueError(f"task {self.name!r} has no final answers; set final_answer to 'number' or 'text'")
         read, rows = FINAL_ANSWERS[self.final_answer], self.rows(split)
-        special, found = tuple(special_tokens), []
+        special, answers = tuple(special_tokens), []
         for name, completion in zip(rows["id"], rows["completion"], strict=True):
             text = completion
             for token in special:
@@ -151,8 +151,8 @@ class Task:
                     f"task {self.name!r}, {split}, row {name!r}: its completion has no final {self.final_answer}: "
                     f"{completion[-60:]!r}; correct it, or choose another final_answer"
                 )
-            found.append(answer)
-        return tuple(found)
+            answers.append(answer)
+        return tuple(answers)
 
     def with_splits(self, splits: Mapping[str, datasets.Dataset], *notes: str) -> Task:
         """The same task with some splits added or replaced, and what was done noted."""

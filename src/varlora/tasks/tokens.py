@@ -118,11 +118,11 @@ def answer_tokens(
         raise ValueError("no prompt was given; the answers' tokens are read off real prompts")
     tokens: list[int] = []
     for answer in answers:
-        found = {continuation_tokens(tokenizer, prompt, answer)[0]: prompt for prompt in prompts}
-        if len(found) > 1:
-            ends = ", ".join(f"{_show(tokenizer, t)} after {p[-20:]!r}" for t, p in found.items())
+        first_tokens = {continuation_tokens(tokenizer, prompt, answer)[0]: prompt for prompt in prompts}
+        if len(first_tokens) > 1:
+            ends = ", ".join(f"{_show(tokenizer, t)} after {p[-20:]!r}" for t, p in first_tokens.items())
             raise ValueError(f"the answer {answer!r} starts with different tokens: {ends}; end all prompts alike")
-        (token,) = found
+        (token,) = first_tokens
         if token == tokenizer.unk_token_id:
             raise ValueError(
                 f"the answer {answer!r} starts with the unknown token {_show(tokenizer, token)}; choose answers that "

@@ -21,7 +21,7 @@ def find_unread(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     in_template: Sequence[str] = (),
-    told: set[str] | None = None,
+    logged: set[str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """The columns of each split that hold something and are not read.
 
@@ -31,24 +31,24 @@ def find_unread(
         shapes: What the records are.
         tokenizer: That of chat messages; tools that its chat template does not write count as not read.
         in_template: The columns that a prompt template names.
-        told: Those that were told of before; others are logged, and added. None: all are logged.
+        logged: Those that were logged before; others are logged, and added. None: all are logged.
     """
-    found = {
+    unread = {
         split: columns
         for split, records in sources.items()
         if (columns := _unread(records, shapes, tokenizer, in_template))
     }
-    new = {column for columns in found.values() for column in columns} - (told or set())
-    if told is not None:
-        told |= new
+    new = {column for columns in unread.values() for column in columns} - (logged or set())
+    if logged is not None:
+        logged |= new
     if new:
         fields = [f for shape in shapes for f in SHAPES[shape] if f not in (ANSWER_FIELDS.get(shape), "completion")]
         seen = " and ".join(dict.fromkeys(in_template or fields))
         logger.warning(
             "%s: %s; of a row the model sees %s alone",
-            *(name, unread_in_words(found, sources), seen),
+            *(name, unread_in_words(unread, sources), seen),
         )
-    return found
+    return unread
 
 
 def unread_in_words(not_read: Mapping[str, Sequence[str]], splits: Collection[str]) -> str:
@@ -63,11 +63,11 @@ def unread_in_words(not_read: Mapping[str, Sequence[str]], splits: Collection[st
         'not read: context, source (train)'
     """
     columns = {column: None for there in not_read.values() for column in there}
-    told = []
+    phrases = []
     for column in columns:
         having = [split for split in splits if column in not_read.get(split, ())]
-        told.append(column if len(having) == len(splits) else f"{column} ({', '.join(having)})")
-    return f"not read: {', '.join(told)}" if told else ""
+        phrases.append(column if len(having) == len(splits) else f"{column} ({', '.join(having)})")
+    return f"not read: {', '.join(phrases)}" if phrases else ""
 
 
 def _unread(

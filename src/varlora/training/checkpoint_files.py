@@ -120,14 +120,9 @@ def last_whole_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The folders checkpoint-N of a trainer's output folder, in the order of N.
-
-    Example:
-        >>> checkpoints_in(Path("nowhere"))
-        []
-    """
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted((path for path in found if path.is_dir()), key=_step)
+    """The folders checkpoint-N of a trainer's output folder, in the order of N."""
+    named = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in named if path.is_dir()), key=_step)
 
 
 def damage_of(checkpoint: Path) -> str | None:
@@ -155,10 +150,10 @@ def listed_damage(checkpoint: Path, *names: str) -> str | None:
     For whoever reads single files, as a posterior's.
     """
     try:
-        found = read_checkpoint_files(checkpoint)
+        own = read_checkpoint_files(checkpoint)
     except ValueError as error:
         return f"damaged ({error})"
-    listed = found.files or {} if found is not None else {}
+    listed = own.files or {} if own is not None else {}
     return next(filter(None, (_file_damage(checkpoint / n, n, listed[n]) for n in names if n in listed)), None)
 
 
@@ -229,18 +224,16 @@ def remove_old_checkpoints(newest: Path, *, best: Path | None, limit: int | None
 def _own_damage(checkpoint: Path) -> str | None:
     """`damage_of`, without the best checkpoint."""
     try:
-        found = read_checkpoint_files(checkpoint)
+        own = read_checkpoint_files(checkpoint)
     except ValueError as error:
         return f"damaged ({error})"
     if is_interrupted(checkpoint):
         return "half-written: its save was interrupted"
-    if found is None or found.files is None:
+    if own is None or own.files is None:
         return f"without {CHECKPOINT_FILES}, so that nothing says whether it is whole"
-    if not found.resumable:
+    if not own.resumable:
         return "without the optimizer's state (save_only_model=True)"
-    return next(
-        filter(None, (_file_damage(checkpoint / name, name, entry) for name, entry in found.files.items())), None
-    )
+    return next(filter(None, (_file_damage(checkpoint / name, name, entry) for name, entry in own.files.items())), None)
 
 
 def _file_damage(path: Path, name: str, entry: _Entry) -> str | None:
@@ -254,11 +247,11 @@ def _file_damage(path: Path, name: str, entry: _Entry) -> str | None:
 def is_interrupted(checkpoint: Path) -> bool:
     """Whether the save of a checkpoint is known not to have ended."""
     try:
-        found = read_checkpoint_files(checkpoint)
+        own = read_checkpoint_files(checkpoint)
     except ValueError:
         return False
-    if found is not None:
-        return found.files is None
+    if own is not None:
+        return own.files is None
     return all(path.name.startswith(f".{CHECKPOINT_FILES}.new-") for path in checkpoint.glob("*"))  # it had just begun
 
 

@@ -48,12 +48,12 @@ def count_examples(loader: DataLoader[Any] | None, *, packing: bool = False) -> 
             "VariationalCallback(num_examples=...), or a number as IVONConfig(ess=...), with hess_init=... "
             "where the variance is the Hessian's."
         )
-    found: dict[str, Any] = {"examples": len(rows)}
+    counts: dict[str, Any] = {"examples": len(rows)}
     columns = rows.features if isinstance(rows, datasets.Dataset) else {}
     if isinstance(rows, datasets.Dataset) and SEQUENCES in columns:
         packed = sum(len(lengths) for lengths in rows[SEQUENCES])
         if packed > len(rows):
-            found = {"examples": packed, "rows": len(rows)}
+            counts = {"examples": packed, "rows": len(rows)}
     elif packing:
         logger.warning(
             "texts are packed into %d rows, and N counts these, since nothing says how many texts they hold: lambda is "
@@ -63,7 +63,7 @@ def count_examples(loader: DataLoader[Any] | None, *, packing: bool = False) -> 
         )
     if "labels" in columns:
         one = isinstance(columns["labels"], (datasets.Value, datasets.ClassLabel))
-        found["mean_over"] = "examples" if one else "tokens"
+        counts["mean_over"] = "examples" if one else "tokens"
     elif "input_ids" in columns:
-        found["mean_over"] = "tokens"
-    return found
+        counts["mean_over"] = "tokens"
+    return counts
