@@ -43,8 +43,9 @@ YES_NO = {
 }
 
 
-def build(row: dict[str, object], style: str, **options: Any) -> Task:
-    return build_task("t", {"test": Records(where="t", rows=[row])}, wording=Wording(prompt_style=style, **options))
+def build(row: dict[str, object], style: str, choice_role: Any = "answer", **options: Any) -> Task:
+    wording = Wording(prompt_style=style, choice_role=choice_role)
+    return build_task("t", {"test": Records(where="t", rows=[row])}, wording=wording, **options)
 
 
 @pytest.mark.parametrize("style", PROMPT_STYLES)
