@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -116,18 +119,29 @@ def test_snippets_run(
             exec(compile("\n" * block.line + block.text, name_of(page), "exec"), module.__dict__)
 
 
+@pytest.fixture(scope="module")
+def options_of() -> Callable[..., set[str]]:
+    """The options that a command's help shows; each command is asked once."""
+
+    @functools.cache
+    def shown(*command: str) -> set[str]:
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as told:
+            patch.setenv("COLUMNS", "250")
+            patch.setenv("NO_COLOR", "1")
+            assert _exit_code([*command, "--help"]) == 0
+        return set(re.findall(r"--[\w-]+", told.getvalue()))
+
+    return shown
+
+
 @pytest.mark.parametrize(("page", "line"), list(commands("varlora")), ids=name_of)
 def test_commands_have_the_options_they_are_shown_with(
-    page: Path, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    page: Path, line: str, options_of: Callable[..., set[str]]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setenv("NO_COLOR", "1")
     words = shlex.split(line, comments=True)
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
     command = words[1:2] if len(words) > 1 and not words[1].startswith("-") else []
-    assert _exit_code([*command, "--help"]) == 0
-    shown = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
-    assert set(options) <= shown
+    assert set(options) <= options_of(*command)
 
 
 def _exit_code(arguments: list[str]) -> int:

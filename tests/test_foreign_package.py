@@ -118,7 +118,7 @@ def cinema(tmp_path: Path) -> dict[str, str]:
     write_rows(folder / "train.jsonl", films(32))
     write_rows(folder / "test.jsonl", films(16, offset=3))
     return {
-        "model_name_or_path": save_model(tmp_path / "model"),
+        "model_name_or_path": save_model(tmp_path / "model", layers=1),
         "task": "cinema",
         "task_dir": str(folder),
         "max_steps": "2",

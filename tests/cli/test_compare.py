@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import multiprocessing
 import os
 import random
 import re
@@ -13,10 +15,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import submitit
 from rich.progress import Progress
+from submitit.core.submission import process_job
+from submitit.core.utils import JobPaths
+from submitit.local.local import LocalJob
 from transformers import TrainerCallback
 
 from cli.workshop import Outcome
@@ -176,9 +183,30 @@ def test_cells_of_other_processes_are_left_to_them(call: Call, tmp_path: Path, m
     assert (tmp_path / "out" / "tables.md").exists()
 
 
+class Forked(submitit.LocalExecutor):
+    """Has its jobs done by processes that are forked from this one: none imports the library anew."""
+
+    def _submit_command(self, command: str) -> Any:
+        child = multiprocessing.get_context("fork").Process(target=do_job, args=(self.folder,))
+        child.start()
+        process = SimpleNamespace(poll=lambda: child.exitcode, send_signal=lambda number: os.kill(child.pid, number))
+        return LocalJob(folder=self.folder, job_id=str(child.pid), tasks=[0], process=process)
+
+
+def do_job(folder: Path) -> None:
+    """What submitit does in a process of its own."""
+    logging.getLogger().handlers.clear()
+    logging.getLogger("varlora").setLevel(logging.NOTSET)
+    sys.stderr = JobPaths(folder, str(os.getpid()), 0).stderr.open("a", buffering=1)
+    names = {"JOB_ID": os.getpid(), "NTASKS": 1, "JOB_NUM_NODES": 1, "NODEID": 0, "GLOBALID": 0, "LOCALID": 0}
+    os.environ |= {"SUBMITIT_EXECUTOR": "local"} | {f"SUBMITIT_LOCAL_{name}": str(n) for name, n in names.items()}
+    process_job(folder)
+
+
 def test_two_processes_do_a_plan_between_them_to_the_same_numbers(
     call: Call, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(submitit, "LocalExecutor", Forked)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here
     words = ("compare", written(tmp_path), "--output_dir", tmp_path / "out", "--no_progress")
     done = call(*words, "--executor", "local", "--workers", 2)

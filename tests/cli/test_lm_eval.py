@@ -43,9 +43,10 @@ def tasks(tmp_path: Path, workshop: Workshop) -> Path:
 
 @pytest.fixture
 def quick_harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The harness without its thousands of task files, and its log on the stream that is there."""
+    """The harness without its thousands of task files and what it asks of pip, its log on the stream that is there."""
     tasks = pytest.importorskip("lm_eval.tasks", reason="lm-evaluation-harness is not installed")
     monkeypatch.setattr(tasks, "TaskManager", functools.partial(tasks.TaskManager, include_defaults=False))
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     monkeypatch.setattr("lm_eval.utils._LOGGING_CONFIGURED", False)
     log = logging.getLogger("lm_eval")
     level, propagate, handlers = log.level, log.propagate, list(log.handlers)

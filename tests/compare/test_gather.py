@@ -76,7 +76,7 @@ def plan_of(folder: Path, **changes: Any) -> Plan:
 
 
 def write_data(folder: Path) -> None:
-    save_model(folder / "model")
+    save_model(folder / "model", layers=1)
     rows = {
         "train": herds(32),
         "validation": herds(32, 32),

@@ -57,7 +57,7 @@ OTHER = {"positive": "negative", "negative": "positive"}
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
+    return save_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
 @pytest.fixture(scope="session")

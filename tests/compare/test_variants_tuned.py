@@ -37,7 +37,7 @@ SAME_GRID = ("--temperatures", "0", "4", "--samples", "2", "--fractions", "0")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
+    return save_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
 @pytest.fixture(scope="module")

@@ -355,8 +355,9 @@ def test_micro_batches_make_the_same_steps_as_the_whole_batch(name: str, model_f
     torch.testing.assert_close(cut.point[key], whole.point[key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(LEARNED))
+@pytest.mark.parametrize("name", ["adamw", "blob", "ivon", "laplace", "scalabl", "swag", "tfb"])
 def test_a_bfloat16_base_has_an_adapter_in_float32(name: str, model_folder: str, tmp_path: Path) -> None:
+    """Of the methods that compute with the weights; the others train as AdamW does."""
     result = trained(tmp_path, model_for(name, model_folder), name, dtype="bfloat16")
     assert all(before.dtype == torch.bfloat16 for before in result.frozen_before.values() if before.ndim > 1)
     assert all(m.dtype == torch.float32 for m in result.posterior.point.values())

@@ -63,12 +63,12 @@ def test_by_byte_it_is_divided_by_the_texts_bytes() -> None:
 
 
 def test_a_compiled_model_is_read_whole() -> None:
-    model = tiny_llama()
+    model = tiny_llama(layers=1)
     compiled = torch.compile(model, backend="eager")
 
-    for side in ("left", "right"):
-        scores = READOUT.logits(compiled, batch_of(side)).detach()
-        torch.testing.assert_close(scores, slow_scores(model), atol=1e-5, rtol=1e-5)
+    scores = READOUT.logits(compiled, batch_of()).detach()
+
+    torch.testing.assert_close(scores, slow_scores(model), atol=1e-5, rtol=1e-5)
 
 
 def test_the_vocabulary_is_scored_at_the_texts_positions_alone() -> None:

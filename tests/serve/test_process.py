@@ -1,39 +1,54 @@
-"""`varlora serve` as a process: it starts, answers, and ends in order."""
+"""`varlora serve` in a process of its own: it starts, answers, and ends in order."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from varlora.cli import main
+from varlora.cli.console import err, out
+
+
+def serve(trained: Path, folder: Path) -> None:
+    """The command, in a process that is forked from this one: it does not import the library anew."""
+    sys.stdout, sys.stderr = ((folder / name).open("w", buffering=1) for name in ("out", "err"))
+    for console in (out, err):
+        console._width, console._height = 200, 50
+    sys.exit(main(["serve", f"herds={trained}", "--port", "0", "--log_requests", "true"]))
 
 
 @pytest.fixture
-def process(trained: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "varlora", "serve", f"herds={trained}", "--port", "0", "--log_requests", "true"]
-    made = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}
-    )
+def process(trained: Path, tmp_path: Path) -> Iterator[Any]:
+    made = multiprocessing.get_context("fork").Process(target=serve, args=(trained, tmp_path))
+    made.start()
     yield made
-    if made.poll() is None:
-        made.kill()
-    made.wait()
+    made.kill()
+    made.join()
 
 
-def test_it_finishes_what_it_has_accepted_and_ends_with_0(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-    assert address is not None
-    with httpx.Client(base_url=address[0], timeout=60) as client:
+def address_of(process: Any, told: Path) -> str:
+    """What the command prints when it listens."""
+    while process.is_alive():
+        if told.exists() and (found := re.search(r"http://127\.0\.0\.1:\d+", told.read_text())):
+            return found[0]
+        time.sleep(0.01)
+    raise AssertionError("the server has ended")
+
+
+def test_it_finishes_what_it_has_accepted_and_ends_with_0(process: Any, tmp_path: Path) -> None:
+    address = address_of(process, tmp_path / "out")
+    with httpx.Client(base_url=address, timeout=60) as client:
         answer = client.post("/v1/classify", json={"texts": ["a fine film"]}).json()["answers"][0]
         assert answer["label"] in ("negative", "positive")
         body = {"prompt": "a fine film", "max_tokens": 100, "stream": True}
@@ -42,13 +57,13 @@ def test_it_finishes_what_it_has_accepted_and_ends_with_0(process: subprocess.Po
             for line in response.iter_lines():
                 if line.startswith("data:"):
                     if not pieces:
-                        process.send_signal(signal.SIGTERM)
+                        os.kill(process.pid, signal.SIGTERM)
                     pieces.append(line.removeprefix("data: "))
     assert pieces[-1] == "[DONE]"
     assert json.loads(pieces[-2])["choices"][0]["finish_reason"] in ("stop", "length")
-    assert process.wait(20) == 0
-    assert process.stderr is not None
-    log = process.stderr.read()
+    process.join(20)
+    assert process.exitcode == 0
+    log = (tmp_path / "err").read_text()
     assert "POST /v1/classify 200" in log
     assert "film" not in log
 

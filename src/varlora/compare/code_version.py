@@ -66,6 +66,7 @@ class Sources:
         self._packages = packages
         self._trees: dict[Path, ast.Module] = {}
         self._words: dict[str, str] = {}
+        self._imports: dict[str, tuple[str, ...]] = {}
 
     def hash_of(self, *entries: str) -> str:
         """The hash of the modules that some modules lead to, by name and content."""
@@ -83,7 +84,9 @@ class Sources:
             module = ahead.pop()
             if module not in seen and not _is_in(module, *LEFT_OUT):
                 seen.add(module)
-                ahead += self._imported_by(module)
+                if module not in self._imports:
+                    self._imports[module] = tuple(dict.fromkeys(self._imported_by(module)))
+                ahead += self._imports[module]
         return {module for module in seen if not _is_in(module, PASSED_THROUGH)}
 
     def _tree(self, module: str, *, of_names: bool = False) -> ast.Module:
