@@ -234,7 +234,7 @@ def test_jobs_are_put_into_slurm_s_queue_and_not_waited_for(
     assert (count, options) == (2, {"partition": "gpu", "time": 720})
     assert job.writes_report
     assert job.cells == tuple(cell.folder for cell in read_cells(tmp_path / "out"))
-    assert "Slurm array 12: 2 jobs for 2 cells." in done.out
+    assert "Slurm job 12 has 2 workers for 2 cells." in done.out
 
 
 def test_other_versions_cells_are_offered_and_taken_when_named(
@@ -268,6 +268,8 @@ def test_other_versions_cells_are_offered_and_taken_when_named(
         (["--slurm", "partition=gpu"], "--slurm has no effect on --executor inline"),
         (["--executor", "slurm", "--workers", 1, "--slurm", "gpu"], "--slurm 'gpu' must be KEY=VALUE"),
         (["--executor", "slurm", "--workers", 1, "--dry_run", "--slurm", "gpu"], "--slurm 'gpu' must be KEY=VALUE"),
+        (["--executor", "slurm", "--workers", 1], "no time is given; say how many minutes"),
+        (["--executor", "slurm", "--workers", 1, "--slurm", "time=12:00:00"], "time is '12:00:00'; say how many min"),
         (["--launcher", "no-such-program"], "begins with 'no-such-program'"),
         (["--only", "method=ivn"], "no method 'ivn'; did you mean 'ivon'"),
         (["--small"], "has no section `small`"),

@@ -68,7 +68,8 @@ def _state(cell: Cell, done: list[Cell]) -> str:
 
 def test_a_job_takes_its_cells_and_the_last_writes_the_tables(asked: Plan, executed: list[Cell]) -> None:
     cells = asked.cells()
-    job_of(asked, cells=(cells[1].folder,))()
+    with pytest.raises(RuntimeError, match="1 cells failed: llama / world / ivon / seed 0"):
+        job_of(asked, cells=(cells[1].folder,))()
     assert executed == [cells[1]]
     assert not (asked.output_dir / TABLES).exists()
     job_of(asked, writes_report=True)()
@@ -153,22 +154,50 @@ def test_processors_and_gpus_are_shared_out(
     assert threads_of_each(4) is None
 
 
-def test_slurm_is_given_an_array_of_the_job(asked: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The script that was queued last, by an sbatch that queues nothing."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name in ("sbatch", "srun"):
+        (folder / name).write_text(f"#!/bin/sh\n/bin/cp $1 {folder}/submitted\necho Submitted batch job 12\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder / "submitted"
+
+
+def test_slurm_is_given_an_array_of_the_job(asked: Plan, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="needs sbatch and srun"):
-        submit_to_slurm(job_of(asked), 2, {})
-    for name in ("sbatch", "srun"):
-        (tmp_path / name).write_text(f"#!/bin/sh\n/bin/cp $1 {tmp_path}/submitted\necho Submitted batch job 12\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+        submit_to_slurm(job_of(asked), 2, {"time": 720})
+    monkeypatch.setenv("PATH", str(slurm.parent))
     assert submit_to_slurm(job_of(asked), 2, {"partition": "gpu", "time": 720, "gpus_per_node": 1}) == "12"
-    lines = (tmp_path / "submitted").read_text().splitlines()
+    lines = slurm.read_text().splitlines()
     for expected in ("array=0-1%2", "partition=gpu", "time=720", "gpus-per-node=1", "job-name=varlora"):
         assert f"#SBATCH --{expected}" in lines
     pickles = sorted((asked.output_dir / JOBS).glob("12_*_submitted.pkl"))
     assert [submitit.helpers.DelayedSubmission.load(file).function for file in pickles] == [job_of(asked)] * 2
+    assert "cpus-per-task" not in "\n".join(lines)
     with pytest.raises(ValueError, match=r"Unavailable parameter\(s\): \['partitoin'\]"):
-        submit_to_slurm(job_of(asked), 2, {"partitoin": "gpu"})
+        submit_to_slurm(job_of(asked), 2, {"time": 720, "partitoin": "gpu"})
+    for options, said in (({}, "no time is given"), ({"time": 9, "cpus_per_task": "all"}, "cpus_per_task is 'all'")):
+        with pytest.raises(ValueError, match=said):
+            submit_to_slurm(job_of(asked), 2, options)
+
+
+def test_a_slurm_worker_computes_with_the_processors_that_it_asks_for(
+    asked: Plan, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    submit_to_slurm(job_of(asked), 1, {"time": 9, "cpus_per_task": 4})
+    lines = slurm.read_text().splitlines()
+    assert "#SBATCH --cpus-per-task=4" in lines
+    assert any(line.startswith("srun ") and " --cpus-per-task=4 " in line for line in lines)
+    (pickle,) = (asked.output_dir / JOBS).glob("12_submitted.pkl")
+    assert submitit.helpers.DelayedSubmission.load(pickle).function == job_of(asked, threads=4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    submit_to_slurm(job_of(asked), 1, {"time": 9, "cpus_per_task": 4})
+    assert submitit.helpers.DelayedSubmission.load(pickle).function == job_of(asked)
 
 
 class FakeRay:

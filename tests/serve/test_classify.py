@@ -18,6 +18,7 @@ from varlora.runs.calibration import Calibration, ChosenOn
 from varlora.runs.choose_decision import Wanted, choose_decision
 from varlora.runs.folder import read_run
 from varlora.serve import create_app
+from varlora.serve.classifier import PredictorClassifier
 from varlora.serve.load import LoadOptions, load_models, named_folders
 
 TEXTS = [row["text"] + " film" * (3 * n % 5) for n, row in enumerate(herds(24, offset=40))]
@@ -90,6 +91,15 @@ def test_draws_are_the_parts_of_the_average(client: httpx.Client) -> None:
             assert sum(draw[at] for draw in answer["draws"]) / 6 == pytest.approx(probability, abs=1e-6)
 
 
+def test_one_prediction_gives_answers_and_draws(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[Any] = []
+    once = predictor._predict
+    monkeypatch.setattr(predictor, "_predict", lambda records: asked_for.append(records) or once(records))
+    answers = PredictorClassifier("herds", predictor).answer(TEXTS[:2], draws=True)
+    assert [len(answer["draws"]) for answer in answers] == [6, 6]
+    assert len(asked_for) == 1
+
+
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
@@ -104,7 +114,8 @@ def test_draws_are_the_parts_of_the_average(client: httpx.Client) -> None:
         ({"model": "herds", "rows": [{"text": "a", "path": "/etc/passwd"}]}, 400, "'path', which this model does not"),
         ({"model": "herds", "rows": [{"question": "a?", "choices": ["b", "c"]}]}, 400, "rows"),
         ({"model": "herds", "rows": [{"text": "a", "id": [1]}]}, 400, "the id of rows[0]"),
-        ({"model": "herds", "texts": ["a"], "temperature": 1}, 400, "unknown parameter 'temperature'"),
+        ({"model": "herds", "texts": ["a"], "temperature": 1}, 400, "parameter 'temperature'; allowed: draws, "),
+        ({"model": "herds", "text": "a"}, 400, "parameter 'text'; did you mean 'texts'? Allowed: draws, model, rows, "),
         ({"model": "nobody", "texts": ["a"]}, 404, "there is no model 'nobody'; there is herds, other"),
         ({"texts": ["a"]}, 400, "say which model: herds, other"),
     ],
@@ -127,6 +138,7 @@ def test_what_cannot_be_answered_is_refused_with_its_reason(
         b"[" * 60_000,
         b'{"texts": ["\\ud800"], "model": "herds"}',
         b"\xff\xfe",
+        b'{"\\ud800": 1, "texts": ["a"]}',
         b'{"texts": NaN}',
         b"[]",
         b"7",

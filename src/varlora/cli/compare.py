@@ -133,9 +133,9 @@ def _submit(plan: Plan, job: Job, arguments: Namespace) -> None:
     number = submit_to_slurm(replace(job, writes_report=True), count, _slurm_options(arguments.slurm))
     where = escape(str(plan.output_dir))
     out.print(
-        f"Slurm array {number}: {count} jobs for {len(job.cells)} cells. Their logs are in "
-        f"[bold]{where}/{JOBS}[/bold], and the last one writes [bold]{where}/{TABLES}[/bold]. `varlora report {where}` "
-        "shows what is there, the same command with --dry_run what runs.",
+        f"Slurm job {number} has {count} workers for {len(job.cells)} cells. Their logs are in "
+        f"[bold]{where}/{JOBS}[/bold], and the last to end writes [bold]{where}/{TABLES}[/bold]. `varlora report "
+        f"{where}` shows what is there, the same command with --dry_run what runs.",
         highlight=False,
         soft_wrap=True,
     )
@@ -153,7 +153,11 @@ def _check(arguments: Namespace) -> None:
         raise ValueError("--executor slurm needs to know how many jobs to queue; add --workers N.")
     if arguments.slurm and executor != "slurm":
         raise ValueError(f"--slurm has no effect on --executor {executor}; add --executor slurm.")
-    _slurm_options(arguments.slurm)
+    slurm_options = _slurm_options(arguments.slurm)
+    if executor == "slurm":
+        from varlora.compare.executors import check_slurm_options
+
+        check_slurm_options(slurm_options)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "varlora compare was started as several processes that train together. Start one, which starts them for "

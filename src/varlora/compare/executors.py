@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,27 @@ class Job:
     writes_report: bool = False
 
     def __call__(self) -> None:
-        """Takes cells until none is free."""
+        """Takes cells until none is free.
+
+        Raises:
+            RuntimeError: cells failed, after all that can be done is done: a queue then says that the job failed.
+        """
         os.chdir(self.directory)
         log_to_stderr()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        failed = []
         for outcome in self.take_cells(lambda cell: logger.info("%s: begins", cell.title)):
-            logger.info("%s: %s", outcome.cell.title, outcome.error or "done")
+            where = " elsewhere" if outcome.elsewhere else ""
+            logger.info("%s: %s", outcome.cell.title, outcome.error or f"done{where}")
+            if outcome.error is not None and not outcome.elsewhere:
+                failed.append(outcome.cell.title)
         if self.writes_report:
             cells = read_cells(self.output_dir)
             if not cells_elsewhere(cells):
                 finish(read_plan(self.output_dir / PLAN, output_dir=self.output_dir), cells)
+        if failed:
+            raise RuntimeError(f"{len(failed)} cells failed: {', '.join(failed)}")
 
     def take_cells(self, started: Callable[[Cell], None]) -> Generator[Outcome, None, None]:
         """See `varlora.compare.worker.take_cells`."""
@@ -134,20 +144,38 @@ def submit_to_slurm(job: Job, count: int, options: Mapping[str, Any]) -> str:
     Args:
         job: what each does.
         count: how many.
-        options: of `submitit.SlurmExecutor`, such as `partition`, `time` (minutes), `gpus_per_node`, `mem`.
+        options: of `submitit.SlurmExecutor`, such as `partition`, `time` (minutes), `gpus_per_node`, `mem`; of
+            `cpus_per_task` each worker computes with so many threads.
 
     Returns:
-        The array's number.
+        The number of the job, or of the array.
 
     Raises:
-        ValueError: submitit is not installed, there is no Slurm here, or an option is not known.
+        ValueError: submitit is not installed, there is no Slurm here, or an option is missing or not known.
     """
+    check_slurm_options(options)
     submitit = import_submitit("slurm")
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError("--executor slurm needs sbatch and srun, which are not here; start it on a Slurm cluster.")
     executor = submitit.SlurmExecutor(job.output_dir / JOBS, max_num_timeout=TIMES_REQUEUED)
+    if (processors := options.get("cpus_per_task")) is not None:  # which srun does not take from sbatch since 22.05
+        options = {"srun_args": [f"--cpus-per-task={processors}"], **options}
+        job = job if "OMP_NUM_THREADS" in os.environ else replace(job, threads=int(processors))
     executor.update_parameters(**{"job_name": "varlora", **options})
     return str(executor.submit_array([job] * count)[0].job_id).partition("_")[0]
+
+
+def check_slurm_options(options: Mapping[str, Any]) -> None:
+    """Whether jobs with these options can run, and be queued again when their time is up.
+
+    Raises:
+        ValueError: a number is missing or none.
+    """
+    if not isinstance(options.get("time"), int):
+        given = f"time is {options['time']!r}" if "time" in options else "no time is given"
+        raise ValueError(f"--slurm: {given}; say how many minutes a job may run, as in --slurm time=720.")
+    if not isinstance(options.get("cpus_per_task", 1), int):
+        raise ValueError(f"--slurm: cpus_per_task is {options['cpus_per_task']!r}; it must be a number.")
 
 
 @contextmanager

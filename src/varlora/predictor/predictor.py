@@ -322,6 +322,19 @@ class Predictor:
         prediction = self._predict(records)
         return answers_of(prediction, self._decided(prediction, records))
 
+    def answers_with_prediction(self, rows: Any) -> tuple[list[Answer], Prediction]:
+        """The answers to rows, and the log-probabilities (N, S, C) by draw that they are read from, in one pass.
+
+        Args:
+            rows: As those of `predict_proba`, at least one.
+
+        Raises:
+            ValueError: As of `predict_proba`.
+        """
+        records = self._records(rows)
+        prediction = self._predict(records)
+        return list(answers_of(prediction, self._decided(prediction, records))), prediction
+
     def check(self, records: Records) -> None:
         """Refuses records that cannot be answered; nothing is predicted.
 
@@ -382,10 +395,7 @@ class Predictor:
         Raises:
             ValueError: As of `predict_proba`.
         """
-        self._refuse_texts()
-        if not len(known := self._known(rows)):
-            raise ValueError("there are no rows; give one or more.")
-        return self._predict(records_of(known, self.reader.field_of_text, labelled=labelled))
+        return self._predict(self._records(rows, labelled=labelled))
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -403,6 +413,13 @@ class Predictor:
     def _refuse_texts(self) -> None:
         if self.kind == "completion":
             raise ValueError(f"{self.run.path} writes texts, which have no probabilities of classes; call it instead.")
+
+    def _records(self, rows: Any, *, labelled: bool = False) -> Records:
+        """Rows to be classified, at least one."""
+        self._refuse_texts()
+        if not len(known := self._known(rows)):
+            raise ValueError("there are no rows; give one or more.")
+        return records_of(known, self.reader.field_of_text, labelled=labelled)
 
     def _known(self, rows: Any) -> Any:
         known = listed([rows] if is_one_row(rows) else rows)

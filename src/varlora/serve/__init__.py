@@ -3,7 +3,7 @@
 settings                what a server is told
 load                    folders, read into models that share their base
 app, middleware         endpoints, the page, who may ask and how much
-classify, openai_*      the endpoints
+classify, openai_*      the endpoints; request_body: what they share
 waiting, worker         from a request to the thread that owns a base model, and back
 row_batcher, text_batcher   what that thread does: batches of rows; texts, a token at a time
 server                  the process: signals and a graceful end

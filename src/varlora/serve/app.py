@@ -125,8 +125,6 @@ def _explained(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     where = ".".join(str(part) for part in first["loc"][1:])
     if first["type"] == "json_invalid":
         return RequestError(400, f"the body is no JSON: {first['ctx']['error']} at {where}.", code="invalid_json")
-    if first["type"] == "extra_forbidden":
-        return RequestError(400, f"unknown parameter {where[:200]!r}.", param=where[:200], code="unknown_parameter")
     if first["type"] == "missing" and not where:
         return RequestError(400, "there is no body; send a JSON object.", code="no_body")
     if not where:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-from varlora.predictor.answer import Answer
 from varlora.predictor.predictor import Predictor
 from varlora.serve.row_batcher import Row
 from varlora.tasks.prompt_template import PromptTemplate
@@ -46,12 +45,10 @@ class PredictorClassifier:
 
     def answer(self, rows: Sequence[Row], *, draws: bool) -> list[dict[str, Any]]:
         """An answer for each row; `draws` adds a list for each draw, of the probabilities of the row's choices."""
-        found = cast(list[Answer], self.predictor(list(rows)))
-        if not draws:
-            return [answer.to_dict() for answer in found]
-        prediction = self.predictor.prediction(list(rows))
-        answers = []
-        for answer, log_probs in zip(found, prediction.log_probs, strict=True):
-            offered = [self.predictor.classes.index(label) for label in answer.probabilities]
-            answers.append({**answer.to_dict(), "draws": log_probs[:, offered].exp().tolist()})
+        found, prediction = self.predictor.answers_with_prediction(list(rows))
+        answers = [answer.to_dict() for answer in found]
+        if draws:
+            for answer, log_probs in zip(answers, prediction.log_probs, strict=True):
+                offered = [self.predictor.classes.index(label) for label in answer["probabilities"]]
+                answer["draws"] = log_probs[:, offered].exp().tolist()
         return answers

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from varlora.serve.errors import RequestError, check_unicode
+from varlora.serve.errors import RequestError
 from varlora.serve.metrics import ServerMetrics
+from varlora.serve.request_body import RequestBody, check_unicode
 from varlora.serve.row_batcher import RowJob
 from varlora.serve.served import Directory
 from varlora.serve.settings import ServeSettings
@@ -16,10 +17,8 @@ from varlora.serve.waiting import QueuePlace, next_event
 from varlora.serve.worker import QueueCapacity
 
 
-class ClassifyRequest(BaseModel):
+class ClassifyRequest(RequestBody):
     """What is asked."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = None
     texts: list[str] | None = None

@@ -56,20 +56,3 @@ class RequestError(Exception):
         """Headers beside it."""
         headers = {} if self.retry_after is None else {"retry-after": str(math.ceil(self.retry_after))}
         return {**headers, "www-authenticate": "Bearer"} if self.status == 401 else headers
-
-
-def unsupported(param: str, why: str) -> RequestError:
-    """A parameter that the server does not follow, and so refuses."""
-    return RequestError(400, f"{param!r} is not supported: {why}", param=param, code="unsupported_parameter")
-
-
-def check_unicode(text: str, param: str) -> None:
-    """Refuses what JSON can write and UTF-8 cannot.
-
-    Raises:
-        RequestError: the text has a lone surrogate.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(400, f"{param} has half of a surrogate pair, which is no text.", param=param) from error

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from varlora.serve.errors import RequestError, check_unicode
+from varlora.serve.errors import RequestError
 from varlora.serve.language_model import LanguageModel
 from varlora.serve.openai_answers import (
     Choice,
@@ -23,6 +23,7 @@ from varlora.serve.openai_answers import (
     visible_tokens,
 )
 from varlora.serve.openai_requests import ChatRequest, CompletionRequest
+from varlora.serve.request_body import check_unicode
 from varlora.serve.sequences import Sampling, TextSequence
 from varlora.serve.served import Directory, Served
 from varlora.serve.settings import ServeSettings

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from varlora.serve.errors import RequestError, unsupported
+from varlora.serve.errors import RequestError
+from varlora.serve.request_body import RequestBody, unsupported
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
@@ -30,21 +31,17 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """Parameters that the server does not follow, and the values with which they ask for nothing."""
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(RequestBody):
     """Of a stream."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
 
 
-class TextRequest(BaseModel):
+class TextRequest(RequestBody):
     """What both endpoints share.
 
     `samples` is ours: texts are the vote of that many posterior draws, 0 writes at the mean.
     """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = None
     n: int = Field(default=1, ge=1)
@@ -98,19 +95,15 @@ class TextRequest(BaseModel):
             raise RequestError(400, "stream_options has no effect without stream.", param="stream_options")
 
 
-class TextPart(BaseModel):
+class TextPart(RequestBody):
     """A part of a message."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(RequestBody):
     """A turn of a conversation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]

@@ -1,0 +1,49 @@
+"""What all bodies of requests share: strict types, and no parameter that nothing follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from varlora.io.nearest import nearest
+from varlora.serve.errors import RequestError
+
+
+class RequestBody(BaseModel):
+    """A body, or an object in one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                name = name[:200].encode(errors="replace").decode()
+                near = nearest(name, cls.model_fields, otherwise="")
+                allowed = ", ".join(sorted(cls.model_fields))
+                raise RequestError(
+                    400,
+                    f"unknown parameter {name!r}; {f'{near} Allowed' if near else 'allowed'}: {allowed}.",
+                    param=name,
+                    code="unknown_parameter",
+                )
+        return given
+
+
+def unsupported(param: str, why: str) -> RequestError:
+    """A parameter that the server does not follow, and so refuses."""
+    return RequestError(400, f"{param!r} is not supported: {why}", param=param, code="unsupported_parameter")
+
+
+def check_unicode(text: str, param: str) -> None:
+    """Refuses what JSON can write and UTF-8 cannot.
+
+    Raises:
+        RequestError: the text has a lone surrogate.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(400, f"{param} has half of a surrogate pair, which is no text.", param=param) from error
