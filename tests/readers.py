@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from varlora.compare.plan_file import read_plan
 from varlora.compare.variant_files import FOLDER, facts_of, stored_as, usable_rows, variant_folder
 from varlora.ivon import IVON
 from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
+from varlora.metrics.costs import Costs
 from varlora.posterior import (
     DiagonalGaussian,
     DropoutMasks,
@@ -42,7 +44,12 @@ from varlora.posterior.kronecker import KroneckerFactors
 from varlora.posterior.manifest import sha256, to_json
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
+from varlora.runs.calibration import Calibration, ChosenOn
+from varlora.runs.choose_decision import Wanted, WantedBands, choose_decision
 from varlora.runs.config import RunConfig
+from varlora.runs.decision import Decision
+from varlora.runs.export import export_adapters
+from varlora.runs.export_folder import read_export
 from varlora.runs.folder import CompletionScores, read_run
 from varlora.runs.result import RunResult, write_run
 from varlora.runs.setting import Setting
@@ -118,6 +125,8 @@ def build(folder: Path) -> None:
     _build_run(folder, held["diagonal"])
     _build_checkpoint(folder / "checkpoint-2")
     _build_comparison(folder)
+    export_adapters(held["diagonal"], folder / "export", samples=2, source=folder / "run")
+    _build_decisions(folder)
     rows = [{"text": "fine", "label": "a"}, {"text": "dull", "label": "b"}, {"text": "so", "label": "a"}]
     for split in ("train", "validation"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -171,6 +180,30 @@ def _build_checkpoint(folder: Path) -> None:
     noise.detach()
     model.save_pretrained(folder)
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+
+
+def _build_decisions(folder: Path) -> None:
+    """With every part that a decision may have: one cannot have them all."""
+    probs = torch.linspace(0.55, 0.99, 60, dtype=torch.float64)
+    rows = Prediction(
+        log_probs=torch.stack([probs, 1 - probs], -1).log()[:, None],
+        labels=(torch.arange(60) % 7 == 3).long(),
+        classes=("a", "b"),
+    )
+    calibration = Calibration(prediction=rows, chosen_on=ChosenOn(source="validation", rows=60, also_used_for=("T",)))
+    wanted = {
+        "by_group": Wanted(coverage=Fraction(1), sets=Fraction("0.9"), recalibrate=("temperature",)),
+        "by_cost": Wanted(
+            costs=Costs.of(("a", "b"), wrong={"a": 5, "*": 1}, abstain=0.3),
+            bands=WantedBands(names=("high", "low"), cuts=(0.7,)),
+            recalibrate=("venn_abers",),
+        ),
+    }
+    groups = ["even", "odd"] * 30
+    for name, one in wanted.items():
+        grouped = {"group_column": "kind", "groups": groups} if name == "by_group" else {}
+        (folder / name).mkdir()
+        choose_decision(one, calibration, **grouped).save(folder / name)  # type: ignore[arg-type]
 
 
 VARIANT = variant_of(temperature=2.0, samples=4)
@@ -265,6 +298,13 @@ def readers(folder: Path) -> Mapping[str, Reader]:
         "variant.json": Reader(file=_made(folder), read=_variant),
         "validation.json": Reader(
             file=f"run/{FOLDER}/validation.json", read=lambda folder: usable_rows(folder / "run")
+        ),
+        "export.json": Reader(file="export/export.json", read=lambda folder: read_export(folder / "export")),
+        "decision.json by group": Reader(
+            file="by_group/decision.json", read=lambda folder: Decision.load(folder / "by_group")
+        ),
+        "decision.json by cost": Reader(
+            file="by_cost/decision.json", read=lambda folder: Decision.load(folder / "by_cost")
         ),
         "train.jsonl": Reader(
             file="train.jsonl",

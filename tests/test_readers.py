@@ -65,7 +65,8 @@ def fuzz(folder: Path, reader: Reader, examples: int) -> Counter[str]:
 
 NAMES = [
     *("config.yaml", "run.json", "metrics.json", "log.jsonl", "prediction", "scores", "generations", "plan.yaml"),
-    *("published.yaml", "cells.json", "variant.json", "validation.json", "train.jsonl", "labels.json", "optimizer.pt"),
+    *("published.yaml", "cells.json", "variant.json", "validation.json", "export.json", "decision.json by group"),
+    *("decision.json by cost", "train.jsonl", "labels.json", "optimizer.pt"),
     *("checkpoint's adapter_config.json", "checkpoint's weights", "posterior.json", "adapter_config.json"),
     *("diagonal's adapter_model", "diagonal's posterior", "point's adapter_model", "kronecker's adapter_model"),
     *("kronecker's posterior", "low_rank's adapter_model", "low_rank's posterior", "mixture's adapter_model"),

@@ -232,7 +232,7 @@ def test_jobs_are_put_into_slurm_s_queue_and_not_waited_for(
     assert done.code == 0
     ((job, count, options),) = submitted
     assert (count, options) == (2, {"partition": "gpu", "time": 720})
-    assert job.writes_report
+    assert job.alone
     assert job.cells == tuple(cell.folder for cell in read_cells(tmp_path / "out"))
     assert "Slurm job 12 has 2 workers for 2 cells." in done.out
 

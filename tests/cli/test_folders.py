@@ -91,7 +91,8 @@ def test_what_rows_of_its_own_are_needed_for_names_the_file(
         (["tune", folders.saved], "--validation_file FILE"),
         (["decide", folders.saved, "--coverage", 0.9], "--calibration_file FILE"),
         (["eval", folders.saved, "--test_file", folders.test, "--coverage", 0.9], "--calibration_file"),
-        (["report", folders.saved], "varlora eval"),
+        (["report", folders.saved], f"varlora eval {folders.saved} --test_file FILE"),
+        (["report", folders.checkpoint.parent], f"varlora eval {folders.checkpoint} --test_file FILE"),
     ):
         refused = call(*words)
         assert (refused.code, option in refused.err) == (1, True), refused.err

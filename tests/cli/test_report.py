@@ -185,6 +185,9 @@ def test_options_that_do_not_go_together(call: Call, adamw: Path, words: list[st
 def test_what_is_no_folder_of_ours(call: Call, comparison: Path, adamw: Path, tmp_path: Path) -> None:
     none = call("report", tmp_path)
     assert (none.code, "has no plan.yaml and is no run folder" in none.err) == (1, True)
+    derived = Path(shutil.copytree(adamw, tmp_path / "derived", ignore=shutil.ignore_patterns("predictions")))
+    unmeasured = call("report", derived)
+    assert (unmeasured.code, f"Measure it: varlora eval {derived} " in unmeasured.err) == (1, True), unmeasured.err
     mixed = call("report", comparison, adamw)
     assert (mixed.code, "report it alone" in mixed.err) == (1, True)
     reference = call("report", comparison, "--reference", "AdamW")

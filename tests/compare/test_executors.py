@@ -68,12 +68,18 @@ def _state(cell: Cell, done: list[Cell]) -> str:
 
 def test_a_job_takes_its_cells_and_the_last_writes_the_tables(asked: Plan, executed: list[Cell]) -> None:
     cells = asked.cells()
-    with pytest.raises(RuntimeError, match="1 cells failed: llama / world / ivon / seed 0"):
-        job_of(asked, cells=(cells[1].folder,))()
+    job_of(asked, cells=(cells[1].folder,))()
     assert executed == [cells[1]]
     assert not (asked.output_dir / TABLES).exists()
-    job_of(asked, writes_report=True)()
+    job_of(asked, alone=True)()
     assert executed == [cells[1], cells[0]]  # what the other job failed at, just now, is not tried again
+    assert (asked.output_dir / TABLES).is_file()
+
+
+def test_a_job_of_a_queue_fails_with_its_cells_when_the_others_are_done(asked: Plan, executed: list[Cell]) -> None:
+    with pytest.raises(RuntimeError, match="1 cells failed: llama / world / ivon / seed 0"):
+        job_of(asked, cells=tuple(cell.folder for cell in reversed(asked.cells())), alone=True)()
+    assert executed == list(asked.cells())
     assert (asked.output_dir / TABLES).is_file()
 
 
@@ -248,6 +254,22 @@ def test_ray_is_given_tasks_that_take_cells(
     assert [outcome.error for outcome in outcomes] == [None, "RuntimeError: out of memory"]
     assert fake.options == {"num_cpus": 1, "num_gpus": 1.0, "max_calls": 1, "max_retries": -1}
     assert (fake.tasks, fake.up) == (tasks, False)
+
+
+@pytest.mark.parametrize(("address", "said"), [(None, "does not start on this machine"), ("10.0.0.1:1", "10.0.0.1:1")])
+def test_a_ray_that_does_not_come_up_is_said(
+    asked: Plan, monkeypatch: pytest.MonkeyPatch, address: str | None, said: str
+) -> None:
+    def time_out(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(executors, "import_ray", lambda: SimpleNamespace(init=time_out))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=f"{said}.*The current node timed out"):
+        with ray_jobs(job_of(asked), 1):
+            pass
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

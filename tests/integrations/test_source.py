@@ -44,10 +44,15 @@ def test_a_run_says_all(finished: Path) -> None:
 
 
 def test_a_posterior_alone_says_its_base_model(finished: Path, tmp_path: Path) -> None:
-    source = read_source(str(saved(finished, tmp_path / "q", base_revision="abc")))
+    source = read_source(str(saved(finished, tmp_path / "q", base_revision="abc", base_loading=None)))
 
     assert source.base == str(finished.parent / "model")
     assert (source.revision, source.dtype, source.samples, source.seed) == ("abc", "auto", SAMPLES, 0)
+
+
+def test_a_posterior_alone_says_its_base_model_s_data_type(finished: Path, tmp_path: Path) -> None:
+    folder = saved(finished, tmp_path / "q", base_loading={"dtype": "bfloat16"})
+    assert read_source(str(folder)).dtype == "bfloat16"
 
 
 def test_what_was_tuned_can_be_left_aside(finished: Path, tmp_path: Path) -> None:

@@ -215,8 +215,8 @@ def test_a_decision_is_kept_and_read_back(tmp_path: Path) -> None:
     [
         ({"format_version": 2}, "has format version 2; this varlora reads 1"),
         ({"by": "margin"}, "'by'"),
-        ({"threshold": {"value": 0.5}}, "is not a decision"),
-        ({"chosen_on": {}}, "is not a decision"),
+        ({"threshold": {"value": 0.5}}, "this is no decision"),
+        ({"chosen_on": {}}, "this is no decision"),
         ({"sets": 3}, "'sets'"),
     ],
 )

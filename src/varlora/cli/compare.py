@@ -130,7 +130,7 @@ def _submit(plan: Plan, job: Job, arguments: Namespace) -> None:
         out.print("Nothing is left to run.")
         return
     count = min(arguments.workers, len(job.cells))
-    number = submit_to_slurm(replace(job, writes_report=True), count, _slurm_options(arguments.slurm))
+    number = submit_to_slurm(replace(job, alone=True), count, _slurm_options(arguments.slurm))
     where = escape(str(plan.output_dir))
     out.print(
         f"Slurm job {number} has {count} workers for {len(job.cells)} cells. Their logs are in "

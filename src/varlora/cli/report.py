@@ -63,6 +63,29 @@ def _is_comparison(folder: Path) -> bool:
     return (folder / PLAN).is_file()
 
 
+def _check_predicted(folder: Path) -> None:
+    """Refuses a model's folder without stored predictions, and says how it is measured."""
+    from varlora.posterior.manifest import ADAPTER_CONFIG, MANIFEST
+    from varlora.runs.folder import PREDICTIONS, is_run
+
+    if is_run(folder):
+        if not any((folder / PREDICTIONS).glob("*.parquet")):
+            raise ValueError(
+                f"{folder} holds no predictions to report, since it was made from another run. Measure it: varlora "
+                f"eval {folder} (--output_file M.json keeps the numbers)."
+            )
+        return
+    checkpoints = sorted(folder.glob(f"checkpoint-*/{ADAPTER_CONFIG}"), key=lambda file: file.stat().st_mtime_ns)
+    model = folder if any((folder / name).is_file() for name in (MANIFEST, ADAPTER_CONFIG)) else None
+    if model is None and checkpoints:
+        model = checkpoints[-1].parent
+    if model is not None:
+        raise ValueError(
+            f"{folder} holds no predictions to report, since `varlora train` has not written it. Measure it: varlora "
+            f"eval {model} --test_file FILE (--output_file M.json keeps the numbers)."
+        )
+
+
 def _study(arguments: Namespace) -> Study:
     """What the folders hold.
 
@@ -73,7 +96,6 @@ def _study(arguments: Namespace) -> Study:
     from varlora.compare.gather import gather
     from varlora.compare.plan_file import read_plan
     from varlora.compare.run_folders import study_of_runs
-    from varlora.posterior.manifest import ADAPTER_CONFIG, MANIFEST
     from varlora.runs.folder import is_run
 
     folders = [Path(folder) for folder in arguments.folders]
@@ -85,11 +107,7 @@ def _study(arguments: Namespace) -> Study:
                 f"`varlora report {folders[0]}/runs/*` compares its runs."
             )
         for folder in folders:
-            if not is_run(folder) and any((folder / name).is_file() for name in (MANIFEST, ADAPTER_CONFIG)):
-                raise ValueError(
-                    f"{folder} holds no predictions to report, since `varlora train` has not written it. Measure it "
-                    f"instead: varlora eval {folder} --test_file FILE (--output_file M.json keeps the numbers)."
-                )
+            _check_predicted(folder)
         if len(folders) == 1 and not is_run(folders[0]):
             raise ValueError(
                 f"{folders[0]} has no {PLAN} and is no run folder. Give the output folder of `varlora compare`, or "

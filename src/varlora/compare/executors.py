@@ -48,7 +48,8 @@ class Job:
         launcher: as of `launch_cell`; "" does cells in the job's own process.
         directory: the working directory, from which the settings' paths start.
         threads: for torch; None leaves it to torch.
-        writes_report: whether the job that ends last writes the tables.
+        alone: whether no command waits for it: the job that ends last writes the tables, and one with a failed cell
+            fails.
     """
 
     output_dir: Path
@@ -57,13 +58,13 @@ class Job:
     launcher: str = ""
     directory: Path
     threads: int | None = None
-    writes_report: bool = False
+    alone: bool = False
 
     def __call__(self) -> None:
         """Takes cells until none is free.
 
         Raises:
-            RuntimeError: cells failed, after all that can be done is done: a queue then says that the job failed.
+            RuntimeError: the job is alone and cells failed, after all that can be done is done: a queue then says so.
         """
         os.chdir(self.directory)
         log_to_stderr()
@@ -75,11 +76,11 @@ class Job:
             logger.info("%s: %s", outcome.cell.title, outcome.error or f"done{where}")
             if outcome.error is not None and not outcome.elsewhere:
                 failed.append(outcome.cell.title)
-        if self.writes_report:
+        if self.alone:
             cells = read_cells(self.output_dir)
             if not cells_elsewhere(cells):
                 finish(read_plan(self.output_dir / PLAN, output_dir=self.output_dir), cells)
-        if failed:
+        if self.alone and failed:
             raise RuntimeError(f"{len(failed)} cells failed: {', '.join(failed)}")
 
     def take_cells(self, started: Callable[[Cell], None]) -> Generator[Outcome, None, None]:
@@ -189,11 +190,21 @@ def ray_jobs(job: Job, count: int | None) -> Iterator[Running]:
         job: what each does.
         count: how many; None: one for each GPU, or processor, of the cluster, and no more than cells.
 
-    Yields, Raises:
+    Yields:
         As of `local_jobs`.
+
+    Raises:
+        ValueError: Ray is not installed, or does not start.
     """
     ray = import_ray()
-    ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
+    try:
+        ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
+    except Exception as error:  # Ray raises no narrower one where its processes come up too slowly
+        there = os.environ.get("RAY_ADDRESS")
+        where = f"Ray cannot be reached at RAY_ADDRESS={there}" if there else "Ray does not start on this machine"
+        raise ValueError(
+            f"{where}: {error} On a busy machine start it yourself (ray start --head) and set RAY_ADDRESS=auto."
+        ) from error
     try:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))

@@ -28,7 +28,7 @@ class Source:
         q: its posterior, tuned or as trained.
         base: the base model, name or folder.
         revision: of the base model.
-        dtype: of the base model.
+        dtype: of the base model, as in training; "auto" where a folder does not say it.
         samples: number of draws.
         seed: of the draws.
     """
@@ -75,7 +75,8 @@ def read_source(posterior: str, pretrained: str | None = None, *, untuned: bool 
         samples, seed = config.samples, config.seed
     else:
         q = read_posterior(folder)
-        recorded = {"base": q.meta.base_model, "gguf_file": None, "revision": q.meta.base_revision, "dtype": "auto"}
+        dtype = (q.meta.base_loading or {}).get("dtype", "auto")
+        recorded = {"base": q.meta.base_model, "gguf_file": None, "revision": q.meta.base_revision, "dtype": dtype}
         samples, seed = SAMPLES, 0
     _check_causal(q, folder)
     base = pretrained if pretrained is not None else recorded["base"]

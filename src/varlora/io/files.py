@@ -227,9 +227,12 @@ def misfit_of(value: Any, kind: Any, at: str = "it") -> str | None:
         return None if value in parts and type(value) in map(type, parts) else _not(at, value, kind)
     if origin in (Union, UnionType):
         return None if any(misfit_of(value, part) is None for part in parts) else _not(at, value, kind)
-    if origin in (list, dict):
-        if not isinstance(value, origin):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _misfit_of_fields(value, kind, at)
+    if origin in (list, tuple, dict, Mapping):
+        if not isinstance(value, list if origin in (list, tuple) else dict):
             return _not(at, value, kind)
+        parts = parts[:1] if origin is tuple else parts
         inside = value.items() if isinstance(value, dict) else enumerate(value)
         return next(filter(None, (misfit_of(item, parts[-1], _within(at, key)) for key, item in inside)), None)
     allowed: Any = {float: (int, float), type(None): type(None)}.get(kind, kind)
@@ -247,6 +250,16 @@ def _misfit_of_typed(value: Any, kind: Any, at: str) -> str | None:
     return next(filter(None, (misfit_of(value[name], hint, _within(at, name)) for name, hint in there)), None)
 
 
+def _misfit_of_fields(value: Any, kind: Any, at: str) -> str | None:
+    if not isinstance(value, dict):
+        return _not(at, value, kind)
+    hints: Mapping[str, Any] = get_type_hints(kind)
+    for problem, names in (("lacks", hints.keys() - value.keys()), ("has the unknown", value.keys() - hints.keys())):
+        if names:
+            return f"{at} {problem} {', '.join(map(repr, sorted(names)))}"
+    return next(filter(None, (misfit_of(value[name], hint, _within(at, name)) for name, hint in hints.items())), None)
+
+
 def _within(at: str, key: str | int) -> str:
     return f"{'' if at == 'it' else at}[{key!r}]"
 
@@ -262,9 +275,9 @@ def _in_words(kind: Any) -> str:
         return " or ".join(map(repr, parts))
     if origin in (Union, UnionType):
         return " or ".join(map(_in_words, parts))
-    if origin is list:
+    if origin in (list, tuple):
         return "a list"
-    if origin is dict or is_typeddict(kind):
+    if origin in (dict, Mapping) or is_typeddict(kind) or dataclasses.is_dataclass(kind):
         return "an object"
     names: Mapping[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return names.get(kind, "null")

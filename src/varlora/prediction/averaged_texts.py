@@ -24,7 +24,7 @@ from varlora.posterior import Posterior
 from varlora.posterior.batched_draws import averaged_over_batches
 from varlora.posterior.draws import held_batches, number_of_draws, progress_bar
 from varlora.prediction.decoding import AverageOverDraws, Greedy, OneText
-from varlora.prediction.prediction_setup import prepare
+from varlora.prediction.prediction_setup import nan_logits, prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +107,7 @@ def generate_averaged(
             done=bar.update,
         )
     if broken := [i for i, (text, *_) in enumerate(found) if text.log_likelihood != text.log_likelihood]:
-        raise ValueError(
-            f"the model gives NaN logits, first for prompt {broken[0]}; its weights or the posterior's scale are broken"
-        )
+        raise nan_logits(f"prompt {broken[0]}")
     ids = [str(i) for batch in held for i in batch.get("id", ())] or [""] * len(found)
     return [
         AveragedText(

@@ -27,7 +27,7 @@ from varlora.posterior import Posterior
 from varlora.posterior.batched_draws import over_batches
 from varlora.posterior.draws import held_batches, progress_bar
 from varlora.prediction.prediction import PredictedMode
-from varlora.prediction.prediction_setup import prepare
+from varlora.prediction.prediction_setup import nan_logits, prepare
 from varlora.prediction.text_utility import Utility, token_f1
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
 
@@ -296,9 +296,7 @@ def generate(
     log_likelihoods = _by_row(written, "log_likelihood", torch.float64)
     if bool(log_likelihoods.isnan().any()):
         broken = int(log_likelihoods.isnan().any(1).nonzero()[0])
-        raise ValueError(
-            f"the model gives NaN logits, first for prompt {broken}; its weights or the posterior's scale are broken"
-        )
+        raise nan_logits(f"prompt {broken}")
     return Generations(
         texts=tuple(zip(*[[text.text for text in of_draw] for of_draw in written], strict=True)),
         num_tokens=_by_row(written, "num_tokens", torch.int64),

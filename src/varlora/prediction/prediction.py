@@ -24,7 +24,7 @@ from varlora.io.parquet_files import TableFile, facts_in, rectangle
 from varlora.posterior import Posterior
 from varlora.posterior.batched_draws import over_batches
 from varlora.posterior.draws import held_batches, progress_bar
-from varlora.prediction.prediction_setup import prepare
+from varlora.prediction.prediction_setup import nan_logits, prepare
 from varlora.prediction.until_sure import MOST, TOLERANCE, can_stop, draws_until_sure
 from varlora.readout.readout import Readout
 
@@ -279,9 +279,7 @@ def predict(
             log_probs = torch.stack([torch.cat(of_draw) for of_draw in passes], dim=1)
     if bool(log_probs.isnan().any()):
         broken = int(log_probs.isnan().any(-1).any(-1).nonzero()[0])
-        raise ValueError(
-            f"the model gives NaN logits, first for example {broken}; its weights or the posterior's scale are broken"
-        )
+        raise nan_logits(f"example {broken}")
     names = getattr(readout, "answers", getattr(readout, "classes", ()))
     return Prediction(
         log_probs=log_probs,

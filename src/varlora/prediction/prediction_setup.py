@@ -247,5 +247,15 @@ def configs_by_mode(q: Posterior, config: PredictionConfig) -> dict[Mode, Predic
     return {mode: config.at(mode) for mode in modes}
 
 
+def nan_logits(first: str = "") -> ValueError:
+    """The error of a model that gives NaN.
+
+    Args:
+        first: for which row it does first, in words.
+    """
+    where = f", first for {first}" if first else ""
+    return ValueError(f"the model gives NaN logits{where}; its weights or the posterior's scale are broken.")
+
+
 def _with_meta(q: Posterior, meta: PosteriorMeta) -> Posterior:
     return dataclasses.replace(q, meta=meta)  # type: ignore[type-var]

@@ -92,7 +92,7 @@ class RunConfig:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _model("Data type of the frozen weights.", "auto")
     quantization: Literal["none", "8bit", "4bit"] = _model(
-        "Frozen weights in 8 or 4 bit by bitsandbytes (extra of that name), on a CUDA GPU.", "none"
+        "Frozen weights in 8 or 4 bit by bitsandbytes (extra of that name).", "none"
     )
 
     task: str | None = _data("A named task (see `varlora tasks`).")

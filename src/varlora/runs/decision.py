@@ -19,6 +19,7 @@ from torch import Tensor
 
 from varlora.io.files import json_text, read_json
 from varlora.io.folders import atomic_file
+from varlora.io.json_dataclass import from_json
 from varlora.metrics import (
     SetThreshold,
     answered_metrics,
@@ -36,7 +37,7 @@ from varlora.metrics.exchangeability import (
     ExchangeabilityCheck,
     check_exchangeability,
 )
-from varlora.metrics.recalibration import Recalibration, Temperatures, recalibrated
+from varlora.metrics.recalibration import Recalibration, recalibrated
 from varlora.metrics.selective import Sureness
 from varlora.metrics.selective_accuracy import DELTA
 from varlora.metrics.uncertainty import mean_log_probs
@@ -44,19 +45,11 @@ from varlora.metrics.venn_abers import VennAbers
 from varlora.posterior.manifest import MANIFEST, library_version, read_manifest, sha256, to_json
 from varlora.prediction.prediction import Prediction
 from varlora.runs.calibration import ChosenOn
-from varlora.runs.decision_file import (
-    DecisionFile,
-    Threshold,
-    band_from,
-    costs_from,
-    recalibration_from,
-    sets_from,
-    threshold_from,
-    threshold_to_dict,
-)
+from varlora.runs.decision_file import Threshold, to_fields, to_plain
 from varlora.runs.predicted_as import PredictedAs
 
 FILE = "decision.json"
+_BESIDE = ("format_version", "made", "varlora", "posterior")
 FORMAT_VERSION = 1
 Groups = Sequence[str | None]
 """One name a row; None where a row's group is not known."""
@@ -272,60 +265,34 @@ class Decision:
         if not file.is_file():
             return None
         instead = "Choose it anew (`varlora decide`), or remove the file."
-        content = read_json(file, DecisionFile, instead=instead)
-        if content["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{file} has format version {content['format_version']}; this varlora reads {FORMAT_VERSION}. {instead}"
-            )
-        if content["posterior"] != _digest(Path(folder)):
+        content = read_json(file, dict[str, Any], instead=instead)
+        if (version := content.get("format_version")) != FORMAT_VERSION:
+            raise ValueError(f"{file} has format version {version!r}; this varlora reads {FORMAT_VERSION}. {instead}")
+        if content.get("posterior") != _digest(Path(folder)):
             raise ValueError(
                 f"{file} was chosen for another posterior than {MANIFEST} holds now (trained or tuned since): its "
                 f"thresholds are of other probabilities. {instead}"
             )
-        return cls.from_dict(content)
+        try:
+            return cls.from_dict({name: value for name, value in content.items() if name not in _BESIDE})
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: every field; an infinite threshold is null."""
-        held = dataclasses.asdict(self)
-        if self.recalibration is not None:
-            kind = "temperatures" if isinstance(self.recalibration, Temperatures) else "venn_abers"
-            held["recalibration"] = {kind: held["recalibration"]}
-        for name in ("threshold", "sets"):
-            held[name] = None if getattr(self, name) is None else threshold_to_dict(getattr(self, name))
-        for name in ("group_thresholds", "group_sets"):
-            held[name] = {group: threshold_to_dict(value) for group, value in getattr(self, name).items()}
-        return held
+        return to_plain(dataclasses.asdict(self), self.recalibration)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Decision:
         """What `to_dict` gave, read back.
 
         Raises:
-            ValueError: a field is missing or unknown to what it belongs to.
+            ValueError: a field is missing, unknown or of another form.
         """
         try:
-            used = values["chosen_on"]
-            predicted = values["predicted_as"]
-            return cls(
-                chosen_on=ChosenOn(**{**used, "also_used_for": tuple(used["also_used_for"])}),
-                predicted_as=PredictedAs(**{**predicted, "classes": tuple(predicted["classes"])}),
-                by=values["by"],
-                threshold=None if values["threshold"] is None else threshold_from(values["threshold"]),
-                sets=None if values["sets"] is None else sets_from(values["sets"]),
-                costs=None if values["costs"] is None else costs_from(values["costs"]),
-                cost_of_rules=tuple(CostOfRule(**rule) for rule in values["cost_of_rules"]),
-                bands=tuple(band_from(band, last=band is values["bands"][-1]) for band in values["bands"]),
-                delta=values["delta"],
-                recalibration=None if values["recalibration"] is None else recalibration_from(values["recalibration"]),
-                recalibration_said=values["recalibration_said"],
-                reference=tuple(values["reference"]),
-                group_column=values["group_column"],
-                group_rows=values["group_rows"],
-                group_thresholds={name: threshold_from(one) for name, one in values["group_thresholds"].items()},
-                group_sets={name: sets_from(one) for name, one in values["group_sets"].items()},
-            )
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{FILE} is not a decision: {error}. Choose it anew (`varlora decide`).") from error
+            return from_json(to_fields(values), cls)
+        except ValueError as error:
+            raise ValueError(f"this is no decision: {error}. Choose it anew (`varlora decide`).") from error
 
     def _answered(
         self, log_probs: Tensor, probs: Tensor, groups: Groups

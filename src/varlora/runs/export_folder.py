@@ -21,6 +21,7 @@ from typing import Any, Literal
 from typing_extensions import Self
 
 from varlora.io.files import json_text, read_bytes, read_json
+from varlora.io.json_dataclass import from_json
 from varlora.posterior import Mixture, PointMass, PosteriorMeta
 from varlora.posterior.folder import adapter_config_in, tensors_in
 from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN, library_version
@@ -99,11 +100,13 @@ class Export:
                 f"Export anew, or read it with the varlora that wrote it ({values.get('version')})."
             )
         try:
-            values["adapters"] = tuple(ExportedAdapter(**adapter) for adapter in values["adapters"])
-            values["not_plain"] = tuple(values["not_plain"])
-            return cls(**values)
-        except (TypeError, KeyError) as error:
+            export = from_json(values, cls)
+        except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}). Export anew.") from error
+        for adapter in export.adapters:
+            if adapter.name in ("", ".", "..") or set(adapter.name) & set("/\\\0"):
+                raise ValueError(f"{file} is damaged ({adapter.name!r} is no name of a folder in it). Export anew.")
+        return export
 
     def save(self, folder: Path) -> None:
         """Writes export.json into an existing folder."""

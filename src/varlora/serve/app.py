@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from varlora.serve.classify import classify_router
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import RequestError, invalid
 from varlora.serve.metrics import CONTENT_TYPE, ServerMetrics
 from varlora.serve.middleware import AccessMiddleware, Traffic
 from varlora.serve.openai_api import openai_router
@@ -129,4 +129,4 @@ def _explained(errors: Sequence[Mapping[str, Any]]) -> RequestError:
         return RequestError(400, "there is no body; send a JSON object.", code="no_body")
     if not where:
         return RequestError(400, f"the body: {first['msg']}.", code="invalid_value")
-    return RequestError(400, f"{where[:200]}: {first['msg']}.", param=where[:200], code="invalid_value")
+    return invalid(where[:200], f"{where[:200]}: {first['msg']}.", code="invalid_value")

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import invalid
 from varlora.serve.metrics import ServerMetrics
-from varlora.serve.request_body import RequestBody, check_unicode
+from varlora.serve.request_body import RequestBody, check_length, check_unicode
 from varlora.serve.row_batcher import RowJob
 from varlora.serve.served import Directory
 from varlora.serve.settings import ServeSettings
@@ -65,38 +65,26 @@ def _rows_of(
         RequestError: there are none or too many, or one is too long or has columns that nothing reads.
     """
     if (asked.texts is None) == (asked.rows is None):
-        raise RequestError(
-            400, "give either texts, a list of strings, or rows, a list of objects.", param="texts", code="no_rows"
-        )
+        raise invalid("texts", "give either texts, a list of strings, or rows, a list of objects.", code="no_rows")
     param = "rows" if asked.texts is None else "texts"
     given: list[Any] = list(asked.texts if asked.texts is not None else asked.rows or [])
     if not 1 <= len(given) <= settings.max_rows:
-        raise RequestError(
-            400, f"{param} has {len(given)} entries; allowed: 1 to {settings.max_rows}.", param=param, code="row_count"
-        )
+        raise invalid(param, f"{param} has {len(given)} entries; allowed: 1 to {settings.max_rows}.", code="row_count")
     rows, ids = [], []
     for number, row in enumerate(given):
         where = f"{param}[{number}]"
-        characters = _characters(row, where)
-        if characters > settings.max_text_length:
-            raise RequestError(
-                400,
-                f"{where} has {characters} characters; allowed: {settings.max_text_length}.",
-                param=where,
-                code="text_too_long",
-            )
+        check_length(_characters(row, where), where, settings.max_text_length)
         name: Any = number
         if isinstance(row, dict):
             row = dict(row)
             name = row.pop("id", number)
             if type(name) not in (str, int):
-                raise RequestError(400, f"the id of {where} must be a string or a whole number.", param=f"{where}.id")
+                raise invalid(f"{where}.id", f"the id of {where} must be a string or a whole number.")
             if unread := sorted(set(row) - columns):
-                raise RequestError(
-                    400,
+                raise invalid(
+                    where,
                     f"{where} has the column {unread[0][:80]!r}, which this model does not read; it reads "
                     f"{', '.join(sorted(columns))}, and keeps id.",
-                    param=where,
                     code="unknown_column",
                 )
         rows.append(row)
@@ -114,7 +102,7 @@ def _characters(value: Any, where: str, depth: int = 0) -> int:
         check_unicode(value, where)
         return len(value)
     if depth > 4:
-        raise RequestError(400, f"{where} is nested too deeply.", param=where)
+        raise invalid(where, f"{where} is nested too deeply.")
     if isinstance(value, dict):
         return sum(_characters(part, where, depth + 1) for pair in value.items() for part in pair)
     if isinstance(value, list):

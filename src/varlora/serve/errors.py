@@ -56,3 +56,8 @@ class RequestError(Exception):
         """Headers beside it."""
         headers = {} if self.retry_after is None else {"retry-after": str(math.ceil(self.retry_after))}
         return {**headers, "www-authenticate": "Bearer"} if self.status == 401 else headers
+
+
+def invalid(param: str, message: str, *, code: str | None = None) -> RequestError:
+    """A parameter that cannot be followed as it is; the arguments are as of `RequestError`."""
+    return RequestError(400, message, param=param, code=code)

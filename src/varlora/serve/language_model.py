@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from varlora.posterior import DropoutMasks, Mixture, Posterior
 from varlora.posterior.draws import number_of_draws, weight_draws
 from varlora.prediction.decoding import end_tokens
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import invalid
 from varlora.tasks import context_length
 from varlora.tasks.final_answers import FINAL_ANSWERS, FinalAnswer
 
@@ -73,10 +73,10 @@ class LanguageModel:
             return
         if self.samples == 0:
             why = "its weights are not drawn" if self.posterior is None else f"it is of kind {self.posterior.kind}"
-            raise RequestError(400, f"model {self.name!r} has no draws ({why}); leave samples out.", param="samples")
+            raise invalid("samples", f"model {self.name!r} has no draws ({why}); leave samples out.")
         if samples > self.samples or isinstance(self.posterior, Mixture):
             allowed = f"0 or {self.samples}" if isinstance(self.posterior, Mixture) else f"0 to {self.samples}"
-            raise RequestError(400, f"samples is {samples}; model {self.name!r} has {allowed}.", param="samples")
+            raise invalid("samples", f"samples is {samples}; model {self.name!r} has {allowed}.")
 
     def adapters(self, samples: int) -> list[str]:
         """The adapters that write: the point's for 0, else those of the first draws. For the worker's thread alone."""
@@ -102,11 +102,8 @@ class LanguageModel:
             RequestError: there is no template, or it refuses these messages.
         """
         if not self.tokenizer.chat_template:
-            raise RequestError(
-                400,
-                f"model {self.name!r} has no chat template; use /v1/completions.",
-                param="model",
-                code="no_chat_template",
+            raise invalid(
+                "model", f"model {self.name!r} has no chat template; use /v1/completions.", code="no_chat_template"
             )
         import jinja2
 
@@ -115,9 +112,7 @@ class LanguageModel:
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise RequestError(
-                400, f"the model's chat template refuses these messages: {error}", param="messages"
-            ) from error
+            raise invalid("messages", f"the model's chat template refuses these messages: {error}") from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def check_room(self, prompt: Sequence[int], max_new_tokens: int) -> None:
@@ -127,15 +122,14 @@ class LanguageModel:
             RequestError: it does not, or the prompt is empty or has tokens that the model does not know.
         """
         if not prompt:
-            raise RequestError(400, "the prompt has no tokens; give some text.", param="prompt")
+            raise invalid("prompt", "the prompt has no tokens; give some text.")
         if min(prompt) < 0 or max(prompt) >= self.vocabulary:
-            raise RequestError(400, f"the prompt has tokens outside of 0 to {self.vocabulary - 1}.", param="prompt")
+            raise invalid("prompt", f"the prompt has tokens outside of 0 to {self.vocabulary - 1}.")
         if self.context is not None and len(prompt) + max_new_tokens > self.context:
-            raise RequestError(
-                400,
+            raise invalid(
+                "max_tokens",
                 f"the prompt has {len(prompt)} tokens, behind which {max_new_tokens} new ones do not fit into the "
                 f"model's context of {self.context}. Shorten the prompt, or lower max_tokens.",
-                param="max_tokens",
                 code="context_length_exceeded",
             )
 

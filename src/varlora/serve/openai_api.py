@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import RequestError, invalid
 from varlora.serve.language_model import LanguageModel
 from varlora.serve.openai_answers import (
     Choice,
@@ -23,7 +23,7 @@ from varlora.serve.openai_answers import (
     visible_tokens,
 )
 from varlora.serve.openai_requests import ChatRequest, CompletionRequest
-from varlora.serve.request_body import check_unicode
+from varlora.serve.request_body import check_length, check_unicode
 from varlora.serve.sequences import Sampling, TextSequence
 from varlora.serve.served import Directory, Served
 from varlora.serve.settings import ServeSettings
@@ -93,14 +93,13 @@ class _Texts:
         self.names = TokenNames(tokenizer=self.model.tokenizer, as_ids=asked.return_tokens_as_token_ids)
         if (asked.top or 0) > settings.max_logprobs:
             param = "top_logprobs" if self.chat else "logprobs"
-            raise RequestError(400, f"{param} is {asked.top}; allowed: 0 to {settings.max_logprobs}.", param=param)
+            raise invalid(param, f"{param} is {asked.top}; allowed: 0 to {settings.max_logprobs}.")
         written = len(self.prompts) * asked.n * max(self.samples, 1)
         if written > settings.max_rows:
-            raise RequestError(
-                400,
+            raise invalid(
+                "n",
                 f"{len(self.prompts)} prompts, n {asked.n} and samples {self.samples} are {written} texts; allowed: "
                 f"{settings.max_rows} a request.",
-                param="n",
             )
         self.job = TextJob(
             self.model,
@@ -164,9 +163,7 @@ class _Texts:
     def _sequences(self, settings: ServeSettings) -> list[TextSequence]:
         asked = self.asked
         if any(token >= self.model.vocabulary for token in asked.logprob_token_ids or ()):
-            raise RequestError(
-                400, f"logprob_token_ids: the model has 0 to {self.model.vocabulary - 1}.", param="logprob_token_ids"
-            )
+            raise invalid("logprob_token_ids", f"logprob_token_ids: the model has 0 to {self.model.vocabulary - 1}.")
         seed = asked.seed if asked.seed is not None else secrets.randbits(31)
         sequences = []
         for number, (tokens, before) in enumerate(self.prompts_and_context()):
@@ -191,11 +188,10 @@ class _Texts:
         scored = sum(one.max_new_tokens + (len(one.prompt) if one.echo else 0) for one in sequences)
         asked_for = scored * ((asked.top or 0) + len(asked.logprob_token_ids or ()))
         if asked_for > MOST_LOGPROBS:
-            raise RequestError(
-                400,
+            raise invalid(
+                "top_logprobs" if self.chat else "logprobs",
                 f"the request may come to {asked_for} log-probabilities; allowed: {MOST_LOGPROBS}. Ask for fewer "
                 "texts, tokens or logprobs.",
-                param="top_logprobs" if self.chat else "logprobs",
                 code="too_many_logprobs",
             )
         return sequences
@@ -253,27 +249,15 @@ def _prompts(asked: Asked, model: LanguageModel, settings: ServeSettings) -> lis
         messages = [message.plain() for message in asked.messages]
         for message in messages:
             check_unicode(message["content"], "messages")
-        _check_length(sum(len(message["content"]) for message in messages), "messages", settings)
+        check_length(sum(len(message["content"]) for message in messages), "messages", settings.max_text_length)
         return [model.encode_chat(messages)]
     if not 1 <= len(asked.prompts) <= settings.max_rows:
-        raise RequestError(
-            400, f"there are {len(asked.prompts)} prompts; allowed: 1 to {settings.max_rows}.", param="prompt"
-        )
+        raise invalid("prompt", f"there are {len(asked.prompts)} prompts; allowed: 1 to {settings.max_rows}.")
     for prompt in asked.prompts:
         if isinstance(prompt, str):
             check_unicode(prompt, "prompt")
-        _check_length(len(prompt), "prompt", settings)
+        check_length(len(prompt), "prompt", settings.max_text_length)
     return [model.encode(prompt) if isinstance(prompt, str) else prompt for prompt in asked.prompts]
-
-
-def _check_length(characters: int, param: str, settings: ServeSettings) -> None:
-    if characters > settings.max_text_length:
-        raise RequestError(
-            400,
-            f"{param} has {characters} characters; allowed: {settings.max_text_length}.",
-            param=param,
-            code="text_too_long",
-        )
 
 
 def _most_tokens(asked: Asked, prompt: Sequence[int], model: LanguageModel, settings: ServeSettings) -> int:
@@ -286,9 +270,7 @@ def _most_tokens(asked: Asked, prompt: Sequence[int], model: LanguageModel, sett
             return max(min(settings.max_tokens, room), 1)
     assert most is not None
     if most > settings.max_tokens:
-        raise RequestError(
-            400, f"max_tokens is {most}; this server writes at most {settings.max_tokens}.", param="max_tokens"
-        )
+        raise invalid("max_tokens", f"max_tokens is {most}; this server writes at most {settings.max_tokens}.")
     return most
 
 

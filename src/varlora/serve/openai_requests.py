@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import invalid
 from varlora.serve.request_body import RequestBody, unsupported
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -79,20 +79,17 @@ class TextRequest(RequestBody):
             RequestError: the message names the parameter.
         """
         if len(self.stops) > 16 or not all(0 < len(stop) <= 200 for stop in self.stops):
-            raise RequestError(400, "stop must be at most 16 strings of 1 to 200 characters.", param="stop")
+            raise invalid("stop", "stop must be at most 16 strings of 1 to 200 characters.")
         if self.n > 1 and self.temperature == 0:
-            raise RequestError(
-                400,
+            raise invalid(
+                "n",
                 f"n is {self.n} and temperature 0, which gives {self.n} times the same text; give a temperature above "
                 "0, or samples, with which posterior draws write.",
-                param="n",
             )
         if self.temperature == 0 and self.top_p < 1:
-            raise RequestError(
-                400, f"top_p is {self.top_p}, which has no effect at temperature 0; leave it out.", param="top_p"
-            )
+            raise invalid("top_p", f"top_p is {self.top_p}, which has no effect at temperature 0; leave it out.")
         if self.stream_options is not None and not self.stream:
-            raise RequestError(400, "stream_options has no effect without stream.", param="stream_options")
+            raise invalid("stream_options", "stream_options has no effect without stream.")
 
 
 class TextPart(RequestBody):
@@ -132,10 +129,10 @@ class ChatRequest(TextRequest):
     def check(self) -> None:
         super().check()
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise RequestError(400, "give max_tokens or max_completion_tokens, not both.", param="max_tokens")
+            raise invalid("max_tokens", "give max_tokens or max_completion_tokens, not both.")
         for name in ("top_logprobs", "logprob_token_ids"):
             if getattr(self, name) is not None and not self.logprobs:
-                raise RequestError(400, f"{name} has no effect without logprobs=true.", param=name)
+                raise invalid(name, f"{name} has no effect without logprobs=true.")
 
     @property
     def top(self) -> int | None:
@@ -154,13 +151,11 @@ class CompletionRequest(TextRequest):
     def check(self) -> None:
         super().check()
         if self.max_tokens == 0 and not self.echo:
-            raise RequestError(
-                400, "max_tokens is 0, which is allowed with echo alone (to score the prompt).", param="max_tokens"
-            )
+            raise invalid("max_tokens", "max_tokens is 0, which is allowed with echo alone (to score the prompt).")
         if self.echo and (self.stream or self.samples):
-            raise RequestError(400, "echo goes neither with stream nor with samples.", param="echo")
+            raise invalid("echo", "echo goes neither with stream nor with samples.")
         if self.logprob_token_ids is not None and self.logprobs is None:
-            raise RequestError(400, "logprob_token_ids has no effect without logprobs.", param="logprob_token_ids")
+            raise invalid("logprob_token_ids", "logprob_token_ids has no effect without logprobs.")
 
     @property
     def top(self) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from varlora.io.nearest import nearest
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import RequestError, invalid
 
 
 class RequestBody(BaseModel):
@@ -23,10 +23,9 @@ class RequestBody(BaseModel):
                 name = name[:200].encode(errors="replace").decode()
                 near = nearest(name, cls.model_fields, otherwise="")
                 allowed = ", ".join(sorted(cls.model_fields))
-                raise RequestError(
-                    400,
+                raise invalid(
+                    name,
                     f"unknown parameter {name!r}; {f'{near} Allowed' if near else 'allowed'}: {allowed}.",
-                    param=name,
                     code="unknown_parameter",
                 )
         return given
@@ -34,7 +33,7 @@ class RequestBody(BaseModel):
 
 def unsupported(param: str, why: str) -> RequestError:
     """A parameter that the server does not follow, and so refuses."""
-    return RequestError(400, f"{param!r} is not supported: {why}", param=param, code="unsupported_parameter")
+    return invalid(param, f"{param!r} is not supported: {why}", code="unsupported_parameter")
 
 
 def check_unicode(text: str, param: str) -> None:
@@ -46,4 +45,14 @@ def check_unicode(text: str, param: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(400, f"{param} has half of a surrogate pair, which is no text.", param=param) from error
+        raise invalid(param, f"{param} has half of a surrogate pair, which is no text.") from error
+
+
+def check_length(characters: int, param: str, most: int) -> None:
+    """Refuses a text that is too long.
+
+    Raises:
+        RequestError: it has more than `most` characters.
+    """
+    if characters > most:
+        raise invalid(param, f"{param} has {characters} characters; allowed: {most}.", code="text_too_long")

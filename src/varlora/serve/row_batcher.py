@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import RequestError, invalid
 from varlora.serve.jobs import Job
 from varlora.serve.metrics import ServerMetrics
 
@@ -127,7 +127,7 @@ class RowBatcher:
                     self._answer([one])
             elif isinstance(error, ValueError):
                 counted = f"counted from row {first.taken + 1}: " if first.taken else ""
-                first.fail(RequestError(400, f"{counted}{error}", param="rows", code="invalid_rows"))
+                first.fail(invalid("rows", f"{counted}{error}", code="invalid_rows"))
             else:
                 logger.exception("a batch of %d rows failed", len(rows))
                 first.fail(RequestError(500, "the model failed on these rows; the server's log says why."))

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from varlora.prediction.prediction_setup import nan_logits
 from varlora.serve.text_stream import TextStream
 
 LEAST = -9999.0
@@ -114,7 +115,7 @@ def choose_tokens(logits: Tensor, sequences: Sequence[TextSequence]) -> list[Sco
     logits = logits.float()
     total = logits.logsumexp(-1)
     if bool(total.isnan().any()):
-        raise ValueError("the model gives NaN logits; its weights or the posterior's scale are broken.")
+        raise nan_logits()
     best = logits.argmax(-1)
     for row, sequence in enumerate(sequences):
         if sequence.generator is not None:

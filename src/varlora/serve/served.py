@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from varlora.serve.errors import RequestError
+from varlora.serve.errors import RequestError, invalid
 from varlora.serve.language_model import LanguageModel
 from varlora.serve.row_batcher import Classifier, RowBatcher
 from varlora.serve.text_batcher import TextBatcher
@@ -95,15 +95,14 @@ class Directory:
             if len(able) == 1:
                 return able[0]
             names = ", ".join(one.name for one in able)
-            raise RequestError(
-                400,
+            raise invalid(
+                "model",
                 f"say which model: {names}." if able else f"no model of this server {does}.",
-                param="model",
                 code="model_missing",
             )
         one = self._named(name)
         if not can(one):
-            raise RequestError(400, f"model {name!r} cannot do this; {instead}.", param="model", code="wrong_model")
+            raise invalid("model", f"model {name!r} cannot do this; {instead}.", code="wrong_model")
         return one
 
     def _named(self, name: str) -> Served:

@@ -1,0 +1,53 @@
+"""A dataclass from the JSON that it was written as: objects are its dataclasses, and lists its tuples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from varlora.io.files import misfit_of
+
+T = TypeVar("T")
+
+
+def from_json(value: Any, kind: type[T]) -> T:
+    """A dataclass, read back from `dataclasses.asdict`'s JSON.
+
+    Args:
+        value: what was read.
+        kind: the dataclass; its fields are of the forms of `varlora.io.files.read_json`, of tuples and dataclasses.
+
+    Raises:
+        ValueError: a field is missing, unknown or of another form; the message says which.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Point:
+        ...     at: tuple[float, ...]
+        >>> from_json({"at": [1, 2]}, Point)
+        Point(at=(1, 2))
+        >>> from_json({"at": [1, "b"]}, Point)
+        Traceback (most recent call last):
+        ValueError: ['at'][1] is 'b', not a number
+    """
+    if (misfit := misfit_of(value, kind)) is not None:
+        raise ValueError(misfit)
+    made: T = _made(value, kind)
+    return made
+
+
+def _made(value: Any, kind: Any) -> Any:
+    origin, parts = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        make: Any = kind
+        return make(**{name: _made(item, hints[name]) for name, item in value.items()})
+    if origin in (Union, UnionType):
+        return _made(value, next(part for part in parts if misfit_of(value, part) is None))
+    if origin is tuple:
+        return tuple(_made(item, parts[0]) for item in value)
+    if origin is Mapping:
+        return {key: _made(item, parts[1]) for key, item in value.items()}
+    return value
