@@ -50,9 +50,13 @@ def test_a_posterior_alone_says_its_base_model(finished: Path, tmp_path: Path) -
     assert (source.revision, source.dtype, source.samples, source.seed) == ("abc", "auto", SAMPLES, 0)
 
 
-def test_a_posterior_alone_says_its_base_model_s_data_type(finished: Path, tmp_path: Path) -> None:
-    folder = saved(finished, tmp_path / "q", base_loading={"dtype": "bfloat16"})
-    assert read_source(str(folder)).dtype == "bfloat16"
+def test_a_posterior_alone_says_how_its_base_model_was_loaded(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = saved(finished, tmp_path / "q", base_loading={"dtype": "bfloat16", "quantization": "8bit"})
+    with caplog.at_level(logging.WARNING, logger="varlora"):
+        assert read_source(str(folder)).dtype == "bfloat16"
+    assert "was trained over a base model in 8bit; give load_in_8bit=True" in caplog.text
 
 
 def test_what_was_tuned_can_be_left_aside(finished: Path, tmp_path: Path) -> None:

@@ -71,12 +71,13 @@ def read_source(posterior: str, pretrained: str | None = None, *, untuned: bool 
             "gguf_file": config.gguf_file,
             "revision": config.model_revision,
             "dtype": config.dtype,
+            "quantization": config.quantization,
         }
         samples, seed = config.samples, config.seed
     else:
         q = read_posterior(folder)
-        dtype = (q.meta.base_loading or {}).get("dtype", "auto")
-        recorded = {"base": q.meta.base_model, "gguf_file": None, "revision": q.meta.base_revision, "dtype": dtype}
+        loading = {"dtype": "auto", "quantization": "none", **(q.meta.base_loading or {})}
+        recorded = {"base": q.meta.base_model, "gguf_file": None, "revision": q.meta.base_revision, **loading}
         samples, seed = SAMPLES, 0
     _check_causal(q, folder)
     base = pretrained if pretrained is not None else recorded["base"]
@@ -88,6 +89,13 @@ def read_source(posterior: str, pretrained: str | None = None, *, untuned: bool 
     moved = recorded["base"] is not None and os.path.realpath(base) != os.path.realpath(recorded["base"])
     if moved:
         logger.warning("%s was trained on %s; it is used with %s.", folder, recorded["base"], base)
+    if (bits := recorded["quantization"]) != "none":
+        logger.warning(
+            "%s was trained over a base model in %s; give load_in_%s=True, or it is measured over the whole one.",
+            folder,
+            bits,
+            bits,
+        )
     revision, gguf_file = (None, None) if moved else (recorded["revision"], recorded["gguf_file"])
     return Source(
         folder=folder,

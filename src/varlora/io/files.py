@@ -274,7 +274,7 @@ def _in_words(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, parts))
     if origin in (Union, UnionType):
-        return " or ".join(map(_in_words, parts))
+        return " or ".join(dict.fromkeys(map(_in_words, parts)))
     if origin in (list, tuple):
         return "a list"
     if origin in (dict, Mapping) or is_typeddict(kind) or dataclasses.is_dataclass(kind):

@@ -20,7 +20,8 @@ class RequestBody(BaseModel):
     def _refuse_unknown(cls, given: Any) -> Any:
         for name in given if isinstance(given, dict) else ():
             if name not in cls.model_fields:
-                name = name[:200].encode(errors="replace").decode()
+                check_unicode(name, "the body")
+                name = name[:200]
                 near = nearest(name, cls.model_fields, otherwise="")
                 allowed = ", ".join(sorted(cls.model_fields))
                 raise invalid(
