@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from varlora.ivon.calibration_slope import PREDICTED_DRAWS, moments, told_by
 from varlora.ivon.ess_control import steered_ess
-from varlora.ivon.held_out import BEGUN_AFTER, PAIRS, RETURNED_AFTER, HeldOut, Plan, withheld_rows
-from varlora.ivon.held_out_rows import PREDICTED_DRAWS, moments, told_by
+from varlora.ivon.measuring import BEGUN_AFTER, PAIRS, Plan, measuring_plan
+from varlora.ivon.withholding import RETURNED_AFTER, withheld_rows
 from varlora.posterior.held_out_record import HeldOutRecord
 
 MANY = 32
@@ -96,9 +97,9 @@ def calibrating_power(world: World, rows: int = 4000) -> float:
 
 def plan_of(rows: int, *, withheld: bool, rows_per_step: int, steps: int) -> Plan:
     """When a training asks so many rows."""
-    held_out = HeldOut(batches=[{"labels": torch.zeros(rows)}], logits=lambda model, batch: (batch["x"], batch["y"]))
     end = int(RETURNED_AFTER * steps) if withheld else steps
-    return held_out.plan(rows_per_step, steps=steps, begin=int(BEGUN_AFTER * steps), end=end)
+    begin = int(BEGUN_AFTER * steps)
+    return measuring_plan(rows, work=3 * rows_per_step, steps=steps, begin=begin, end=end)
 
 
 def rates(world: World, plan: Plan, *, steps: int, runs: int, seed: int = 0) -> Rates:

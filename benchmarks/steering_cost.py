@@ -1,25 +1,61 @@
-"""What share of a short training's time goes into asking the rows that steer λ.
+"""What asking the rows that steer λ costs, whatever the evaluation batch and however short the training.
 
-A small random Llama with LoRA on all linear layers, rows of 32 random tokens with labels, steps of 8 rows, 256 held-out
-rows; by evaluation batch. The budget counts rows (`varlora.ivon.held_out`); this looks at the clock. Median of the
-repeats.
+A small random Llama with LoRA on all linear layers, rows of 32 random tokens with labels, 256 held-out rows. The budget
+counts rows (`varlora.ivon.measuring`); this looks at process time. Asking changes nothing else of a training than λ, so
+that "times the plain training" is all of its time to what is left without collating, checking and measuring. Medians of
+the repeats with their quartiles.
 
-    python benchmarks/steering_cost.py                  # a table in Markdown
+    python -m benchmarks.steering_cost                       # a table in Markdown
+    python -m benchmarks.steering_cost --steps 350 --batch 16 --evaluation_batch 125 --layers 4 --top 1 --json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
+import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from varlora import IVONConfig, VariationalCallback, VariationalTrainer
+from varlora import IVONConfig, VariationalTrainer
+from varlora.ivon.held_out import HeldOut
+from varlora.posterior.held_out_record import HeldOutRecord
 
 LENGTH, WORDS = 32, 256
+
+
+class TimedTrainer(VariationalTrainer):
+    """Counts the seconds of process time that held-out rows take, and how often they are asked."""
+
+    asking = 0.0
+    asked: tuple[int, ...] = ()
+
+    def held_out_rows(self) -> HeldOut | Literal["none"] | None:
+        """As the trainer's, with a clock beside it."""
+        begun = time.process_time()
+        held_out = super().held_out_rows()
+        self.asking += time.process_time() - begun
+        if isinstance(held_out, HeldOut):
+            measured = held_out.measured
+
+            def timed(model: nn.Module, noise: Any, record: HeldOutRecord, rows: int) -> HeldOutRecord:
+                begun = time.process_time()
+                found = measured(model, noise, record, rows)
+                self.asking += time.process_time() - begun
+                self.asked = (*self.asked, rows)
+                return found
+
+            held_out.measured = timed  # type: ignore[method-assign]
+        return held_out
 
 
 def rows(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -28,20 +64,34 @@ def rows(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in ids]
 
 
-def share(evaluation_batch: int, *, steps: int, batch: int, validation: int) -> tuple[int, float, float]:
-    """Measurements, their seconds, and those of the whole training."""
+def adapted(model: str | None, layers: int, top: int | None) -> nn.Module:
+    """A model with LoRA on all linear layers of its `top` layers, or of all."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+    base = (
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        if model is not None
+        else LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=WORDS,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+            )
+        )
     )
-    model = get_peft_model(LlamaForCausalLM(config), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    last = base.config.num_hidden_layers
+    where = None if top is None else list(range(last - top, last))
+    return get_peft_model(
+        base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", layers_to_transform=where)
+    )
+
+
+def train_once(model: nn.Module, evaluation_batch: int, *, steps: int, batch: int, validation: int) -> dict[str, Any]:
+    """Seconds of process time of one training and of asking in it, and how many rows were asked."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = VariationalTrainer(
+        trainer = TimedTrainer(
             model=model,
             args=TrainingArguments(
                 output_dir=folder,
@@ -59,36 +109,86 @@ def share(evaluation_batch: int, *, steps: int, batch: int, validation: int) -> 
             eval_dataset=rows(validation, seed=1),
             variational=IVONConfig(held_out="validation"),
         )
+        begun = time.process_time()
         trainer.train()
-    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, VariationalCallback))
-    steering = callback.steering
-    if steering is None:
-        return 0, 0.0, 1.0
-    return len(steering.plan.steps), steering.spent, steering.elapsed
+        seconds = time.process_time() - begun
+    return {
+        "asked": list(trainer.asked),
+        "asking": trainer.asking,
+        "seconds": seconds,
+        "times": seconds / (seconds - trainer.asking),
+    }
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, and the quartiles around it; of one value, that."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
+
+
+def line(found: Mapping[str, Any]) -> str:
+    """A row of the table."""
+    asked, (middle, low, high) = found["asked"], quartiles(found["times"])
+    measured = f"{len(asked)} × {asked[0]}" if asked else "none"
+    return (
+        f"| {found['steps'] * found['batch']:,} | {found['batch']} | {found['evaluation_batch']} | {measured} | "
+        f"{statistics.median(found['asking']):.2f} | {statistics.median(found['seconds']):.2f} | "
+        f"{middle:.3f} ({low:.3f} to {high:.3f}) |"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs="+", default=[80])
+    parser.add_argument("--model", help="a causal LM in place of the small Llama: a folder")
+    parser.add_argument("--layers", type=int, default=2, help="of the small Llama")
+    parser.add_argument("--top", type=int, help="how many layers from the top have LoRA; all, unless given")
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--evaluation_batch", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--validation", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     given = parser.parse_args(arguments)
-    print("| steps | evaluation batch | measurements | measuring, s | training, s | share |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    share(8, steps=4, batch=given.batch, validation=8)  # warms up
-    for steps in given.steps:
-        for size in given.evaluation_batch:
-            found = [
-                share(size, steps=steps, batch=given.batch, validation=given.validation) for _ in range(given.repeats)
-            ]
-            count, spent, elapsed = sorted(found, key=lambda one: one[1] / one[2])[given.repeats // 2]
-            print(
-                f"| {steps} | {size} | {count} | {spent:.2f} | {elapsed:.2f} | {100 * spent / elapsed:.0f} % |",
-                flush=True,
+    train_once(adapted(given.model, given.layers, given.top), 8, steps=2, batch=given.batch, validation=8)  # warms up
+    found = []
+    for size in given.evaluation_batch:
+        runs = [
+            train_once(
+                adapted(given.model, given.layers, given.top),
+                size,
+                steps=given.steps,
+                batch=given.batch,
+                validation=given.validation,
             )
+            for _ in range(given.repeats)
+        ]
+        found.append(
+            {
+                "steps": given.steps,
+                "batch": given.batch,
+                "evaluation_batch": size,
+                "asked": runs[0]["asked"],
+                **{name: [run[name] for run in runs] for name in ("asking", "seconds", "times")},
+            }
+        )
+    about = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+    if given.json:
+        print(json.dumps({"rows": found, "about": about}, indent=2))
+        return
+    print(
+        "| rows trained on | a step | evaluation batch | measurements × rows | asking, s | training, s | times plain |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("\n".join(map(line, found)))
+    print("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import torch
 from false_alarms import World, plan_of, rates
 from torch import Tensor, nn
 
+from varlora.ivon.calibration_slope import PREDICTED_DRAWS, calibration_slope, moments, told_by
 from varlora.ivon.ess_control import BOUNDS, FALSE_ALARMS, RETURN, steered_ess
-from varlora.ivon.held_out_rows import PREDICTED_DRAWS, calibration_slope, moments, told_by
 from varlora.metrics import likeliest_temperature
 from varlora.posterior.held_out_record import ERRORS, LARGEST_MOVE, PRIOR_INFORMATION, HeldOutRecord
 from varlora.prediction.prediction_setup import SAMPLES

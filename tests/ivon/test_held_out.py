@@ -6,26 +6,29 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models import lora, tiny_llama, token_ids
+import steered_tasks
+from models import lora, tiny_bert_classifier, tiny_llama, token_ids
 from varlora import IVON, NoiseController
-from varlora.ivon.held_out import (
-    CHUNK,
+from varlora.ivon.held_out import CHUNK, HeldOut
+from varlora.ivon.measuring import (
     COST,
     MOST_MEASUREMENTS,
     PAIRS,
     PASSES,
+    PASSES_TO_COMPARE,
     ROWS_OF_CHECK,
-    HeldOut,
-    WithholdingSampler,
-    number_withheld,
-    withheld_rows,
+    measuring_plan,
+    own_rows_per_step,
+    work_of_a_row,
 )
+from varlora.ivon.withholding import WithholdingSampler, number_withheld, withheld_rows
 from varlora.posterior.held_out_record import HeldOutRecord
 
 CLASSES = 3
@@ -287,6 +290,54 @@ def test_rows_take_turns_whatever_the_batch(
         assert seen == [list(part) for part in expected] * PASSES
 
 
+def top_llama() -> nn.Module:
+    return lora(tiny_llama(layers=3), layers_to_transform=[2])
+
+
+def top_bert() -> nn.Module:
+    """Its head trains too."""
+    named = {"target_modules": ("query", "value"), "layers_to_transform": [2], "task_type": "SEQ_CLS"}
+    return lora(tiny_bert_classifier(layers=3), **named)  # type: ignore[arg-type]
+
+
+def classes(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    return model(input_ids=batch["input_ids"]).logits, batch["labels"][:, 0] % CLASSES
+
+
+@pytest.mark.parametrize(
+    ("build", "logits", "part"),
+    [(top_llama, next_tokens, "layers.{}.mlp"), (top_bert, classes, "layer.{}.intermediate")],
+)
+def test_draws_are_rows_that_share_the_lower_layers(
+    build: Any, logits: Any, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of one draw after another; every row goes once through the layers that no draw changes."""
+    model = build()
+    noise = attached(model)
+    ids = token_ids(rows=12, length=7)
+    held_out = HeldOut(
+        batches=[{"input_ids": ids[:8], "labels": ids[:8]}, {"input_ids": ids[8:], "labels": ids[8:]}], logits=logits
+    )
+    held_out.measured(model, noise, HeldOutRecord(), rows=10)  # where it is seen whether the numbers agree
+    passed: dict[str, int] = {"below": 0, "above": 0}
+
+    def count(name: str) -> Any:
+        return lambda module, args: passed.__setitem__(name, passed[name] + len(args[0]))
+
+    for name, number in (("below", 0), ("above", 2)):
+        [module] = [module for path, module in model.named_modules() if path.endswith(part.format(number))]
+        module.register_forward_pre_hook(count(name))
+    before = [module.__dict__.get("forward") for module in model.modules()]
+    weights = [p.detach().clone() for p in model.parameters()]
+    together = held_out.measured(model, noise, HeldOutRecord(), rows=10)
+    assert passed == {"below": 10, "above": 10 * PASSES}
+    assert [module.__dict__.get("forward") for module in model.modules()] == before
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    monkeypatch.setattr("varlora.ivon.held_out.drawn_as_rows", lambda *args, **options: None)
+    assert_same_record(together, held_out.measured(model, noise, HeldOutRecord(), rows=10))
+    assert passed["below"] == 10 + 10 * PASSES
+
+
 def test_a_measurement_without_answers_is_counted_only() -> None:
     model = Classifier()
     part = batch(8)
@@ -353,7 +404,7 @@ def test_all_measurements_cost_a_tenth_at_most(size: int, others: Any, rows_per_
     model = Classifier()
     noise = attached(model)
     held_out = HeldOut(batches=[{**batch(size), **others} for _ in range(256 // size)], logits=logits)
-    plan = held_out.plan(rows_per_step, steps=steps, begin=steps // 5, end=steps)
+    plan = held_out.plan(3 * rows_per_step, steps=steps, begin=steps // 5, end=steps)
     held_out.check(model)
     record = HeldOutRecord()
     for _ in plan.steps:
@@ -370,9 +421,10 @@ def test_all_measurements_cost_a_tenth_at_most(size: int, others: Any, rows_per_
         (256, 16, 1000, (14, 64)),
         (256, 16, 10_000, (24, 256)),  # no more than is needed
         (256, 16, 2500, (24, 99)),
-        (256, 8, 80, (1, 36)),
-        (256, 8, 40, (0, 64)),  # 17 rows say too little
-        (40, 8, 80, (1, 36)),
+        (256, 8, 80, (1, 35)),
+        (256, 8, 40, (1, 16)),
+        (256, 8, 30, (0, 64)),  # 11 rows say too little
+        (40, 8, 80, (1, 35)),
         (5, 8, 80, (7, 5)),
     ],
 )
@@ -380,10 +432,37 @@ def test_a_measurement_takes_sixty_four_rows_and_more_where_there_is_time(
     rows: int, rows_per_step: int, steps: int, expected: tuple[int, int]
 ) -> None:
     plan = HeldOut(batches=[batch(rows)], logits=classified).plan(
-        rows_per_step, steps=steps, begin=steps // 5, end=steps
+        3 * rows_per_step, steps=steps, begin=steps // 5, end=steps
     )
     assert (len(plan.steps), plan.rows) == expected
-    assert plan.affordable == int((0.3 * rows_per_step * steps - ROWS_OF_CHECK) / PASSES)
+    assert plan.affordable == int((0.3 * rows_per_step * steps - ROWS_OF_CHECK - PASSES_TO_COMPARE) / PASSES)
+
+
+def share_trained(model: nn.Module) -> float:
+    numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trains in numbers if trains) / sum(n for n, _ in numbers)
+
+
+def test_what_a_training_row_costs_follows_from_what_trains() -> None:
+    """Forward, backward, and gradients of weights for the share of them that trains."""
+    assert work_of_a_row(Classifier()) == 3.0
+    model = lora(tiny_llama())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert work_of_a_row(model) == 2 + trained / sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"), [(None, 32.0), (range(64), 32.0), (range(80), 80 / 3), (range(20), 20.0), (range(0), 32.0)]
+)
+def test_a_step_of_a_small_data_set_has_no_more_rows_than_there_are(tmp_path: Path, data: Any, rows: float) -> None:
+    args = steered_tasks.arguments(tmp_path, per_device_train_batch_size=16, gradient_accumulation_steps=2)
+    assert own_rows_per_step(args, data) == rows
+
+
+def test_longer_rows_are_asked_less() -> None:
+    given: dict[str, Any] = {"work": 48, "steps": 1000, "begin": 200, "end": 1000}
+    plans = [measuring_plan(256, length=length, **given) for length in (0.5, 1.0, 4.0)]
+    assert [(len(plan.steps), plan.affordable) for plan in plans] == [(24, 1916), (14, 956), (3, 236)]
 
 
 def test_rows_are_counted_by_their_labels() -> None:

@@ -28,8 +28,9 @@ from varlora import IVON, IVONConfig, VariationalCallback, load_posterior, poste
 from varlora.ivon.ess_control import BOUNDS
 from varlora.ivon.held_out import HeldOut
 from varlora.ivon.noise import NoiseController
-from varlora.ivon.steered_rows import validation_rows, withheld_of
 from varlora.ivon.steering import Steering, plan_of
+from varlora.ivon.trainer_held_out import validation_rows
+from varlora.ivon.withholding import withheld_of
 from varlora.posterior.held_out_record import HeldOutRecord
 from varlora.posterior.training_record import training_record
 
@@ -386,15 +387,15 @@ def test_rows_are_withheld_for_three_fifths_of_the_epochs(epochs: float, expecte
 @pytest.mark.parametrize(("until", "last"), [(None, 200), (6.0, 120)])
 def test_rows_are_asked_from_a_fifth_to_the_end_or_till_they_come_back(until: float | None, last: int) -> None:
     held_out = dataclasses.replace(rows_in_one_batch(), until_epoch=until)
-    plan = plan_of(held_out, 64, TrainerState(max_steps=200, num_train_epochs=10))
+    plan = plan_of(held_out, 3 * 64, TrainerState(max_steps=200, num_train_epochs=10))
     assert (min(plan.steps) > 40, plan.steps[-1]) == (True, last)
 
 
-@pytest.mark.parametrize(("size", "asked"), [(32, "36"), (128, "36")])
+@pytest.mark.parametrize(("size", "asked"), [(32, "35"), (128, "35")])
 def test_a_short_training_is_not_steered_whatever_the_evaluation_batch(
     tmp_path: Path, size: int, asked: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """80 steps of 8 rows: a tenth of 1920 passes is one measurement of 36 rows, at the end, for a temperature."""
+    """80 steps of 8 rows: a tenth of 1920 passes is one measurement of 35 rows, at the end, for a temperature."""
     options: dict[str, Any] = {"max_steps": 80, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
     trainer = trainer_of(
         tmp_path, validation=Rows(200, flipped=0.2, seed=1), per_device_eval_batch_size=size, **options
@@ -402,14 +403,14 @@ def test_a_short_training_is_not_steered_whatever_the_evaluation_batch(
     with caplog.at_level(logging.WARNING, logger="varlora"):
         trainer.train()
     assert caplog.text.count("no held-out rows steer ess") == 1
-    assert f"80 steps of 8 rows pays for asking {asked} held-out rows, once, when the training ends" in caplog.text
+    assert f"80 training steps pays for asking {asked} held-out rows, once, when the training ends" in caplog.text
     assert isinstance(trainer.model, Classifier)
-    assert len(trainer.model.predicted) == 8 + 36 * 5 <= 0.1 * 3 * 8 * 80
+    assert len(trainer.model.predicted) == 8 + 35 * 5 <= 0.1 * 3 * 8 * 80
     group = group_of(trainer)
     assert group["ess"] == group["auto_ess"]
     found = posterior_of(trainer.model, trainer.optimizer).meta.diagnostics["held_out"]
     assert (found["source"], found["rows"], found["measurements"]) == ("validation", 200, 1)
-    assert found["effective_rows"] == pytest.approx(36)
+    assert found["effective_rows"] == pytest.approx(35)
     assert "once, when the training ends" in found["why"]
 
 
@@ -433,21 +434,20 @@ def test_a_share_of_the_time_far_above_the_budget_is_told_once(
     optimizer = IVON(model.parameters(), lr=0.1, ess=100.0, hess_init=1.0)
     monkeypatch.setattr(HeldOut, "measured", lambda self, model, noise, record, rows: record.without_rows())
     state = TrainerState(max_steps=80, num_train_epochs=1)
-    steering = Steering(rows_in_one_batch(), NoiseController(model, optimizer), arguments(tmp_path), state)
+    steering = Steering(rows_in_one_batch(), NoiseController(model, optimizer), 3 * 16, state)
     state.global_step, state.epoch = steering.plan.steps[0], 0.5
     steering.after_step(model, state)
     steering.finish()
     assert ("took 30 % of the training's time (30 of 100 s)" in caplog.text) == warns
 
 
-def test_a_measurement_that_finds_nothing_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_that_finds_nothing_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(2, 2)
     optimizer = IVON(model.parameters(), lr=0.1, ess=100.0, hess_init=1.0)
     optimizer.param_groups[0]["auto_ess"] = 100.0
     noise = NoiseController(model, optimizer)
-    args = arguments(tmp_path, per_device_train_batch_size=1000)
     state = TrainerState(max_steps=24, num_train_epochs=1)
-    steering = Steering(rows_in_one_batch(), noise, args, state)
+    steering = Steering(rows_in_one_batch(), noise, 3000, state)
     one = torch.ones(32)
 
     def words(self: HeldOut, model: nn.Module, noise: NoiseController, record: HeldOutRecord, rows: int) -> Any:

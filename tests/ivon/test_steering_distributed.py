@@ -11,7 +11,7 @@ import torch
 
 from ranks import on_ranks
 from steered_tasks import Classifier, Watched, state_of, trainer_of
-from varlora.ivon.held_out import withheld_rows
+from varlora.ivon.withholding import withheld_rows
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")
 

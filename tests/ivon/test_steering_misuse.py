@@ -24,7 +24,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from models import lora, tiny_bert_classifier, tiny_llama, token_ids
 from steered_tasks import Classifier, Rows, VariationalTrainer, arguments, group_of, state_of, trainer_of
 from varlora import VariationalCallback
-from varlora.ivon.steered_rows import held_out_batches, model_logits
+from varlora.ivon.trainer_held_out import held_out_batches, model_logits
 
 START = 32_000.0
 

@@ -58,7 +58,7 @@ def test_supervised_fine_tuning_is_steered_by_tokens(tmp_path: Path, source: str
     model = lora(tiny_llama(vocab_size=len(word_level(words=WORDS))))
     trainer = VariationalSFTTrainer(
         model=model,
-        args=trl.SFTConfig(**options(tmp_path, max_steps=30, per_device_train_batch_size=64)),
+        args=trl.SFTConfig(**options(tmp_path, max_steps=40, per_device_train_batch_size=64)),
         train_dataset=Dataset.from_dict({"text": sentences(320)}),
         eval_dataset=Dataset.from_dict({"text": sentences(50, seed=1)}) if source == "validation" else None,
         processing_class=word_level(words=WORDS),

@@ -24,7 +24,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reported")
     model = save_model(folder / "model", layers=1)
     return finish_herds(
-        folder, model, report_to="tensorboard", max_steps=50, held_out="validation", per_device_train_batch_size=40
+        folder, model, report_to="tensorboard", max_steps=50, held_out="validation", per_device_train_batch_size=48
     )
 
 

@@ -12,10 +12,11 @@ import time
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerState
 
 from varlora.ivon.ess_control import steered_ess
-from varlora.ivon.held_out import BEGUN_AFTER, COST, HeldOut, Plan
+from varlora.ivon.held_out import HeldOut
+from varlora.ivon.measuring import BEGUN_AFTER, COST, Plan
 from varlora.ivon.noise import NoiseController
 from varlora.posterior.gaussian_optimizer import AutoOptimizer, GaussianOptimizer
 from varlora.posterior.held_out_record import HeldOutRecord
@@ -27,30 +28,25 @@ NOTICEABLE = 1.0
 """Seconds of measuring below which its share of the time is not worth a word."""
 
 
-def own_rows_per_step(args: TrainingArguments) -> int:
-    """Rows that this process trains on in a step."""
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps
-
-
-def plan_of(held_out: HeldOut, rows: int, state: TrainerState) -> Plan:
+def plan_of(held_out: HeldOut, work: float, state: TrainerState) -> Plan:
     """When a training asks its held-out rows.
 
     Args:
         held_out: the rows.
-        rows: that this process trains on in a step.
+        work: of a training step (`work_of_a_step`).
         state: of the training, as it begins: its number of steps, and of epochs.
     """
     share = 1.0 if held_out.until_epoch is None else min(held_out.until_epoch / state.num_train_epochs, 1.0)
     steps = state.max_steps
-    return held_out.plan(rows, steps=steps, begin=int(BEGUN_AFTER * steps), end=int(share * steps))
+    return held_out.plan(work, steps=steps, begin=int(BEGUN_AFTER * steps), end=int(share * steps))
 
 
-def too_little(plan: Plan, args: TrainingArguments, state: TrainerState) -> str:
+def too_little(plan: Plan, state: TrainerState) -> str:
     """Why rows that are there do not steer."""
     when = "once, when the training ends" if plan.steps else "which would say too little"
     return (
-        f"a tenth of the work of {state.max_steps} steps of {own_rows_per_step(args)} rows pays for asking "
-        f"{plan.affordable} held-out rows, {when}"
+        f"a tenth of the work of {state.max_steps} training steps pays for asking {plan.affordable} held-out rows, "
+        f"{when}"
     )
 
 
@@ -60,8 +56,8 @@ class Steering:
     Args:
         held_out: the rows.
         noise: the noise of the training.
-        args: of the training.
-        state: the same, as it begins.
+        work: of a training step (`work_of_a_step`).
+        state: of the training, as it begins.
 
     Attributes:
         plan: when the rows are asked.
@@ -69,17 +65,17 @@ class Steering:
         elapsed: those of the whole training, when it has ended.
     """
 
-    def __init__(self, held_out: HeldOut, noise: NoiseController, args: TrainingArguments, state: TrainerState) -> None:
+    def __init__(self, held_out: HeldOut, noise: NoiseController, work: float, state: TrainerState) -> None:
         self.held_out = held_out
         self.noise = noise
-        self.plan = plan_of(held_out, own_rows_per_step(args), state)
+        self.plan = plan_of(held_out, work, state)
         self.spent, self.elapsed, self._began = 0.0, 0.0, time.perf_counter()
         self.record = training_record(noise.optimizer)
         self.record.setdefault("held_out", HeldOutRecord().to_dict())
         self.record["held_out_rows"], self.record["held_out_source"] = held_out.num_rows(), held_out.source
         self.record["held_out_readout"] = held_out.readout
         if not any(step < state.max_steps for step in self.plan.steps):
-            leave_unsteered(noise.optimizer, too_little(self.plan, args, state))
+            leave_unsteered(noise.optimizer, too_little(self.plan, state))
 
     def after_step(self, model: nn.Module, state: TrainerState) -> None:
         """Measures and steers, if it is time to; when the training ends, it measures only."""
@@ -99,17 +95,19 @@ class Steering:
         self.spent += _now(self.noise) - begun
 
     def finish(self) -> None:
-        """Says so, when the training ends, if measuring has taken more than twice its share of the time."""
+        """Logs, when the training ends, what share of its time measuring took; warns of more than twice the budget."""
         self.elapsed = _now(self.noise) - self._began
-        if self.spent > max(2 * COST * self.elapsed, NOTICEABLE):
-            logger.warning(
-                "asking the held-out rows took %.0f %% of the training's time (%.0f of %.0f s), where a tenth was "
-                "meant: one of them costs more than a training row. Shorter rows (eval_dataset) make it cheaper, and "
-                "IVONConfig(held_out='none') does without.",
-                100 * self.spent / self.elapsed,
-                self.spent,
-                self.elapsed,
-            )
+        share = f"asking the held-out rows took {100 * self.spent / self.elapsed:.0f} % of the training's time"
+        if self.spent <= max(2 * COST * self.elapsed, NOTICEABLE):
+            logger.info("%s.", share)
+            return
+        logger.warning(
+            "%s (%.0f of %.0f s), where a tenth was meant: one of them costs more than a training row. Shorter rows "
+            "(eval_dataset) make it cheaper, and IVONConfig(held_out='none') does without.",
+            share,
+            self.spent,
+            self.elapsed,
+        )
 
 
 def leave_unsteered(optimizer: GaussianOptimizer, reason: str) -> None:

@@ -26,8 +26,8 @@ from varlora.adapters import check_trainable
 from varlora.ivon import IVON
 from varlora.ivon.config import IVONConfig
 from varlora.ivon.saves import SavesPosterior
-from varlora.ivon.steered_rows import EpochOfSampler, HeldOutRows
 from varlora.ivon.trainer_checks import check_arguments, check_bases, check_options_given, check_own_optimizer
+from varlora.ivon.trainer_held_out import EpochOfSampler, HeldOutRows
 from varlora.ivon.variational_callback import VariationalCallback
 from varlora.posterior.wrapped import unwrapped
 from varlora.training.adapter_trainer import AdapterTrainer, QuietEvaluation

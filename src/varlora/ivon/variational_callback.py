@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from varlora.adapters import base_fingerprint, base_loading, base_model_of, check_base, saved_tensors
 from varlora.ivon.fit_variance import fit_variance
 from varlora.ivon.held_out import HeldOut
+from varlora.ivon.measuring import work_of_a_step
 from varlora.ivon.noise import NoiseController
 from varlora.ivon.steering import Steering, leave_unsteered
 from varlora.ivon.trainer_checks import check_arguments, check_labels, check_skipped
@@ -128,7 +129,8 @@ class VariationalCallback(TrainerCallback):
                     "VariationalTrainerMixin find them by themselves)",
                 )
             if isinstance(held_out, HeldOut):
-                self.steering = Steering(held_out, self.noise, args, state)
+                work = work_of_a_step(model, args, getattr(train_dataloader, "dataset", None))
+                self.steering = Steering(held_out, self.noise, work, state)
 
     def on_step_begin(
         self,

@@ -86,12 +86,11 @@ def over_batches(
         ValueError: the model's base is not the one that the posterior was trained on.
     """
     with ready_to_predict(model, q):
-        compared: Callable[[Batch], Any] = compare if compare is not None else read
         if q is not None and number_of_draws(q, samples) > 1:
-            sizes = [size(batch) for batch in batches] if all(map(_is_by_rows, batches)) else []
-            if sizes and (stacked := _worthwhile(model, q, sizes, batches[0], compared, what)) is not None:
-                draws = weight_draws(q, samples, antithetic=antithetic, seed=seed)
-                return _together(model, stacked, draws, batches, sizes, read, done)
+            draws = weight_draws(q, samples, antithetic=antithetic, seed=seed)
+            together = drawn_as_rows(model, q, draws, batches, read, what=what, compare=compare, size=size, done=done)
+            if together is not None:
+                return together
 
         def one_pass() -> list[Rows]:
             found = []
@@ -101,6 +100,32 @@ def over_batches(
             return found
 
         return list(passes_in_turn(model, q, samples, one_pass, antithetic=antithetic, seed=seed))
+
+
+def drawn_as_rows(
+    model: nn.Module,
+    q: Posterior,
+    draws: Iterator[Mapping[str, Tensor]],
+    batches: Sequence[Batch],
+    read: Callable[[Batch], Rows],
+    *,
+    what: str,
+    compare: Callable[[Batch], Tensor] | None = None,
+    size: Callable[[Batch], int] = num_tokens,
+    done: Callable[[int], object] = lambda passes: None,
+) -> list[list[Rows]] | None:
+    """What is read of every batch under every draw, draws as rows; None where that is not faster or cannot be.
+
+    Args:
+        model: in evaluation mode, without gradients.
+        q: whose draws they are: names their tensors.
+        draws: weights by checkpoint key.
+        batches: as in `over_batches`, and so are the others.
+    """
+    compared: Callable[[Batch], Any] = compare if compare is not None else read
+    sizes = [size(batch) for batch in batches] if all(map(_is_by_rows, batches)) else []
+    stacked = _worthwhile(model, q, sizes, batches[0], compared, what) if sizes else None
+    return None if stacked is None else _together(model, stacked, draws, batches, sizes, read, done)
 
 
 def averaged_over_batches(

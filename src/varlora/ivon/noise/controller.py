@@ -205,6 +205,32 @@ class NoiseController(DrawCycle):
             self.rest()
             self._forget_samples()
 
+    @torch.no_grad()
+    def evaluation_weights(self, index: int, *, sign: float = 1.0) -> dict[Tensor, Tensor]:
+        """The weights of an `evaluation_draw`, by parameter; as what else may be in their place.
+
+        Raises:
+            RuntimeError: as `evaluation_draw`.
+        """
+        with self.evaluation_draw(index, sign=sign):
+            return {
+                site.parameter: site.sample.to(site.parameter.dtype)
+                for site in self._sites.values()
+                if site.sample is not None
+            }
+
+    @contextmanager
+    def own_forwards(self) -> Iterator[None]:
+        """Within it modules have their own forwards, at the mean: for what takes their places in turn."""
+        taken_off = [wrapped for wrapped in self._wrapped if wrapped.scope.__dict__.get("forward") is wrapped]
+        for wrapped in taken_off:
+            wrapped.remove()
+        try:
+            yield
+        finally:
+            for wrapped in taken_off:
+                wrapped.scope.forward = wrapped
+
     def observe_loss(self, loss: Tensor) -> None:
         """Shows the loss that is trained on, for a variance that follows it (`IVON(variance="fit")`).
 

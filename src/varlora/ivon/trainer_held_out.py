@@ -4,72 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from varlora.adapters import unwrapped_model
 from varlora.ivon.config import IVONConfig
-from varlora.ivon.held_out import (
-    MOST_ROWS,
-    RETURNED_AFTER,
-    ROWS_PER_MEASUREMENT,
-    HeldOut,
-    WithholdingSampler,
-    withheld_rows,
-)
-from varlora.ivon.steering import leave_unsteered, own_rows_per_step, plan_of, too_little
+from varlora.ivon.held_out import HeldOut
+from varlora.ivon.measuring import ROWS_PER_MEASUREMENT, work_of_a_step
+from varlora.ivon.steering import leave_unsteered, plan_of, too_little
+from varlora.ivon.withholding import MOST_ROWS, Withheld, WithholdingSampler, withheld_of, withholding
 from varlora.posterior.wrapped import unwrapped
 from varlora.training.resuming import rows_per_step
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Withheld:
-    """Training rows that are withheld at first.
-
-    Attributes:
-        rows: their indices.
-        epochs: in how many epochs, from the first.
-    """
-
-    rows: Sequence[int]
-    epochs: int
-
-
-def withheld_of(data: Any, epochs: float, seed: int) -> Withheld | None:
-    """The training rows to withhold; None where there are too few, or they have no order.
-
-    Args:
-        data: the training set.
-        epochs: how often training passes over it.
-        seed: which rows.
-
-    Example:
-        >>> withheld = withheld_of(list(range(640)), epochs=5, seed=0)
-        >>> len(withheld.rows), withheld.epochs
-        (64, 3)
-    """
-    if not isinstance(data, Sized) or isinstance(data, IterableDataset):
-        return None
-    rows = withheld_rows(len(data), seed)
-    return Withheld(rows=rows, epochs=max(1, round(RETURNED_AFTER * epochs))) if rows else None
-
-
-def withholding(sampler: Any, data: Any, withheld: Withheld, seed: int) -> WithholdingSampler:
-    """A sampler that withholds rows, in place of the trainer's own.
-
-    Raises:
-        ValueError: the trainer's is not in random order.
-    """
-    if not isinstance(sampler, RandomSampler):
-        raise ValueError(f"rows can be withheld from a random order only, and the sampler is {type(sampler).__name__}.")
-    return WithholdingSampler(data, withheld=withheld.rows, epochs_withheld=withheld.epochs, seed=seed)
+SAMPLE = 32
+"""Training rows whose length is looked at."""
 
 
 def held_out_batches(trainer: Trainer, data: Any, rows: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -85,6 +39,20 @@ def held_out_batches(trainer: Trainer, data: Any, rows: Sequence[int]) -> list[M
         # A measurement takes no more rows than it needs, of whatever batch, also where a batch cannot be cut.
         size = min(trainer.args.per_device_eval_batch_size, ROWS_PER_MEASUREMENT // 4)
         return list(DataLoader(loader.dataset, batch_size=size, collate_fn=loader.collate_fn))
+
+
+def _length(trainer: Trainer, held_out: HeldOut) -> float:
+    """Tokens of a held-out row, padding included, in those of a training row; 1 where either has no tokens."""
+    data: Any = trainer.train_dataset
+    if not _has_rows(data):
+        return 1.0
+    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(trainer.args.seed))[:SAMPLE].tolist()
+    trained, asked = _num_tokens(held_out_batches(trainer, data, some)), _num_tokens(held_out.batches)
+    return (asked / held_out.num_rows()) / (trained / len(some)) if trained and asked else 1.0
+
+
+def _num_tokens(batches: Sequence[Mapping[str, Any]]) -> int:
+    return sum(ids.numel() for batch in batches if isinstance(ids := batch.get("input_ids"), Tensor))
 
 
 def validation_rows(data: Sized, seed: int) -> list[int]:
@@ -204,14 +172,16 @@ class HeldOutRows:
                 readout=self.answer_readout(),
                 until_epoch=until,
             )
+            held_out.length = _length(trainer, held_out) if until is None else 1.0
             held_out.check(trainer.model)
-            plan = plan_of(held_out, own_rows_per_step(trainer.args), trainer.state)
+            work = work_of_a_step(trainer.model, trainer.args, trainer.train_dataset)
+            plan = plan_of(held_out, work, trainer.state)
         except ValueError as error:
             self._give_up(f"held-out rows cannot be predicted ({error})", error)
             self._warn()
             return None
         if not plan.steps:
-            self._give_up(too_little(plan, trainer.args, trainer.state), by_name=False)
+            self._give_up(too_little(plan, trainer.state), by_name=False)
             self._warn()
             return None
         if source == "validation":
