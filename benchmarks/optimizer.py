@@ -2,8 +2,13 @@
 
 A cycle is all that the optimizer adds to a forward and backward pass: the draw of the noise, the sampled weights, what
 is collected in the backward pass, and the step. The model does nothing but read its tensors: a cycle is the time of
-forward, backward and step less that of forward and backward alone. Alternating rounds, medians with quartiles; the
-ratio is of each round to fused AdamW's step in the same round. ivon-opt (GPL) is a peer where it is installed.
+forward, backward and step less that of forward and backward alone, in seconds of the process's CPU, so that others on
+the machine disturb little. Alternating rounds, medians with quartiles; the ratio is of each round to fused AdamW's step
+in the same round. ivon-opt (GPL) is a peer where it is installed.
+
+Operations are what is dispatched in a cycle beyond forward and backward alone, views left out and a foreach call as
+one: the kernels that a GPU would be told to launch (torch cuts a long foreach call into several). Bytes a parameter
+are the most that is held at once in a cycle above the weights: state, gradients, samples, temporaries.
 
     python -m benchmarks.optimizer                # a table in Markdown
     python -m benchmarks.optimizer --json
@@ -14,16 +19,19 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from varlora import IVON, IVONConfig, NoiseController
 
@@ -73,39 +81,93 @@ class Tensors(nn.Module):
 
 
 def _timed(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def _adamw(number: int, shape: tuple[int, int], **options: bool) -> Callable[[], float]:
+class Operations(TorchDispatchMode):
+    """Counts the operations within it that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += not (
+            func.is_view or func in (torch.ops.aten._unsafe_view.default, torch.ops.aten.detach.default)
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def operations(work: Callable[[], Any]) -> int:
+    """How many operations some work dispatches."""
+    with Operations() as counted:
+        work()
+    return counted.number
+
+
+def bytes_held(work: Callable[[], Any]) -> int:
+    """The most that some work holds at once of what it has allocated on a CPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    results = profile.profiler.kineto_results
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes, initial=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cycle:
+    """Forward, backward and step of one optimizer, beside forward and backward alone.
+
+    Attributes:
+        optimizer: whose.
+        step: forward, backward and step.
+        bare: the same tensors without an optimizer.
+    """
+
+    optimizer: torch.optim.Optimizer
+    step: Callable[[], None]
+    bare: Tensors
+
+    def _alone(self) -> None:
+        self.bare().backward()
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad()
+        self.bare.zero_grad()
+
+    def seconds(self) -> float:
+        """CPU seconds of a cycle."""
+        self._clear()
+        alone = _timed(self._alone)
+        return _timed(self.step) - alone
+
+    def operations(self) -> int:
+        """Operations of a cycle."""
+        self._clear()
+        return operations(self.step) - operations(self._alone)
+
+    def bytes_per_parameter(self) -> float:
+        """The most that is held in a cycle above the weights."""
+        self._clear()
+        state = sum(t.nbytes for state in self.optimizer.state.values() for t in state.values() if torch.is_tensor(t))
+        return (state + bytes_held(self.step)) / sum(p.numel() for p in self.bare.parameters())
+
+
+def _adamw(number: int, shape: tuple[int, int], **options: bool) -> Cycle:
     model = Tensors(number, shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, **options)
 
-    def cycle() -> float:
-        optimizer.zero_grad()
+    def step() -> None:
         model().backward()
-        return _timed(optimizer.step)
+        optimizer.step()
 
-    return cycle
-
-
-def _cycle(
-    optimizer: torch.optim.Optimizer, step: Callable[[], None], number: int, shape: tuple[int, int]
-) -> Callable[[], float]:
-    """Seconds of forward, backward and step, less those of forward and backward alone."""
-    bare = Tensors(number, shape)
-
-    def cycle() -> float:
-        optimizer.zero_grad()
-        bare.zero_grad()
-        alone = _timed(lambda: bare().backward())
-        return _timed(step) - alone
-
-    return cycle
+    return Cycle(optimizer=optimizer, step=step, bare=Tensors(number, shape))
 
 
-def _varlora(number: int, shape: tuple[int, int], recipe: Any) -> Callable[[], float]:
+def _varlora(number: int, shape: tuple[int, int], recipe: Any) -> Cycle:
     model = Tensors(number, shape)
     options = {} if recipe == "auto" else {"hess_init": HESS_INIT}
     config = IVONConfig(recipe=recipe, lr=LR, ess=ESS, **options)
@@ -118,10 +180,10 @@ def _varlora(number: int, shape: tuple[int, int], recipe: Any) -> Callable[[], f
         loss.backward()
         optimizer.step()
 
-    return _cycle(optimizer, step, number, shape)
+    return Cycle(optimizer=optimizer, step=step, bare=Tensors(number, shape))
 
 
-def _ivon_opt(number: int, shape: tuple[int, int]) -> Callable[[], float]:
+def _ivon_opt(number: int, shape: tuple[int, int]) -> Cycle:
     import ivon
 
     model = Tensors(number, shape)
@@ -132,11 +194,11 @@ def _ivon_opt(number: int, shape: tuple[int, int]) -> Callable[[], float]:
             model().backward()
         optimizer.step()
 
-    return _cycle(optimizer, step, number, shape)
+    return Cycle(optimizer=optimizer, step=step, bare=Tensors(number, shape))
 
 
-def measure(shapes: Sequence[str], *, rounds: int) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Quartiles by shape and optimizer: milliseconds of a cycle, and its ratio to fused AdamW's step."""
+def measure(shapes: Sequence[str], *, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """By shape and optimizer: quartiles of a cycle's milliseconds and ratio to fused AdamW's; operations and bytes."""
     found = {}
     for name in shapes:
         number, shape = SHAPES[name]
@@ -149,17 +211,19 @@ def measure(shapes: Sequence[str], *, rounds: int) -> dict[str, dict[str, dict[s
         if importlib.util.find_spec("ivon") is not None:
             cycles["ivon-opt"] = _ivon_opt(number, shape)
         for cycle in cycles.values():  # states are made
-            cycle()
-            cycle()
+            cycle.seconds()
+            cycle.seconds()
         seconds: dict[str, list[float]] = {optimizer: [] for optimizer in cycles}
         for _ in range(rounds):
             for optimizer, cycle in cycles.items():
-                seconds[optimizer].append(cycle())
+                seconds[optimizer].append(cycle.seconds())
         fused = seconds["AdamW, fused"]
         found[name] = {
             optimizer: {
                 "milliseconds": _quartiles([1e3 * one for one in each]),
                 "ratio": _quartiles([one / floor for one, floor in zip(each, fused, strict=True)]),
+                "operations": cycles[optimizer].operations(),
+                "bytes_per_parameter": cycles[optimizer].bytes_per_parameter(),
             }
             for optimizer, each in seconds.items()
         }
@@ -193,12 +257,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.json:
         print(json.dumps({"cycles": found, "about": about}, indent=2))
         return
-    print("| tensors | optimizer | cycle, ms | to fused AdamW | quartiles |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| tensors | optimizer | cycle, ms | to fused AdamW | quartiles | operations | bytes a parameter |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, optimizers in found.items():
         for optimizer, numbers in optimizers.items():
             low, ratio, high = numbers["ratio"]
-            print(f"| {name} | {optimizer} | {numbers['milliseconds'][1]:.2f} | {ratio:.1f} | {low:.1f}–{high:.1f} |")
+            row = [name, optimizer, f"{numbers['milliseconds'][1]:.2f}", f"{ratio:.1f}", f"{low:.1f}–{high:.1f}"]
+            row += [f"{numbers['operations']:,}", f"{numbers['bytes_per_parameter']:.1f}"]
+            print(f"| {' | '.join(row)} |")
     print()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
 

@@ -137,3 +137,36 @@ def test_state_dict_keys_and_modules_are_as_before_after_detach():
     assert {n: m.forward.__func__ for n, m in model.named_modules()} == forwards
     assert all("forward" not in m.__dict__ for m in model.modules())
     assert optimizer.noise is None
+
+
+def test_gradients_that_arrive_as_one_tensor_stay_apart():
+    """Backward of a sum hands both terms the same tensor; each parameter accumulates in its own."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+        def forward(self):
+            return self.a + self.b
+
+    model = Sum()
+    attach(model)
+    for _ in range(3):
+        model().sum().backward()
+    for p in model.parameters():
+        assert torch.equal(p.grad, torch.full((3,), 3.0))
+
+
+def test_weights_loaded_between_two_forwards_of_a_draw_are_what_the_second_samples():
+    """A forward without a backward pass (a look at the memory, a first loss), then a checkpoint, then training."""
+    model = Net()
+    attach(model)
+    seen = {}
+    model.last.register_forward_hook(lambda module, *_: seen.update(bias=module.bias.detach().clone()))
+    model(data(3))
+    before = seen["bias"] - model.last.bias.detach()
+    with torch.no_grad():
+        model.last.bias.add_(5.0)
+    model(data(3))
+    torch.testing.assert_close(seen["bias"] - model.last.bias.detach(), before)

@@ -46,9 +46,10 @@ def sampled_at(parameter: Tensor, values: Tensor, record: Callable[[Tensor], Non
     sample.data = values
     if sample.grad_fn is not None:
 
-        def handed_on(gradients: tuple[Tensor | None], _: Any) -> None:
+        def handed_on(_: Any, gradients: tuple[Tensor | None]) -> tuple[Tensor | None]:
             if gradients[0] is not None:
                 record(gradients[0])
+            return gradients  # as they came: a view of one that others get too would be taken for the parameter's own
 
         sample.grad_fn.register_hook(handed_on)
     return sample  # type: ignore[no-any-return]
@@ -57,13 +58,6 @@ def sampled_at(parameter: Tensor, values: Tensor, record: Callable[[Tensor], Non
 def uncompiled(function: Callable[..., Any], *, but_callees: bool = False) -> Callable[..., Any]:
     """Keeps torch.compile out of this function and, unless `but_callees`, out of what it calls."""
     return torch.compiler.disable(function, recursive=not but_callees)  # type: ignore[no-any-return,no-untyped-call]
-
-
-@uncompiled
-def unshadow(places: Sequence[Place]) -> None:
-    """Takes the samples away again."""
-    for place in places:
-        place.holder.__dict__.pop(place.attribute, None)
 
 
 class SampledForward:
@@ -92,7 +86,8 @@ class SampledForward:
             self.controller.shadow(self.places)
             return self.forward(*args, **kwargs)
         finally:
-            unshadow(self.places)
+            for place in self.places:
+                place.holder.__dict__.pop(place.attribute, None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the module is not under control: it computes at its own weights."""
