@@ -5,8 +5,9 @@
 
 Processor seconds on one thread (of a GPU: of the clock, synchronised). In every repeat all ways take turns on the same
 rows, and each is divided by the mean's pass of that repeat: medians and quartiles of these ratios. Answers are read at
-each row's last token; texts are written greedily. "Floor" is what S draws cost if a forward's time were its
-multiplications alone: the layers below the first adapted one once, the others S times.
+each row's last token; texts are written greedily, by each draw or as one text by all; choices are four texts of five
+tokens behind one question, in passes at the mean over the question and one choice. "Floor" is what S draws cost if a
+forward's time were its multiplications alone: the layers below the first adapted one once, the others S times.
 
 PEFT's way is `adapter_names`: S copies of the adapter, the batch repeated, each row by its adapter's name.
 """
@@ -33,9 +34,11 @@ from varlora.adapters import trained_tensors
 from varlora.posterior import DiagonalGaussian
 from varlora.posterior.batched_draws import over_batches
 from varlora.posterior.draws import over_draws, weight_draws
+from varlora.prediction.averaged_texts import generate_averaged
 from varlora.prediction.decoding import Greedy
 from varlora.prediction.prediction import predict
-from varlora.readout.readout import AnswerTokens
+from varlora.readout import choice_log_likelihoods
+from varlora.readout.readout import AnswerTokens, ChoiceTexts
 
 SMALL = {
     "hidden_size": 576,
@@ -47,6 +50,8 @@ SMALL = {
     "tie_word_embeddings": True,
 }
 READOUT = AnswerTokens(token_ids=(330, 389, 340, 422), answers=("A", "B", "C", "D"))
+CHOICES = ChoiceTexts(answers=("A", "B", "C", "D"))
+TASKS = ("answers", "choices", "texts", "peers")
 ADAPTERS = {"all layers": 0.0, "top quarter": 0.75}
 """Where the adapted layers begin, as a share of all."""
 
@@ -129,9 +134,55 @@ def ways_to_write(model: PeftModel, batch: Mapping[str, Any], samples: int, toke
     return {
         "the mean": lambda: passes(0),
         "draws as rows": lambda: passes(samples),
+        "draws as rows, one text": lambda: generate_averaged(
+            model,
+            q,
+            [batch],
+            samples,
+            tokenizer=NoText(),  # type: ignore[arg-type]
+            max_new_tokens=tokens,
+        ),
         "one after another": lambda: over_draws(
             model, q, samples, lambda: decode(batch).log_likelihoods, antithetic=True, seed=0
         ),
+    }
+
+
+def ways_to_choose(model: PeftModel, batch: Mapping[str, Any], samples: int) -> dict[str, Callable[[], object]]:
+    """Each way to score texts of five tokens behind the batch's rows, a single one of them at the mean first."""
+    q, choices = gaussian(model), len(CHOICES.answers)
+    ids = batch["input_ids"][:, None].repeat(1, choices, 1)
+    texts = torch.randint(5, 4000, (*ids.shape[:2], 5), generator=torch.Generator().manual_seed(2)).to(ids.device)
+    ids = torch.cat([ids, texts], -1)
+    exists = torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device)
+    one = exists.clone()
+    one[:, 1:] = False
+    every = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "choice_lengths": torch.full_like(ids[..., 0], 5),
+        "choice_mask": exists,
+        "labels": torch.zeros(len(ids), dtype=torch.int64),
+    }
+
+    def way(number: int, shared: bool, chosen: Tensor) -> Callable[[], object]:
+        def call() -> object:
+            takes = choice_log_likelihoods.takes_packed
+            try:
+                if not shared:
+                    choice_log_likelihoods.takes_packed = lambda model: False
+                return predict(model, q, [{**every, "choice_mask": chosen}], number, readout=CHOICES)
+            finally:
+                choice_log_likelihoods.takes_packed = takes
+
+        return call
+
+    return {
+        "one choice at the mean": way(0, False, one),
+        "the mean, question shared": way(0, True, exists),
+        "the mean, question for each choice": way(0, False, exists),
+        "draws, question shared": way(samples, True, exists),
+        "draws, question for each choice": way(samples, False, exists),
     }
 
 
@@ -183,13 +234,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="name or folder of a causal language model")
-    parser.add_argument("--rows", type=int, nargs="*", default=[1, 8], help="of a batch of answers")
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 8], help="of a batch of answers or choices")
     parser.add_argument("--tokens", type=int, default=60, help="of a row")
-    parser.add_argument("--new_tokens", type=int, default=16, help="of a text; 0 writes none")
+    parser.add_argument("--new_tokens", type=int, default=16, help="of a text")
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
     parser.add_argument("--adapters", nargs="*", choices=list(ADAPTERS), default=list(ADAPTERS))
-    parser.add_argument("--no_peers", action="store_true", help="leave PEFT's mixed batch out")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -198,31 +249,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for where in given.adapters:
         model = adapted(given.model, ADAPTERS[where], device)
         floor = ADAPTERS[where] + given.samples * (1 - ADAPTERS[where])
-        for rows in [*given.rows, *([-1] if given.new_tokens else [])]:
-            ids = torch.randint(5, 4000, (abs(rows), given.tokens), generator=torch.Generator().manual_seed(1))
-            batch = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
-            if rows > 0:
-                what, limit = f"{rows} × {given.tokens} tokens, answers", floor
-                ways = ways_to_answer(model, {**batch, "labels": torch.zeros(rows, dtype=torch.int64)}, given.samples)
-            else:
-                what, limit = f"1 prompt of {given.tokens}, {given.new_tokens} new tokens", None
-                ways = ways_to_write(model, batch, given.samples, given.new_tokens)
-            table.append((what, where, limit, ratios(ways, given.repeats, device)))
-            print(f"{what}, {where}", file=sys.stderr)
-        if not given.no_peers:
-            for rows in given.rows:
-                ids = torch.randint(5, 4000, (rows, given.tokens), generator=torch.Generator().manual_seed(1))
-                batch = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
-                peer = adapted(given.model, ADAPTERS[where], device)
-                ways = {
-                    "the mean": ways_to_answer(model, {**batch, "labels": torch.zeros(rows).long()}, 1)["the mean"],
-                    "PEFT's mixed batch": mixed_batch(peer, batch, given.samples),
-                }
-                table.append(
-                    (f"{rows} × {given.tokens} tokens, answers", where, floor, ratios(ways, given.repeats, device))
+        for task in given.tasks:
+            for rows in [1] if task == "texts" else given.rows:
+                ids = torch.randint(5, 4000, (rows, given.tokens), generator=torch.Generator().manual_seed(1)).to(
+                    device
                 )
-                del peer, ways
-        del model
+                batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(rows).long()}
+                what, limit = f"{rows} × {given.tokens} tokens, answers", floor
+                if task == "answers":
+                    ways = ways_to_answer(model, batch, given.samples)
+                elif task == "choices":
+                    what, limit = f"{rows} × {given.tokens} tokens, {len(CHOICES.answers)} choices of 5", None
+                    ways = ways_to_choose(model, batch, given.samples)
+                elif task == "texts":
+                    what, limit = f"1 prompt of {given.tokens}, {given.new_tokens} new tokens", None
+                    ways = ways_to_write(model, batch, given.samples, given.new_tokens)
+                else:
+                    peer = adapted(given.model, ADAPTERS[where], device)
+                    ways = {
+                        "the mean": ways_to_answer(model, batch, 1)["the mean"],
+                        "PEFT's mixed batch": mixed_batch(peer, batch, given.samples),
+                    }
+                table.append((what, where, limit, ratios(ways, given.repeats, device)))
+                print(f"{what}, {where}", file=sys.stderr)
     _print(table, given, device)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from adapted_models import ADAPTED
 from models import lora, tiny_bert_classifier, tiny_llama, tiny_qwen3, token_ids
@@ -137,14 +138,113 @@ def test_on_a_base_in_half_precision_the_numbers_are_those_of_its_rounding() -> 
     torch.testing.assert_close(together, in_turn(model, q, ANSWERS, held, samples=4), rtol=0.02, atol=0.05)
 
 
-def test_within_autocast_every_draw_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(batched_draws.TOKENS, "cpu", 1)
+@pytest.mark.parametrize("tokens", [512, 1])
+def test_within_autocast_every_draw_is_its_own(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(batched_draws.TOKENS, "cpu", tokens)
     model = lora(tiny_llama(), lora_bias=True).eval()
     q, held = gaussian(model), batches()
     with torch.autocast("cpu", torch.bfloat16):
-        found = predict(model, q, held, 4, readout=ANSWERS).log_probs
-    expected = in_turn(model, q, ANSWERS, held, samples=4)
+        with counted(model) as rows:
+            found = predict(model, q, held, 4, readout=ANSWERS).log_probs
+        expected = in_turn(model, q, ANSWERS, held, samples=4)
+    assert (12 in rows) == (tokens > 1)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(found, in_turn(model, q, ANSWERS, held, samples=4), rtol=0.02, atol=0.05)
+
+
+class EightBit(nn.Module):
+    """A frozen linear layer whose weight is kept as whole numbers and scales of its rows."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.weight = nn.Parameter((linear.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
+
+
+def test_frozen_weights_of_another_kind_are_called_as_they_are() -> None:
+    model = lora(tiny_llama()).eval()
+    for module in list(model.modules()):
+        if isinstance(base := module._modules.get("base_layer"), nn.Linear):
+            module.base_layer = EightBit(base)
+    q, held = gaussian(model), batches()
+    with counted(model) as rows:
+        together = predict(model, q, held, 4, readout=ANSWERS).log_probs
+    assert 12 in rows
+    torch.testing.assert_close(together, in_turn(model, q, ANSWERS, held, samples=4), rtol=1e-5, atol=1e-5)
+
+
+def tiny_mixture_of_experts() -> Qwen2MoeForCausalLM:
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "moe_intermediate_size": 8,
+        "vocab_size": 64,
+        "pad_token_id": 0,
+    }
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 16}
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes, **heads, **experts)).eval()
+
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("options", "as_rows"),
+    [
+        ({"target_modules": ("q_proj", "v_proj")}, True),
+        ({"target_modules": ("q_proj", "shared_expert.up_proj", "shared_expert.down_proj")}, True),
+        ({"target_modules": ("q_proj",), "target_parameters": EXPERTS}, False),
+    ],
+    ids=["attention", "shared expert", "experts"],
+)
+def test_a_mixture_of_experts_is_rows_but_for_its_experts(
+    options: dict[str, Any], as_rows: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = lora(tiny_mixture_of_experts(), **options).eval()
+    q, held = gaussian(model), batches()
+    with counted(model) as rows, caplog.at_level(logging.INFO, logger="varlora"):
+        for _ in range(2):
+            found = predict(model, q, held, 4, readout=ANSWERS).log_probs
+    assert (12 in rows) == as_rows
+    assert caplog.text.count("one after another") == (0 if as_rows else 1)
+    torch.testing.assert_close(found, in_turn(model, q, ANSWERS, held, samples=4), rtol=1e-5, atol=1e-5)
+
+
+class Experts(nn.Module):
+    """Experts that each see the rows that are theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(8, 4)
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids).flatten(0, 1)
+        output, odd = torch.zeros_like(x), input_ids.flatten() % 2 == 1
+        for expert, rows in zip(self.experts, (odd, ~odd), strict=True):
+            output[rows] = expert(x[rows])
+        return output.view(*input_ids.shape, -1)
+
+
+def test_layers_that_see_some_rows_alone_are_known_by_their_place(caplog: pytest.LogCaptureFixture) -> None:
+    model = Experts()
+    mean = {key: p.detach().clone() for key, p in model.named_parameters() if "experts" in key}
+    q = DiagonalGaussian(mean=mean, precision={key: torch.ones_like(m) for key, m in mean.items()})
+    model.embed.weight.requires_grad_(False)
+    batch = {"input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 7, 0]])}
+    with caplog.at_level(logging.INFO, logger="varlora"):
+        passes = over_batches(model, q, 3, [batch], lambda b: model(b["input_ids"]), what="x", antithetic=True, seed=0)
+    assert "belongs to one of several experts" in caplog.text
+    expected = over_draws(model, q, 3, lambda: model(batch["input_ids"]), antithetic=True, seed=0)
+    assert torch.equal(torch.stack([found[0] for found in passes], 1), expected)
 
 
 @pytest.mark.parametrize("antithetic", [True, False])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -56,3 +59,26 @@ def test_draws_are_held_for_all_batches(llama_lora: PeftModel) -> None:
             expected.append(slow(model))
     torch.testing.assert_close(values, torch.stack(expected, 1), atol=1e-5, rtol=1e-5)
     assert counts.tolist() == [2, 4, 1]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_completions_of_one_prompt_share_it(llama_lora: PeftModel, side: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama_lora.eval()
+    mean = {key: p.detach().clone() for key, p in trained_tensors(model).items()}
+    q = DiagonalGaussian(mean=mean, precision={key: torch.full_like(m, 25.0) for key, m in mean.items()})
+    prompt = list(range(20, 29))
+    texts = [(prompt, [13, 2]), ([8, 9], [17]), (prompt, [14, 15, 2]), (prompt, [13, 2]), ([*prompt[:-1], 3], [4])]
+    rows = [{"input_ids": p + text, "labels": [-100] * len(p) + text} for p, text in texts]
+    batches = [Collator(pad_token_id=0, padding_side=side)(some) for some in (rows, rows[:2])]
+    found, counts = predict_completions(model, q, batches, samples=3, seed=4)
+    shapes: list[tuple[int, ...]] = []
+    hook = model.get_base_model().register_forward_pre_hook(
+        lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    predict_completions(model, q, batches[:1], samples=3, seed=4)
+    hook.remove()
+    assert shapes == [(3 * 3, 8 + 3 + 4 + 3)], "three prompts under three draws; the longest row has three texts"
+    monkeypatch.setattr("varlora.prediction.completions._by_prompt", lambda batch: (None, batch))
+    expected, same_counts = predict_completions(model, q, batches, samples=3, seed=4)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert counts.tolist() == same_counts.tolist() == [2, 1, 3, 2, 1, 2, 1]

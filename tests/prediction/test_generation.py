@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from peft import PeftModel
 from sklearn.metrics import roc_auc_score
 
 from models import lora, tiny_llama
+from readout.test_frozen_layers_decoders import CONFIGS, adapted
 from texts_of_draws import OPTIONS, ROWS, TOKENIZER, batches, posterior
 from varlora.adapters import applied, trained_tensors
 from varlora.posterior import DropoutMasks, Mixture, PointMass, batched_draws
 from varlora.posterior.draws import weight_draws
+from varlora.prediction.averaged_texts import generate_averaged
 from varlora.prediction.decoding import Greedy
 from varlora.prediction.generation import Generations, generate
+from varlora.readout.draws_as_rows import DrawsAsRows, _OncePerBatch
 
 
 @pytest.fixture
@@ -62,6 +66,37 @@ def test_all_draws_write_in_one_call_of_generate(model: PeftModel, monkeypatch: 
     assert torch.equal(together.num_tokens, in_turn.num_tokens)
     assert torch.equal(together.finished, in_turn.finished)
     torch.testing.assert_close(together.log_likelihoods, in_turn.log_likelihoods, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_that_no_draw_changes_write_once_for_all_draws(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = copy.deepcopy(CONFIGS[name])
+    config.vocab_size = len(TOKENIZER)
+    model = adapted(config)  # the upper two of four layers
+    q, below, above = posterior(model, 1.0), list[int](), list[int]()
+    layers = model.get_base_model().model.layers
+    layers[1].self_attn.register_forward_hook(lambda *a: below.append(len(a[2][0])))
+    layers[2].self_attn.register_forward_hook(lambda *a: above.append(len(a[2][0])))
+    generate(model, q, batches(), 5, seed=3, **OPTIONS)  # which compares once
+    below.clear(), above.clear()
+    together = generate(model, q, batches(), 5, seed=3, **OPTIONS)
+    assert set(above) == {10}, "five draws of two prompts"
+    assert below[0] == 2, "the prompts are the same for all draws"
+    assert 10 in below, "the draws must differ for this to show anything"
+    below.clear()
+    averaged = generate_averaged(model, q, batches(), 5, seed=3, **OPTIONS)
+    assert set(below) == {2}
+    monkeypatch.setitem(batched_draws.TOKENS, "cpu", 1)
+    monkeypatch.setattr(DrawsAsRows, "shares_lower_layers", False)
+    above.clear()
+    in_turn = generate(model, q, batches(), 5, seed=3, **OPTIONS)
+    assert set(above) == {2}
+    assert together.texts == in_turn.texts
+    torch.testing.assert_close(together.log_likelihoods, in_turn.log_likelihoods, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(_OncePerBatch, "begin", lambda self, given: setattr(self, "rows", None))
+    for one, other in zip(averaged, generate_averaged(model, q, batches(), 5, seed=3, **OPTIONS), strict=True):
+        assert one.text == other.text
+        torch.testing.assert_close(one.mutual_information, other.mutual_information, atol=1e-5, rtol=1e-5)
 
 
 def test_the_point_is_written_with_at_zero_draws(model: PeftModel) -> None:

@@ -24,6 +24,8 @@ from varlora.adapters import applying, unwrapped_model
 from varlora.posterior import DropoutMasks, Posterior
 from varlora.posterior.draws import number_of_draws, on_device_of, passes_in_turn, ready_to_predict, weight_draws
 from varlora.readout.draws_as_rows import DrawsAsRows, NotAsRowsError
+from varlora.readout.packed_choices import num_tokens
+from varlora.readout.rounding import agree
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +38,9 @@ TOKENS = {"cpu": 512, "cuda": 4096}
 """Of one forward, by kind of device: draws are taken together up to so many."""
 BYTES_OF_DRAWS = 2**30
 """Weights of draws that are held at a time."""
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
-"""Relative, of two ways to compute the same, by the frozen weights' dtype."""
-COARSE = 0.05
-"""The same, of half precision and of quantised weights, whose rounding depends on what is in the batch."""
-
-_agree: WeakKeyDictionary[nn.Module, dict[tuple[str, frozenset[str]], bool]] = WeakKeyDictionary()
-"""Whether draws as rows give the numbers of one draw after another, by model, by what is read and by a draw's keys."""
-
-
-def num_tokens(batch: Batch) -> int:
-    """Of a batch, padding included."""
-    return int(batch["input_ids"].numel())
+_agree: WeakKeyDictionary[nn.Module, dict[tuple[str, frozenset[str], bool], bool]] = WeakKeyDictionary()
+"""Whether draws as rows give the numbers of one draw after another, by model, by what is read, by a draw's keys and by
+whether autocast is on."""
 
 
 def over_batches(
@@ -213,7 +206,7 @@ def _compared(
 ) -> DrawsAsRows | None:
     """The model's layers to take draws as rows; None where they cannot, by what they are or by the numbers."""
     memory = _agree.setdefault(unwrapped_model(model), {})
-    key = what, frozenset(q.point.keys())
+    key = what, frozenset(q.point.keys()), torch.is_autocast_enabled(_kind(model))
     if memory.get(key) is False:
         return None
     try:
@@ -247,13 +240,7 @@ def _agrees(
         if _is_out_of_memory(error):
             raise
         raise NotAsRowsError(str(error)) from error
-    expected = torch.cat(apart)
-    frozen = [p.dtype for p in model.parameters() if not p.requires_grad] or [p.dtype for p in model.parameters()]
-    tolerance = max(TOLERANCE.get(dtype, COARSE) for dtype in frozen)
-    scale = max(1.0, expected.nan_to_num(0.0, 0.0, 0.0).abs().max().item())
-    return together.shape == expected.shape and torch.allclose(
-        together, expected, rtol=0.0, atol=tolerance * scale, equal_nan=True
-    )
+    return agree(model, torch.cat(apart), together)
 
 
 def _together(
@@ -321,9 +308,13 @@ def _at_once(model: nn.Module, size: int, copies: int) -> int:
         >>> _at_once(nn.Linear(1, 1), 60, 10)
         5
     """
-    kind = next((p.device.type for p in model.parameters()), "cpu")
-    most = max(1, TOKENS.get(kind, TOKENS["cpu"]) // size)
+    most = max(1, TOKENS.get(_kind(model), TOKENS["cpu"]) // size)
     return -(-copies // -(-copies // most))
+
+
+def _kind(model: nn.Module) -> str:
+    """Of the model's device."""
+    return next((p.device.type for p in model.parameters()), "cpu")
 
 
 def _is_by_rows(batch: Batch) -> bool:

@@ -1,4 +1,8 @@
-"""How likely a causal LM finds given completions: at the posterior's mean and under its draws."""
+"""How likely a causal LM finds given completions: at the posterior's mean and under its draws.
+
+Completions of one batch that follow the same prompt are choices of it: the prompt is computed once for all of them
+(`varlora.readout.packed_choices`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from varlora.posterior.batched_draws import over_batches
 from varlora.posterior.draws import held_batches, progress_bar
 from varlora.prediction.prediction_setup import prepare
 from varlora.readout.answer_logits import decoder_inputs, forward_parameters, widened
+from varlora.readout.choice_log_likelihoods import choice_log_likelihoods
 
 
 def completion_log_likelihood(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -69,13 +74,47 @@ def predict_completions(
     """
     q, samples = prepare(q, samples)
     held = held_batches(batches)
+    orders, by_prompt = zip(*map(_by_prompt, held), strict=True)
 
     def read(batch: Mapping[str, Any]) -> Tensor:
+        if "choice_mask" in batch:
+            return choice_log_likelihoods(model, batch).double().cpu()
         return completion_log_likelihood(model, batch)[0].double().cpu()
 
     with progress_bar(len(held), q, samples, shown=progress) as bar:
         passes = over_batches(
-            model, q, samples, held, read, what="completions", antithetic=antithetic, seed=seed, done=bar.update
+            model, q, samples, by_prompt, read, what="completions", antithetic=antithetic, seed=seed, done=bar.update
         )
     counts = torch.cat([(batch["labels"][:, 1:] != -100).sum(1).cpu() for batch in held])
-    return torch.stack([torch.cat(of_draw) for of_draw in passes], dim=1), counts
+    values = [
+        torch.cat(
+            [found if order is None else found.flatten()[order] for found, order in zip(of_draw, orders, strict=True)]
+        )
+        for of_draw in passes
+    ]
+    return torch.stack(values, dim=1), counts
+
+
+def _by_prompt(batch: Mapping[str, Any]) -> tuple[Tensor | None, Mapping[str, Any]]:
+    """A batch whose completions are the choices of their prompts, and where among them each is; else as it is.
+
+    As it is where no two completions have one prompt, or a completion is not the end of its row.
+    """
+    ids, real = batch["input_ids"], batch["attention_mask"] != 0
+    counts, lengths = real.sum(1), (batch["labels"] != -100).sum(1)
+    ahead = real.flip(1).cumsum(1).flip(1)  # of each token, how many there are from it on
+    texts = real & (ahead <= lengths[:, None])
+    if not torch.equal(texts, batch["labels"] != -100) or bool((lengths >= counts).any()):
+        return None, batch
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for row, tokens in enumerate(ids):
+        rows.setdefault(tuple(tokens[real[row] & ~texts[row]].tolist()), []).append(row)
+    if len(rows) == len(ids):
+        return None, batch
+    most = max(map(len, rows.values()))
+    places = torch.tensor([[*of_prompt, *[-1] * (most - len(of_prompt))] for of_prompt in rows.values()])
+    exists = places >= 0
+    order = torch.empty(len(ids), dtype=torch.int64)
+    order[places[exists]] = exists.flatten().nonzero()[:, 0]
+    choices = {"input_ids": ids[places], "attention_mask": batch["attention_mask"][places], "choice_mask": exists}
+    return order, {**choices, "choice_lengths": lengths[places]}

@@ -8,7 +8,6 @@ it (a repetition penalty, say), and what is written would no longer be what the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,8 @@ from varlora.tasks import context_length
 COMPARED_TOKENS = 16
 CACHED_TOKENS = 16
 """Whose keys and values count as one token of a forward, where rows are taken together."""
+_LOWEST = torch.finfo(torch.float64).min
+"""In place of log 0, whose product with 0 is to be 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +211,16 @@ class AverageOverDraws(Record):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         log_probs = scores.double().log_softmax(-1).view(self.draws, -1, scores.shape[-1])
-        averaged: Tensor = log_probs.logsumexp(0) - math.log(self.draws)
-        entropy = torch.special.entr(averaged.exp()).sum(-1)
+        probs = log_probs.exp()
+        mean = probs.mean(0)
+        averaged = mean.log()
+        entropy, of_draws = (
+            -(p * log_p.clamp(min=_LOWEST)).sum(-1) for p, log_p in ((mean, averaged), (probs, log_probs))
+        )
         self.entropies.append(entropy)
-        self.mutual_information.append(entropy - torch.special.entr(log_probs.exp()).sum(-1).mean(0))
+        self.mutual_information.append(entropy - of_draws.mean(0))
         self.steps.append(averaged.amax(-1).repeat(self.draws))
-        return averaged.repeat(self.draws, 1).to(scores.dtype)
+        return averaged.to(scores.dtype).repeat(self.draws, 1)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def _narrow_logits(
     """The wanted logits by a narrowed output layer."""
     head = _output_layer(model)
     assert head is not None
-    with _narrowed(head, places, token_ids) as rows_only, _narrowed_mlp(_base(model), places):
+    with _narrowed(head, places, token_ids) as rows_only, _narrowed_mlp(base_of(model), places):
         logits: Tensor = model(**inputs).logits
     if logits.shape[:2] != (len(places[0]), 1):
         raise RuntimeError(f"the output layer was not used as expected: logits of shape {tuple(logits.shape)}")
@@ -174,7 +174,7 @@ def _can_narrow(model: nn.Module, inputs: Mapping[str, Any], places: Places, tok
     head, several = _output_layer(model), token_ids is None
     if head is None or is_opaque(model) or (several and _trains(head)):
         return False
-    base = _base(model)
+    base = base_of(model)
     agreed = _narrowing_agrees.setdefault(base, {})
     if several not in agreed:
         few = {name: value[:2] if isinstance(value, Tensor) else value for name, value in inputs.items()}
@@ -230,17 +230,18 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
         yield base()
 
 
-def _base(model: nn.Module) -> nn.Module:
+def base_of(model: nn.Module) -> nn.Module:
+    """The model itself, under all wrappers."""
     return list(_layers(model))[-1]
 
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Parameters of the model's own forward, under all wrappers."""
-    return inspect.signature(type(_base(model)).forward).parameters
+    return inspect.signature(type(base_of(model)).forward).parameters
 
 
 def _output_layer(model: nn.Module) -> nn.Module | None:
-    find = getattr(_base(model), "get_output_embeddings", None)
+    find = getattr(base_of(model), "get_output_embeddings", None)
     layer = find() if callable(find) else None
     return layer if isinstance(layer, nn.Module) else None
 

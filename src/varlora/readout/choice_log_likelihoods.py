@@ -1,8 +1,9 @@
 """How likely each choice's text is behind its prompt: the sum of its tokens' log-probabilities under a causal LM.
 
-A row is one sequence for each choice, prompt and text together. The sequences of all rows go through the model in one
-call, those of missing choices left out; the softmax over the vocabulary is taken at the texts' positions alone. A
-prompt that the choices share is computed once for each of them.
+A row is one sequence for each choice, prompt and text together. In training the sequences of all rows go through the
+model in one call, those of missing choices left out, and a prompt that the choices share is computed for each of them.
+In evaluation they are packed (`varlora.readout.packed_choices`): what a row's choices share is computed once. The
+softmax over the vocabulary is taken at the texts' positions alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from varlora.readout.answer_logits import decoder_inputs, last_positions, logits_at
+from varlora.readout.answer_logits import Places, decoder_inputs, last_positions, logits_at
+from varlora.readout.packed_choices import packed_choices, packed_or_by_rows, takes_packed
 
 ENTRIES = ("input_ids", "attention_mask", "choice_mask", "choice_lengths")
 """What is read of a batch."""
@@ -64,8 +66,18 @@ def choice_log_likelihoods(model: nn.Module, batch: Mapping[str, Any]) -> Tensor
     if bool((before.sum(1) != lengths).any()) or bool((mask[before] == 0).any()):
         raise ValueError("a choice's text has no token before it to predict it from; give it a prompt")
     rows, positions = before.nonzero(as_tuple=True)
-    logits = logits_at(model, decoder_inputs(model, {"input_ids": ids, "attention_mask": mask}), (rows, positions))
-    targets = ids[rows, positions + 1].to(logits.device)
-    log_probs = -F.cross_entropy(logits, targets, reduction="none")
-    scores = log_probs.new_zeros(before.shape).masked_scatter(before.to(logits.device), log_probs).sum(1)
-    return scores.new_full(exists.shape, -torch.inf).masked_scatter(exists.to(scores.device), scores)
+
+    def score(inputs: Mapping[str, Any], places: Places, targets: Tensor) -> Tensor:
+        logits = logits_at(model, inputs, places)
+        log_probs = -F.cross_entropy(logits, targets.to(logits.device), reduction="none")
+        scores = log_probs.new_zeros(before.shape).masked_scatter(before.to(logits.device), log_probs).sum(1)
+        return scores.new_full(exists.shape, -torch.inf).masked_scatter(exists.to(scores.device), scores)
+
+    def by_rows() -> Tensor:
+        inputs = decoder_inputs(model, {"input_ids": ids, "attention_mask": mask})
+        return score(inputs, (rows, positions), ids[rows, positions + 1])
+
+    packed = packed_choices(batch) if takes_packed(model) else None
+    if packed is None:
+        return by_rows()
+    return packed_or_by_rows(model, lambda: score(packed.inputs(model), packed.places, packed.targets), by_rows)

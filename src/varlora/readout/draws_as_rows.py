@@ -7,7 +7,8 @@ batched products. Layers below the first that a draw changes see the same rows u
 for all of them, where the model is of a known kind (`varlora.readout.trunks`).
 
 What a draw holds has to be weights and biases of linear layers that are called as modules: LoRA on linear layers of any
-precision, and trained heads that are made of linear layers.
+precision, and trained heads that are made of linear layers. A mixture's experts see the tokens that are sent to them,
+which differ between draws; its attention and shared experts see all.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from varlora.adapters.tensors import active_adapter, live_tensors, unwrapped_model
 from varlora.readout.answer_logits import is_opaque
-from varlora.readout.lower_layers import LowerLayers, left_out_already
+from varlora.readout.lower_layers import LowerLayers, lower_layers_of
 from varlora.readout.replaced_forward import ReplacedForward
 from varlora.readout.trunks import Trunk, trunk_of
 
@@ -64,6 +65,8 @@ class DrawsAsRows:
             kind = type(module)
             if kind is not nn.Linear or "forward" in module.__dict__ or id(module) in aside:
                 raise NotAsRowsError(f"{key} is used in another way than as the {name} of a linear layer")
+            if "experts" in key.split("."):
+                raise NotAsRowsError(f"{key} belongs to one of several experts, whose rows differ between draws")
             layer = self._layers.setdefault(id(module), _Linear(module))
             self._places[key] = layer, name
         self._lower = _lower_of(model, self._layers)
@@ -127,30 +130,69 @@ class _Linear(ReplacedForward):
         blocks = x.reshape(self.count, -1, x.shape[-1])
         products: Tensor = F.linear(blocks, weight) if weights is None else blocks @ weights.mT
         if biases is not None:
-            products = products + biases[:, None]
+            products = products + biases[:, None].to(products.dtype)
         elif bias is not None:
-            products = products + bias
+            products = products + bias.to(products.dtype)
         return products.reshape(*x.shape[:-1], products.shape[-1])
 
 
 class _OncePerBatch(LowerLayers):
-    """The lower layers of rows that stand there once for each of `count` draws, computed once, also for more calls."""
+    """The lower layers of rows that stand there once for each of `count` draws, computed once, also for more calls.
+
+    Where keys and values are kept (generation), the lower layers' are those of one draw's rows for as long as all draws
+    have the same tokens, and are repeated once they differ.
+    """
 
     def __init__(self, trunk: Trunk, first: int) -> None:
         super().__init__(trunk, first)
         self.count = 1
         self.known: tuple[dict[str, Any], Tensor] | None = None
+        self.rows: int | None = None
+        """Of a call that keeps keys and values: how many are computed below, where it is one draw's alone."""
 
     def states(self, given: Mapping[str, Any]) -> Tensor:
         """What enters the first layer that a draw changes, repeated for each."""
-        ids = given.get("input_ids")
-        rows = len(ids if ids is not None else given["inputs_embeds"])
+        rows = _num_rows(given)
         if rows % self.count:
             raise RuntimeError(f"{rows} rows are not those of {self.count} draws")
         once = {name: _part(value, rows, rows // self.count) for name, value in given.items()}
         if self.known is None or not _same(self.known[0], once):
             self.known = once, self.compute(once)
         return self.known[1].repeat(self.count, 1, 1)
+
+    def begin(self, given: Mapping[str, Any]) -> None:
+        """Sees whether one draw's rows will do below."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+        self.rows = None
+        rows, cache = _num_rows(given), given.get("past_key_values")
+        if self.count == 1 or rows % self.count or not isinstance(cache, DynamicCache | None):
+            return
+        layers: list[Any] = list(cache.layers[: self.number]) if cache is not None else []
+        written = [layer for layer in layers if layer.get_seq_length()]
+        if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers) or (
+            written and len(written[0].keys) == rows
+        ):
+            return
+        if all(_is_repeated(value, rows, self.count) for value in given.values()):
+            self.rows = rows // self.count
+            return
+        for layer in written:
+            layer.keys, layer.values = (t.repeat(self.count, 1, 1, 1) for t in (layer.keys, layer.values))
+
+    def run(self, below: ReplacedForward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a layer returns, for one draw's rows where they will do; of the embeddings, for all."""
+        if self.computing or self.rows is None or below.module is self.trunk.embeddings:
+            return super().run(below, args, kwargs)
+        rows = self.rows * self.count
+        some = {name: _part(value, rows, self.rows) for name, value in kwargs.items()}
+        return below.forward(*_part(args, rows, self.rows), **some)
+
+    def _before_first(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.whole and not self.computing and self.rows is not None and module is self.first:
+            return (args[0].repeat(self.count, 1, 1), *args[1:])
+        return super()._before_first(module, args)
 
     def forget(self) -> None:
         """Lets the last batch go."""
@@ -165,7 +207,7 @@ def _lower_of(model: nn.Module, layers: Mapping[int, _Linear]) -> _OncePerBatch 
         return None
     changed = [any(id(module) in layers for module in layer.modules()) for layer in trunk.layers]
     below = any(id(module) in layers for module in trunk.embeddings.modules())
-    if below or True not in changed or changed[0] or left_out_already(trunk):
+    if below or True not in changed or changed[0] or lower_layers_of(trunk) is not None:
         return None
     return _OncePerBatch(trunk, changed.index(True))
 
@@ -204,16 +246,32 @@ def _untyped(module: Any) -> Any:
     return module
 
 
+def _num_rows(given: Mapping[str, Any]) -> int:
+    ids = given.get("input_ids")
+    return len(ids if ids is not None else given["inputs_embeds"])
+
+
 def _part(value: Any, rows: int, count: int) -> Any:
-    return value[:count] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
+    """The first rows of whatever has an entry for each; positions alone (T,) have none."""
+    if isinstance(value, Tensor):
+        return value[:count] if value.ndim > 1 and len(value) == rows else value
+    if isinstance(value, dict):
+        return {name: _part(inner, rows, count) for name, inner in value.items()}
+    return tuple(_part(inner, rows, count) for inner in value) if isinstance(value, tuple) else value
 
 
-def _same(known: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+def _is_repeated(value: Any, rows: int, count: int) -> bool:
+    """Whether whatever has an entry for each row has the same ones for every draw."""
+    if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != rows:
+        return True
+    blocks = value.reshape(count, -1)
+    return bool((blocks == blocks[:1]).all())
+
+
+def _same(known: Any, given: Any) -> bool:
     """Whether a trunk is called with the same again."""
-    if known.keys() != given.keys():
-        return False
-    pairs = [(known[name], given[name]) for name in given]
-    return all(
-        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape else a is b
-        for a, b in pairs
-    )
+    if isinstance(known, Tensor) and isinstance(given, Tensor):
+        return known.shape == given.shape and torch.equal(known, given)
+    if isinstance(known, dict) and isinstance(given, dict):
+        return known.keys() == given.keys() and all(_same(known[name], given[name]) for name in given)
+    return known is given

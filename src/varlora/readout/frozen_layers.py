@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varlora.readout.lower_layers import LowerLayers, left_out_already
+from varlora.readout.lower_layers import LowerLayers, lower_layers_of
 from varlora.readout.replaced_forward import AtPositions
 from varlora.readout.row_states import RowStates
 from varlora.readout.shared_states import SharedRowStates, states_fingerprint
@@ -43,9 +43,11 @@ TOLERANCE = 0.01
 class _Cache(LowerLayers):
     """What enters the first trained layer, by row."""
 
+    by_row = True
+
     def __init__(self, trunk: Trunk, first: int, states: RowStates | SharedRowStates, *, alone: bool) -> None:
         super().__init__(trunk, first)
-        self.by_row = states
+        self.by_tokens = states
         self.alone = alone
         self.own: Tensor | None = None
 
@@ -59,18 +61,18 @@ class _Cache(LowerLayers):
         keys = [half + tokens for tokens in rows.tokens()]
         if self.alone and self.batch is None:
             self._check(rows.alone(0), keys[0])
-        new = {key: i for i, key in enumerate(keys) if key not in self.by_row}  # each once
+        new = {key: i for i, key in enumerate(keys) if key not in self.by_tokens}  # each once
         if new and not self.alone:
             hidden = self.compute(rows.batch(list(new.values())))
             for row, (key, i) in enumerate(new.items()):
-                self.by_row[key] = hidden[row][own[i]].clone()
+                self.by_tokens[key] = hidden[row][own[i]].clone()
         elif new:
             for key, i in new.items():
-                self.by_row[key] = self.compute(rows.alone(i))[0]
-        first = self.by_row[keys[0]]
+                self.by_tokens[key] = self.compute(rows.alone(i))[0]
+        first = self.by_tokens[keys[0]]
         batch = torch.zeros(*own.shape, first.shape[-1], dtype=first.dtype, device=own.device)
         for i, key in enumerate(keys):
-            batch[i, own[i]] = self.by_row[key].to(own.device)
+            batch[i, own[i]] = self.by_tokens[key].to(own.device)
         return batch
 
     def own_positions(self, layer: nn.Module, shape: tuple[int, ...]) -> Tensor | None:
@@ -92,13 +94,13 @@ class _Cache(LowerLayers):
             ValueError: it is not.
         """
         computed = self.compute(row)[0]
-        if key not in self.by_row:
-            self.by_row[key] = computed
+        if key not in self.by_tokens:
+            self.by_tokens[key] = computed
             return
-        there = self.by_row[key].to(computed.device)
+        there = self.by_tokens[key].to(computed.device)
         largest = computed.abs().amax()
         if there.shape != computed.shape or not bool((there - computed).abs().amax() <= TOLERANCE * largest):
-            where = self.by_row.folder
+            where = self.by_tokens.folder
             raise ValueError(
                 f"the states of frozen layers in {where} are not those that this model computes. Delete that folder, "
                 "or give another frozen_layers_dir."
@@ -154,7 +156,7 @@ def cached_frozen_layers(
             "layer train, or no layer does. Adapt upper layers only (lora_layers, lora_target_modules), or leave the "
             "option out."
         )
-    if left_out_already(trunk):
+    if lower_layers_of(trunk) is not None:
         yield first
         return
     states: RowStates | SharedRowStates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,16 @@ from varlora.readout.trunks import Trunk, call_of
 class LowerLayers:
     """Gives one layer of a trunk its input, in place of the layers below, which compute nothing.
 
-    The numbers are those of the whole model: only where they come from differs. Calls that ask for keys and values of
-    every layer (generation) are computed by the whole model.
+    The numbers are those of the whole model: only where they come from differs. In calls that ask for keys and values
+    of every layer (generation) the layers below compute.
 
     Args:
         trunk: the model's.
         first: index of the layer, above 0.
     """
+
+    by_row: ClassVar[bool] = False
+    """Whether a row's states are known by its tokens, which then have to be one text."""
 
     def __init__(self, trunk: Trunk, first: int) -> None:
         self.trunk = trunk
@@ -40,6 +43,13 @@ class LowerLayers:
             given: what it is called with, by name.
         """
         raise NotImplementedError
+
+    def begin(self, given: Mapping[str, Any]) -> None:
+        """Is told of a call that asks for keys and values of every layer, before it."""
+
+    def run(self, below: ReplacedForward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What something below returns where it is to compute."""
+        return below.forward(*args, **kwargs)
 
     @property
     def is_off(self) -> bool:
@@ -92,6 +102,7 @@ class LowerLayers:
         given = call_of(module, args, kwargs)
         self.whole = self.trunk.is_whole(given)
         if self.whole:
+            self.begin(given)
             return None
         self.batch = self.states(given)
         return args, {**kwargs, **{name: value for name, value in self.trunk.fixed.items() if given.get(name) is None}}
@@ -113,9 +124,10 @@ class LowerLayers:
         return self
 
 
-def left_out_already(trunk: Trunk) -> bool:
-    """Whether the trunk is within a block of `LowerLayers.left_out`."""
-    return isinstance(trunk.embeddings.__dict__.get("forward"), _Nothing)
+def lower_layers_of(trunk: Trunk) -> LowerLayers | None:
+    """What leaves the trunk's lower layers out, within a block of `LowerLayers.left_out`."""
+    forward = trunk.embeddings.__dict__.get("forward")
+    return forward.lower if isinstance(forward, _Nothing) else None
 
 
 class _Reached(Exception):
@@ -136,7 +148,7 @@ class _Nothing(ReplacedForward):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.lower.is_off:
-            output = self.forward(*args, **kwargs)
+            output = self.lower.run(self, args, kwargs)
             hidden, self.rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
             self.width = hidden.shape[-1]
             return output

@@ -1,0 +1,199 @@
+"""Choices that begin with the same tokens as one sequence: what they share once, behind it what each has of its own.
+
+    question  text A  text B  text C          a token sees the question and its own text up to itself, no other text
+
+Positions count on from the question in every text, so that each token has the position that it has where its choice is
+a row by itself, and sees the same tokens at the same distances, within a sliding window too. What choices share is
+found by their tokens: a tokenizer may merge a question's last letters with a text's first ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from varlora.readout.answer_logits import Places, base_of, is_opaque
+from varlora.readout.lower_layers import lower_layers_of
+from varlora.readout.rounding import agree
+from varlora.readout.trunks import Decoder, trunk_of
+
+logger = logging.getLogger(__name__)
+
+_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether packed choices have the scores of choices that are rows, by base model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedChoices:
+    """A batch of B rows, each with the tokens of all of its choices.
+
+    Attributes:
+        ids: tokens (B, L), padded on the right.
+        positions: of each token in its choice (B, L).
+        branches: (B, L) int64, 0 where choices share the token, else 1 + the choice's number; −1 for padding.
+        places: where the tokens that are scored are predicted, by row, choice and token.
+        targets: these tokens (P,).
+    """
+
+    ids: Tensor
+    positions: Tensor
+    branches: Tensor
+    places: Places
+    targets: Tensor
+
+    def sees(self, window: int | None) -> Tensor:
+        """Which tokens each attends to (B, 1, L, L) bool.
+
+        Args:
+            window: how many tokens a layer sees, its own among them; None sees all.
+        """
+        query, key = self.branches[:, :, None], self.branches[:, None]
+        distance = self.positions[:, :, None] - self.positions[:, None]
+        seen = ((key == 0) | (key == query)) & (distance >= 0) & (key >= 0)
+        if window is not None:
+            seen &= distance < window
+        return (seen | torch.eye(self.ids.shape[1], dtype=torch.bool, device=seen.device))[:, None]
+
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
+        """What a causal LM, of which `takes_packed` is true, is called with."""
+        config: Any = base_of(model).config
+        windows = {kind: config.sliding_window if kind == "sliding_attention" else None for kind in _kinds(config)}
+        masks = {kind: self._mask(model, window) for kind, window in windows.items()}
+        return {
+            "input_ids": self.ids,
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "position_ids": self.positions,
+            "use_cache": False,
+        }
+
+    def _mask(self, model: nn.Module, window: int | None) -> Tensor:
+        base: Any = base_of(model)
+        seen = self.sees(window)
+        if base.config._attn_implementation == "sdpa":
+            return seen
+        return torch.zeros_like(seen, dtype=base.dtype).masked_fill(~seen, torch.finfo(base.dtype).min)
+
+
+def packed_choices(batch: Mapping[str, Any]) -> PackedChoices | None:
+    """The choices of a batch, packed; None where that saves no token.
+
+    Args:
+        batch: as for `choice_log_likelihoods`, every text with a token before it.
+
+    Example:
+        >>> ids = torch.tensor([[[1, 2, 3, 4], [1, 2, 3, 5]]])
+        >>> packed = packed_choices({"input_ids": ids, "attention_mask": torch.ones_like(ids),
+        ...     "choice_mask": torch.tensor([[True, True]]), "choice_lengths": torch.tensor([[1, 1]])})
+        >>> packed.ids.tolist(), packed.positions.tolist(), packed.branches.tolist()
+        ([[1, 2, 3, 4, 3, 5]], [[0, 1, 2, 3, 2, 3]], [[0, 0, 1, 1, 2, 2]])
+    """
+    exists, lengths = batch["choice_mask"], batch["choice_lengths"]
+    real = batch["attention_mask"] != 0
+    counts, first = real.sum(-1), real.int().argmax(-1)
+    index = torch.arange(real.shape[-1], device=real.device)
+    ids = batch["input_ids"].gather(-1, (first[..., None] + index).clamp(max=real.shape[-1] - 1))
+    own = (index < counts[..., None]) & exists[..., None]
+    one = exists.int().argmax(1)  # a choice that exists
+    reference = ids.gather(1, one[:, None, None].expand(-1, 1, ids.shape[-1]))
+    same = (((ids == reference) & own) | ~exists[..., None]).all(1)
+    before = torch.where(exists, counts - lengths - 1, ids.shape[-1]).amin(1)  # the last token before a text predicts
+    shared = torch.minimum(same.int().cumprod(1).sum(1), before)[:, None]
+    alone = torch.where(exists, counts - shared, 0)
+    length = int((shared[:, 0] + alone.sum(1)).max())
+    if length * len(exists) >= int(exists.sum()) * ids.shape[-1]:
+        return None
+    starts = shared + alone.cumsum(1) - alone
+    slots = torch.where(index < shared[..., None], index, starts[..., None] + index - shared[..., None])
+    is_one = torch.arange(exists.shape[1], device=exists.device) == one[:, None]
+    kept = own & ((index >= shared[..., None]) | is_one[..., None])
+    rows, choices, tokens = kept.nonzero(as_tuple=True)
+    to = slots[kept]
+    packed, positions = ids.new_zeros(len(exists), length), index.new_zeros(len(exists), length)
+    branches = torch.full_like(positions, -1)
+    packed[rows, to], positions[rows, to] = ids[kept], tokens
+    branches[rows, to] = torch.where(tokens < shared[rows, 0], 0, choices + 1)
+    scored = own & (index >= (counts - lengths)[..., None])
+    return PackedChoices(
+        ids=packed,
+        positions=positions,
+        branches=branches,
+        places=(scored.nonzero(as_tuple=True)[0], slots[scored] - 1),
+        targets=ids[scored],
+    )
+
+
+def takes_packed(model: nn.Module) -> bool:
+    """Whether a model may be given packed choices: a decoder of a known family, in evaluation and without gradients.
+
+    Where it trains or is linearised a row is one choice, for whoever looks at its layers' inputs and gradients; where
+    dropout is on, for the sake of its random numbers; and where lower layers are cached by row.
+    """
+    base = base_of(model)
+    if (
+        torch.is_grad_enabled()
+        or is_opaque(model)
+        or _agrees.get(base) is False
+        or any(module.training for module in model.modules())
+    ):
+        return False
+    try:
+        trunk = trunk_of(base)
+    except ValueError:
+        return False
+    config: Any = base.config
+    lower = lower_layers_of(trunk)
+    return (
+        isinstance(trunk, Decoder)
+        and config._attn_implementation in ("sdpa", "eager")
+        and set(_kinds(config)) <= {"full_attention", "sliding_attention"}
+        and not (lower is not None and lower.by_row)
+    )
+
+
+def packed_or_by_rows(model: nn.Module, packed: Callable[[], Tensor], by_rows: Callable[[], Tensor]) -> Tensor:
+    """Scores by the first way, if they are those of the second; which is seen once for every model.
+
+    Args:
+        model: the model.
+        packed: scores of packed choices.
+        by_rows: scores of the same choices as rows.
+    """
+    base = base_of(model)
+    if base in _agrees:
+        return packed() if _agrees[base] else by_rows()
+    expected = by_rows()
+    try:
+        found = packed()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        logger.debug("packed choices of %s failed: %s", type(base).__name__, error)
+        _agrees[base] = False
+    else:
+        _agrees[base] = agree(base, expected, found)
+    if not _agrees[base]:
+        logger.warning(
+            "%s does not give the same scores where choices share their question's tokens; each has its own",
+            type(base).__name__,
+        )
+    return expected
+
+
+def num_tokens(batch: Mapping[str, Any]) -> int:
+    """Of a batch, padding included: what goes through a model where choices are packed."""
+    packed = packed_choices(batch) if {"choice_lengths", "choice_mask"} <= batch.keys() else None
+    return int(batch["input_ids"].numel() if packed is None else packed.ids.numel())
+
+
+def _kinds(config: Any) -> list[str]:
+    """The kinds of attention of a model's layers."""
+    named = getattr(config, "layer_types", None)
+    if named:
+        return sorted(set(named))
+    return ["sliding_attention" if getattr(config, "sliding_window", None) is not None else "full_attention"]
