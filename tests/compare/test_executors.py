@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from varlora.compare.executors import (
     threads_of_each,
 )
 from varlora.compare.worker import Outcome, failures_of
+from varlora.training.stopping import Stopped, stop_requests
 
 
 @pytest.fixture
@@ -88,6 +90,39 @@ def test_a_job_that_is_preempted_is_queued_again_as_it_is(asked: Plan) -> None:
     again = job.checkpoint()
     assert isinstance(again, submitit.helpers.DelayedSubmission)
     assert again.function == job
+
+
+@pytest.mark.parametrize("signals", [0, 1, 2])
+def test_a_job_whose_time_is_up_ends_its_training_before_it_is_queued_again(
+    asked: Plan, monkeypatch: pytest.MonkeyPatch, signals: int
+) -> None:
+    """Without a training, or at a second signal, it is queued at once."""
+    happened: list[str] = []
+
+    def requeue(number: int, frame: Any) -> None:
+        happened.append("queued")
+        raise SystemExit
+
+    def train(cell: Cell) -> None:
+        if signals == 0:
+            signal.raise_signal(signal.SIGUSR2)
+        with stop_requests() as request:
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGUSR2)
+            assert request.number
+            happened.append("saved")
+            raise Stopped("stopped", request.number)
+
+    monkeypatch.setattr(executors, "execute_cell", train)
+    former = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit):
+            job_of(asked)()
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, former)
+    assert happened == (["saved", "queued"] if signals == 1 else ["queued"])
+    assert not list(asked.output_dir.rglob("*.lock"))
 
 
 def test_a_launcher_starts_what_does_a_cell(asked: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

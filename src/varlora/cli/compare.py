@@ -94,7 +94,8 @@ def execute(arguments: Namespace) -> None:
     _show_frozen_layers(wanted)
     _report_failures(outcomes)
     if arguments.executor != "inline":
-        _report_lost(plan.output_dir, [cell for cell in left if cell.state() != "done" and cell.title not in elsewhere])
+        logs = "Ray's logs" if arguments.executor == "ray" else f"The logs in {plan.output_dir / 'jobs'}"
+        _report_lost(logs, [cell for cell in left if cell.state() != "done" and cell.title not in elsewhere])
 
 
 def _run(arguments: Namespace, job: Job, left: Sequence[Cell], timer: Timer) -> tuple[Outcome, ...]:
@@ -216,11 +217,11 @@ def _show_frozen_layers(cells: Sequence[Cell]) -> None:
             )
 
 
-def _report_lost(output_dir: Path, lost: Sequence[Cell]) -> None:
+def _report_lost(logs: str, lost: Sequence[Cell]) -> None:
     if lost:
         raise ValueError(
             f"{len(lost)} cells are not done, and no worker is at work any more: {', '.join(c.title for c in lost)}. "
-            f"The logs in {output_dir / 'jobs'} may say why; the same command goes on."
+            f"{logs} may say why; the same command goes on."
         )
 
 

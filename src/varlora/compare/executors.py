@@ -10,11 +10,14 @@ import importlib
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +28,7 @@ from varlora.compare.driver import PLAN, cells_elsewhere, finish
 from varlora.compare.launched import launch_cell
 from varlora.compare.plan_file import read_plan
 from varlora.compare.worker import Outcome, execute_cell, log_to_stderr, take_cells
+from varlora.training.stopping import Stopped, ask_to_stop
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,8 @@ JOBS = "jobs"
 FOREVER = 60 * 24 * 365
 """Minutes."""
 TIMES_REQUEUED = 1000
+SECONDS_TO_SAVE = 60.0
+"""That a training has to end after its step, of the 90 that submitit leaves between the signal and the end."""
 SECONDS_TO_END = 10.0
 """That jobs which are stopped have before they are left to themselves."""
 
@@ -71,11 +77,12 @@ class Job:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         failed = []
-        for outcome in self.take_cells(lambda cell: logger.info("%s: begins", cell.title)):
-            where = " elsewhere" if outcome.elsewhere else ""
-            logger.info("%s: %s", outcome.cell.title, outcome.error or f"done{where}")
-            if outcome.error is not None and not outcome.elsewhere:
-                failed.append(outcome.cell.title)
+        with checkpoint_before_requeue():
+            for outcome in self.take_cells(lambda cell: logger.info("%s: begins", cell.title)):
+                where = " elsewhere" if outcome.elsewhere else ""
+                logger.info("%s: %s", outcome.cell.title, outcome.error or f"done{where}")
+                if outcome.error is not None and not outcome.elsewhere:
+                    failed.append(outcome.cell.title)
         if self.alone:
             cells = read_cells(self.output_dir)
             if not cells_elsewhere(cells):
@@ -100,6 +107,39 @@ class Job:
             launch_cell(cell, self.output_dir, self.launcher)
         else:
             execute_cell(cell)
+
+
+@contextmanager
+def checkpoint_before_requeue() -> Iterator[None]:
+    """Within the block a training ends after its step, with a checkpoint, before submitit queues its job again.
+
+    submitit's handler of SIGUSR2 ends the process where it stands. It is left to act when the training has ended, at a
+    second signal, which comes after `SECONDS_TO_SAVE`, and where there is no training.
+    """
+    number = getattr(signal, "SIGUSR2", None)
+    requeue = None if number is None else signal.getsignal(number)
+    if number is None or not callable(requeue) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    again = threading.Timer(SECONDS_TO_SAVE, os.kill, (os.getpid(), number))
+    again.daemon = True
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if again.ident is not None or not ask_to_stop():
+            requeue(number, frame)
+        else:
+            again.start()
+
+    signal.signal(number, stop)
+    try:
+        yield
+    except Stopped:
+        if again.ident is None:
+            raise
+        requeue(number, None)
+    finally:
+        again.cancel()
+        signal.signal(number, requeue)
 
 
 Running = Callable[[], bool]
