@@ -88,9 +88,9 @@ def adaptive_priors(means: Sequence[Tensor], hessians: Sequence[Tensor], ess: fl
     import torch
 
     curvatures = torch._foreach_add([local(h) for h in hessians], deltas.tolist())
-    torch._foreach_reciprocal_(curvatures)
+    torch._foreach_rsqrt_(curvatures)  # its squared norm is the sum of 1 / (h + δ)
     squares = torch._foreach_norm([local(mean) for mean in means])
-    sums = torch.stack(squares).square() + torch.stack(torch._foreach_norm(curvatures, 1)) / ess
+    sums = torch.stack(squares).square() + torch.stack(torch._foreach_norm(curvatures)).square() / ess
     sizes = sums.new_tensor([max(mean.numel(), 1) for mean in means])
     return sizes / (ess * whole_sums(sums, means[0]))
 
