@@ -31,6 +31,7 @@ from varlora.ivon.held_out import HeldOut
 from varlora.posterior.held_out_record import HeldOutRecord
 
 LENGTH, WORDS = 32, 256
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class TimedTrainer(VariationalTrainer):
@@ -83,9 +84,7 @@ def adapted(model: str | None, layers: int, top: int | None) -> nn.Module:
     )
     last = base.config.num_hidden_layers
     where = None if top is None else list(range(last - top, last))
-    return get_peft_model(
-        base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", layers_to_transform=where)
-    )
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, layers_to_transform=where))
 
 
 def train_once(model: nn.Module, evaluation_batch: int, *, steps: int, batch: int, validation: int) -> dict[str, Any]:
