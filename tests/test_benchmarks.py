@@ -1,0 +1,71 @@
+"""The benchmarks run, and what they count is what is there; no time is looked at."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import laplace, memory, scaling, training_step
+from benchmarks.measuring import Quartiles, exponent, parser_of, ratios, show, take_turns
+
+
+def test_ratios_are_of_the_same_round_and_the_exponent_is_the_slope() -> None:
+    assert ratios({"a": [1.0, 2.0, 4.0], "b": [2.0, 6.0, 4.0]}, "a") == {"a": (1, 1, 1), "b": (1.5, 2, 2.5)}
+    assert exponent([1, 10, 100], [3, 300, 30000]) == pytest.approx(2)
+    calls: list[str] = []
+    found = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(each) for name, each in found.items()} == {"a": 2, "b": 2}
+
+
+def test_tables_are_printed_as_markdown_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"way": "one", "ratio": Quartiles(1.0, 2.0, 3.0), "ms": 1234.5678}]
+    parser = parser_of("A benchmark.", rounds=3)
+    show({"A title": rows}, parser.parse_args([]))
+    assert "| one | 2.00 (1.00–3.00) | 1.23e+03 |" in capsys.readouterr().out
+    show({"A title": rows}, parser.parse_args(["--json"]))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["tables"]["A title"][0]["ratio"] == [1, 2, 3]
+    assert printed["about"]["rounds"] == 3
+
+
+def test_every_way_trains_its_own_adapter_over_the_same_weights() -> None:
+    base = training_step.llama(16, 1, 200, 2).requires_grad_(False)
+    weights = {name: p.clone() for name, p in base.named_parameters()}
+    ways = training_step.steps(base, training_step.batch_of(base, 2, 4))
+    assert {"AdamW, fused", "IVON, by default", "IVON, cong2025", "MC dropout", "BLoB"} <= ways.keys()
+    for step in ways.values():
+        step()
+    assert all(torch.equal(p, weights[name]) for name, p in base.named_parameters())
+
+
+def test_bytes_are_those_of_the_tensors_that_are_alive() -> None:
+    known = torch.zeros(100)
+    with memory.Alive(known) as alive:
+        held = known + 1
+        assert (alive.now, alive.peak) == (400, 400)
+        del held
+        assert (known * 2).sum() == 0
+    assert alive.now == 0
+    assert 400 < alive.peak < 1000
+    adamw = memory.bytes_a_parameter(memory.optimizers()["AdamW, fused"])
+    assert adamw["at rest"] == pytest.approx(12, rel=0.01)  # a gradient and two moments
+
+
+def test_a_row_of_laplaces_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laplace, "minilm", lambda: training_step.minilm(layers=1))
+    two, six = (laplace.measure("queries and values", classes, rounds=1) for classes in (2, 6))
+    assert 1 < two["backward"] < two["multiplied"] < six["multiplied"]
+    assert two["backward"] < six["backward"] < 3.5
+
+
+def test_costs_by_size_have_an_exponent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    few: dict[str, Any] = {name: (make, (1, 2)) for name, (make, _) in scaling.TABLES.items()}
+    few["rank, the step"] = (scaling.by_rank, (2, 4))
+    monkeypatch.setattr(scaling, "TABLES", few)
+    scaling.main(["--rounds", "2", "--json"])
+    rows = json.loads(capsys.readouterr().out)["tables"]["Cost by size"]
+    assert [row["what"] for row in rows] == list(few)
+    assert all(float(row["exponent"]) == float(row["exponent"]) for row in rows)
