@@ -69,11 +69,10 @@ def adapted(base: nn.Module, *, dropout: float = 0.0, **options: Any) -> nn.Modu
     if not causal:
         options.setdefault("target_modules", r".*encoder.*(query|key|value|dense)")
     config = LoraConfig(
-        r=8,
         lora_alpha=16,
         lora_dropout=dropout,
         task_type="CAUSAL_LM" if causal else "SEQ_CLS",
-        **{"target_modules": "all-linear", **options},
+        **{"r": 8, "target_modules": "all-linear", **options},
     )
     model = get_peft_model(base, config)  # type: ignore[arg-type]
     with torch.no_grad():

@@ -57,7 +57,7 @@ def test_bytes_are_those_of_the_tensors_that_are_alive() -> None:
 def test_a_row_of_laplaces_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(laplace, "minilm", lambda: training_step.minilm(layers=1))
     two, six = (laplace.measure("queries and values", classes, rounds=1) for classes in (2, 6))
-    assert 1 < two["backward"] < two["multiplied"] < six["multiplied"]
+    assert 0.4 < two["backward"] < two["multiplied"] < six["multiplied"]
     assert two["backward"] < six["backward"] < 3.5
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -467,6 +468,24 @@ def test_the_memory_is_said_before_the_pass(caplog: pytest.LogCaptureFixture) ->
 
     with caplog.at_level(logging.INFO, "varlora.curvature.ggn"):
         curvature_of(network("lora"), nothing(), readout=READOUT)
+
+
+def test_sums_and_eigenvectors_of_all_tensors_are_not_held_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[ggn._Kronecker] = weakref.WeakSet()
+    held = []
+
+    class Watched(ggn._Kronecker):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            alive.add(self)
+
+        def factors(self) -> KroneckerFactors:
+            held.append(len(alive))
+            return super().factors()
+
+    monkeypatch.setattr(ggn, "_Kronecker", Watched)
+    assert len(curvature_of(network("lora"), batches("lora"), readout=READOUT).factors) == 2
+    assert held == [2, 1]
 
 
 # What is refused -----------------------------------------------------------------------------------------------

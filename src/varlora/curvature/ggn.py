@@ -223,7 +223,8 @@ def curvature_of(
         log_likelihood=log_likelihood,
         num_examples=examples,
         diagonal={key: s.total for key, s in sums.items() if isinstance(s, _Diagonal)},
-        factors={key: s.factors() for key, s in sums.items() if isinstance(s, _Kronecker)},
+        # each tensor's sums are let go before the next one's are taken apart
+        factors={key: s.factors() for key in list(sums) if isinstance(s := sums.pop(key), _Kronecker)},
     )
 
 
