@@ -147,7 +147,7 @@ def over_steps(number: int) -> list[dict[str, Any]]:
             for _ in range(until - int(row.get("steps", 0))):
                 step()
             row["steps"] = until
-            row[f"after {until} steps, MB"] = _resident() / 1e6
+            row[f"after {until} steps, MB"] = f"{_resident() / 1e6:.1f}"
         del row["steps"]
         rows.append(row)
     return rows
