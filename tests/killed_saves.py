@@ -60,7 +60,7 @@ def found(target: Path) -> str:
     except CheckpointError as error:
         if target.exists():
             return f"damaged: {error}"
-        left = folders.interrupted(target)
+        left = folders.find_interrupted(target)
         if "old" not in "".join(path.name for path in left):
             return "nothing"
         both = [load_posterior(path).mean["w"][0].item() for path in left]

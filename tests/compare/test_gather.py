@@ -21,7 +21,7 @@ from compare.plans import variant_of
 from small_runs import herds, save_model, write_rows
 from varlora.compare import variants
 from varlora.compare.cell import Cell
-from varlora.compare.gather import _notes, chosen_seeds, gather
+from varlora.compare.gather import _notes, choose_seeds, gather
 from varlora.compare.plan import Plan
 from varlora.compare.plan_file import read_plan
 from varlora.compare.variant_files import load_variant, pruned_fraction
@@ -444,14 +444,14 @@ def test_completions_have_metrics_and_no_comparison(tmp_path: Path) -> None:
     ],
 )
 def test_the_seeds_over_which_most_can_be_compared(available: dict[str, list[int]], seeds: tuple[int, ...]) -> None:
-    assert chosen_seeds(available) == seeds
+    assert choose_seeds(available) == seeds
 
 
 def test_the_reference_is_kept_if_it_is_there_at_all() -> None:
     available = {"AdamW": [2], "IVON": [0, 1, 2], "Laplace": [0, 1]}
-    assert chosen_seeds(available) == (0, 1)
-    assert chosen_seeds(available, "AdamW") == (2,)
-    assert chosen_seeds(available, "SWAG") == (0, 1)
+    assert choose_seeds(available) == (0, 1)
+    assert choose_seeds(available, "AdamW") == (2,)
+    assert choose_seeds(available, "SWAG") == (0, 1)
 
 
 def test_no_other_set_of_seeds_is_worth_more() -> None:
@@ -464,7 +464,7 @@ def test_no_other_set_of_seeds_is_worth_more() -> None:
             return len(seeds) * rows, rows
 
         best = max(worth(seeds) for size in (1, 2, 3, 4) for seeds in itertools.combinations(range(4), size))
-        assert worth(chosen_seeds(available)) == best
+        assert worth(choose_seeds(available)) == best
 
 
 def test_skipped_steps_are_among_the_notes() -> None:

@@ -18,7 +18,7 @@ from varlora.compare import Cell, worker
 from varlora.compare.cell_lock import CellLock
 from varlora.compare.variant_files import load_variant
 from varlora.compare.worker import Outcome, execute_cell, failures_of, take_cells
-from varlora.runs.checkpoints import checkpoints_of, unfinished
+from varlora.runs.checkpoints import checkpoints_of, is_unfinished
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import read_run
 from varlora.runs.run import method_of, run, train
@@ -92,7 +92,7 @@ def test_checkpoints_of_other_settings_are_not_gone_on_from(whole: Cell, tmp_pat
     broken.prepare()
     other = RunConfig.from_dict({**broken.config.to_dict(), "learning_rate": 0.5})
     interrupt(replace(broken, config=other), 5)
-    assert unfinished(checkpoints_of(broken.config))
+    assert is_unfinished(checkpoints_of(broken.config))
     execute_cell(broken)
     assert_same_predictions(whole, broken)
 

@@ -12,7 +12,7 @@ import pytest
 
 from killed_saves import outcomes
 from varlora.io import folders
-from varlora.io.folders import FolderExistsError, atomic_folder, check_can_be_folder, check_target, interrupted
+from varlora.io.folders import FolderExistsError, atomic_folder, check_can_be_folder, check_target, find_interrupted
 
 
 def write(target: Path, text: str, *, overwrite: bool = False) -> None:
@@ -105,7 +105,7 @@ def test_a_target_that_appears_meanwhile_is_kept_and_so_is_the_result(tmp_path: 
     with pytest.raises(FolderExistsError, match=r"finished folder is kept as .*\.out\.new-") as caught:
         race()
     assert contents(target)["posterior.json"] == "theirs"
-    [kept] = interrupted(target)
+    [kept] = find_interrupted(target)
     assert str(kept) in str(caught.value)
     assert contents(kept) == {"posterior.json": "mine"}
 
@@ -154,4 +154,4 @@ def test_what_is_on_the_way_to_a_folder_must_be_folders(tmp_path: Path) -> None:
 def test_only_names_of_our_making_are_taken_for_interrupted_saves(tmp_path: Path) -> None:
     for name in (".run.new-0123abcd", ".run.old-0123abcd", ".run.new-notes", ".run.old-2024", ".run.new-0123abcd.txt"):
         (tmp_path / name).mkdir()
-    assert [path.name for path in interrupted(tmp_path / "run")] == [".run.old-0123abcd", ".run.new-0123abcd"]
+    assert [path.name for path in find_interrupted(tmp_path / "run")] == [".run.old-0123abcd", ".run.new-0123abcd"]

@@ -8,7 +8,7 @@ import torch
 
 from small_runs import config, save_model, write_rows
 from tiny_runs import uneven_films
-from varlora.runs.batching import by_length
+from varlora.runs.batching import batch_by_length
 from varlora.runs.setting import load_setting
 
 
@@ -18,7 +18,7 @@ def test_rows_of_like_length_share_a_batch_and_find_back(tmp_path: Path) -> None
     setting = load_setting(settings)
     encoded = setting.encoded("test")
 
-    batches, back, ids = by_length(setting, encoded)
+    batches, back, ids = batch_by_length(setting, encoded)
 
     held = list(batches)
     widths = [batch["input_ids"].shape[1] for batch in held]

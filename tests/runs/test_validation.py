@@ -19,7 +19,7 @@ from varlora.runs.setting import reload_setting
 from varlora.runs.space import Grid
 from varlora.runs.tune import tune
 from varlora.runs.tuning import losses
-from varlora.runs.validation import ValidationRows, unreported
+from varlora.runs.validation import ValidationRows, exclude_reported
 from varlora.tasks import Task
 
 
@@ -117,9 +117,9 @@ def test_rows_with_an_answer_whose_prompts_are_not_reported_may_be_chosen_on() -
         (["ood"], answered.tolist(), 0),
         ([], answered.tolist(), 0),
     ):
-        found = unreported(answered, prompts, task, splits)
+        found = exclude_reported(answered, prompts, task, splits)
         assert (found[0].tolist(), found[1]) == (kept, left_out)
-    assert torch.equal(unreported(answered, (), task, [])[0], answered)
+    assert torch.equal(exclude_reported(answered, (), task, [])[0], answered)
 
 
 def test_too_few_rows(model: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from varlora.runs.choose_decision import WantedBands, choose_decision
 from varlora.runs.data import load_new_rows, read_new_rows
 from varlora.runs.decision import FILE, Decision
 from varlora.runs.row_groups import groups_of, own_records
-from varlora.runs.validation import VALIDATION
+from varlora.tasks.task import VALIDATION
 
 
 def execute(arguments: Namespace) -> None:

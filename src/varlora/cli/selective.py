@@ -25,7 +25,7 @@ from varlora.runs.folder import RunFolder
 from varlora.runs.measure import IN_SCOPE
 from varlora.runs.predicted_as import PredictedAs
 from varlora.runs.setting import LoadedModel
-from varlora.runs.validation import VALIDATION
+from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
 

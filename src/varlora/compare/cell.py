@@ -12,9 +12,9 @@ from typing import Any, Literal, TypedDict
 from varlora.compare.content import Generated, contents_of, path_settings, to_hash
 from varlora.compare.variant import Variant
 from varlora.compare.variant_files import is_complete
-from varlora.io.folders import interrupted
+from varlora.io.folders import find_interrupted
 from varlora.io.yaml_files import load_yaml
-from varlora.runs.checkpoints import checkpoints_of, remove_left_over, unfinished
+from varlora.runs.checkpoints import checkpoints_of, is_unfinished, remove_left_over
 from varlora.runs.config import PLACES, RunConfig
 from varlora.runs.folder import CONFIG, METRICS, is_run
 
@@ -94,7 +94,7 @@ class Cell:
             return "failed"
         if trained:
             return "partial"
-        return "unfinished" if unfinished(checkpoints_of(self.config)) else "missing"
+        return "unfinished" if is_unfinished(checkpoints_of(self.config)) else "missing"
 
     @property
     def trained(self) -> bool:
@@ -108,7 +108,7 @@ class Cell:
         """
         if self.generated is not None:
             self.generated.write(self.folder.parents[2] / GENERATED)
-        for left in interrupted(self.folder):
+        for left in find_interrupted(self.folder):
             shutil.rmtree(left)
         if self.trained:
             remove_left_over(self.config)

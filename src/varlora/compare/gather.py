@@ -118,7 +118,7 @@ class RowSource:
     runs: Mapping[int, RunFolder]
 
 
-def chosen_seeds(available: Mapping[str, Iterable[int]], reference: str | None = None) -> tuple[int, ...]:
+def choose_seeds(available: Mapping[str, Iterable[int]], reference: str | None = None) -> tuple[int, ...]:
     """The seeds over which most can be compared: as many rows times seeds as possible, then as many rows.
 
     Args:
@@ -129,9 +129,9 @@ def chosen_seeds(available: Mapping[str, Iterable[int]], reference: str | None =
         The seeds, ascending; rows that lack one of them cannot be compared. Empty if there is nothing.
 
     Example:
-        >>> chosen_seeds({"AdamW": [0, 1, 2], "IVON": [0, 1, 2], "Laplace": [0]})
+        >>> choose_seeds({"AdamW": [0, 1, 2], "IVON": [0, 1, 2], "Laplace": [0]})
         (0, 1, 2)
-        >>> chosen_seeds({"AdamW": [0, 1], "IVON": [0], "Laplace": [0]})
+        >>> choose_seeds({"AdamW": [0, 1], "IVON": [0], "Laplace": [0]})
         (0,)
     """
     sets = [set(seeds) & set(available.get(reference or "", seeds)) for seeds in available.values()]
@@ -162,7 +162,7 @@ def _read(cell: Cell) -> RunFolder | str:
 
 def _block(plan: Plan, model: str, task: str, cells: Mapping[Cell, RunFolder | str]) -> Block:
     sources, missing = _sources(plan, cells)
-    seeds = chosen_seeds({source.label: source.runs for source in sources if source.runs}, plan.reference)
+    seeds = choose_seeds({source.label: source.runs for source in sources if source.runs}, plan.reference)
     rows = [source for source in sources if seeds and set(seeds) <= set(source.runs)]
     missing += [_left_out(source, seeds) for source in sources if source.runs and set(source.runs) != set(seeds)]
     runs = {

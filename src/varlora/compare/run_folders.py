@@ -48,7 +48,7 @@ def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None)
     _check_task(runs)
     models = _models(runs)
     cells: dict[tuple[str, str, int], Cell] = {}
-    read: dict[tuple[str, str, int], RunFolder] = {}
+    first_runs: dict[tuple[str, str], RunFolder] = {}
     rows: dict[str, dict[str, Variant]] = {}
     for run in runs:
         method, seed = run.config.method, run.config.seed
@@ -59,9 +59,8 @@ def plan_of_runs(folders: Sequence[str | Path], *, reference: str | None = None)
                 f"{cells[key].folder} and {run.path} are both {method} with seed {seed}, so their rows would have one "
                 "name. Leave one out, or compare settings with a plan: see docs/compare.md."
             )
-        same = [other for other, cell in cells.items() if (cell.model, cell.method) == (made.model, method)]
-        _check_settings(run, [read[other] for other in same])
-        cells[key], read[key] = made, run
+        _check_settings(run, first_runs.setdefault((made.model, method), run))
+        cells[key] = made
         rows.setdefault(method, {}).update({f"{method}, {v.config.mode}": v for v in made.variants})
     labels = [label for method in rows.values() for label in method]
     first = "adamw, mean" if "adamw, mean" in labels else labels[0]
@@ -104,23 +103,23 @@ def _check_task(runs: Sequence[RunFolder]) -> None:
         )
 
 
-def _check_settings(run: RunFolder, others: Sequence[RunFolder]) -> None:
-    for other in others[:1]:
-        there = other.config.to_dict()
-        for name, value in run.config.to_dict().items():
-            free = name in FREE or (name.endswith(("_file", "_dir")) and name != "gguf_file")
-            if value != there[name] and not free:
-                raise ValueError(
-                    f"{other.path} and {run.path} are both {run.config.method}, but differ in more than their seed: "
-                    f"{name} is {there[name]!r} and {value!r}. Leave one out, or compare settings with a plan: see "
-                    "docs/compare.md."
-                )
-        if run.of_other_defaults != other.of_other_defaults:
-            earlier = run if run.of_other_defaults else other
+def _check_settings(run: RunFolder, other: RunFolder) -> None:
+    """Refuses runs of one method that differ in more than their seed."""
+    there = other.config.to_dict()
+    for name, value in run.config.to_dict().items():
+        free = name in FREE or (name.endswith(("_file", "_dir")) and name != "gguf_file")
+        if value != there[name] and not free:
             raise ValueError(
-                f"{other.path} and {run.path} are both {run.config.method}, but {earlier.path} was trained by a "
-                "version of varlora whose defaults were others. Train it anew, or leave one out."
+                f"{other.path} and {run.path} are both {run.config.method}, but differ in more than their seed: "
+                f"{name} is {there[name]!r} and {value!r}. Leave one out, or compare settings with a plan: see "
+                "docs/compare.md."
             )
+    if run.of_other_defaults != other.of_other_defaults:
+        earlier = run if run.of_other_defaults else other
+        raise ValueError(
+            f"{other.path} and {run.path} are both {run.config.method}, but {earlier.path} was trained by a "
+            "version of varlora whose defaults were others. Train it anew, or leave one out."
+        )
 
 
 def _given(runs: Sequence[RunFolder], method: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from varlora.posterior.prediction_config import upgrade_tuned
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, modes_of, remove_tuning
 from varlora.runs.folder import RunFolder, is_run, read_run
+from varlora.tasks.task import VALIDATION
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """What `prune: validation` tries, until one may cost more."""
@@ -64,8 +65,6 @@ FORMAT = 2
 """Kept with a variant; raised when its file or its predictions of the same run become others than before."""
 _READ = (1, FORMAT)
 """Format 1 has what was tuned as posterior.json had it up to its format 2."""
-SPLIT = "validation"
-"""What is chosen, is chosen on this split."""
 
 
 def load_variant(run: RunFolder, variant: Variant, split: str) -> Prediction:
@@ -102,7 +101,7 @@ def logit_temperature(run: RunFolder, variant: Variant) -> float:
     if "logit_temperature" not in variant.chosen:
         return 1.0
     undivided = dataclasses.replace(variant, chosen=variant.chosen - {"logit_temperature"})
-    file = _file(run, undivided, SPLIT)
+    file = _file(run, undivided, VALIDATION)
     return _fitted(str(run.path), undivided, file.stat().st_mtime_ns)
 
 
@@ -172,7 +171,7 @@ def explain_unfit(run: RunFolder, variant: Variant, *, thorough: bool = True) ->
             return "the run predicts at its mean (samples: 0). Give the variant's samples."
         if isinstance(q, Mixture) and (why := _explain_unfit_mixture(run, q, config)) is not None:
             return why
-    if variant.chosen and SPLIT not in run.facts["task"]["rows"]:
+    if variant.chosen and VALIDATION not in run.facts["task"]["rows"]:
         return "there are no validation rows to choose on. Train with validation_file or validation_size."
     if not thorough:
         return None
@@ -340,6 +339,6 @@ def _fitted(folder: str, variant: Variant, stamp: int) -> float:
     """T for the predictions that a variant's file has held since `stamp`."""
     run = read_run(folder)
     rows = usable_rows(run.path)
-    validation = _undivided(run, variant, SPLIT)
+    validation = _undivided(run, variant, VALIDATION)
     whose = f"{folder} predicted with as {variant.describe()}"
     return fit_temperature(validation.log_probs[rows], validation.labels[rows], of=whose).value

@@ -23,7 +23,6 @@ from varlora.compare.variant_files import (
     FORMAT,
     FRACTIONS,
     ROWS,
-    SPLIT,
     draws_of,
     explain_unfit,
     is_own,
@@ -34,7 +33,7 @@ from varlora.compare.variant_files import (
     variant_folder,
 )
 from varlora.io.files import json_text
-from varlora.io.folders import atomic_file, atomic_folder, interrupted
+from varlora.io.folders import atomic_file, atomic_folder, find_interrupted
 from varlora.metrics import largest_free, mean_log_probs, paired_error
 from varlora.metrics.scoring import log_losses
 from varlora.posterior import PredictionConfig
@@ -46,8 +45,9 @@ from varlora.runs.run import predict_answers
 from varlora.runs.setting import Setting, reload_setting
 from varlora.runs.space import Grid
 from varlora.runs.tune import tuning_of
-from varlora.runs.validation import is_of, usable
+from varlora.runs.validation import is_of, select_usable
 from varlora.tasks import Task
+from varlora.tasks.task import VALIDATION
 
 
 def ensure_variants(
@@ -97,7 +97,7 @@ def _make(run: RunFolder, setting: Setting, made: Variant, draws: int, *, progre
     took: dict[str, float] = {}
     facts = {"format": FORMAT, "variant": made.to_dict(), "draws": draws, **chosen, "seconds": took}
     folder = variant_folder(run, made)
-    for left in interrupted(folder):  # a killed process made it, and here it is made again
+    for left in find_interrupted(folder):  # a killed process made it, and here it is made again
         shutil.rmtree(left)
     with atomic_folder(folder, overwrite=folder.exists(), marker=FACTS) as new:
         if predicted is not None:
@@ -121,7 +121,7 @@ def _derived(run: RunFolder, setting: Setting, made: Variant, draws: int, *, pro
 
     if "prune" not in made.chosen:
         return {"pruned": config.prune}, lambda split: predicted(config.prune, split)
-    fraction, tried = _choose_fraction(run, lambda amount: predicted(amount, SPLIT))
+    fraction, tried = _choose_fraction(run, lambda amount: predicted(amount, VALIDATION))
     own = fraction == 0 and is_own(run, Variant(config=made.config))
     return {"tried": tried, "pruned": fraction}, None if own else lambda split: predicted(fraction, split)
 
@@ -159,7 +159,7 @@ def _check_rows(run: RunFolder, split: str, prediction: Prediction) -> None:
 def _note_rows(run: RunFolder) -> None:
     """Writes which validation rows may be chosen on: those with an answer that are not test rows, too."""
     task = load_own_rows(run)
-    kept, left_out = usable(task)
+    kept, left_out = select_usable(task)
     _check_validation(run, task)
     facts = {"rows": len(kept), "test_rows_left_out": left_out, "usable": kept.nonzero().flatten().tolist()}
     with atomic_file(run.path / FOLDER / ROWS, overwrite=True) as file:
@@ -168,7 +168,7 @@ def _note_rows(run: RunFolder) -> None:
 
 def _check_validation(run: RunFolder, task: Task) -> None:
     """Refuses to choose on rows that are not those of the run's own predictions."""
-    if not is_of(run.prediction(SPLIT, "mean"), task, SPLIT):
+    if not is_of(run.prediction(VALIDATION, "mean"), task, VALIDATION):
         raise ValueError(f"the validation rows are no longer those of {run.path}. Put them back, or run it again.")
 
 

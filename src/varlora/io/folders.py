@@ -2,7 +2,7 @@
 
 A result is written into a hidden sibling, flushed to disk, and put in place by one rename. Where the target
 exists already, Linux swaps the two folders in one system call; elsewhere the old one is renamed away first, so
-that a kill between the two renames leaves both, complete, beside the target (`interrupted` finds them). A kill
+that a kill between the two renames leaves both, complete, beside the target (`find_interrupted` finds them). A kill
 at any other moment leaves the old folder or the new one under the target's name, and at most a hidden sibling
 to delete.
 """
@@ -85,7 +85,7 @@ def atomic_folder(
     target = Path(os.path.realpath(target))
     check_target(target, overwrite=overwrite, marker=marker)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if left := interrupted(target):
+    if left := find_interrupted(target):
         logger.warning("an interrupted save left %s; delete what you do not need", ", ".join(map(str, left)))
     work = _sibling(target, "new")
     work.mkdir()
@@ -157,7 +157,7 @@ def check_target(target: str | os.PathLike[str], *, overwrite: bool = False, mar
         )
 
 
-def interrupted(target: str | os.PathLike[str]) -> list[Path]:
+def find_interrupted(target: str | os.PathLike[str]) -> list[Path]:
     """Hidden siblings of `target` that an interrupted save left, old ones first."""
     target = Path(os.path.realpath(target))
     if not target.parent.is_dir():

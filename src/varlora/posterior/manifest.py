@@ -13,7 +13,7 @@ from typing import Any
 
 from varlora.io import files
 from varlora.io.files import LARGEST_JSON
-from varlora.io.folders import atomic_file, interrupted
+from varlora.io.folders import atomic_file, find_interrupted
 from varlora.posterior import KINDS, PointMass, PosteriorMeta, PredictionConfig
 from varlora.posterior.prediction_config import upgrade_tuned
 
@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        left = ", ".join(str(sibling) for sibling in interrupted(folder))
+        left = ", ".join(str(sibling) for sibling in find_interrupted(folder))
         hint = f" An interrupted save left {left}: rename the one you want to {folder}." if left else ""
         raise CheckpointError(f"{folder} is not a folder that exists.{hint}")
     if not path.exists():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -14,6 +15,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 LARGEST_EXACT = 1 << 53
 """Beyond it not every whole number is a floating-point number."""
 _hints_of: Callable[[type], Mapping[str, Any]] = cache(get_type_hints)  # settings ask for those of every method
+HOLDS: Mapping[str, Callable[[float, float], bool]] = {
+    "above": operator.gt,
+    "at_least": operator.ge,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
+"""Each bound of a number; NaN is within none."""
 NUMBERS, OPEN = (int, float), (type(None), str)
 
 
@@ -112,21 +120,11 @@ def _checked(field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
         if abs(value) > LARGEST_EXACT:
             raise ValueError(f"{name} is {value!r}, which no floating-point number is.")
         value = float(value)  # 5 and 5.0 are one setting
-    if bounds and not isinstance(value, OPEN) and not _within(value, bounds):
+    if bounds and not isinstance(value, OPEN) and not all(HOLDS[name](value, bound) for name, bound in bounds.items()):
         raise ValueError(f"{name} is {value!r}; it must be {_bounds_in_words(bounds)}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}; it must be finite.")
     return value
-
-
-def _within(value: float, bounds: Mapping[str, float]) -> bool:
-    """Whether a number is one (not NaN) and within its bounds."""
-    return (
-        ("above" not in bounds or value > bounds["above"])
-        and value >= bounds.get("at_least", -math.inf)
-        and value <= bounds.get("at_most", math.inf)
-        and ("below" not in bounds or value < bounds["below"])
-    )
 
 
 def _bounds_in_words(bounds: Mapping[str, float]) -> str:
@@ -135,10 +133,9 @@ def _bounds_in_words(bounds: Mapping[str, float]) -> str:
     if "at_least" in bounds and ("below" in bounds or "at_most" in bounds):
         above = f"{bounds['below']:g})" if "below" in bounds else f"{bounds['at_most']:g}]"
         return f"in [{bounds['at_least']:g}, {above}"
-    words = {"above": "above", "at_least": "at least", "at_most": "at most", "below": "below"}
     if bounds == {"above": 0}:
         return "positive"
-    return " and ".join(f"{words[name]} {bound:g}" for name, bound in bounds.items())
+    return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items())
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -16,6 +16,12 @@ from varlora.runs.trackers import tracker_names
 logger = logging.getLogger(__name__)
 
 VALIDATIONS_PER_RUN = 20
+NAMED_ALIKE = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "bf16", "seed"),
+    "gradient_checkpointing",
+)
+"""Settings that are transformers' own arguments."""
 
 
 def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -> TrainingArguments:
@@ -31,13 +37,13 @@ def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -
     """
     config = setting.config
     steps = config.save_steps
-    others: dict[str, Any] = {"gradient_checkpointing": True} if config.gradient_checkpointing else {}
+    given: dict[str, Any] = {name: getattr(config, name) for name in NAMED_ALIKE}
     if config.early_stopping:
         if "validation" not in setting.task.splits:
             raise ValueError("early_stopping needs validation rows; give validation_file or validation_size.")
         steps = config.eval_steps if config.eval_steps is not None else _validation_interval(setting)
         _tell_rows(len(setting.task.rows("validation")))
-        others |= {
+        given |= {
             "eval_strategy": "steps",
             "eval_steps": steps,
             "load_best_model_at_end": True,
@@ -46,17 +52,7 @@ def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -
         }
     return TrainingArguments(
         output_dir=str(checkpoints),
-        num_train_epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_eval_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.bf16,
         use_cpu=not torch.accelerator.is_available(),
-        seed=config.seed,
         save_strategy="steps",
         save_steps=steps,
         save_total_limit=2,
@@ -66,7 +62,7 @@ def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -
         disable_tqdm=not progress,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        **others,
+        **given,
     )
 
 

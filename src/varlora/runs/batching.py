@@ -13,7 +13,7 @@ from varlora.io.data_sets import in_order, order_by_length
 from varlora.runs.setting import Setting
 
 
-def by_length(
+def batch_by_length(
     setting: Setting, encoded: datasets.Dataset
 ) -> tuple[Iterable[Mapping[str, Any]], Tensor, tuple[str, ...]]:
     """Batches of encoded rows in order of length.

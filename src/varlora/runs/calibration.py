@@ -22,8 +22,9 @@ from varlora.runs.data import load_own_rows
 from varlora.runs.folder import RunFolder
 from varlora.runs.run import predict_answers
 from varlora.runs.setting import LoadedModel, Setting, reload_setting
-from varlora.runs.validation import VALIDATION, is_of, unreported
+from varlora.runs.validation import exclude_reported, is_of
 from varlora.tasks import Task
+from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def calibrate(
         prediction = stored or predicted(rows, VALIDATION)
     kept, left_out = prediction.labels >= 0, 0
     if task is not None:
-        kept, left_out = unreported(kept, rows.rows(split)["prompt"], task, reported)
+        kept, left_out = exclude_reported(kept, rows.rows(split)["prompt"], task, reported)
     if left_out:
         logger.warning("%d rows of %s are reported, too, and no threshold is chosen on them", left_out, source)
     return _labelled(prediction, kept, ChosenOn(source=source, rows=0, left_out=left_out, also_used_for=used))

@@ -55,7 +55,7 @@ def checkpoints_of(config: RunConfig) -> Path:
     return target.with_name(f"{target.name}.checkpoints")
 
 
-def unfinished(checkpoints: Path) -> bool:
+def is_unfinished(checkpoints: Path) -> bool:
     """Whether a folder holds a checkpoint whose save has ended, or a finished part of a method of several trainings."""
     every = [path for folder in (checkpoints, *checkpoints.glob("*")) for path in checkpoints_in(folder)]
     done = any(checkpoints.glob(f"**/finished/{MANIFEST}"))
@@ -73,7 +73,7 @@ def can_resume(checkpoints: Path, config: RunConfig) -> bool:
         return False
     if fingerprint is None or fingerprint.settings != config.fingerprint:
         return False
-    return fingerprint.processes == this_process().num_processes and unfinished(checkpoints)
+    return fingerprint.processes == this_process().num_processes and is_unfinished(checkpoints)
 
 
 def read_fingerprint(checkpoints: Path) -> Fingerprint | None:
@@ -115,7 +115,7 @@ def check_checkpoints(config: RunConfig, *, resume: bool, overwrite: bool) -> No
     """
     checkpoints = checkpoints_of(config)
     begun = read_fingerprint(checkpoints)
-    if begun is None or not unfinished(checkpoints):
+    if begun is None or not is_unfinished(checkpoints):
         if resume:
             logger.warning("there is no checkpoint in %s; starting from the beginning", checkpoints)
         return
@@ -157,7 +157,7 @@ def claim_checkpoints(checkpoints: Path, config: RunConfig, *, rows: str, resume
     """
     processes = this_process()
     former = read_fingerprint(checkpoints)
-    goes_on = resume and former is not None and unfinished(checkpoints)
+    goes_on = resume and former is not None and is_unfinished(checkpoints)
     processes.wait_for_everyone()  # before one of them changes anything
     if not goes_on:
         if processes.is_main_process:

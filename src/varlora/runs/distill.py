@@ -37,7 +37,7 @@ from varlora.runs.folder_config import FolderConfig
 from varlora.runs.run import frozen_layers_once, predict_answers
 from varlora.runs.setting import Setting, reload_setting
 from varlora.runs.soft_targets import SoftTargetFit, SoftTargetOptions, fit_soft_targets
-from varlora.runs.validation import unreported, usable
+from varlora.runs.validation import exclude_reported, select_usable
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def distill(
             "(--samples 10), where the posterior has some."
         )
     setting = reload_setting(run)
-    validation, _ = usable(setting.task)
+    validation, _ = select_usable(setting.task)
     rows = "train"
     if unlabeled_file is not None:
         setting, rows = _with_unlabeled(setting, run, unlabeled_file), BOTH
@@ -204,7 +204,7 @@ def _with_unlabeled(setting: Setting, run: RunFolder, file: str) -> Setting:
     """The setting with one more split: the training rows, and those of a file that the run has in no split."""
     task = load_new_rows(file, run, split="unlabeled", labelled=False, tokenizer=setting.tokenizer)
     new = task.rows("unlabeled")
-    kept, left_out = unreported(
+    kept, left_out = exclude_reported(
         torch.ones(len(new), dtype=torch.bool), new["prompt"], setting.task, ["train", "validation", "test"]
     )
     if left_out:

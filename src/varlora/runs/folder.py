@@ -38,7 +38,8 @@ from varlora.readout.readout import AnswerTokens, ChoiceTexts, ClassHead, readou
 from varlora.report import Health
 from varlora.report.model_card import model_card
 from varlora.runs.config import RunConfig
-from varlora.runs.health import SPLIT, run_health
+from varlora.runs.health import run_health
+from varlora.tasks.task import VALIDATION
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -224,7 +225,7 @@ class RunFolder:
         """
         load = CompletionScores.load if self.facts["task"]["kind"] == "completion" else Prediction.load
         modes = modes_of(self.posterior)
-        files = {mode: self.path / PREDICTIONS / f"{SPLIT}.{mode}.parquet" for mode in {modes[0], modes[-1]}}
+        files = {mode: self.path / PREDICTIONS / f"{VALIDATION}.{mode}.parquet" for mode in {modes[0], modes[-1]}}
         stored: dict[str, Prediction | CompletionScores] = {
             mode: load(file) for mode, file in files.items() if file.is_file()
         }

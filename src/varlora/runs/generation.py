@@ -9,7 +9,7 @@ import datasets
 from varlora.posterior import Posterior, PredictionConfig
 from varlora.prediction.generation import Generations, generate
 from varlora.prediction.prediction_setup import apply_config
-from varlora.runs.batching import by_length
+from varlora.runs.batching import batch_by_length
 from varlora.runs.setting import Setting
 from varlora.tasks import context_length, encode_prompts
 
@@ -68,7 +68,7 @@ def generate_encoded(
         samples: S.
         progress: show a progress bar.
     """
-    batches, back, ids = by_length(setting, encoded)
+    batches, back, ids = batch_by_length(setting, encoded)
     generations = generate(
         setting.model,
         q,

@@ -19,9 +19,6 @@ from varlora.report.sampling import ValidationLogProbs
 if TYPE_CHECKING:
     from varlora.runs.folder import CompletionScores
 
-SPLIT = "validation"
-"""The only split that is looked at."""
-
 
 def run_health(
     q: Posterior,

@@ -36,16 +36,9 @@ def quantization_config(config: RunConfig) -> BitsAndBytesConfig | None:
         raise ValueError(
             f"quantization is {config.quantization!r}, which needs bitsandbytes: pip install 'varlora[bitsandbytes]'."
         )
-    return BitsAndBytesConfig(**_options(config))  # type: ignore[no-untyped-call]
-
-
-def _options(config: RunConfig) -> dict[str, Any]:
-    if config.quantization == "8bit":
-        return {"load_in_8bit": True}
-    compute = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
-    return {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": compute,
-    }
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if config.quantization == "4bit":
+        compute = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+        options = {"load_in_4bit": True, "bnb_4bit_compute_dtype": compute}
+        options |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(**options)  # type: ignore[no-untyped-call]

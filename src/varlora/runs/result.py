@@ -28,9 +28,10 @@ from varlora.runs.folder import (
     versions,
     write_json,
 )
-from varlora.runs.health import SPLIT, run_health
+from varlora.runs.health import run_health
 from varlora.runs.setting import Setting
 from varlora.tasks import count_overlap
+from varlora.tasks.task import VALIDATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class RunResult:
     @property
     def health(self) -> Health:
         """How the posterior does, from the validation rows' predictions."""
-        return run_health(self.posterior, self.predictions.get(SPLIT, {}), self.setting.config.samples, self.log)
+        return run_health(self.posterior, self.predictions.get(VALIDATION, {}), self.setting.config.samples, self.log)
 
 
 def write_run(folder: Path, result: RunResult) -> None:

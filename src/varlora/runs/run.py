@@ -32,7 +32,7 @@ from varlora.prediction.prediction import Prediction, predict
 from varlora.prediction.prediction_setup import apply_config, choose_config, configs_by_mode
 from varlora.readout.frozen_layers import MEMORY_GIB, cached_frozen_layers
 from varlora.runs.arguments import training_arguments
-from varlora.runs.batching import by_length
+from varlora.runs.batching import batch_by_length
 from varlora.runs.checkpoints import (
     check_checkpoints,
     checkpoints_of,
@@ -45,11 +45,12 @@ from varlora.runs.checkpoints import (
 from varlora.runs.config import PLACES, RunConfig
 from varlora.runs.folder import FACTS, CompletionScores, Facts, is_run, read_config
 from varlora.runs.generation import check_generation, generate_split
-from varlora.runs.health import SPLIT, run_health, with_verdict
+from varlora.runs.health import run_health, with_verdict
 from varlora.runs.measure import measure
 from varlora.runs.result import RunResult, write_run
 from varlora.runs.setting import Setting, load_setting
 from varlora.runs.trackers import check_trackers, keep_events
+from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
     configs = configs_by_mode(q, choose_config(q, setting.config.samples))
     if setting.config.temperature_scaling:
         unscaled = {
-            mode: predict_answers(setting, q, SPLIT, replace(config, logit_temperature=1.0))
+            mode: predict_answers(setting, q, VALIDATION, replace(config, logit_temperature=1.0))
             for mode, config in configs.items()
         }
         q = with_temperatures(q, unscaled, of=setting.config.output_dir)
@@ -215,7 +216,7 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
                 texts = generate_split(setting, q, split, config, progress=progress)
                 generations.setdefault(split, {})[mode] = texts
                 seconds[f"generate/{split}/{mode}"] = time.perf_counter() - start
-    health = run_health(q, predictions.get(SPLIT, {}), setting.config.samples, trained.log)
+    health = run_health(q, predictions.get(VALIDATION, {}), setting.config.samples, trained.log)
     return RunResult(
         setting=setting,
         posterior=with_verdict(q, health),
@@ -285,7 +286,7 @@ def predict_encoded(
         progress: show a progress bar.
     """
     seed = setting.config.seed
-    batches, back, ids = by_length(setting, encoded)
+    batches, back, ids = batch_by_length(setting, encoded)
     repeated = mode == "samples" and (samples == "auto" or number_of_draws(q, samples) > 1)
     known = setting.config.frozen_layers_dir is not None
     with frozen_layers_once(setting) if repeated or known else nullcontext():

@@ -23,10 +23,9 @@ from varlora.runs.folder import CompletionScores, RunFolder
 from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import OUT_OF_SCOPE, Task
+from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
-
-VALIDATION = "validation"
 
 
 class ValidationRows:
@@ -47,7 +46,7 @@ class ValidationRows:
     ) -> None:
         self.run, self.q, self.own, self.progress = run, remove_tuning(run.posterior), rows is None, progress
         self.task = rows or (setting.task if setting is not None else load_own_rows(run))
-        self.kept, self.left_out = usable(self.task)
+        self.kept, self.left_out = select_usable(self.task)
         held = self.task.rows(VALIDATION)
         self.labels = torch.tensor([0] * len(held) if run.is_completion else held["label"][:])[self.kept]
         self._made: dict[PredictionConfig, Tensor] = {}
@@ -112,7 +111,7 @@ def is_of(stored: Prediction, task: Task, split: str) -> bool:
     return stored.ids == tuple(map(str, rows["id"])) and labels == rows["label"][:]
 
 
-def unreported(answered: Tensor, prompts: Sequence[str], task: Task, splits: Sequence[str]) -> tuple[Tensor, int]:
+def exclude_reported(answered: Tensor, prompts: Sequence[str], task: Task, splits: Sequence[str]) -> tuple[Tensor, int]:
     """Which rows may be chosen on: those with an answer whose prompts are not among the rows that are reported.
 
     Args:
@@ -131,7 +130,7 @@ def unreported(answered: Tensor, prompts: Sequence[str], task: Task, splits: Seq
     return kept, int(answered.sum() - kept.sum())
 
 
-def usable(task: Task) -> tuple[Tensor, int]:
+def select_usable(task: Task) -> tuple[Tensor, int]:
     """Which validation rows of a task may be chosen on.
 
     Returns:
@@ -142,7 +141,7 @@ def usable(task: Task) -> tuple[Tensor, int]:
     """
     rows = task.rows(VALIDATION)
     answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]
-    kept, left_out = unreported(torch.tensor(answered, dtype=torch.bool), rows["prompt"], task, ["test"])
+    kept, left_out = exclude_reported(torch.tensor(answered, dtype=torch.bool), rows["prompt"], task, ["test"])
     if int(kept.sum()) < FEWEST_ROWS:
         too = f" ({left_out} others are test rows, too, and nothing is tuned on those)" if left_out else ""
         raise ValueError(

@@ -24,7 +24,6 @@ def _arc(name: str, config: str) -> Benchmark:
         dataset="allenai/ai2_arc",
         config=config,
         splits={"train": "train", "validation": "validation", "test": "test"},
-        files={"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
         record=lambda row, _split: lettered_record(row, "question"),
         licence="CC BY-SA 4.0",
         source="Clark et al. 2018, arXiv:1803.05457",

@@ -87,9 +87,9 @@ def build_task(
     if label_names is not None and shape != "label":
         raise ValueError(f"label names are for the shape text/label; this task is {'/'.join(SHAPES[shape])}")
     wording = wording or Wording()
-    style, prompt, label_answers = style_of(wording.prompt_style), wording.own, wording.label_answers
+    label_answers = wording.label_answers
     _check_wording(name, shape, wording, sources, warn=logged is None)
-    asking = prompt.asking(tokenizer)
+    asking = wording.asking(tokenizer)
     kind: TaskKind
     continuations: tuple[str, ...] = ()
     if shape == "label":
@@ -101,21 +101,16 @@ def build_task(
         elif label_answers != "names":
             raise ValueError(f"label_answers is {label_answers!r}; allowed: names, letters")
         parsed = {
-            split: label_rows(records, names, ood=split in ood_splits, label_answers=label_answers, asking=asking)
+            split: label_rows(records, asking, names, ood=split in ood_splits, label_answers=label_answers)
             for split, records in sources.items()
         }
     elif shape == "choice":
         kind = "choice"
-        parsed = {
-            split: choice_rows(
-                records, repeated=repeated_choices, style=style, choice_role=wording.choice_role, asking=asking
-            )
-            for split, records in sources.items()
-        }
+        parsed = {split: choice_rows(records, asking, repeated=repeated_choices) for split, records in sources.items()}
         answers = tuple(prompts.LETTERS[: max(row["num_choices"] for rows in parsed.values() for row in rows)])
     elif shape == "yes_no":
-        kind, answers, continuations = "label", prompts.YES_NO, style.no_yes
-        parsed = {split: yes_no_rows(records, style=style, asking=asking) for split, records in sources.items()}
+        kind, answers, continuations = "label", prompts.YES_NO, asking.style.no_yes
+        parsed = {split: yes_no_rows(records, asking) for split, records in sources.items()}
     else:
         kind, answers = "completion", ()
         parsed = {
@@ -127,7 +122,7 @@ def build_task(
         kind=kind,
         answers=answers,
         continuations=tuple(f"{asking.space}{answer.lstrip()}" for answer in continuations or answers),
-        cloze=style.scored is not None,
+        cloze=asking.style.scored is not None,
         final_answer=final_answer,
         wording=wording,
         splits={split: _with_ids(rows, sources[split], split) for split, rows in parsed.items()},
@@ -135,7 +130,7 @@ def build_task(
         source=source,
         notes=tuple(notes),
         not_read=find_unread(
-            name, sources, [shape], tokenizer, in_template=prompt.words.fields if prompt.words else (), logged=logged
+            name, sources, [shape], tokenizer, in_template=asking.words.fields if asking.words else (), logged=logged
         ),
     )
 

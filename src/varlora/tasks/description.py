@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from typing_extensions import Self
 
 from varlora.io.files import misfit_of
-from varlora.tasks.own_prompts import OwnPrompt
+from varlora.tasks.chat import chat_frame
+from varlora.tasks.own_prompts import Asking, OwnPrompt
+from varlora.tasks.prompt_styles import ChoiceRole, style_of
 
 if TYPE_CHECKING:
     import datasets
+    from transformers import PreTrainedTokenizerBase
 
     from varlora.tasks.encode import Family, Truncation
     from varlora.tasks.own_prompts import PromptFormat
-    from varlora.tasks.prompt_styles import ChoiceRole
     from varlora.tasks.rows import LabelAnswers
     from varlora.tasks.task import Task, TaskKind
 
@@ -57,6 +59,17 @@ class Wording:
     def own(self) -> OwnPrompt:
         """The words and turns of the user's own."""
         return OwnPrompt(template=self.prompt_template, format=self.prompt_format, system=self.system_prompt)
+
+    def asking(self, tokenizer: PreTrainedTokenizerBase | None) -> Asking:
+        """How rows are put to a model with this tokenizer.
+
+        Raises:
+            ValueError: The style is unknown, or the tokenizer has no chat template that takes these turns.
+        """
+        style, frame = style_of(self.prompt_style), None
+        if self.prompt_format == "chat":
+            frame = chat_frame(tokenizer, self.system_prompt)
+        return Asking(style=style, choice_role=self.choice_role, words=self.own.words, frame=frame)
 
 
 class _WordingForm(TypedDict, total=False):

@@ -25,7 +25,6 @@ gsm8k = Benchmark(
     dataset="openai/gsm8k",
     config="main",
     splits={"train": "train", "test": "test"},
-    files={"train": "train.jsonl", "test": "test.jsonl"},
     record=_record,
     record_fields=("question", "answer"),
     final_answer="number",

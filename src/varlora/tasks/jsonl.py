@@ -120,8 +120,8 @@ def read_label_names(file: str | Path) -> list[str]:
         names = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: {error.msg} at line {error.lineno}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: label names must be a JSON list of strings, or one name a line") from error
+    except RecursionError:
+        names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: label names must be a JSON list of strings, or one name a line")
     return list(check_label_names(names, where=str(path)))

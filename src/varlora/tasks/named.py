@@ -68,7 +68,7 @@ class Benchmark:
         splits: Split name to the hub's split name.
         configs: Split name to its configuration on the hub, where that is not `config`.
         files: Split name to the file in a local folder, or to names of which the folder holds one; those marked
-            optional may be missing.
+            optional may be missing. By default SPLIT.jsonl.
         folder: What its folder is called among those of other tasks; its name by default.
         optional: Splits of `files` that a folder may lack.
         record: Turns a row of the hub (class labels as their names) into a record; None leaves a row out of
@@ -93,7 +93,7 @@ class Benchmark:
     revision: str | None = None
     splits: Mapping[str, str]
     configs: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str | tuple[str, ...]]
+    files: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     folder: str | None = None
     optional: tuple[str, ...] = ()
     record: Callable[[Mapping[str, Any], str], Mapping[str, Any] | None]
@@ -108,6 +108,10 @@ class Benchmark:
     note: str | None = None
     example: Mapping[str, Any] | None = None
     deviations: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            object.__setattr__(self, "files", {split: f"{split}.jsonl" for split in self.splits})
 
     def __call__(
         self,

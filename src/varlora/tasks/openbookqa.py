@@ -13,7 +13,6 @@ openbookqa = Benchmark(
     dataset="allenai/openbookqa",
     config="main",
     splits={"train": "train", "validation": "validation", "test": "test"},
-    files={"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
     record=lambda row, _split: lettered_record(row, "question_stem"),
     repeated_choices=True,
     choice_role="ending",

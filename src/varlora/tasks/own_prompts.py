@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
-from varlora.tasks.chat import ChatFrame, chat_frame
+from varlora.tasks.chat import ChatFrame
+from varlora.tasks.prompt_styles import ChoiceRole, PromptStyle
 from varlora.tasks.prompt_template import PromptTemplate, Span
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from varlora.tasks.rows import Records
 
 PromptFormat = Literal["plain", "chat"]
@@ -73,25 +72,20 @@ class OwnPrompt:
         """Whether anything is one's own."""
         return self.template is not None or self.format != "plain"
 
-    def asking(self, tokenizer: PreTrainedTokenizerBase | None) -> Asking:
-        """How rows are asked by a model with this tokenizer.
-
-        Raises:
-            ValueError: The tokenizer has no chat template that takes these turns.
-        """
-        frame = chat_frame(tokenizer, self.system) if self.format == "chat" else None
-        return Asking(words=self.words, frame=frame)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
     """Puts the rows of one task into their prompts.
 
     Attributes:
-        words: A template of one's own; None leaves the words to the style.
+        style: Words rows where there is no template of one's own.
+        choice_role: What a choice is to its question.
+        words: A template of one's own.
         frame: The chat around them; None for none.
     """
 
+    style: PromptStyle
+    choice_role: ChoiceRole = "answer"
     words: PromptTemplate | None = None
     frame: ChatFrame | None = None
 
@@ -128,10 +122,6 @@ class Asking:
         shift = len(self.frame.before) - gone
         first, last = (min(max(place - gone, 0), len(content)) + gone + shift for place in (start, end))
         return f"{self.frame.before}{content}{self.frame.after}", (first, last)
-
-
-PLAIN = Asking()
-"""Rows in a style's words, and no chat around them."""
 
 
 def check_fields(template: PromptTemplate, own: Collection[str], answer: str, sources: Sequence[Records]) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from varlora.tasks import prompts
 from varlora.tasks.chat import Tools, render_chat, render_prompt
-from varlora.tasks.own_prompts import PLAIN, Asking
-from varlora.tasks.prompt_styles import BLANK, PROMPT_STYLES, ChoiceRole, PromptStyle
+from varlora.tasks.own_prompts import Asking
+from varlora.tasks.prompt_styles import BLANK
 from varlora.tasks.prompt_template import Span
 from varlora.tasks.prompts import MARK, span_of
 from varlora.tasks.task import OUT_OF_SCOPE
@@ -98,24 +98,9 @@ class Records:
         return value
 
 
-def choice_rows(
-    records: Records,
-    *,
-    repeated: bool = False,
-    style: PromptStyle = PROMPT_STYLES["varlora"],
-    choice_role: ChoiceRole = "answer",
-    asking: Asking = PLAIN,
-) -> list[dict[str, Any]]:
-    """Rows of question/choices/answer.
-
-    Args:
-        records: The records.
-        repeated: Accept a wrong choice that occurs twice.
-        style: How they are worded.
-        choice_role: What a choice is to its question.
-        asking: How they are put to the model.
-    """
-    rows = []
+def choice_rows(records: Records, asking: Asking, *, repeated: bool) -> list[dict[str, Any]]:
+    """Rows of question/choices/answer; `repeated` accepts a wrong choice that occurs twice."""
+    rows, style, role = [], asking.style, asking.choice_role
     for index, record in enumerate(records.rows):
         question, choices = records.text(index, "question"), record["choices"]
         if not isinstance(choices, Sequence) or isinstance(choices, str) or not 2 <= len(choices) <= 26:
@@ -127,19 +112,19 @@ def choice_rows(
             raise records.error(index, "choices", choices, "choices that all differ")
         text = _worded(prompts.choice_text, question, choices)
         if asking.words is None:
-            worded = _worded(style.choice, question, choices, choice_role)
+            worded = _worded(style.choice, question, choices, role)
         else:
             own = {"question": question, "choices": prompts.lettered(choices)}
             worded = asking.filled(records, index, {**own, "letters": _listed(prompts.letters(len(choices)))})
             if style.scored is None:
                 text = worded
         row = _row(asking, worded, text, label, len(choices))
-        if style.scored is not None and asking == PLAIN:
+        if style.scored is not None and asking.words is None and asking.frame is None:
             try:
-                row["choices"] = [asdict(scored) for scored in style.scored(question, choices, choice_role)]
+                row["choices"] = [asdict(scored) for scored in style.scored(question, choices, role)]
             except ValueError as error:
                 raise records.error(index, "question", question, str(error)) from error
-            if choice_role == "blank":  # what stands before it is in the prompt of every choice
+            if role == "blank":  # what stands before it is in the prompt of every choice
                 row["prompt_span"] = (0, question.index(BLANK))
         elif style.scored is not None:
             row["choices"] = [{"prompt": row["prompt"], "text": f"{asking.space}{choice}"} for choice in choices]
@@ -163,9 +148,7 @@ def _choice_index(records: Records, index: int, answer: object, choices: Sequenc
     raise records.error(index, "answer", answer, allowed)
 
 
-def yes_no_rows(
-    records: Records, *, style: PromptStyle = PROMPT_STYLES["varlora"], asking: Asking = PLAIN
-) -> list[dict[str, Any]]:
+def yes_no_rows(records: Records, asking: Asking) -> list[dict[str, Any]]:
     """Rows of passage/question/answer; class 0 is no, 1 is yes."""
     rows = []
     for index, record in enumerate(records.rows):
@@ -173,7 +156,7 @@ def yes_no_rows(
         if records.labelled and not isinstance(record["answer"], bool):
             raise records.error(index, "answer", record["answer"], "true or false")
         if asking.words is None:
-            worded, text = (_worded(of, passage, question) for of in (style.yes_no, prompts.yes_no_text))
+            worded, text = (_worded(of, passage, question) for of in (asking.style.yes_no, prompts.yes_no_text))
         else:
             own = {"passage": passage, "question": question, "labels": _listed(prompts.YES_NO)}
             worded = text = asking.filled(records, index, own)
@@ -183,7 +166,7 @@ def yes_no_rows(
 
 
 def label_rows(
-    records: Records, names: tuple[str, ...], *, ood: bool, label_answers: LabelAnswers, asking: Asking = PLAIN
+    records: Records, asking: Asking, names: tuple[str, ...], *, ood: bool, label_answers: LabelAnswers
 ) -> list[dict[str, Any]]:
     """Rows of text/label for classes of these names; `ood` accepts the label -1."""
     index_of = {name: i for i, name in enumerate(names)}

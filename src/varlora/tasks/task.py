@@ -19,6 +19,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "label": ("id", "prompt", "text", "label", "num_choices"),
     "completion": ("id", "prompt", "completion"),
 }
+VALIDATION = "validation"
+"""The split of the rows that choices are made on: when to stop, a temperature, thresholds."""
 OUT_OF_SCOPE = -1
 """The label of a row that belongs to none of the classes."""
 

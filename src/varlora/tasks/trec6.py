@@ -17,7 +17,6 @@ trec6 = Benchmark(
     dataset="CogComp/trec",
     revision="refs/convert/parquet",
     splits={"train": "train", "test": "test"},
-    files={"train": "train.jsonl", "test": "test.jsonl"},
     record=lambda row, _split: {
         "text": row["text"],
         "label": HUB_CLASSES.get(row["coarse_label"], row["coarse_label"]),
