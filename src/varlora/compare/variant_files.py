@@ -291,11 +291,7 @@ def _resolve(run: RunFolder, variant: Variant) -> Variant:
 
 
 def _file(run: RunFolder, variant: Variant, split: str) -> Path:
-    """Where a variant's predictions are.
-
-    Raises:
-        ValueError: they are not there.
-    """
+    """Where a variant's predictions are; a ValueError where they are not there."""
     if (why := explain_unfit(run, variant, thorough=False)) is not None:
         raise ValueError(f"{run.path} cannot be predicted with as {variant.describe()}: {why}")
     if run.is_completion:

@@ -218,10 +218,5 @@ def _write_adapter(
 
 
 def _as_name(text: str) -> str:
-    """What servers and shells take as a name.
-
-    Example:
-        >>> _as_name("my run, 2")
-        'my-run-2'
-    """
+    """What servers and shells take as a name: "my-run-2" of "my run, 2"."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "adapter"

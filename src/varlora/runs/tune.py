@@ -195,11 +195,7 @@ def reset(folder: str | Path) -> None:
 
 
 def _check_can_be_written(path: Path) -> None:
-    """Refuses a folder in which a choice cannot be kept, or whose files are another program's.
-
-    Raises:
-        ValueError: it is one.
-    """
+    """Refuses a folder in which a choice cannot be kept, or whose files are another program's."""
     if any((path / name).is_file() for name in (CHECKPOINT_FILES, "optimizer.pt")):
         raise ValueError(
             f"{path} is a Trainer's checkpoint, from which a training may go on: nothing is written into it. Tune a "

@@ -61,11 +61,7 @@ def check_label_names(names: Sequence[object], *, where: str = "label_names") ->
 
 
 def _check_spellings(records: Records, labels: Collection[str]) -> None:
-    """Refuses labels that differ in case, spaces or the form of their characters alone.
-
-    Raises:
-        ValueError: With all such spellings and how often each is there.
-    """
+    """Refuses labels that differ in case, spaces or the form of their characters alone."""
     counts = Counter(row["label"] for row in records.rows)
     alike: dict[str, list[str]] = {}
     for label in sorted(labels):
