@@ -21,7 +21,8 @@ from transformers import TrainerCallback
 
 from varlora.posterior import PredictionConfig
 from varlora.runs.config import RunConfig
-from varlora.runs.run import frozen_layers_once, method_of, predict_split, train
+from varlora.runs.predict import frozen_layers_once, predict_split
+from varlora.runs.run import method_of, train
 from varlora.runs.setting import load_setting
 
 

@@ -18,7 +18,8 @@ from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import modes_of
 from varlora.readout.readout import ChoiceTexts
 from varlora.runs.folder import read_run
-from varlora.runs.run import predict_split, run
+from varlora.runs.predict import predict_split
+from varlora.runs.run import run
 from varlora.runs.setting import reload_setting
 
 Call = Callable[..., Outcome]

@@ -20,7 +20,7 @@ from varlora.posterior.manifest import write_tuned
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.folder import read_run
-from varlora.runs.run import predict_split
+from varlora.runs.predict import predict_split
 from varlora.runs.setting import reload_setting
 
 Call = Callable[..., Outcome]

@@ -18,7 +18,7 @@ from varlora.posterior.manifest import write_tuned
 from varlora.posterior.ops import temper
 from varlora.runs.folder import read_run, write_derived
 from varlora.runs.measure import measure
-from varlora.runs.run import predict_split
+from varlora.runs.predict import predict_split
 from varlora.runs.setting import reload_setting
 
 Call = Callable[..., Outcome]

@@ -19,7 +19,7 @@ from varlora.posterior.draws import weight_draws
 from varlora.posterior.folder import load_posterior, save_posterior
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
-from varlora.runs.run import predict_split
+from varlora.runs.predict import predict_split
 from varlora.tasks.prompts import LETTERS
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; pip install 'varlora[lm-eval]'")

@@ -20,7 +20,8 @@ from varlora.methods import AdamW, ensemble
 from varlora.methods.ensemble import Ensemble, member_seed
 from varlora.posterior import Mixture, PointMass, Posterior, PredictionConfig
 from varlora.prediction.prediction import Prediction
-from varlora.runs.run import predict_split, train
+from varlora.runs.predict import predict_split
+from varlora.runs.run import train
 from varlora.runs.setting import Setting, load_setting
 
 OPTIONS = {"learning_rate": 0.02}

@@ -26,7 +26,8 @@ from varlora.posterior.folder import load_posterior, save_posterior
 from varlora.prediction import linearised
 from varlora.prediction.linearised import predict_linearised
 from varlora.prediction.prediction import Prediction
-from varlora.runs.run import predict_split, train
+from varlora.runs.predict import predict_split
+from varlora.runs.run import train
 from varlora.runs.setting import Setting, load_setting
 
 OPTIONS = LEARNED["laplace"]

@@ -23,7 +23,8 @@ from varlora.posterior.ops import prune
 from varlora.prediction.completions import predict_completions
 from varlora.prediction.prediction import Prediction, predict
 from varlora.readout.readout import ClassHead
-from varlora.runs.run import predict_split, train
+from varlora.runs.predict import predict_split
+from varlora.runs.run import train
 from varlora.runs.setting import Setting, load_setting
 
 RATE = 0.3

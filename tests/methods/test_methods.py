@@ -44,7 +44,8 @@ from varlora.posterior.folder import load_posterior, save_posterior
 from varlora.posterior.ops import prune, temper
 from varlora.prediction.prediction import Prediction, predict
 from varlora.prediction.prediction_setup import modes_of
-from varlora.runs.run import method_of, predict_split, train
+from varlora.runs.predict import predict_split
+from varlora.runs.run import method_of, train
 from varlora.runs.setting import Setting, load_setting
 
 KIND: Mapping[str, type] = {

@@ -31,7 +31,8 @@ from varlora.prediction.prediction import Prediction
 from varlora.readout.frozen_layers import cached_frozen_layers
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import read_run
-from varlora.runs.run import method_of, predict_split, run, train
+from varlora.runs.predict import predict_split
+from varlora.runs.run import method_of, run, train
 from varlora.runs.setting import load_setting, reload_setting
 
 SIZES: Mapping[str, Any] = {"vocab_size": 64, "num_hidden_layers": 3, "initializer_range": 0.2, "num_labels": 3}

@@ -23,7 +23,8 @@ from varlora.runs.base_model import ModelFiles, locate_model, pretrained_name
 from varlora.runs.config import RunConfig
 from varlora.runs.finished import run_now
 from varlora.runs.folder import Facts, RunFolder, read_run
-from varlora.runs.run import predict_split, run
+from varlora.runs.predict import predict_split
+from varlora.runs.run import run
 from varlora.runs.setting import reload_setting
 
 needs_gguf = pytest.mark.skipif(

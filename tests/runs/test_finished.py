@@ -26,7 +26,7 @@ from varlora.runs.data import load_new_rows
 from varlora.runs.finished import read_finished_folder
 from varlora.runs.folder import RunFolder
 from varlora.runs.folder_config import FolderConfig
-from varlora.runs.run import predict_split
+from varlora.runs.predict import predict_split
 from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import load_jsonl
 from varlora.tasks.description import TaskDescription

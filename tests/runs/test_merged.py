@@ -17,7 +17,7 @@ from varlora.readout.readout import readout_from_dict
 from varlora.runs.export_folder import read_export
 from varlora.runs.folder import read_run
 from varlora.runs.merged import export_merged
-from varlora.runs.run import predict_split
+from varlora.runs.predict import predict_split
 from varlora.runs.setting import reload_setting
 
 

@@ -19,7 +19,8 @@ from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
 from varlora.readout.readout import readout_from_dict
 from varlora.runs.folder import RunFolder, read_run
-from varlora.runs.run import predict_split, run
+from varlora.runs.predict import predict_split
+from varlora.runs.run import run
 from varlora.runs.setting import reload_setting
 
 

@@ -21,7 +21,7 @@ from varlora.posterior.ops import prune
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.folder import RunFolder, read_run, write_derived
-from varlora.runs.run import predict_split
+from varlora.runs.predict import predict_split
 from varlora.runs.setting import reload_setting
 from varlora.runs.space import Grid
 from varlora.runs.tune import Tuning, reset, tune

@@ -14,7 +14,7 @@ from small_runs import films, finish_herds, herds, write_rows
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
 from varlora.runs.folder import read_run
-from varlora.runs.run import predict_split
+from varlora.runs.predict import predict_split
 from varlora.runs.setting import reload_setting
 from varlora.runs.space import Grid
 from varlora.runs.tune import tune

@@ -95,7 +95,7 @@ def _confidences(run: RunFolder, variant: Variant) -> Iterator[str]:
     from varlora.compare.variant_files import load_variant
     from varlora.prediction.prediction import Prediction
     from varlora.runs.data import load_new_rows
-    from varlora.runs.run import predict_split
+    from varlora.runs.predict import predict_split
     from varlora.runs.setting import reload_setting
     from varlora.tasks.rows import Records
 

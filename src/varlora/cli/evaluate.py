@@ -25,8 +25,8 @@ from varlora.runs.decision import Decision, Groups
 from varlora.runs.folder import CompletionScores
 from varlora.runs.generation import generate_split
 from varlora.runs.measure import IN_SCOPE, measure
+from varlora.runs.predict import predict_split
 from varlora.runs.row_groups import groups_of, own_records
-from varlora.runs.run import predict_split
 from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks.rows import Records
 

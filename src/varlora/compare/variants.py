@@ -41,7 +41,7 @@ from varlora.prediction.prediction import Prediction
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_own_rows
 from varlora.runs.folder import RunFolder, read_run
-from varlora.runs.run import predict_answers
+from varlora.runs.predict import predict_answers
 from varlora.runs.setting import Setting, reload_setting
 from varlora.runs.space import Grid
 from varlora.runs.tune import tuning_of

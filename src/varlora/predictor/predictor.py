@@ -35,9 +35,9 @@ from varlora.runs.export_folder import is_export, read_export
 from varlora.runs.finished import read_finished_folder, run_now
 from varlora.runs.folder import RunFolder
 from varlora.runs.generation import encode_split_prompts, generate_encoded
+from varlora.runs.predict import predict_encoded
 from varlora.runs.predicted_as import PredictedAs
 from varlora.runs.row_groups import groups_in
-from varlora.runs.run import predict_encoded
 from varlora.runs.setting import LoadedModel, Setting, reload_model
 from varlora.tasks.rows import Records
 from varlora.tasks.task import TaskKind

@@ -20,7 +20,7 @@ from varlora.posterior.draws import number_of_draws
 from varlora.prediction.prediction import Prediction
 from varlora.runs.data import load_own_rows
 from varlora.runs.folder import RunFolder
-from varlora.runs.run import predict_answers
+from varlora.runs.predict import predict_answers
 from varlora.runs.setting import LoadedModel, Setting, reload_setting
 from varlora.runs.validation import exclude_reported, is_of
 from varlora.tasks import Task

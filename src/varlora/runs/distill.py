@@ -34,7 +34,7 @@ from varlora.prediction.prediction_setup import apply_config, choose_config, rem
 from varlora.runs.data import load_new_rows
 from varlora.runs.folder import RunFolder, write_derived
 from varlora.runs.folder_config import FolderConfig
-from varlora.runs.run import frozen_layers_once, predict_answers
+from varlora.runs.predict import frozen_layers_once, predict_answers
 from varlora.runs.setting import Setting, reload_setting
 from varlora.runs.soft_targets import SoftTargetFit, SoftTargetOptions, fit_soft_targets
 from varlora.runs.validation import exclude_reported, select_usable

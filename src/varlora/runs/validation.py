@@ -20,7 +20,7 @@ from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import remove_tuning
 from varlora.runs.data import load_own_rows
 from varlora.runs.folder import CompletionScores, RunFolder
-from varlora.runs.run import predict_split
+from varlora.runs.predict import predict_split
 from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import OUT_OF_SCOPE, Task
 from varlora.tasks.task import VALIDATION
