@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from tiny_tokenizers import byte_bpe, word_level, word_piece
 from varlora.tasks import Collator, Task, context_length, encode, encode_prompts
 from varlora.tasks.build import build_task
+from varlora.tasks.description import Wording
 from varlora.tasks.encode import PAST_PADDING
 from varlora.tasks.rows import Records
 
@@ -112,7 +113,7 @@ FRAMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     ),
     "instruction and choices": (
         {"question": "a dull film which one barks?", "choices": ["cat", "dog"], "answer": 0},
-        {"prompt_style": "blob"},
+        {"wording": Wording(prompt_style="blob")},
         "a dull film|which one barks?|Choices: A) cat B) dog Answer:",
         "Return the label of the correct answer for the question below. Question:",
     ),
@@ -124,7 +125,7 @@ FRAMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     ),
     "question before its passage": (
         {"passage": "a dull film a fine film", "question": "which one", "answer": True},
-        {"prompt_style": "laplace-lora"},
+        {"wording": Wording(prompt_style="laplace-lora")},
         "a dull film|a fine film|",
         "Answer the question with only True or False: which one Context:",
     ),
