@@ -170,3 +170,12 @@ def test_weights_loaded_between_two_forwards_of_a_draw_are_what_the_second_sampl
         model.last.bias.add_(5.0)
     model(data(3))
     torch.testing.assert_close(seen["bias"] - model.last.bias.detach(), before)
+
+
+def test_a_gradient_of_the_gradient_is_refused():
+    """A penalty on gradients would hand noise · gradient on twice."""
+    model = Net()
+    attach(model)
+    gradients = torch.autograd.grad(model(data(3)).sum(), list(model.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(g.square().sum() for g in gradients if g.requires_grad).backward()

@@ -39,7 +39,7 @@ from varlora.ivon.noise.arrivals import Arrivals
 from varlora.ivon.noise.draw_cycle import Draw, DrawCycle
 from varlora.ivon.noise.places import Place, Site, refuse_data_parallel, scopes_of
 from varlora.ivon.noise.ranks import Groups, averaged, gradient_groups, reduce_, size_of
-from varlora.ivon.noise.sampled import SampledForward, sampled_at, uncompiled
+from varlora.ivon.noise.sampled import Sample, SampledForward, uncompiled
 from varlora.ivon.noise.source import NoiseSource
 from varlora.posterior.gaussian_optimizer import GaussianOptimizer, missing_members
 from varlora.posterior.sharded import sharded_like, whole
@@ -444,7 +444,7 @@ class NoiseController(DrawCycle):
                     noise = noise + (rounded.to(sample.dtype) - sample)  # what the forward pass really sees
                 sample = rounded
             record = functools.partial(self._record, site, site.arrivals_at(parameter), noise)
-            place.holder.__dict__[place.attribute] = sampled_at(parameter, sample, record)
+            place.holder.__dict__[place.attribute] = Sample.apply(parameter, sample, record)  # type: ignore[no-untyped-call]
 
     def _watch(self, loss: Tensor, losses: list[Tensor]) -> None:
         """Notes the loss, or the sum of its parts, times its share, which is the gradient that arrives at it."""
@@ -475,7 +475,7 @@ class NoiseController(DrawCycle):
         arrivals.hand_on(gradient)
         site.took_part = True
         if noise is not None:
-            product = gradient.detach().to(noise.dtype) * noise
+            product = gradient.to(noise.dtype) * noise
             site.product = product if site.product is None else site.product.add_(product)
         self.mark_used()
 

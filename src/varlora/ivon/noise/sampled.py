@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from varlora.ivon.noise.places import Place
 
@@ -23,36 +24,28 @@ class Sampler(Protocol):
         """Shadows each parameter by its sample."""
 
 
-def sampled_at(parameter: Tensor, values: Tensor, record: Callable[[Tensor], None]) -> Tensor:
-    """A tensor of other values than the parameter's, whose gradient is the parameter's.
-
-    The node that hands the gradient on is torch's own: a tenth of the cost of an `autograd.Function` for each tensor.
-
-    Args:
-        parameter: a leaf.
-        values: of its shape and dtype.
-        record: called in the backward pass with the gradient as it is handed on.
+class Sample(torch.autograd.Function):
+    """Other values in place of a parameter's, whose gradient is the parameter's; `record` sees it in the backward pass.
 
     Example:
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.ones(2))
-        >>> sample = sampled_at(weight, torch.tensor([3.0, 4.0]), record=print)
-        >>> sample.square().sum().backward()
+        >>> Sample.apply(weight, torch.tensor([3.0, 4.0]), print).square().sum().backward()
         tensor([6., 8.])
         >>> weight.grad
         tensor([6., 8.])
     """
-    sample = torch.ops.aten._unsafe_view.default(parameter, parameter.shape)
-    sample.data = values
-    if sample.grad_fn is not None:
 
-        def handed_on(_: Any, gradients: tuple[Tensor | None]) -> tuple[Tensor | None]:
-            if gradients[0] is not None:
-                record(gradients[0])
-            return gradients  # as they came: a view of one that others get too would be taken for the parameter's own
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, values: Tensor, record: Callable[[Tensor], None]) -> Tensor:
+        ctx.record = record
+        return values
 
-        sample.grad_fn.register_hook(handed_on)
-    return sample  # type: ignore[no-any-return]
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.record(gradient)
+        return gradient, None, None
 
 
 def uncompiled(function: Callable[..., Any], *, but_callees: bool = False) -> Callable[..., Any]:
