@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varlora.adapters.tensors import active_adapter, is_peft_model, live_tensors, unwrapped_model
+from varlora.adapters.tensors import active_adapter, base_module, is_peft_model, live_tensors, unwrapped_model
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def base_fingerprint(model: nn.Module, held: Collection[str], *, rows: int | Non
         False
     """
     inner = unwrapped_model(model)
-    base = inner.get_base_model() if is_peft_model(inner) else inner
+    base = base_module(model)
     named = live_tensors(model, embeddings=is_peft_model(inner) and hasattr(base, "get_input_embeddings"))
     mine = {id(t) for key, t in named.items() if key in held}
     embeddings = {id(t) for layer in _embedding_layers(base) for _, t in _own_tensors(layer)}
@@ -86,20 +86,19 @@ def check_base(model: nn.Module, held: Collection[str], expected: Mapping[str, A
     if expected is None:
         return
     embeddings = expected["embeddings"]
-    found = base_fingerprint(model, held, rows=embeddings["rows"] if embeddings else None)
-    if found is None:
+    given = base_fingerprint(model, held, rows=embeddings["rows"] if embeddings else None)
+    if given is None:
         return
-    if found["float16"] != expected["float16"]:
+    if given["float16"] != expected["float16"]:
         logger.info("the base model is in float16 here or was in training, so the two are not compared")
         return
-    differing = [what for what in ("config", "sha256") if found[what] != expected[what]]
-    own = found["embeddings"] or {"rows": 0, "sha256": None}
-    if embeddings and (own["rows"] < embeddings["rows"] or own["sha256"] != embeddings["sha256"]):
+    differing = [what for what in ("config", "sha256") if given[what] != expected[what]]
+    vocabulary = given["embeddings"] or {"rows": 0, "sha256": None}
+    if embeddings and (vocabulary["rows"] < embeddings["rows"] or vocabulary["sha256"] != embeddings["sha256"]):
         differing.append("embeddings")
     if differing:
         words = {"config": "configuration", "sha256": "weights", "embeddings": "embeddings"}
-        inner = unwrapped_model(model)
-        here = getattr(inner.get_base_model() if is_peft_model(inner) else inner, "name_or_path", None)
+        here = getattr(base_module(model), "name_or_path", None)
         raise ValueError(
             f"this is not the base model that the posterior was trained on ({name or 'which has no name'}): the "
             f"{' and '.join(words[what] for what in differing)} of the one given ({here or 'which has no name'}) "

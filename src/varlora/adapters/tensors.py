@@ -1,4 +1,4 @@
-"""Reads and writes the trained tensors of a model.
+"""Finds the trained tensors of a model.
 
 Tensors are keyed as in PEFT's `adapter_model.safetensors` (no adapter name, `modules_to_save` removed), or by
 parameter name where the model holds no adapter. PEFT itself says which tensors belong to an adapter and what
@@ -7,25 +7,18 @@ their keys are, so LoRA, DoRA, embeddings, biases and trained heads need no rule
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import TypeIs
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-# What scales an adapter's product B A: two adapters that differ here must not share weights.
-_SCALING_FIELDS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +51,8 @@ def saved_tensors(model: nn.Module) -> SavedTensors:
         >>> list(saved.trained), list(saved.fixed)
         (['bias', 'weight'], [])
     """
-    named = _once(live_tensors(model))
-    trained = _trained(model, named)
+    named = first_keys(live_tensors(model))
+    trained = trained_among(model, named)
     peft_model = unwrapped_model(model)
     if not is_peft_model(peft_model):
         return SavedTensors(trained=trained, fixed={}, resized=False)
@@ -83,23 +76,24 @@ def trained_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
         >>> list(trained_tensors(torch.nn.Linear(2, 1)))
         ['bias', 'weight']
     """
-    return _trained(model, _once(live_tensors(model)))
+    return trained_among(model, first_keys(live_tensors(model)))
 
 
-def _trained(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+def trained_among(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
     """Those of a model's named tensors that train, which have to be all that trains."""
     trained = {key: t for key, t in named.items() if isinstance(t, nn.Parameter) and t.requires_grad}
     held = {id(t) for t in trained.values()}
     outside = [n for n, p in unwrapped_model(model).named_parameters() if p.requires_grad and id(p) not in held]
     if outside:
         inner = unwrapped_model(model)
-        if is_peft_model(inner) and inner.peft_config[active_adapter(inner)].is_prompt_learning:
+        config = inner.peft_config[active_adapter(inner)] if is_peft_model(inner) else None
+        if config is not None and config.is_prompt_learning:
             raise ValueError(
-                f"this adapter is by {type(inner.peft_config[active_adapter(inner)]).__name__}, which trains a prompt "
-                "and not weights of the model: it would be lost. Use LoRA or another adapter of weights."
+                f"this adapter is by {type(config).__name__}, which trains a prompt and not weights of the model: it "
+                "would be lost. Use LoRA or another adapter of weights."
             )
         raise ValueError(
-            f"{len(outside)} trained parameter(s) are not part of the adapter and would be lost: {_some(outside)}. "
+            f"{len(outside)} trained parameter(s) are not part of the adapter and would be lost: {shortened(outside)}. "
             "Freeze them, or name their modules in LoraConfig(modules_to_save=...)."
         )
     return trained
@@ -115,14 +109,14 @@ def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
     peft_model = unwrapped_model(model)
     if not is_peft_model(peft_model):
         return {}
-    return _fixed(peft_model, _once(live_tensors(model)), resized=is_resized(peft_model))
+    return _fixed(peft_model, first_keys(live_tensors(model)), resized=is_resized(peft_model))
 
 
 def _fixed(model: PeftModel, named: Mapping[str, Tensor], *, resized: bool) -> dict[str, Tensor]:
     """Those of an adapter's tensors that do not train, and the base model's embeddings where a file holds them."""
     held = {id(t) for t in named.values()}
     beside = live_tensors(model, embeddings=True if resized else "auto")
-    embeddings = _once({key: t for key, t in beside.items() if id(t) not in held})
+    embeddings = first_keys({key: t for key, t in beside.items() if id(t) not in held})
     return {key: t for key, t in sorted({**named, **embeddings}.items()) if not t.requires_grad}
 
 
@@ -142,51 +136,6 @@ def is_resized(model: PeftModel) -> bool:
         return False
 
 
-def adapter_config(model: nn.Module) -> dict[str, Any] | None:
-    """The active adapter's configuration as PEFT writes it to `adapter_config.json`; None without an adapter.
-
-    Sets are sorted, so equal configurations give equal files.
-    """
-    peft_model = unwrapped_model(model)
-    if not is_peft_model(peft_model):
-        return None
-    config = peft_model.peft_config[active_adapter(peft_model)].to_dict()
-    config["base_model_name_or_path"], _ = base_model_of(peft_model)
-    config["inference_mode"] = True
-    if config["task_type"] is None:
-        base = type(peft_model.get_base_model())
-        config["auto_mapping"] = {"base_model_class": base.__name__, "parent_library": base.__module__}
-    plain: dict[str, Any] = json.loads(json.dumps(config, default=sorted, allow_nan=False))
-    return in_fixed_order(plain)
-
-
-def saved_in(model: nn.Module, folder: Path) -> Path:
-    """Where PEFT's `save_pretrained(folder)` puts the active adapter: "default" into the folder, others below it.
-
-    Example:
-        >>> saved_in(torch.nn.Linear(2, 1), Path("run")).name
-        'run'
-    """
-    peft_model = unwrapped_model(model)
-    if not is_peft_model(peft_model) or active_adapter(peft_model) == "default":
-        return folder
-    return folder / active_adapter(peft_model)
-
-
-def in_fixed_order(config: Mapping[str, Any]) -> dict[str, Any]:
-    """An adapter configuration with those lists sorted that PEFT keeps as sets and writes in any order.
-
-    Example:
-        >>> in_fixed_order({"r": 8, "target_modules": ["v_proj", "q_proj"]})
-        {'r': 8, 'target_modules': ['q_proj', 'v_proj']}
-    """
-    unordered = ("target_modules", "exclude_modules")
-    return {
-        name: sorted(value) if name in unordered and isinstance(value, list) else value
-        for name, value in config.items()
-    }
-
-
 def base_model_of(model: nn.Module) -> tuple[str | None, str | None]:
     """The name or path of the pre-trained model, and its revision; None where it is unknown.
 
@@ -194,115 +143,13 @@ def base_model_of(model: nn.Module) -> tuple[str | None, str | None]:
         >>> base_model_of(torch.nn.Linear(2, 1))
         (None, None)
     """
-    inner = unwrapped_model(model)
+    inner, base = unwrapped_model(model), base_module(model)
     name = revision = None
     if is_peft_model(inner):
         config = inner.peft_config[active_adapter(inner)]
         name, revision = config.base_model_name_or_path, config.revision
-        inner = inner.get_base_model()
-    commit = getattr(getattr(inner, "config", None), "_commit_hash", None)
-    return name or getattr(inner, "name_or_path", None) or None, commit or revision
-
-
-def base_loading(model: nn.Module) -> dict[str, str] | None:
-    """How a transformers model's weights were loaded: `dtype`, and `quantization` by bitsandbytes; None of any other.
-
-    Example:
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        ...                      num_attention_heads=1)
-        >>> base_loading(LlamaForCausalLM(config))
-        {'dtype': 'float32'}
-    """
-    inner = unwrapped_model(model)
-    base: Any = inner.get_base_model() if is_peft_model(inner) else inner
-    weights = [p for p in base.parameters() if p.is_floating_point()]
-    if not weights or not hasattr(base, "name_or_path"):
-        return None
-    dtype = max(weights, key=lambda p: p.numel()).dtype  # an adapter's own may be another
-    bits = next((bits for bits in ("8bit", "4bit") if getattr(base, f"is_loaded_in_{bits}", False)), None)
-    return {"dtype": str(dtype).removeprefix("torch."), **({"quantization": bits} if bits else {})}
-
-
-@contextmanager
-def applied(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, the model computes with `tensors`; afterwards its weights are back, bit for bit.
-
-    Values are copied into the parameters' own storage, so compiled graphs and tied references stay valid and
-    `.grad` is untouched. Works under `torch.inference_mode`. A graph recorded before or inside the block cannot
-    be differentiated after it: autograd then says that a variable was modified in place.
-
-    Args:
-        model: as in `trained_tensors`. An adapter loaded for inference has no trained parameter; then every
-            tensor of the adapter must be given.
-        tensors: values by checkpoint key, of the parameters' shapes; converted to their dtype and device.
-
-    Raises:
-        ValueError: keys are missing or unknown, shapes differ, or the adapter is merged. Nothing is changed then.
-
-    Example:
-        >>> model = torch.nn.Linear(1, 1, bias=False)
-        >>> with applied(model, {"weight": torch.tensor([[2.0]])}):
-        ...     model(torch.ones(1, 1)).item()
-        2.0
-    """
-    with applying(model, tensors) as apply:
-        apply(tensors)
-        yield
-
-
-@contextmanager
-def applying(model: nn.Module, like: Mapping[str, Tensor]) -> Iterator[Callable[[Mapping[str, Tensor]], None]]:
-    """`applied` for several sets of tensors in turn: the block gets the function that puts one into the model.
-
-    The model is searched for its tensors once, which for a small model costs more than a forward.
-
-    Args:
-        model: as in `applied`.
-        like: tensors with the keys and shapes of all that will be put in.
-
-    Raises:
-        ValueError: as `applied`; the function raises it for other keys or shapes than those of `like`.
-
-    Example:
-        >>> model = torch.nn.Linear(1, 1, bias=False)
-        >>> with applying(model, {"weight": torch.zeros(1, 1)}) as apply:
-        ...     for value in (2.0, 3.0):
-        ...         apply({"weight": torch.tensor([[value]])})
-        ...         print(model(torch.ones(1, 1)).item())
-        2.0
-        3.0
-    """
-    targets = _fitting(model, like)
-    saved = {key: target.detach().clone() for key, target in targets.items()}
-
-    def apply(tensors: Mapping[str, Tensor]) -> None:
-        if tensors.keys() != targets.keys():
-            raise ValueError(f"the tensors differ in their keys: {_some(sorted(tensors.keys() ^ targets.keys()))}.")
-        if wrong := [key for key, target in targets.items() if tensors[key].shape != target.shape]:
-            raise ValueError(f"the tensors differ in their shapes: {_some(wrong)}.")
-        _copy(tensors, targets)
-
-    try:
-        yield apply
-    finally:
-        try:
-            _copy(saved, targets)
-        except KeyboardInterrupt:
-            _copy(saved, targets)
-            raise
-
-
-def load_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Writes `tensors` (a posterior's mean, say) into the model for good, with the checks of `applied`.
-
-    Example:
-        >>> model = torch.nn.Linear(1, 1, bias=False)
-        >>> load_into(model, {"weight": torch.tensor([[2.0]])})
-        >>> model.weight.item()
-        2.0
-    """
-    _copy(tensors, _fitting(model, tensors))
+    commit = getattr(getattr(base, "config", None), "_commit_hash", None)
+    return name or getattr(base, "name_or_path", None) or None, commit or revision
 
 
 def checkpoint_key(name: str, adapter: str | None = "default") -> str:
@@ -346,41 +193,7 @@ def is_base_embedding(key: str) -> bool:
     return last in ("weight", "bias") and module.removesuffix(".base_layer").endswith(tuple(EMBEDDING_LAYER_NAMES))
 
 
-def same_scaling(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:
-    """Whether two adapter configurations give the same weights the same effect (rank, alpha, DoRA, ...)."""
-    if first is None or second is None:
-        return first is second
-    return all(first.get(field) == second.get(field) for field in _SCALING_FIELDS)
-
-
-def _fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The live tensors that `tensors` are for, once keys and shapes are known to fit."""
-    named = live_tensors(model)
-    required = set(_trained(model, _once(named)))
-    if not required and is_peft_model(unwrapped_model(model)):
-        required = set(_once(named))
-    if tensors.keys() - named.keys() and is_peft_model(unwrapped_model(model)):
-        named = {**live_tensors(model, embeddings=True), **named}
-    problems = []
-    if unknown := sorted(tensors.keys() - named.keys()):
-        problems.append(f"{len(unknown)} unknown key(s): {_some(unknown)}")
-    if missing := sorted(required - tensors.keys()):
-        problems.append(f"{len(missing)} missing key(s): {_some(missing)}")
-    wrong = sorted(key for key in tensors.keys() & named.keys() if tensors[key].shape != named[key].shape)
-    if wrong:
-        shapes = [f"{key} is {tuple(tensors[key].shape)}, the model's is {tuple(named[key].shape)}" for key in wrong]
-        problems.append(f"{len(wrong)} wrong shape(s): {_some(shapes)}")
-    if problems:
-        resized = [tensors[key].shape[0] for key in wrong if is_base_embedding(key) and tensors[key].ndim == 2]
-        hint = f" Its vocabulary was resized: call resize_token_embeddings({resized[0]}) first." if resized else ""
-        raise ValueError(
-            f"the tensors do not fit the model: {'; '.join(problems)}. Use the base model and the LoRA "
-            f"configuration that they were trained with.{hint}"
-        )
-    return {key: named[key] for key in tensors}
-
-
-def _once(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def first_keys(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A tied tensor under its first key alone; in sorted order."""
     first_key: dict[int, str] = {}
     for key in sorted(named):
@@ -420,8 +233,8 @@ def refuse_merged(model: nn.Module) -> None:
     merged = [n for n, module in model.named_modules() if isinstance(module, BaseTunerLayer) and module.merged]
     if merged:
         raise ValueError(
-            f"the adapter is merged into the base weights ({_some(merged)}), so it can be neither read nor sampled. "
-            "Call model.unmerge_adapter() first."
+            f"the adapter is merged into the base weights ({shortened(merged)}), so it can be neither read nor "
+            "sampled. Call model.unmerge_adapter() first."
         )
 
 
@@ -446,6 +259,12 @@ def active_adapter(model: PeftModel) -> str:
     return str(active[0])
 
 
+def base_module(model: nn.Module) -> Any:
+    """The model without wrappers, PEFT's included; its layers may be those of an adapter."""
+    inner = unwrapped_model(model)
+    return inner.get_base_model() if is_peft_model(inner) else inner
+
+
 def unwrapped_model(model: nn.Module) -> nn.Module:
     """The model inside data-parallel and torch.compile wrappers, in whatever order; its names do not depend on them.
 
@@ -464,14 +283,7 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
     return model
 
 
-@torch.no_grad()
-def _copy(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
-    for key, target in targets.items():
-        target.copy_(tensors[key])
-    torch.clear_autocast_cache()  # within torch.autocast, casts of the former weights would be taken again
-
-
-def _some(names: Iterable[str], limit: int = 4) -> str:
+def shortened(names: Iterable[str], limit: int = 4) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
