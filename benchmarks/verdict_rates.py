@@ -19,7 +19,7 @@ With --sampling: of N validation rows, logits 2·N(0, 1) of three classes with l
 mean's predictions are T times as sharp, and every draw's are calibrated: what the draws gain is all a temperature's.
 
     before    the NLLs at T = 1 differ by more than one standard error
-    now       `varlora.report.health`: each at its own T, standard errors by the number of rows, .005 nat at least
+    now       `varlora.report.sampling`: each at its own T, standard errors by the number of rows, .005 nat at least
 """
 
 from __future__ import annotations

@@ -21,12 +21,7 @@ from varlora.training.adapter_trainer import AdapterTrainer
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(AdamWOptions):
-    """LoRA fine-tuning as everybody does it.
-
-    Example:
-        >>> AdamW(weight_decay=0.01).learning_rate
-        5e-05
-    """
+    """LoRA fine-tuning as everybody does it."""
 
     def set_arguments(self, job: Job) -> None:
         """Writes the options into the job's training arguments.

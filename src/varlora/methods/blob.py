@@ -40,10 +40,6 @@ class Blob(BlobOptions, MeanField):
     """A diagonal Gaussian over A; the defaults are the published recipe.
 
     `prior_std` is s, of the prior of A's entries, and `initial_std_bound` ε.
-
-    Example:
-        >>> Blob(prior_std=0.1).learning_rate
-        0.0001
     """
 
     def random_factors(self, model: nn.Module, seed: int) -> RandomFactors:

@@ -22,12 +22,7 @@ from varlora.training.adapter_trainer import AdapterTrainer
 
 @dataclass(frozen=True, kw_only=True)
 class Ema(EmaOptions, AdamW):
-    """AdamW with averaged weights; an `ema_decay` of .99 averages about the last hundred steps.
-
-    Example:
-        >>> Ema(ema_decay=0.9).name
-        'ema'
-    """
+    """AdamW with averaged weights; an `ema_decay` of .99 averages about the last hundred steps."""
 
     def trainer(self, job: Job) -> Trainer:
         """A Trainer whose AdamW keeps the average.

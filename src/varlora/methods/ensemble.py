@@ -55,10 +55,6 @@ class Ensemble(EnsembleOptions, AdamW):
 
     What trains but is no LoRA factor (a head of `modules_to_save`, say) starts from the job's values in every member:
     it may be pre-trained.
-
-    Example:
-        >>> Ensemble(members=3).members
-        3
     """
 
     def fit(self, job: Job) -> Fit:

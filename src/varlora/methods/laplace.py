@@ -46,12 +46,7 @@ _GRID_DRAWS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Laplace(LaplaceOptions, AdamW):
-    """AdamW, then Laplace's approximation over the adapter.
-
-    Example:
-        >>> Laplace(curvature="diag").prior_choice
-        'marglik'
-    """
+    """AdamW, then Laplace's approximation over the adapter."""
 
     def fit(self, job: Job) -> Fit:
         """Trains, then takes one pass over the training rows for the curvature.
@@ -173,7 +168,7 @@ def validation_nll(
     )
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(sum(sizes), _GRID_DRAWS, classes, generator=generator, dtype=torch.float64)
-    found = linearised_batches(
+    logits_of_batches = linearised_batches(
         model,
         {**fixed_tensors(model), **curvature.weights},
         list(curvature.weights),
@@ -183,8 +178,8 @@ def validation_nll(
         readout=readout,
         progress=progress,
     )
-    with closing(found):  # map keeps no batch's covariances while the next are made
-        sums = list(map(_summed_nll, labels, torch.split(noise, sizes), found))
+    with closing(logits_of_batches):  # map keeps no batch's covariances while the next are made
+        sums = list(map(_summed_nll, labels, torch.split(noise, sizes), logits_of_batches))
     return dict(zip(grid, (torch.stack(sums).sum(0) / rows).tolist(), strict=True))
 
 

@@ -22,12 +22,7 @@ from varlora.posterior import DropoutMasks, point_mass_of
 
 @dataclass(frozen=True, kw_only=True)
 class McDropout(McDropoutOptions, AdamW):
-    """AdamW, its LoRA dropout left on at prediction; the rate is the adapter's own `lora_dropout`.
-
-    Example:
-        >>> McDropout().name
-        'mc_dropout'
-    """
+    """AdamW, its LoRA dropout left on at prediction; the rate is the adapter's own `lora_dropout`."""
 
     def fit(self, job: Job) -> Fit:
         """The trained weights, with the rate of their masks.

@@ -89,8 +89,8 @@ class Job:
 
     def _checkpoint(self, arguments: TrainingArguments) -> str | None:
         """The main process's choice, for all."""
-        found = last_whole_checkpoint(str(arguments.output_dir)) if arguments.process_index == 0 else None
-        [path] = broadcast_object_list([str(found) if found is not None else None])
+        newest = last_whole_checkpoint(str(arguments.output_dir)) if arguments.process_index == 0 else None
+        [path] = broadcast_object_list([str(newest) if newest is not None else None])
         return path  # type: ignore[no-any-return]
 
     def batches(self, rows: datasets.Dataset, batch_size: int | None = None) -> DataLoader[Any]:

@@ -134,10 +134,7 @@ class IvonOptions(MethodOptions):
             update=self.update,
             ess=self.ess,
             hess_init=self.hess_init,
-            betas=(
-                self.beta1 if self.beta1 is not None else beta1,
-                self.beta2 if self.beta2 is not None else beta2,
-            ),
+            betas=(self.beta1 if self.beta1 is not None else beta1, self.beta2 if self.beta2 is not None else beta2),
             weight_decay=self.weight_decay,
             clip_radius=self.clip_radius,
             prior=self.prior,
@@ -165,8 +162,7 @@ class LaplaceOptions(AdamWOptions):
     name: ClassVar[str] = "laplace"
     curvature: Structure = option("kron", "A Kronecker product for each tensor, or a diagonal.")
     fisher: Fisher = option(
-        "ggn",
-        "'ggn' is exact, with a backward pass for each class; 'mc' takes one, with labels drawn from the model.",
+        "ggn", "'ggn' is exact, with a backward pass for each class; 'mc' takes one, with labels drawn from the model."
     )
     prior_choice: PriorChoice = option(
         "marglik", "Prior precision by the marginal likelihood, or by the NLL of validation rows."

@@ -100,7 +100,7 @@ class RandomFactors(DrawCycle):
         release(model)
         super().__init__(model, source=source, seed=seed, rank=rank)
         self.perturbation = perturbation
-        self.factors = [Factor(*found) for found in linear_factors(self.model)]
+        self.factors = [Factor(*parts) for parts in linear_factors(self.model)]
         for factor in self.factors:
             like = factor.mean.new_empty(std_shape(factor.mean.shape))
             normal = Draw(CounterNoise(seed), step=0, index=0, rank=0).normal(f"{factor.key} start", like)

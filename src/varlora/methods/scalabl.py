@@ -42,10 +42,6 @@ class Scalabl(ScalablOptions, MeanField):
     """A Gaussian over the lengths of A's rows.
 
     `prior_std` is p, of the prior of s; standard deviations start between ε²/2 and ε², ε the `initial_std_bound`.
-
-    Example:
-        >>> Scalabl(kl_reweighting=False).prior_std
-        0.2
     """
 
     def random_factors(self, model: nn.Module, seed: int) -> RandomFactors:

@@ -27,12 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature(TemperatureOptions, AdamW):
-    """AdamW, then one temperature on the logits by validation NLL.
-
-    Example:
-        >>> Temperature.name
-        'temperature'
-    """
+    """AdamW, then one temperature on the logits by validation NLL."""
 
     def trainer(self, job: Job) -> Trainer:
         """AdamW's trainer, if there will be something to fit the temperature on.

@@ -58,10 +58,6 @@ class Tfb(TfbOptions, AdamW):
     """AdamW, then the largest noise on the adapter that changes its predictions by no more than a tolerance.
 
     The anchor set is drawn with the run's seed, and is all training rows if there are fewer.
-
-    Example:
-        >>> Tfb(learning_rate=1e-4).tolerance
-        0.003
     """
 
     def fit(self, job: Job) -> Fit:
@@ -150,12 +146,12 @@ def rotate(mean: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> Rota
         rounding = values.amax() * max(b.shape) * torch.finfo(torch.float32).eps
         values = torch.where(values > rounding.clamp(min=SMALLEST_SINGULAR_VALUE), values, 0.0)
         kept = (values > 0).double()
-        rank, found = a.shape[0], len(values)  # a wide B has fewer singular values than columns
+        rank, count = a.shape[0], len(values)  # a wide B has fewer singular values than columns
         rotated[key_a] = torch.zeros_like(a)
-        rotated[key_a][:found] = (kept[:, None] * (vt @ a.double())).to(a.dtype)
+        rotated[key_a][:count] = (kept[:, None] * (vt @ a.double())).to(a.dtype)
         rotated[key_b] = torch.zeros_like(b)
-        rotated[key_b][:, :found] = (u * values).to(b.dtype)
-        singular_values[key_a] = torch.cat([values, values.new_zeros(rank - found)])
+        rotated[key_b][:, :count] = (u * values).to(b.dtype)
+        singular_values[key_a] = torch.cat([values, values.new_zeros(rank - count)])
     if not any(bool(values.any()) for values in singular_values.values()):
         raise ValueError("every lora_B is 0, so the adapter has no effect and no noise on A has any. Train it first.")
     return Rotated(mean=rotated, singular_values=singular_values)

@@ -16,12 +16,7 @@ from varlora.readout.readout import ClassHead
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(ZeroShotOptions):
-    """The adapter where it begins.
-
-    Example:
-        >>> ZeroShot().costs().passes
-        0.0
-    """
+    """The adapter where it begins."""
 
     def fit(self, job: Job) -> Fit:
         """The adapter's beginning as a point mass, and an empty log.

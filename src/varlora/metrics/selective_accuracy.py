@@ -166,13 +166,7 @@ def _sizes(rows: int, accuracy: float, delta: float) -> list[int]:
 
 
 def _above(doubt: Tensor, risk: Tensor, size: int) -> tuple[float, int, int]:
-    """The threshold just above the (m+1)-th largest sureness, how many rows it answers, and how many of them wrongly.
-
-    Args:
-        doubt: (n,) minus the sureness, ascending.
-        risk: (n,) error rate among the first k = 1..n.
-        size: m.
-    """
+    """`cut_above`, how many rows it answers, and how many of them wrongly; by rising doubt (n,) and the risk (n,)."""
     answered = size if size == len(doubt) else int(torch.searchsorted(doubt, doubt[size]))
     errors = round(float(risk[answered - 1]) * answered) if answered else 0
     return cut_above(-doubt, size), answered, errors

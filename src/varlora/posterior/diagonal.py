@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from varlora.posterior.kinds import check_mean, sorted_tensors, standard_normal, with_zeros
+from varlora.posterior.kinds import check_mean, check_scaled, sorted_tensors, standard_normal, with_zeros
 from varlora.posterior.meta import PosteriorMeta
 
 _PRIOR_MEAN = "prior_mean/"
@@ -106,10 +106,7 @@ class DiagonalGaussian:
         """
         precision = {key: p / temperature for key, p in self.precision.items()}
         for key, p in precision.items():
-            if bool(((p == 0) | (torch.isinf(p) & torch.isfinite(self.precision[key]))).any()):
-                raise ValueError(
-                    f"temperature {temperature!r} takes precisions of {key} out of the range of {p.dtype}."
-                )
+            check_scaled(key, self.precision[key], p, temperature, "precisions")
         return dataclasses.replace(self, precision=precision, meta=meta)
 
     def tensors(self) -> dict[str, Tensor]:

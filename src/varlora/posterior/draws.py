@@ -84,13 +84,7 @@ def weight_draws(
 
 
 def over_draws(
-    model: nn.Module,
-    q: Posterior | None,
-    samples: int,
-    one_pass: Callable[[], Tensor],
-    *,
-    antithetic: bool,
-    seed: int,
+    model: nn.Module, q: Posterior | None, samples: int, one_pass: Callable[[], Tensor], *, antithetic: bool, seed: int
 ) -> Tensor:
     """One pass for each set of weights, or for each dropout mask, stacked along dimension 1.
 
@@ -115,13 +109,7 @@ def ready_to_predict(model: nn.Module, q: Posterior | None) -> Iterator[None]:
 
 
 def passes_in_turn(
-    model: nn.Module,
-    q: Posterior | None,
-    samples: int,
-    one_pass: Callable[[], Result],
-    *,
-    antithetic: bool,
-    seed: int,
+    model: nn.Module, q: Posterior | None, samples: int, one_pass: Callable[[], Result], *, antithetic: bool, seed: int
 ) -> Iterator[Result]:
     """What one pass gives for each set of weights, or for each dropout mask, one after another."""
     if q is None:

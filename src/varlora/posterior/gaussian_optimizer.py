@@ -115,10 +115,7 @@ class AutoOptimizer(Protocol):
         """
 
 
-_MEMBERS = (
-    *GaussianOptimizer.__annotations__,
-    *(name for name in vars(GaussianOptimizer) if not name.startswith("_")),
-)
+_MEMBERS = (*GaussianOptimizer.__annotations__, *(name for name in vars(GaussianOptimizer) if not name.startswith("_")))
 
 
 def missing_members(optimizer: Any) -> list[str]:

@@ -250,14 +250,7 @@ class HeldOutRecord:
 
 
 _SINCE_TEN_DRAWS = frozenset(
-    {
-        "mean_slope",
-        "mean_slope_square",
-        "mean_information",
-        "gain_slope",
-        "gain_mean_slope",
-        "slope_mean_slope",
-    }
+    {"mean_slope", "mean_slope_square", "mean_information", "gain_slope", "gain_mean_slope", "slope_mean_slope"}
 )
 
 

@@ -124,6 +124,16 @@ def with_zeros(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], value
     return {key: t.masked_fill(masks[key].to(t.device), value) if key in masks else t for key, t in tensors.items()}
 
 
+def check_scaled(key: str, before: Tensor, after: Tensor, temperature: float, what: str) -> None:
+    """Refuses numbers that a temperature has taken to 0 or to infinity.
+
+    Raises:
+        ValueError: there is one; the message names the tensor.
+    """
+    if bool(((torch.isinf(after) & torch.isfinite(before)) | ((after == 0) & (before != 0))).any()):
+        raise ValueError(f"temperature {temperature!r} takes {what} of {key} out of the range of {after.dtype}.")
+
+
 def draw_dtype(mean: Tensor) -> torch.dtype:
     """The dtype of draws: float32, or float64 where the mean is."""
     return torch.float64 if mean.dtype == torch.float64 else torch.float32

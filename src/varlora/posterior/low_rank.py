@@ -10,6 +10,7 @@ Source: Maddox et al. 2019, arXiv 1902.02476 (shared); Samplawski et al. 2025, a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from varlora.posterior.kinds import NotLinearisableError, check_mean, sorted_tensors, standard_normal, with_zeros
+from varlora.posterior.kinds import (
+    NotLinearisableError,
+    check_mean,
+    check_scaled,
+    sorted_tensors,
+    standard_normal,
+    with_zeros,
+)
 from varlora.posterior.meta import PosteriorMeta
 
 
@@ -133,12 +141,9 @@ class LowRankGaussian:
 
     def zeroed(self, masks: Mapping[str, Tensor], meta: PosteriorMeta) -> Self:
         """The masked entries are known to be 0: their diagonal and deviations are 0, too."""
-        return type(self)(
-            mean=with_zeros(self.mean, masks),
-            diagonal=with_zeros(self.diagonal, masks),
-            deviations=with_zeros(self.deviations, masks),
-            shared=self.shared,
-            meta=meta,
+        diagonal, deviations = with_zeros(self.diagonal, masks), with_zeros(self.deviations, masks)
+        return dataclasses.replace(
+            self, mean=with_zeros(self.mean, masks), diagonal=diagonal, deviations=deviations, meta=meta
         )
 
     def scaled(self, temperature: float, meta: PosteriorMeta) -> Self:
@@ -153,11 +158,8 @@ class LowRankGaussian:
         deviations = {key: rows * math.sqrt(temperature) for key, rows in self.deviations.items()}
         for before, after in ((self.diagonal, diagonal), (self.deviations, deviations)):
             for key, tensor in after.items():
-                if bool((~torch.isfinite(tensor) | ((tensor == 0) & (before[key] != 0))).any()):
-                    raise ValueError(
-                        f"temperature {temperature!r} takes variances of {key} out of the range of {tensor.dtype}."
-                    )
-        return type(self)(mean=self.mean, diagonal=diagonal, deviations=deviations, shared=self.shared, meta=meta)
+                check_scaled(key, before[key], tensor, temperature, "variances")
+        return dataclasses.replace(self, diagonal=diagonal, deviations=deviations, meta=meta)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds beside the mean: `diagonal.KEY`, and `deviations.KEY` or `shared_deviations.KEY`."""
@@ -192,8 +194,8 @@ _PREFIXES: Mapping[bool, str] = {False: "deviations.", True: "shared_deviations.
 def _check(name: str, key: str, tensor: Tensor, shape: torch.Size) -> None:
     if tensor.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name} of {key} has dtype {tensor.dtype}; it must be float32 or float64.")
-    expected, found = tuple(shape), tuple(tensor.shape if name == "diagonal" else tensor.shape[1:])
-    if found != expected or (name == "deviations" and tensor.ndim != len(shape) + 1):
+    expected, actual = tuple(shape), tuple(tensor.shape if name == "diagonal" else tensor.shape[1:])
+    if actual != expected or (name == "deviations" and tensor.ndim != len(shape) + 1):
         wanted = expected if name == "diagonal" else ("K", *expected)
         raise ValueError(f"{name} of {key} has shape {tuple(tensor.shape)}; its mean asks for {wanted}.")
     bad = ~torch.isfinite(tensor) if name == "deviations" else ~(torch.isfinite(tensor) & (tensor >= 0))

@@ -96,8 +96,5 @@ def remaining_temperatures(record: TrainingRecord, readout: Mapping[str, Any] | 
     if json.dumps(record.get("held_out_readout"), sort_keys=True) != json.dumps(readout, sort_keys=True):
         return {}
     averages, rows = HeldOutRecord.from_dict(record["held_out"]), int(record["held_out_rows"])
-    by_mode = {
-        "samples": averages.remaining_temperature(rows),
-        "mean": averages.remaining_temperature(rows, of="mean"),
-    }
+    by_mode = {"samples": averages.remaining_temperature(rows), "mean": averages.remaining_temperature(rows, of="mean")}
     return by_mode if set(by_mode.values()) != {1.0} else {}

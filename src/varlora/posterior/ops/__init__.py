@@ -10,13 +10,4 @@ from varlora.posterior.ops.gaussians import common_prior, isotropic_prior, kl, m
 from varlora.posterior.ops.pruning import prune, snr
 from varlora.posterior.ops.tempering import temper
 
-__all__ = [
-    "PointMassError",
-    "common_prior",
-    "isotropic_prior",
-    "kl",
-    "merge",
-    "prune",
-    "snr",
-    "temper",
-]
+__all__ = ["PointMassError", "common_prior", "isotropic_prior", "kl", "merge", "prune", "snr", "temper"]

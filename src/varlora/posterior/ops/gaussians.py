@@ -156,10 +156,7 @@ def kl(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
 
 
 def merge(
-    posteriors: Sequence[DiagonalGaussian],
-    *,
-    prior: DiagonalGaussian,
-    invalid: Literal["raise", "prior"] = "raise",
+    posteriors: Sequence[DiagonalGaussian], *, prior: DiagonalGaussian, invalid: Literal["raise", "prior"] = "raise"
 ) -> DiagonalGaussian:
     """The product of K posteriors that were trained on different data from the same prior: ∏ q_k / p^(K−1).
 
