@@ -30,7 +30,8 @@ from cli.workshop import Outcome
 from compare.plans import plan, written
 from compare.test_worker import assert_same_predictions
 from varlora.cli import main
-from varlora.cli.compare import _TimeLeft, duration
+from varlora.cli.cells import duration
+from varlora.cli.compare import _TimeLeft
 from varlora.compare import Cell, executors
 from varlora.compare.cell_lock import CellLock
 from varlora.compare.cells_file import read_cells

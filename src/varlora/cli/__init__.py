@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from varlora.cli.console import grid, out, print_error, say, set_up
 from varlora.io.nearest import nearest
 from varlora.training.stopping import Stopped, sigterm_raises
 
@@ -60,14 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_overview()
         return DONE if words else MISUSED
     if words[0] == "--version":
-        from varlora.cli.console import out
-
-        out.print(f"varlora {importlib.metadata.version('varlora')}", highlight=False)
+        say(f"varlora {importlib.metadata.version('varlora')}")
         return DONE
     name, *options = words
     if name not in COMMANDS:
-        from varlora.cli.console import print_error
-
         what = "option" if name.startswith("-") else "command"
         print_error(f"unknown {what} {name!r}; {nearest(name, COMMANDS)} `varlora --help` lists the commands.")
         return MISUSED
@@ -86,8 +83,6 @@ def _module_of(command: str) -> str:
 
 def _run(name: str, options: list[str]) -> int:
     debug = "--debug" in options
-    from varlora.cli.console import print_error, set_up
-
     try:
         set_up(debug=debug)
         arguments = parser_of(name).parse(options)
@@ -107,16 +102,13 @@ def _run(name: str, options: list[str]) -> int:
 
 
 def _print_overview() -> None:
-    from varlora.cli.console import grid, out
-
     out.print("[bold]varlora[/bold]: LoRA fine-tuning that keeps a posterior over the adapter's weights.\n")
-    out.print("Usage: [cyan]varlora COMMAND [OPTIONS][/cyan]\n", highlight=False)
+    say("Usage: [cyan]varlora COMMAND [OPTIONS][/cyan]\n")
     table = grid()
     for name, summary in COMMANDS.items():
         table.add_row(f"[cyan]{name}[/cyan]", summary)
     out.print(table)
-    out.print(
+    say(
         "\n[cyan]varlora COMMAND --help[/cyan] shows a command's options and examples. --debug shows the traceback "
-        "of an error; --version the version.",
-        highlight=False,
+        "of an error; --version the version."
     )

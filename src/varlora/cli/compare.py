@@ -5,47 +5,35 @@ from __future__ import annotations
 import logging
 import os
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rich import box
+import torch
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Table
 from rich.text import Text
 
-from varlora.cli.console import err, out
+from varlora.cli.cells import check_versions, duration, show_plan, show_versions
+from varlora.cli.console import err, out, say
+from varlora.compare import Cell, Plan, chosen, executors, read_plan
+from varlora.compare.driver import PAGE, TABLES, Watch, cells_elsewhere, finish, follow, poll_cells, write_plan
+from varlora.compare.launched import launcher_command
+from varlora.compare.timer import Timer
+from varlora.compare.worker import Outcome, failures_of
 from varlora.io.files import MEBIBYTE
+from varlora.report.study_text import print_study
 from varlora.training.stopping import reworded
 
-if TYPE_CHECKING:
-    from varlora.compare import Cell, Plan
-    from varlora.compare.driver import Watch
-    from varlora.compare.executors import Job
-    from varlora.compare.timer import Timer
-    from varlora.compare.worker import Outcome
-
-    Shown = Callable[[Watch, Outcome | None], None]
+Show = Callable[[Watch, Outcome | None], None]
 
 logger = logging.getLogger(__name__)
-
-STATES = ("done", "running", "partial", "unfinished", "failed", "missing")
 
 
 def execute(arguments: Namespace) -> None:
     """Runs it."""
     _check(arguments)
-    from varlora.compare import chosen, read_plan  # --help need not wait for torch
-    from varlora.compare.driver import PAGE, TABLES, cells_elsewhere, finish, write_plan
-    from varlora.compare.executors import Job
-    from varlora.compare.timer import Timer
-    from varlora.compare.worker import failures_of
-    from varlora.report.study_text import print_study
-
     plan = read_plan(
         arguments.plan,
         small=arguments.small,
@@ -61,13 +49,13 @@ def execute(arguments: Namespace) -> None:
     elsewhere = cells_elsewhere(left)
     timer = Timer(cells)
     shown_states = {c.folder: "running" if c.title in elsewhere else states[c.folder] for c in wanted}
-    _show_plan(plan, wanted, shown_states, timer, _workers(arguments))
-    _show_versions(wanted, left)
-    _check_versions(arguments.code_version, cells)
+    show_plan(plan, wanted, shown_states, timer, _workers(arguments))
+    show_versions(wanted, left)
+    check_versions(arguments.code_version, cells)
     if arguments.dry_run:
         return
     write_plan(plan, cells)
-    job = Job(
+    job = executors.Job(
         output_dir=plan.output_dir,
         cells=tuple(cell.folder for cell in left),
         failures=failures_of(left),
@@ -82,11 +70,9 @@ def execute(arguments: Namespace) -> None:
     where = escape(str(plan.output_dir))
     if elsewhere := cells_elsewhere(cells):
         running = "\n".join(f"  {title}: {holder}" for title, holder in elsewhere.items())
-        out.print(
+        say(
             f"Cells that run elsewhere:\n{escape(running)}\nWho ends last writes the tables; [bold]varlora report "
-            f"{where}[/bold] shows what is there until then.",
-            highlight=False,
-            soft_wrap=True,
+            f"{where}[/bold] shows what is there until then."
         )
     else:
         print_study(finish(plan, cells), out)
@@ -98,47 +84,41 @@ def execute(arguments: Namespace) -> None:
         _report_lost(logs, [cell for cell in left if cell.state() != "done" and cell.title not in elsewhere])
 
 
-def _run(arguments: Namespace, job: Job, left: Sequence[Cell], timer: Timer) -> tuple[Outcome, ...]:
+def _run(arguments: Namespace, job: executors.Job, left: Sequence[Cell], timer: Timer) -> tuple[Outcome, ...]:
     """Does what is left, in this process or in others, and shows how it goes."""
-    from varlora.compare.driver import Watch, follow, poll_cells
-    from varlora.compare.executors import local_jobs, ray_jobs, threads_of_each
-
     workers = _workers(arguments)
     watch = Watch(timer=timer, at_once=workers or 1, waiting=list(left))
-    with _progress(len(left), shown=not arguments.no_progress) as shown:
+    with _progress(len(left), shown=not arguments.no_progress) as show:
 
         def started(cell: Cell) -> None:
             watch.started(cell)
-            shown(watch, None)
+            show(watch, None)
 
         if arguments.executor == "inline":
-            return follow(job.take_cells(started), watch, shown)
+            return follow(job.take_cells(started), watch, show)
         if arguments.executor == "local":
             count = min(workers or 1, len(left))
-            jobs = local_jobs(replace(job, threads=None if job.launcher else threads_of_each(count)), count)
+            jobs = executors.local_jobs(
+                replace(job, threads=None if job.launcher else executors.threads_of_each(count)), count
+            )
         else:
-            jobs = ray_jobs(replace(job, threads=1), workers)
+            jobs = executors.ray_jobs(replace(job, threads=1), workers)
         with jobs as running:
-            return follow(poll_cells(left, failures=job.failures, running=running, started=started), watch, shown)
+            return follow(poll_cells(left, failures=job.failures, running=running, started=started), watch, show)
 
 
-def _submit(plan: Plan, job: Job, arguments: Namespace) -> None:
+def _submit(plan: Plan, job: executors.Job, arguments: Namespace) -> None:
     """Puts jobs into Slurm's queue, and says how to follow them."""
-    from varlora.compare.driver import TABLES
-    from varlora.compare.executors import JOBS, submit_to_slurm
-
     if not job.cells:
         out.print("Nothing is left to run.")
         return
     count = min(arguments.workers, len(job.cells))
-    number = submit_to_slurm(replace(job, alone=True), count, _slurm_options(arguments.slurm))
+    number = executors.submit_to_slurm(replace(job, alone=True), count, _slurm_options(arguments.slurm))
     where = escape(str(plan.output_dir))
-    out.print(
+    say(
         f"Slurm job {number} has {count} workers for {len(job.cells)} cells. Their logs are in "
-        f"[bold]{where}/{JOBS}[/bold], and the last to end writes [bold]{where}/{TABLES}[/bold]. `varlora report "
-        f"{where}` shows what is there, the same command with --dry_run what runs.",
-        highlight=False,
-        soft_wrap=True,
+        f"[bold]{where}/{executors.JOBS}[/bold], and the last to end writes [bold]{where}/{TABLES}[/bold]. `varlora "
+        f"report {where}` shows what is there, the same command with --dry_run what runs."
     )
 
 
@@ -156,17 +136,13 @@ def _check(arguments: Namespace) -> None:
         raise ValueError(f"--slurm has no effect on --executor {executor}; add --executor slurm.")
     slurm_options = _slurm_options(arguments.slurm)
     if executor == "slurm":
-        from varlora.compare.executors import check_slurm_options
-
-        check_slurm_options(slurm_options)
+        executors.check_slurm_options(slurm_options)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "varlora compare was started as several processes that train together. Start one, which starts them for "
             "each cell: --launcher 'accelerate launch --num_processes N'."
         )
     if arguments.launcher is not None:
-        from varlora.compare.launched import launcher_command
-
         launcher_command(arguments.launcher)  # whether it is there
 
 
@@ -187,8 +163,6 @@ def _workers(arguments: Namespace) -> int | None:
         return workers
     if arguments.executor != "local" or arguments.launcher is not None:
         return 1
-    import torch
-
     return max(1, torch.cuda.device_count())
 
 
@@ -209,11 +183,9 @@ def _show_frozen_layers(cells: Sequence[Cell]) -> None:
     """What the states of rows take that cells share."""
     for folder in dict.fromkeys(cell.config.frozen_layers_dir for cell in cells):
         if folder is not None and (size := sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))):
-            out.print(
+            say(
                 f"States of frozen layers, which cells share, take {size / MEBIBYTE:.0f} MiB in "
-                f"[bold]{escape(folder)}[/bold], which may be deleted whenever nothing runs.",
-                highlight=False,
-                soft_wrap=True,
+                f"[bold]{escape(folder)}[/bold], which may be deleted whenever nothing runs."
             )
 
 
@@ -234,79 +206,8 @@ def _report_failures(outcomes: Sequence[Outcome]) -> None:
         )
 
 
-def _show_plan(
-    plan: Plan, cells: Sequence[Cell], states: Mapping[Path, str], timer: Timer, workers: int | None
-) -> None:
-    """The cells by state, and how long cells like those that are left took."""
-    counts = Counter(states.values())
-    shown = [state for state in STATES if counts[state]]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("Model", "Task", "Method"):
-        table.add_column(heading, overflow="fold")
-    for heading in (*shown, "each"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    kinds: dict[tuple[str, str, str], list[Cell]] = {}
-    for cell in cells:
-        kinds.setdefault((cell.model, cell.task, cell.method), []).append(cell)
-    for kind, members in sorted(kinds.items(), key=lambda item: _order(plan, item[0])):
-        there = Counter(states[cell.folder] for cell in members)
-        seconds = timer.expected(members[0])
-        took = "" if seconds is None else duration(seconds)
-        table.add_row(*map(escape, kind), *(str(there[state] or "") for state in shown), took)
-    out.print(table)
-    sums = ", ".join(f"{counts[state]} {state}" for state in shown)
-    out.print(f"{len(cells)} cells in {escape(str(plan.output_dir))}: {sums}.", highlight=False, soft_wrap=True)
-    expected = [timer.expected(cell) for cell in cells if states[cell.folder] not in ("done", "running")]
-    known = [seconds for seconds in expected if seconds is not None]
-    if known:
-        also = f"; of {len(expected) - len(known)} more no cell like them has been finished" if None in expected else ""
-        at_once = workers or 1
-        out.print(
-            f"About {duration(sum(known) / at_once)} for {len(known)} cells, {at_once} at a time, by finished cells"
-            f"{also}.",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def _order(plan: Plan, kind: tuple[str, str, str]) -> tuple[int, ...]:
-    places = (list(plan.models), list(plan.tasks), list(plan.methods))
-    return tuple(names.index(name) for names, name in zip(places, kind, strict=True))
-
-
-def _show_versions(cells: Sequence[Cell], left: Sequence[Cell]) -> None:
-    """Which cells are, or could be, those of another version of the code."""
-    from varlora.compare.code_version import code_version
-
-    own = {cell.folder: code_version(cell.config.method, cell.config.task) for cell in cells}
-    taken = Counter(cell.code_version for cell in cells if cell.code_version != own[cell.folder])
-    for other, count in taken.items():
-        logger.warning("%d cells were made by version %s of the code, not by this one", count, other)
-    offered = Counter(other for cell in left if not cell.trained for other in cell.others())
-    for other, count in offered.items():
-        logger.warning(
-            "%d of the missing cells were made by version %s of the code, not by this one; take them by "
-            "--code_version %s",
-            count,
-            other,
-            other,
-        )
-
-
-def _check_versions(named: Sequence[str], cells: Sequence[Cell]) -> None:
-    """Refuses a version that has made no cell: all that was to be taken from it would be trained."""
-    there = {version for cell in cells for version in (cell.code_version, *cell.others())}
-    for version in named:
-        if version not in there:
-            known = ", ".join(sorted({v for cell in cells for v in cell.others()} - set(named))) or "none"
-            raise ValueError(
-                f"--code_version {version}: no cell of this plan was made by it; other versions that made some: "
-                f"{known}."
-            )
-
-
 @contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Shown]:
+def _progress(total: int, *, shown: bool) -> Iterator[Show]:
     """Shows a bar with the time left, and a line for each cell that has ended."""
     columns = (BarColumn(), MofNCompleteColumn(), _TimeLeft(), TextColumn("{task.description}"))
     with Progress(*columns, console=err, transient=True, disable=not (shown and err.is_terminal)) as bar:
@@ -317,10 +218,10 @@ def _progress(total: int, *, shown: bool) -> Iterator[Shown]:
             running = "; ".join(cell.title for cell, _ in watch.running.values())
             bar.update(task, completed=len(watch.outcomes), watch=watch, description=escape(running))
             if outcome is not None:
-                told = f"{len(watch.outcomes)}/{total} {outcome.cell.title}: "
-                told += "ended elsewhere" if outcome.elsewhere else duration(outcome.seconds)
-                told += "" if outcome.error is None else f", failed: {outcome.error}"
-                logger.info("%s%s", told, f"; {left}" if left and len(watch.outcomes) < total else "")
+                number, failed = len(watch.outcomes), f", failed: {outcome.error}" if outcome.error is not None else ""
+                took = "ended elsewhere" if outcome.elsewhere else duration(outcome.seconds)
+                still = f"; {left}" if left and number < total else ""
+                logger.info("%d/%d %s: %s%s%s", number, total, outcome.cell.title, took, failed, still)
 
         yield show
 
@@ -341,26 +242,13 @@ def _time_left(watch: Watch | None) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """A line for each cell is enough: notes of the runs themselves are in the report. Warnings and --debug stay."""
-    ours = logging.getLogger("varlora")
-    before = ours.level
+    library = logging.getLogger("varlora")
+    before = library.level
     if before == logging.INFO:
-        ours.setLevel(logging.WARNING)
+        library.setLevel(logging.WARNING)
         logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        ours.setLevel(before)
+        library.setLevel(before)
         logger.setLevel(logging.NOTSET)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    Example:
-        >>> duration(8.2), duration(90), duration(3 * 3600 + 1700), duration(2.2 * 86400)
-        ('8 s', '2 min', '3.5 h', '2.2 days')
-    """
-    for limit, unit, size in ((60, "s", 1), (5400, "min", 60), (129600, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.2g} h"
-    return f"{seconds / 86400:.2g} days"

@@ -42,11 +42,11 @@ def _completed(*, prog: str) -> CommandParser:
     import shtab
 
     command = prog.split()[-1]
-    made = parser_of(command)
-    made.add_every_option()
-    made.finish_help()
+    parser = parser_of(command)
+    parser.add_every_option()
+    parser.finish_help()
     named = {"method": METHODS, "task": TASKS, "name": {"methods": METHODS, "tasks": TASKS}.get(command)}
-    for action in made._actions:
+    for action in parser._actions:
         names: Any = named.get(action.dest)
         if names is not None:
             action.choices = list(names)
@@ -54,4 +54,4 @@ def _completed(*, prog: str) -> CommandParser:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar in FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-    return made
+    return parser

@@ -11,15 +11,21 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from varlora.io.visible import visible
 
 out = Console()
 err = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """Prints text in rich's markup, with paths and commands in it unbroken."""
+    out.print(text, highlight=False, soft_wrap=True)
 
 
 def print_error(message: str) -> None:
@@ -43,6 +49,15 @@ def grid() -> Table:
     table.add_column(no_wrap=True)
     table.add_column()
     return table
+
+
+def numbers_table(names: str | Column, *numbers: str | Column, gap: int = 2) -> Table:
+    """A table with names in the first column and numbers in the others, unless one is given as a column."""
+    first = Column(names, no_wrap=True) if isinstance(names, str) else names
+    others = [
+        Column(heading, justify="right", no_wrap=True) if isinstance(heading, str) else heading for heading in numbers
+    ]
+    return Table(first, *others, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0))
 
 
 def set_up(*, debug: bool) -> None:

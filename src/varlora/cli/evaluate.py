@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from varlora.cli.console import out
-from varlora.cli.finished import check_new_file, read_asked, read_finished
-from varlora.cli.selective import chosen, kept_decision, report_of, say_groups, show, wanted_of
+from varlora.cli.console import out, say
+from varlora.cli.finished import check_new_file, read_finished, read_foreign_rows, write_new_file
+from varlora.cli.selective import calibrate_by_options, kept_decision, report_of, say_groups, show, wanted_of
 from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.io.files import json_text
-from varlora.io.folders import atomic_file
 from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, evaluate_with_intervals
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, configs_by_mode
+from varlora.runs.choose_decision import choose_decision
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_new_rows, read_new_rows
 from varlora.runs.decision import Decision, Groups
@@ -39,13 +40,13 @@ def execute(arguments: Namespace) -> None:
         raise ValueError("give --test_file or --split, not both: the file is a split of its own, 'test'.")
     wanted = wanted_of(arguments)
     target = check_new_file(arguments.output_file, overwrite=arguments.overwrite)
-    asked = read_asked(arguments, arguments.test_file, "test_file", labelled=True)
-    run, settings, config = read_finished(arguments, asked)
+    records = read_foreign_rows(arguments, arguments.test_file, "test_file", labelled=True)
+    run, settings, config = read_finished(arguments, records)
     task = None
     if arguments.test_file is not None:
         columns = arguments.dataset_columns
-        asked = asked or read_new_rows(arguments.test_file, settings, labelled=True, columns=columns)
-        task = load_new_rows(asked, run, split="test", labelled=True)
+        records = records or read_new_rows(arguments.test_file, settings, labelled=True, columns=columns)
+        task = load_new_rows(records, run, split="test", labelled=True)
     elif arguments.dataset_columns is not None and arguments.calibration_file is None:
         raise ValueError("--dataset_columns has no effect without --test_file or --calibration_file.")
     setting = reload_setting(run, task)
@@ -53,9 +54,10 @@ def execute(arguments: Namespace) -> None:
     configs = configs_by_mode(q, config)
     splits = arguments.split or [split for split in setting.task.splits if split != "train"]
     own = list(configs)[-1]
-    selected = None
+    decided: tuple[Decision, str] | None = None
     if wanted is not None:  # first, since it may be refused
-        selected = chosen(wanted, arguments, run, setting, configs[own], reported=splits)
+        calibration = calibrate_by_options(arguments, run, configs[own], reported=splits, loaded=setting)
+        decided = choose_decision(wanted, calibration), own
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {
         split: {mode: predict_split(setting, q, split, how, progress=progress) for mode, how in configs.items()}
         for split in _with_in_scope(setting, splits)
@@ -74,27 +76,17 @@ def execute(arguments: Namespace) -> None:
     }
     for table in metrics_tables(metrics, intervals, temperatures_of(apply_config(q, config))):
         out.print(table)
-    rows = ", ".join(f"{split} {len(setting.task.rows(split))}" for split in splits)
+    counts = ", ".join(f"{split} {len(setting.task.rows(split))}" for split in splits)
     explained = " Below each number: its 95 % bootstrap interval over them." if arguments.resamples else ""
-    out.print(f"Rows: {escape(rows)}.{explained}", highlight=False)
-    selective: dict[str, Any] | None = None
-    mode: str = own
-    if selected is None and setting.readout is not None:
+    say(f"Rows: {escape(counts)}.{explained}")
+    if decided is None and setting.readout is not None:
         first = predictions[splits[0]]
-        kept = kept_decision(run, {name: _of_classes(prediction) for name, prediction in first.items()})
-        selected, mode = kept if kept is not None else (None, own)
-    if selected is not None:
-        shown = {split: _of_classes(predictions[split][mode]) for split in splits}
-        groups = None
-        if (column := selected.group_column) is not None:
-            try:
-                groups = {split: _groups(settings, asked, split, one, column) for split, one in shown.items()}
-            except ValueError as error:
-                logger.warning("%s is not measured: %s", Decision.file(run.path), error)
-        if column is None or groups is not None:
-            selective = report_of(selected, shown, groups=groups)
-            show(selective)
-            say_groups(selected)
+        decided = kept_decision(run, {mode: _of_classes(prediction) for mode, prediction in first.items()})
+    selective = None
+    if decided is not None:
+        decision, by_mode = decided
+        by_split = {split: _of_classes(predictions[split][by_mode]) for split in splits}
+        selective = _show_decision(decision, by_split, run.path, settings, records)
     if target is not None:
         content: dict[str, Any] = {
             "run": str(run.path),
@@ -111,15 +103,27 @@ def execute(arguments: Namespace) -> None:
         }
         if selective is not None:
             content["selective"] = selective
-        with atomic_file(target, overwrite=arguments.overwrite) as file:
-            file.write_text(json_text(content), encoding="utf-8")
-        out.print(f"Written to [bold]{escape(str(target))}[/bold].")
+        write_new_file(target, json_text(content), overwrite=arguments.overwrite)
 
 
-def _groups(settings: RunConfig, asked: Records | None, split: str, rows: Prediction, column: str) -> Groups:
-    """The groups of a split's rows."""
-    records, called = (asked, split) if asked is not None else own_records(settings, split)
-    return groups_of(rows.ids, records, called, column)
+def _show_decision(
+    decision: Decision, by_split: Mapping[str, Prediction], path: Path, settings: RunConfig, records: Records | None
+) -> dict[str, Any] | None:
+    """Shows what comes of a decision in every split, and gives it; None where the rows' groups are not known."""
+    groups: dict[str, Groups] | None = None
+    if (column := decision.group_column) is not None:
+        groups = {}
+        try:
+            for split, prediction in by_split.items():
+                rows, called = (records, split) if records is not None else own_records(settings, split)
+                groups[split] = groups_of(prediction.ids, rows, called, column)
+        except ValueError as error:
+            logger.warning("%s is not measured: %s", Decision.file(path), error)
+            return None
+    report = report_of(decision, by_split, groups=groups)
+    show(report)
+    say_groups(decision)
+    return report
 
 
 def _of_classes(prediction: Prediction | CompletionScores) -> Prediction:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from varlora.cli.console import out
+from varlora.cli.console import say
 from varlora.cli.operation import check_output
 from varlora.io.words import counted
 from varlora.prediction.prediction_setup import choose_default_config, remove_tuning
@@ -46,16 +46,12 @@ def execute(arguments: Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     for adapter in export.adapters:
-        out.print(f"{adapter.name}  [dim]{adapter.weight:.4g}[/dim]", highlight=False)
+        say(f"{adapter.name}  [dim]{adapter.weight:.4g}[/dim]")
     weights = ", with their weights in the average" if len(export.adapters) > 1 else ""
     number = counted(len(export.adapters), "adapter")
     _say(f"{number} of {escape(export.base_model)}{weights}", arguments.output_dir)
     if export.not_plain:
-        out.print(
-            f"vLLM and SGLang do not load them: they have {escape(', '.join(export.not_plain))}.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"vLLM and SGLang do not load them: they have {escape(', '.join(export.not_plain))}.")
 
 
 def _merge(arguments: Namespace) -> None:
@@ -63,22 +59,11 @@ def _merge(arguments: Namespace) -> None:
     if given := [name for name in ("samples", "seed", "name") if getattr(arguments, name) is not None]:
         raise ValueError(f"--{given[0]} is about adapters, and --merged writes one model of the mean; leave one out.")
     run = run_now(
-        read_run(arguments.source),
-        quantization=arguments.quantization,
-        model_name_or_path=arguments.model_name_or_path,
+        read_run(arguments.source), quantization=arguments.quantization, model_name_or_path=arguments.model_name_or_path
     )
-    export = export_merged(
-        run,
-        arguments.output_dir,
-        untuned=arguments.untuned,
-        overwrite=arguments.overwrite,
-    )
+    export = export_merged(run, arguments.output_dir, untuned=arguments.untuned, overwrite=arguments.overwrite)
     _say(f"The mean, merged into {escape(export.base_model)}", arguments.output_dir)
 
 
 def _say(what: str, output_dir: str) -> None:
-    out.print(
-        f"{what}; written to [bold]{escape(output_dir)}[/bold], whose README.md has the commands that serve it.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"{what}; written to [bold]{escape(output_dir)}[/bold], whose README.md has the commands that serve it.")

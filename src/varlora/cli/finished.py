@@ -7,7 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from varlora.cli.console import out
+from rich.markup import escape
+
+from varlora.cli.console import say
+from varlora.io.folders import atomic_file
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction_setup import choose_config, choose_default_config, remove_tuning
 from varlora.runs.config import RunConfig
@@ -28,7 +31,7 @@ SAID = (
 """Options that are settings: where and how a run is used now, and what another folder does not say."""
 
 
-def read_asked(arguments: Namespace, file: str | None, option: str, *, labelled: bool) -> Records | None:
+def read_foreign_rows(arguments: Namespace, file: str | None, option: str, *, labelled: bool) -> Records | None:
     """Rows that a folder will be asked, where `varlora train` has not written it: their columns may tell its task.
 
     Args:
@@ -71,7 +74,7 @@ def read_folder(arguments: Namespace, rows: Records | None = None) -> RunFolder:
 
     Args:
         arguments: of the command line.
-        rows: those that it will be asked, as `read_asked` gave them.
+        rows: those that it will be asked, as `read_foreign_rows` gave them.
 
     Raises:
         ValueError: it is no folder with trained weights, or more has to be said of it.
@@ -97,7 +100,7 @@ def read_finished(
 
     Args:
         arguments: of the command line.
-        rows: those that it will be asked, as `read_asked` gave them.
+        rows: those that it will be asked, as `read_foreign_rows` gave them.
         judged: whether its ways to predict are to be judged, so that it draws whether or not that helps. Where it is
             only to answer, and nobody says how many draws, it does so at the mean unless draws were shown to help.
 
@@ -108,13 +111,20 @@ def read_finished(
     config = run.config
     q = remove_tuning(run.posterior) if arguments.untuned else run.posterior
     if q.meta.tuned is not None:
-        out.print(f"As `varlora tune` chose: {q.meta.tuned.describe()} (--untuned: as trained).", highlight=False)
+        say(f"As `varlora tune` chose: {q.meta.tuned.describe()} (--untuned: as trained).")
     if judged:
         how = choose_config(q, arguments.samples, config.samples)
     else:
         mode = getattr(arguments, "mode", None)
         how = choose_default_config(q, arguments.samples, config.samples, mode=mode, tell=False)
     return dataclasses.replace(run, posterior=q), config, how
+
+
+def write_new_file(file: Path, text: str, *, overwrite: bool) -> None:
+    """Writes a file that `check_new_file` has allowed, whole or not at all, and says so."""
+    with atomic_file(file, overwrite=overwrite) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    say(f"Written to [bold]{escape(str(file))}[/bold].")
 
 
 def check_new_file(file: str | None, *, overwrite: bool) -> Path | None:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from varlora.cli.console import out
+from varlora.cli.console import out, say
 from varlora.report import Health
 from varlora.report.health_text import remarks, scale_table, sentence, statements
 from varlora.runs.any_posterior import read_health
@@ -21,8 +21,7 @@ def execute(arguments: Namespace) -> None:
     health = read_health(source)
     show_health(health, source)
     if health.unknown and not is_run(source):
-        told = f"`varlora tune {source} --validation_file FILE` chooses on labelled rows of a file."
-        out.print(_prose(told), highlight=False, soft_wrap=True)
+        say(_prose(f"`varlora tune {source} --validation_file FILE` chooses on labelled rows of a file."))
 
 
 def show_health(health: Health, source: str) -> None:
@@ -37,9 +36,9 @@ def show_health(health: Health, source: str) -> None:
         out.print(table, highlight=False)
     if (scales := scale_table(health)) is not None:
         out.print(scales.to_rich())
-    out.print(f"[bold]{_prose(sentence(health))}[/bold]", highlight=False, soft_wrap=True)
+    say(f"[bold]{_prose(sentence(health))}[/bold]")
     for remark in remarks(health, source):
-        out.print(_prose(remark), highlight=False, soft_wrap=True)
+        say(_prose(remark))
 
 
 def _prose(text: str) -> str:

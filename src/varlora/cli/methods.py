@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
-from varlora.cli.console import grid, out
+from varlora.cli.console import grid, out, say
 from varlora.methods import METHODS, Costs, MethodOptions, options_of, summary_of
 from varlora.registry.option_fields import allowed, types_of
 
@@ -28,7 +28,7 @@ def execute(arguments: Namespace) -> None:
 
 def _show(name: str) -> None:
     kind = options_of(name)
-    out.print(f"[bold cyan]{name}[/bold cyan]  {escape(summary_of(name))}.\n", highlight=False)
+    say(f"[bold cyan]{name}[/bold cyan]  {escape(summary_of(name))}.\n")
     if issubclass(kind, MethodOptions):
         facts = grid()
         for fact, words in _facts(kind().costs()).items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from varlora.cli.console import out
+from varlora.cli.console import say
 from varlora.io.folders import atomic_folder, check_target
 from varlora.posterior import Posterior
 from varlora.posterior.folder import MANIFEST
@@ -35,7 +35,7 @@ def write(q: Posterior, sources: Sequence[str], output_dir: str, *, overwrite: b
     """Writes the new folder, and says what changed and what can be done with it."""
     with atomic_folder(output_dir, overwrite=overwrite) as folder:
         write_derived(folder, q, sources=[Path(source) for source in sources], name=Path(output_dir).name)
-    out.print(f"{changed} Written to [bold]{escape(output_dir)}[/bold].", highlight=False, soft_wrap=True)
+    say(f"{changed} Written to [bold]{escape(output_dir)}[/bold].")
     if is_run(sources[0]):
         own = "its settings and data" if len(sources) == 1 else f"the settings and data of {escape(sources[0])}"
-        out.print(f"Next, with {own}: [cyan]varlora eval {escape(output_dir)}[/cyan]", highlight=False, soft_wrap=True)
+        say(f"Next, with {own}: [cyan]varlora eval {escape(output_dir)}[/cyan]")

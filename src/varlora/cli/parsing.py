@@ -30,8 +30,8 @@ class HelpFormatter(RawDescriptionRichHelpFormatter):
         return fill._rich_fill_text(self, text, width, indent)
 
     def _get_help_string(self, action: Action) -> str | None:
-        told = action.default not in (None, False, "", [], argparse.SUPPRESS)
-        if action.help is None or not told or not action.option_strings:
+        has_default = action.default not in (None, False, "", [], argparse.SUPPRESS)
+        if action.help is None or not has_default or not action.option_strings:
             return action.help
         return f"{action.help} [default: {_shown(action.default)}]"
 
@@ -43,14 +43,7 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        about: str,
-        examples: str,
-        options: Any = None,
-        usage: str = "",
-        first: Sequence[str] = (),
+        self, name: str, *, about: str, examples: str, options: Any = None, usage: str = "", first: str = ""
     ) -> None:
         """Makes the parser.
 
@@ -60,9 +53,9 @@ class CommandParser(argparse.ArgumentParser):
             examples: shown at the end of the help.
             options: a dataclass.
             usage: what follows the command in the usage line.
-            first: the options that most people need, which the help shows before the others.
+            first: names of the options that most people need, which the help shows before the others.
         """
-        self.first = first
+        self.first = tuple(first.split())
         self.titled: dict[str, Any] = {}
         self.field_names: list[str] = []
         self.reading: str | None = None
@@ -96,8 +89,8 @@ class CommandParser(argparse.ArgumentParser):
             default: what is read where it is not given.
             help_text: in place of the field's own.
         """
-        told = help_text if help_text is not None else field.metadata.get("help", "")
-        details = {"default": default, "help": told.replace("%", "%%"), **_reading(kind)}
+        description = help_text if help_text is not None else field.metadata.get("help", "")
+        details = {"default": default, "help": description.replace("%", "%%"), **_reading(kind)}
         if details.get("type") is _truth and field.default is not None:
             details |= {"nargs": "?", "const": True}  # --bf16 alone
         self.titled_group(title).add_argument(*_spellings(field.name), **details)
@@ -109,9 +102,10 @@ class CommandParser(argparse.ArgumentParser):
             self.titled[title] = self.add_argument_group(title)
         return self.titled[title]
 
-    def option(self, name: str, help_text: str, **details: Any) -> None:
-        """Adds an option that is no field, under both its spellings."""
-        self.add_argument(*_spellings(name), help=help_text, **details)
+    def option(self, name: str, help_text: str, *, title: str | None = None, **details: Any) -> None:
+        """Adds an option that is no field, under both its spellings, to the group of that title."""
+        group = self if title is None else self.titled_group(title)
+        group.add_argument(*_spellings(name), help=help_text, **details)
 
     def flag(self, name: str, help_text: str) -> None:
         """Adds a switch, which takes no value."""
@@ -149,14 +143,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def refuse(self, rest: Sequence[str]) -> NoReturn:
         """Says what is wrong with words that are no option of this command."""
-        strange = [word for word in rest if word.startswith("-") and word != "-"]
-        if not strange:
+        unknown = [word for word in rest if word.startswith("-") and word != "-"]
+        if not unknown:
             self.error(f"unexpected {' '.join(map(repr, rest))}")
         known = self.known_words()
-        given = strange[0].split("=")[0]
+        given = unknown[0].split("=")[0]
         hint = nearest(f"--{given.lstrip('-').replace('-', '_')}", known, otherwise="")
-        said = f"unknown option {given}; {hint}" if hint else f"unknown option {given}."
-        self.error(f"{said} {self.note}".strip())
+        message = f"unknown option {given}; {hint}" if hint else f"unknown option {given}."
+        self.error(f"{message} {self.note}".strip())
 
     def _from_yaml(self, file: str) -> Namespace:
         settings, self.reading = Namespace(), file

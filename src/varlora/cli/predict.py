@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from rich.markup import escape
 from transformers.utils import logging as progress_bars
 
-from varlora.cli.console import on_stderr, out
+from varlora.cli.console import on_stderr, out, say
 from varlora.cli.finished import check_new_file, read_finished, read_first
-from varlora.cli.selective import chosen, report_of, say_caveats, say_sets, say_threshold, wanted_of
+from varlora.cli.selective import calibrate_by_options, report_of, say_caveats, say_sets, say_threshold, wanted_of
 from varlora.io.files import finite
 from varlora.io.folders import atomic_file
 from varlora.io.words import counted
@@ -26,20 +26,32 @@ from varlora.metrics import check_exchangeability
 from varlora.prediction.prediction_setup import explain_point
 from varlora.prediction.until_sure import MOST
 from varlora.predictor.answer import Answer, TextAnswer
-from varlora.predictor.predictor import BATCHES_A_CHUNK, Predictor, stored_decision
+from varlora.predictor.answering import BATCHES_A_CHUNK
+from varlora.predictor.predictor import Predictor, stored_decision
 from varlora.predictor.reader import RowReader
+from varlora.runs.choose_decision import choose_decision
 from varlora.runs.data import stream_new_rows
 from varlora.runs.decision import Decision
 from varlora.runs.setting import reload_model
 from varlora.tasks.files import reads_once
 from varlora.tasks.rows import Records
 
-ANSWERS = (
-    *("prediction", "confidence", "probabilities", "predictive_entropy", "mutual_information"),
-    *("answered", "set", "band", "expected_cost", "intervals", "draws_taken"),
-)
+ANSWERS: Mapping[str, str] = {
+    "prediction": "label",
+    "confidence": "probability",
+    "probabilities": "probabilities",
+    "predictive_entropy": "entropy",
+    "mutual_information": "mutual_information",
+    "answered": "answered",
+    "set": "prediction_set",
+    "band": "band",
+    "expected_cost": "expected_cost",
+    "intervals": "intervals",
+    "draws_taken": "draws_taken",
+}
+"""Columns that are written beside a row's own, and the fields of an `Answer` that stand in them, where it has them."""
 TEXTS = ("prediction", "agreement", "answers", "text", "log_likelihood_per_token", "finished")
-"""What is written beside a row's own columns, of classes and of completions."""
+"""Those of a run on completions."""
 FORMATS = (".jsonl", ".parquet")
 STANDARD_OUTPUT = "-"
 
@@ -93,7 +105,8 @@ def _execute(arguments: Namespace) -> None:
         )
     loaded = reload_model(run)
     if wanted is not None:
-        decision = chosen(wanted, arguments, run, loaded, config)
+        calibration = calibrate_by_options(arguments, run, config, reported=(), loaded=loaded)
+        decision = choose_decision(wanted, calibration)
     predictor = Predictor(
         run=run, loaded=loaded, config=config, decision=decision, reader=reader, until_sure=until_sure
     )
@@ -104,7 +117,7 @@ def _execute(arguments: Namespace) -> None:
             predictor.check(records)
             checked.add(records)
         total = checked.rows
-    said = _Said()
+    counts = _Counts()
     with _writer(target, overwrite=arguments.overwrite) as write:
         checked = _Checked(kind=reader.kind)
         shown = not arguments.no_progress
@@ -112,16 +125,16 @@ def _execute(arguments: Namespace) -> None:
             for records in parts():
                 checked.add(records)
                 answers: list[Answer | TextAnswer] = list(predictor.answers(records))
-                said.add(answers)
+                counts.add(answers)
                 write([_beside(row, answer) for row, answer in zip(_given(records), answers, strict=True)])
                 bar.update(len(answers))
-    _say(said, predictor, target, at_most=until_sure)
+    _say(counts, predictor, target, at_most=until_sure)
     if arguments.samples is arguments.mode is None and run.config.samples and (why := explain_point(run.posterior)):
-        out.print(f"One pass, since {why} (--samples {run.config.samples}: draws).", highlight=False, soft_wrap=True)
+        say(f"One pass, since {why} (--samples {run.config.samples}: draws).")
     if decision is not None:
-        _say_decided(said, decision)
+        _say_decided(counts, decision)
         if (alpha := arguments.check_exchangeability) is not None:
-            check = check_exchangeability(decision.reference, said.confidences, alpha=alpha)
+            check = check_exchangeability(decision.reference, counts.confidences, alpha=alpha)
             out.print(check.sentence, highlight=False, soft_wrap=True, style=None if check.exchangeable else "bold")
 
 
@@ -161,39 +174,15 @@ def _given(records: Records) -> Sequence[Mapping[str, Any]]:
 
 def _beside(row: Mapping[str, Any], answer: Answer | TextAnswer) -> dict[str, Any]:
     """A row as it was given, its id first, with what is answered."""
-    written = _of_class(answer) if isinstance(answer, Answer) else _of_text(answer)
-    return {"id": row.get("id", answer.id), **row, **dict(written)}
-
-
-def _of_class(answer: Answer) -> Iterator[tuple[str, Any]]:
-    yield "prediction", answer.label
-    yield "confidence", answer.probability
-    yield "probabilities", dict(answer.probabilities)
-    yield "predictive_entropy", answer.entropy
-    if answer.mutual_information is not None:
-        yield "mutual_information", answer.mutual_information
-    if answer.answered is not None:
-        yield "answered", answer.answered
-    if answer.prediction_set is not None:
-        yield "set", list(answer.prediction_set)
-    if answer.band is not None:
-        yield "band", answer.band
-    if answer.expected_cost is not None:
-        yield "expected_cost", answer.expected_cost
-    if answer.intervals is not None:
-        yield "intervals", {name: list(pair) for name, pair in answer.intervals.items()}
-    if answer.draws_taken is not None:
-        yield "draws_taken", answer.draws_taken
-
-
-def _of_text(answer: TextAnswer) -> Iterator[tuple[str, Any]]:
-    yield "prediction", answer.answer
-    if answer.agreement is not None:
-        yield "agreement", answer.agreement
-        yield "answers", [{"answer": one, "share": share} for one, share in answer.answers.items()]
-    yield "text", answer.text
-    yield "log_likelihood_per_token", answer.log_likelihood_per_token
-    yield "finished", answer.finished
+    fields = answer.to_dict()
+    if isinstance(answer, Answer):
+        columns = {column: fields[name] for column, name in ANSWERS.items() if fields[name] is not None}
+    else:
+        fields["prediction"] = answer.answer
+        fields["answers"] = [{"answer": one, "share": share} for one, share in answer.answers.items()]
+        single = answer.agreement is None
+        columns = {column: fields[column] for column in TEXTS if not (single and column in ("agreement", "answers"))}
+    return {"id": row.get("id", answer.id), **row, **columns}
 
 
 class _Writer:
@@ -240,7 +229,7 @@ def _write_table(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 @dataclass
-class _Said:
+class _Counts:
     """What is said of all answers at the end."""
 
     rows: int = 0
@@ -258,27 +247,25 @@ class _Said:
                 self.confidences.append(max(answer.probabilities.values()))
 
 
-def _say(said: _Said, predictor: Predictor, target: Path | None, *, at_most: bool) -> None:
+def _say(counts: _Counts, predictor: Predictor, target: Path | None, *, at_most: bool) -> None:
     draws = f"{'at most ' if at_most else ''}{counted(predictor.num_draws, 'draw')}"
     how = {
         "samples": f"the {'majority' if predictor.kind == 'completion' else 'average'} over {draws}",
         "linearised": f"the average over {draws} of the linearised model's logits",
     }.get(predictor.config.canonical.mode, "the posterior's mean")
     where = "standard output" if target is None else f"[bold]{escape(str(target))}[/bold]"
-    out.print(f"{counted(said.rows, 'row')} answered by {how}; written to {where}.")
+    out.print(f"{counted(counts.rows, 'row')} answered by {how}; written to {where}.")
 
 
-def _say_decided(said: _Said, decision: Decision) -> None:
+def _say_decided(counts: _Counts, decision: Decision) -> None:
     report = report_of(decision, {})
     if decision.threshold is not None:
-        out.print(f"{said.answered} of them sure enough (`answered` in the file).", highlight=False)
+        say(f"{counts.answered} of them sure enough (`answered` in the file).")
         say_threshold(report)
     elif decision.costs is not None:
-        out.print(
-            f"{said.answered} of them cost less to answer than to leave (`answered` in the file).", highlight=False
-        )
+        say(f"{counts.answered} of them cost less to answer than to leave (`answered` in the file).")
     if decision.sets is not None:
-        size = said.in_sets / said.rows
-        out.print(f"{size:.2f} answers in a set on average (`set` in the file).", highlight=False)
+        size = counts.in_sets / counts.rows
+        say(f"{size:.2f} answers in a set on average (`set` in the file).")
         say_sets(report)
     say_caveats(report)

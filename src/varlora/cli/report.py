@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rich.markup import escape
 
 from varlora.cli.console import out
 from varlora.cli.demo import FORMER
-from varlora.cli.finished import check_new_file
+from varlora.cli.finished import check_new_file, write_new_file
 from varlora.cli.options.report import PAGE
-
-if TYPE_CHECKING:
-    from varlora.report.study import Study
-
-PLAN = "plan.yaml"
+from varlora.compare import read_plan
+from varlora.compare.cells_file import read_cells
+from varlora.compare.driver import PLAN
+from varlora.compare.gather import gather
+from varlora.compare.run_folders import study_of_runs
+from varlora.posterior.manifest import ADAPTER_CONFIG, MANIFEST
+from varlora.report.study import Study
+from varlora.report.study_page import render_study
+from varlora.report.study_tables import check_splits
+from varlora.report.study_text import print_study, study_latex, study_markdown
+from varlora.runs.folder import PREDICTIONS, is_run, versions
 
 
 def execute(arguments: Namespace) -> None:
     """Reads, and shows or writes."""
-    from varlora.report.study_tables import check_splits  # --help need not wait for torch
-    from varlora.report.study_text import print_study, study_latex, study_markdown
-
     page = arguments.format == "html"
     if page and arguments.split is not None:
         raise ValueError("--split has no effect on the page, which holds all splits and lets you choose; leave it out.")
@@ -39,24 +39,13 @@ def execute(arguments: Namespace) -> None:
         print_study(study, out, splits=arguments.split)
         return
     if page:
-        from varlora.report.study_page import render_study
-        from varlora.runs.folder import versions
-
         text = render_study(study, version=versions()["varlora"])
     else:
         text = {"markdown": study_markdown, "latex": study_latex}[arguments.format](study, splits=arguments.split)
-    _write(text, target, overwrite=arguments.overwrite)
-
-
-def _write(text: str, target: Path | None, *, overwrite: bool) -> None:
-    from varlora.io.folders import atomic_file
-
     if target is None:
         out.print(text, end="", markup=False, highlight=False, soft_wrap=True)
-        return
-    with atomic_file(target, overwrite=overwrite) as file:
-        file.write_text(text, encoding="utf-8")
-    out.print(f"Written to [bold]{escape(str(target))}[/bold].")
+    else:
+        write_new_file(target, text, overwrite=arguments.overwrite)
 
 
 def _is_comparison(folder: Path) -> bool:
@@ -65,9 +54,6 @@ def _is_comparison(folder: Path) -> bool:
 
 def _check_predicted(folder: Path) -> None:
     """Refuses a model's folder without stored predictions, and says how it is measured."""
-    from varlora.posterior.manifest import ADAPTER_CONFIG, MANIFEST
-    from varlora.runs.folder import PREDICTIONS, is_run
-
     if is_run(folder):
         if not any((folder / PREDICTIONS).glob("*.parquet")):
             raise ValueError(
@@ -87,17 +73,7 @@ def _check_predicted(folder: Path) -> None:
 
 
 def _study(arguments: Namespace) -> Study:
-    """What the folders hold.
-
-    Raises:
-        ValueError: they hold nothing of the kind, or an option does not go with it.
-    """
-    from varlora.compare.cells_file import read_cells
-    from varlora.compare.gather import gather
-    from varlora.compare.plan_file import read_plan
-    from varlora.compare.run_folders import study_of_runs
-    from varlora.runs.folder import is_run
-
+    """What the folders hold: a comparison, or runs of one task."""
     folders = [Path(folder) for folder in arguments.folders]
     plans = [folder for folder in folders if _is_comparison(folder)]
     if not plans:

@@ -8,23 +8,23 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from varlora.cli.console import out
+from varlora.cli.console import numbers_table, out, say
 from varlora.io.words import counted
 from varlora.posterior import PredictionConfig
 from varlora.posterior.manifest import read_manifest
 from varlora.prediction.prediction import Prediction
-from varlora.runs.calibration import CALIBRATION, calibrate
-from varlora.runs.choose_decision import Wanted, choose_decision
+from varlora.runs.calibration import CALIBRATION, Calibration, calibrate
+from varlora.runs.choose_decision import Wanted
 from varlora.runs.data import load_new_rows
 from varlora.runs.decision import Decision, Groups
 from varlora.runs.folder import RunFolder
 from varlora.runs.measure import IN_SCOPE
 from varlora.runs.predicted_as import PredictedAs
 from varlora.runs.setting import LoadedModel
+from varlora.tasks.rows import Records
 from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
@@ -71,23 +71,22 @@ def wanted_of(arguments: Namespace, *, more: bool = False) -> Wanted | None:
     )
 
 
-def chosen(
-    wanted: Wanted,
+def calibrate_by_options(
     arguments: Namespace,
     run: RunFolder,
-    loaded: LoadedModel,
     config: PredictionConfig,
     *,
-    reported: Sequence[str] = (),
-) -> Decision:
-    """The decision that is asked for."""
-    file = None
-    if (name := arguments.calibration_file) is not None:
+    reported: Sequence[str],
+    loaded: LoadedModel | None = None,
+    records: Records | None = None,
+) -> Calibration:
+    """The rows that a decision is chosen on: those of --calibration_file, read already or not, or the run's own."""
+    task = None
+    if (rows := records or arguments.calibration_file) is not None:
         columns = arguments.dataset_columns
-        file = load_new_rows(name, run, split=CALIBRATION, labelled=True, columns=columns)
+        task = load_new_rows(rows, run, split=CALIBRATION, labelled=True, columns=columns)
     progress = not arguments.no_progress
-    calibration = calibrate(run, config, loaded=loaded, reported=reported, file=file, progress=progress)
-    return choose_decision(wanted, calibration)
+    return calibrate(run, config, loaded=loaded, reported=reported, file=task, progress=progress)
 
 
 def report_of(
@@ -101,23 +100,23 @@ def report_of(
         groups: of their rows, where the decision goes by group.
     """
     of_rows = groups if groups is not None else {}
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "mode": decision.predicted_as.mode,
         "draws": decision.predicted_as.draws,
         "chosen_on": dataclasses.asdict(decision.chosen_on),
     }
     if decision.threshold is not None:
-        found["threshold"] = {"sureness": decision.by, **dataclasses.asdict(decision.threshold)}
-        found["guarantee"] = (BY_GROUP if decision.group_thresholds else "") + decision.threshold.sentence
+        report["threshold"] = {"sureness": decision.by, **dataclasses.asdict(decision.threshold)}
+        report["guarantee"] = (BY_GROUP if decision.group_thresholds else "") + decision.threshold.sentence
     if decision.sets is not None:
-        found["set_threshold"] = dataclasses.asdict(decision.sets)
-        found["set_guarantee"] = (BY_GROUP if decision.group_sets else "") + decision.sets.sentence
-    found["promises"] = decision.promises
-    found["splits"] = {
+        report["set_threshold"] = dataclasses.asdict(decision.sets)
+        report["set_guarantee"] = (BY_GROUP if decision.group_sets else "") + decision.sets.sentence
+    report["promises"] = decision.promises
+    report["splits"] = {
         split: {"guarantee": _guarantee(split, decision), **decision.measure(prediction, of_rows.get(split))}
         for split, prediction in predictions.items()
     }
-    return found
+    return report
 
 
 def kept_decision(run: RunFolder, predictions: Mapping[str, Prediction]) -> tuple[Decision, str] | None:
@@ -134,16 +133,16 @@ def kept_decision(run: RunFolder, predictions: Mapping[str, Prediction]) -> tupl
         return None
     if decision is None:
         return None
-    name = f"{Decision.file(run.path)} is not measured"
     modes = [mode for mode, one in predictions.items() if PredictedAs.of(one) == decision.predicted_as]
-    if not modes or read_manifest(run.path)["meta"].get("tuned") != _tuned(run):
-        logger.warning("%s: it is for rows predicted by %s, which these are not", name, decision.predicted_as)
+    tuned = run.posterior.meta.tuned
+    if not modes or read_manifest(run.path)["meta"].get("tuned") != (None if tuned is None else tuned.to_dict()):
+        logger.warning(
+            "%s is not measured: it is for rows predicted by %s, which these are not",
+            Decision.file(run.path),
+            decision.predicted_as,
+        )
         return None
     return decision, modes[0]
-
-
-def _tuned(run: RunFolder) -> dict[str, Any] | None:
-    return None if (tuned := run.posterior.meta.tuned) is None else tuned.to_dict()
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -151,31 +150,31 @@ def show(report: Mapping[str, Any]) -> None:
     splits = report["splits"]
     if "threshold" in report:
         table = _table("Answered", "Rows", "Accuracy\nof answers", "Accuracy\nof all")
-        for split, found in splits.items():
-            table.add_row(split, *_answered_cells(found["answered"]), found["guarantee"])
+        for split, measured in splits.items():
+            table.add_row(split, *_answered_cells(measured["answered"]), measured["guarantee"])
         out.print(table)
         say_threshold(report)
     if "set_threshold" in report:
         table = _table("Right one\nin set", "Answers\nin a set", "Sets of\none", "Empty\nsets")
-        for split, found in splits.items():
-            sets = found["sets"]
+        for split, measured in splits.items():
+            sets = measured["sets"]
             table.add_row(
                 split,
                 _percent(sets.get("coverage")),
                 f"{sets['mean_size']:.2f}",
                 _percent(sets["share_singleton"]),
                 _percent(sets["share_empty"]),
-                found["guarantee"],
+                measured["guarantee"],
             )
         out.print(table)
         say_sets(report)
-    if any("costs" in found for found in splits.values()):
+    if any("costs" in measured for measured in splits.values()):
         table = _table("Answered", "Cost of\na row", "95 % interval")
-        for split, found in splits.items():
-            if "costs" in found:
-                costs, answered = found["costs"], found.get("answered", {}).get("share_answered", 1.0)
+        for split, measured in splits.items():
+            if "costs" in measured:
+                costs, answered = measured["costs"], measured.get("answered", {}).get("share_answered", 1.0)
                 interval = f"{costs['low']:.4g} – {costs['high']:.4g}"
-                table.add_row(split, _percent(answered), f"{costs['mean']:.4g}", interval, found["guarantee"])
+                table.add_row(split, _percent(answered), f"{costs['mean']:.4g}", interval, measured["guarantee"])
         out.print(table)
     say_caveats(report)
 
@@ -186,12 +185,12 @@ def say_threshold(report: Mapping[str, Any]) -> None:
     measure = threshold["sureness"].replace("_", " ")
     sign, value = (">=", threshold["value"]) if measure == "confidence" else ("<=", -threshold["value"])
     rule = "every row" if abs(value) == float("inf") else f"rows of {measure} {sign} {value:.4g}"
-    out.print(f"Answered: {rule}. {report['guarantee']}", highlight=False, soft_wrap=True)
+    say(f"Answered: {rule}. {report['guarantee']}")
 
 
 def say_sets(report: Mapping[str, Any]) -> None:
     """Says what is promised of the sets."""
-    out.print(f"Sets by {report['set_threshold']['score']}. {report['set_guarantee']}", highlight=False, soft_wrap=True)
+    say(f"Sets by {report['set_threshold']['score']}. {report['set_guarantee']}")
 
 
 def say_groups(decision: Decision) -> None:
@@ -204,39 +203,31 @@ def say_groups(decision: Decision) -> None:
             continue
         lines = [f"{name} ({counted(decision.group_rows[name], 'row')}): {one.value:.4g}" for name, one in own.items()]
         rest = [f"{name} ({rows})" for name, rows in decision.group_rows.items() if name not in own]
-        out.print(
+        say(
             f"By {escape(decision.group_column)}, {what}: the same guarantee within "
-            f"{escape('; '.join(lines)) if lines else 'no group'}.",
-            highlight=False,
-            soft_wrap=True,
+            f"{escape('; '.join(lines)) if lines else 'no group'}."
         )
         if rest:
-            out.print(
+            say(
                 f"The common threshold, with no guarantee of their own, since their rows do not suffice: "
-                f"{escape(', '.join(rest))}; and groups that are new.",
-                highlight=False,
-                soft_wrap=True,
+                f"{escape(', '.join(rest))}; and groups that are new."
             )
 
 
 def say_caveats(report: Mapping[str, Any]) -> None:
     """Says where the guarantee does not hold, or not exactly."""
     chosen_on = report["chosen_on"]
-    if elsewhere := [split for split, found in report["splits"].items() if found["guarantee"] == NONE]:
-        out.print(
+    if elsewhere := [split for split, measured in report["splits"].items() if measured["guarantee"] == NONE]:
+        say(
             f"No guarantee for {escape(', '.join(elsewhere))}: it is for rows drawn as the validation rows are, and "
-            "says nothing of rows of another kind.",
-            highlight=False,
-            soft_wrap=True,
+            "says nothing of rows of another kind."
         )
     if chosen_on["also_used_for"]:
         what = "The guarantee is" if report["promises"] else "What these rows measure is"
-        out.print(
+        say(
             f"{what} approximate: on the same validation rows {', '.join(chosen_on['also_used_for'])}, so "
             "that they may look a little better than new rows do. It is exact with labelled rows that decided nothing: "
-            "--calibration_file.",
-            highlight=False,
-            soft_wrap=True,
+            "--calibration_file."
         )
 
 
@@ -248,21 +239,16 @@ def _guarantee(split: str, decision: Decision) -> str:
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("Split", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("Guarantee", no_wrap=True)
-    return table
+    return numbers_table("Split", *headings, Column("Guarantee", no_wrap=True))
 
 
-def _answered_cells(found: Mapping[str, float]) -> tuple[str, ...]:
-    count = f"{found['answered']:.0f} of {found['rows']:.0f}"
-    if "accuracy" not in found:
-        return _percent(found["share_answered"]), count, "–", "–"
-    interval = f"\n[dim]{100 * found['accuracy_low']:.1f} – {100 * found['accuracy_high']:.1f}[/dim]"
-    accuracy = _percent(found["accuracy"]) + interval if found["answered"] else "–"
-    return _percent(found["share_answered"]), count, accuracy, _percent(found["accuracy_of_all"])
+def _answered_cells(answers: Mapping[str, float]) -> tuple[str, ...]:
+    count = f"{answers['answered']:.0f} of {answers['rows']:.0f}"
+    if "accuracy" not in answers:
+        return _percent(answers["share_answered"]), count, "–", "–"
+    interval = f"\n[dim]{100 * answers['accuracy_low']:.1f} – {100 * answers['accuracy_high']:.1f}[/dim]"
+    accuracy = _percent(answers["accuracy"]) + interval if answers["answered"] else "–"
+    return _percent(answers["share_answered"]), count, accuracy, _percent(answers["accuracy_of_all"])
 
 
 def _percent(share: float | None) -> str:

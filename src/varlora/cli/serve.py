@@ -8,7 +8,7 @@ from argparse import Namespace
 
 from rich.markup import escape
 
-from varlora.cli.console import out
+from varlora.cli.console import say
 from varlora.serve.create import check_installed, create_app
 from varlora.serve.load import LoadOptions, load_models, named_folders
 from varlora.serve.settings import API_KEY, NAMES, ServeSettings
@@ -28,6 +28,6 @@ def execute(arguments: Namespace) -> None:
 
     def ready(address: str) -> None:
         names = ", ".join(escape(name) for name in folders)
-        out.print(f"Serving {names} at [bold]{address}[/bold], where a page asks, too. Ctrl-C stops.", highlight=False)
+        say(f"Serving {names} at [bold]{address}[/bold], where a page asks, too. Ctrl-C stops.")
 
     serve(app, settings, ready)

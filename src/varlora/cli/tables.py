@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
+from varlora.cli.console import numbers_table
 from varlora.metrics import Interval, Metric, metric_named, shown_metrics
 from varlora.metrics.metric import Kind
 from varlora.posterior import Posterior
@@ -57,11 +57,8 @@ def _table(
     intervals: Intervals,
     named: Mapping[str, str],
 ) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("Split")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column.heading.replace(", ", ",\n"), justify="right", no_wrap=True)
+    headings = (column.heading.replace(", ", ",\n") for column in columns)
+    table = numbers_table("Split", Column(""), *headings, gap=1)
     for number, (split, mode, values) in enumerate(rows):
         first = number == 0 or rows[number - 1][0] != split
         last = number + 1 == len(rows) or rows[number + 1][0] != split

@@ -11,16 +11,9 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 
-from varlora.cli.console import out
+from varlora.cli.console import out, say
 from varlora.io.nearest import nearest
-from varlora.tasks import (
-    PROMPT_STYLES,
-    TASKS,
-    Task,
-    answer_tokens,
-    count_overlap,
-    keep_num_choices,
-)
+from varlora.tasks import PROMPT_STYLES, TASKS, Task, answer_tokens, count_overlap, keep_num_choices
 from varlora.tasks.named import Benchmark
 from varlora.tasks.overlap import overlap_in_words
 from varlora.tasks.rows import LISTED_LABELS, SHAPES
@@ -71,8 +64,8 @@ def _list() -> None:
     out.print(table)
     shapes = "\n".join(f"  {' / '.join(fields)}" for fields in SHAPES.values())
     about = "Your own rows (--train_file: JSONL, CSV or Parquet) have the columns of one of"
-    out.print(f"\n{about}:\n{shapes}", highlight=False)
-    out.print("\n[dim]varlora tasks NAME shows one task.[/dim]", highlight=False)
+    say(f"\n{about}:\n{shapes}")
+    say("\n[dim]varlora tasks NAME shows one task.[/dim]")
 
 
 def _show(task: Benchmark) -> None:
@@ -144,8 +137,8 @@ def _scored(row: Mapping[str, Any], continuations: tuple[str, ...]) -> str:
 
 def _show_rows(task: Task) -> None:
     rows = {split: len(rows) for split, rows in task.splits.items()}
-    out.print(f"Rows: {', '.join(f'{split} {count}' for split, count in rows.items())}.", highlight=False)
+    say(f"Rows: {', '.join(f'{split} {count}' for split, count in rows.items())}.")
     if shared := overlap_in_words(count_overlap(task), rows):
-        out.print(escape(shared), highlight=False)
+        say(escape(shared))
     for note in filter(None, [*task.notes, unread_in_words(task.not_read, rows)]):
-        out.print(f"[dim]{escape(note)}[/dim]", highlight=False)
+        say(f"[dim]{escape(note)}[/dim]")

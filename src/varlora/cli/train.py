@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from rich.markup import escape
 
-from varlora.cli.console import out
+from varlora.cli.console import out, say
 from varlora.runs.config import RunConfig, setting_names
 from varlora.runs.text_settings import read_texts
 from varlora.training.stopping import Stopped, reworded
@@ -42,7 +42,7 @@ def execute(arguments: Namespace) -> None:
         result = run(config, overwrite=arguments.overwrite, resume=arguments.resume, progress=not arguments.no_progress)
     except AlreadyFinishedError as finished:
         if PartialState().is_main_process:
-            out.print(escape(str(finished)), highlight=False, soft_wrap=True)
+            say(escape(str(finished)))
         return
     except Stopped as stop:
         raise reworded(stop, f"{stop} The same command with --resume goes on.") from stop
@@ -60,7 +60,7 @@ def execute(arguments: Namespace) -> None:
     out.print(f"Trained in {result.seconds['train']:.0f} s. The run is in {where}.", soft_wrap=True)
     explained = [MODES[mode] for mode in modes_of(result.posterior, config.samples)]
     if len(explained) > 1:
-        out.print(f"[dim]{'; '.join(explained)}.[/dim]", highlight=False)
+        say(f"[dim]{'; '.join(explained)}.[/dim]")
     following = f"varlora eval {config.output_dir}"
     following += f"   or   varlora predict {config.output_dir} --input_file new.jsonl --output_file answers.jsonl"
-    out.print(f"Next: [cyan]{escape(following)}[/cyan]", highlight=False, soft_wrap=True)  # a path stays whole
+    say(f"Next: [cyan]{escape(following)}[/cyan]")  # a path stays whole

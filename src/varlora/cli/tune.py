@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from varlora.cli.console import out
-from varlora.cli.finished import read_asked, read_folder
+from varlora.cli.console import numbers_table, out, say
+from varlora.cli.finished import read_folder, read_foreign_rows
 from varlora.metrics import WORTHWHILE
 from varlora.runs.data import load_new_rows
 from varlora.runs.space import Grid
@@ -24,13 +23,13 @@ def execute(arguments: Namespace) -> None:
     name = escape(arguments.run)
     if arguments.reset:
         reset(arguments.run)
-        out.print(f"[bold]{name}[/bold] predicts as trained again.", highlight=False, soft_wrap=True)
+        say(f"[bold]{name}[/bold] predicts as trained again.")
         return
-    asked = read_asked(arguments, arguments.validation_file, "validation_file", labelled=True)
-    run, rows = read_folder(arguments, asked), None
+    records = read_foreign_rows(arguments, arguments.validation_file, "validation_file", labelled=True)
+    run, rows = read_folder(arguments, records), None
     if (file := arguments.validation_file) is not None:
         columns = arguments.dataset_columns
-        rows = load_new_rows(asked or file, run, split="validation", labelled=True, columns=columns)
+        rows = load_new_rows(records or file, run, split="validation", labelled=True, columns=columns)
     target = arguments.output_dir
     grid = Grid(
         temperatures=arguments.temperatures,
@@ -52,29 +51,24 @@ def execute(arguments: Namespace) -> None:
     )
     out.print(_table(tuning))
     for note in tuning.notes:
-        out.print(note, highlight=False, soft_wrap=True)
-    out.print(f"[bold]{escape(tuning.sentence)}[/bold]", highlight=False, soft_wrap=True)
+        say(note)
+    say(f"[bold]{escape(tuning.sentence)}[/bold]")
     if target is not None:
         name = escape(target)
     _free(tuning, name)
     if tuning.tuned is None:
         where = f"{name}/posterior.json" if target is not None else "posterior.json"
-        out.print(f"{where} says nothing of tuning; what was tried is in {TABLE}.", highlight=False)
+        say(f"{where} says nothing of tuning; what was tried is in {TABLE}.")
         return
-    out.print(
+    say(
         f"Written to {name}/posterior.json; what was tried, to {TABLE}. metrics.json was measured before. On the test "
-        f"rows: [cyan]varlora eval {name}[/cyan]",
-        highlight=False,
-        soft_wrap=True,
+        f"rows: [cyan]varlora eval {name}[/cyan]"
     )
 
 
 def _table(tuning: Tuning) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("")
-    for heading in ("τ", "Draws", "T", "Pruned", "NLL ↓", f"Difference, {tuning.rows} rows"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
+    difference = f"Difference, {tuning.rows} rows"
+    table = numbers_table("", "τ", "Draws", "T", "Pruned", "NLL ↓", difference, Column(""))
     candidates = tuning.choice.candidates
     for number, candidate in enumerate(candidates):
         first = number == 0 or candidates[number - 1].stage != candidate.stage
@@ -106,26 +100,18 @@ def _free(tuning: Tuning, name: str) -> None:
     nothing = f"less than {WORTHWHILE:g} nat of NLL ({tuning.rows} rows)"
     samples = choice.chosen.config.samples
     if choice.fewest_samples is not None and samples is not None and choice.fewest_samples < samples:
-        out.print(
+        say(
             f"{choice.fewest_samples} draws instead of {samples} cost {nothing}: "
-            f"[cyan]varlora predict {name} --samples {choice.fewest_samples} ...[/cyan]",
-            highlight=False,
-            soft_wrap=True,
+            f"[cyan]varlora predict {name} --samples {choice.fewest_samples} ...[/cyan]"
         )
     if choice.free_fraction is None or (tuning.tuned is not None and tuning.tuned.prune > 0):
         return
     if choice.free_fraction > 0:
         command = f"varlora prune {name} --fraction {choice.free_fraction:g} --by {tuning.by} --output_dir ..."
-        out.print(
+        say(
             f"{100 * choice.free_fraction:g} % can be pruned by {tuning.by} at a cost of {nothing}: "
-            f"[cyan]{command}[/cyan]",
-            highlight=False,
-            soft_wrap=True,
+            f"[cyan]{command}[/cyan]"
         )
     else:
         smallest = next(tried.config.prune for tried in choice.candidates if tried.config.prune > 0)
-        out.print(
-            f"Pruning {100 * smallest:g} % by {tuning.by} is not shown to cost {nothing}.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"Pruning {100 * smallest:g} % by {tuning.by} is not shown to cost {nothing}.")

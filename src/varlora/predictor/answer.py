@@ -140,19 +140,19 @@ def answers_of(prediction: Prediction, decided: Decided | None = None) -> Iterat
 
 def _decided_of(decided: Decided, n: int, classes: Sequence[str], offered: Sequence[bool]) -> dict[str, Any]:
     """What was decided of one row, as far as a decision says something of it."""
-    found: dict[str, Any] = {"reason": decided.reasons[n]}
-    if decided.answered is not None:
-        found["answered"] = bool(decided.answered[n])
-    if decided.sets is not None:
-        found["prediction_set"] = tuple(itertools.compress(classes, decided.sets[n].tolist()))
-    if decided.bands is not None:
-        found["band"] = decided.bands[n]
-    if decided.expected_costs is not None:
-        found["expected_cost"] = float(decided.expected_costs[n])
+    intervals = None
     if decided.intervals is not None:
         pairs = zip(classes, decided.intervals[n].tolist(), offered, strict=True)
-        found["intervals"] = {label: (low, high) for label, (low, high), there in pairs if there}
-    return found
+        intervals = {label: (low, high) for label, (low, high), there in pairs if there}
+    sets, costs = decided.sets, decided.expected_costs
+    return {
+        "reason": decided.reasons[n],
+        "answered": None if decided.answered is None else bool(decided.answered[n]),
+        "prediction_set": None if sets is None else tuple(itertools.compress(classes, sets[n].tolist())),
+        "band": None if decided.bands is None else decided.bands[n],
+        "expected_cost": None if costs is None else float(costs[n]),
+        "intervals": intervals,
+    }
 
 
 def text_answers_of(generations: Generations) -> Iterator[TextAnswer]:

@@ -116,26 +116,26 @@ class Client:
             try:
                 response = self._http.request(method, url, json=body)
             except httpx.TransportError as error:  # no connection, or no answer in time
-                told, asked_wait, status = f"{type(error).__name__} ({error})", None, None
+                message, retry_after, status = f"{type(error).__name__} ({error})", None, None
             else:
                 if response.status_code not in PASSING:
                     return _content(response, url)
-                told, asked_wait, status = _told(response), _retry_after(response), response.status_code
+                message, retry_after, status = _message(response), _retry_after(response), response.status_code
             if attempt == self.backend.retries:
                 break
-            seconds = min(LONGEST_WAIT, max(wait * random.uniform(1, 1.5), asked_wait or 0.0))
-            logger.info("%s: %s; asked again in %.1f s", url, told, seconds)
+            seconds = min(LONGEST_WAIT, max(wait * random.uniform(1, 1.5), retry_after or 0.0))
+            logger.info("%s: %s; asked again in %.1f s", url, message, seconds)
             time.sleep(seconds)
             wait *= 2
         tries = "1 try" if self.backend.retries == 0 else f"{self.backend.retries + 1} tries"
-        raise ServerError(f"{url} does not answer after {tries}: {told}. Is the server ready?", status=status)
+        raise ServerError(f"{url} does not answer after {tries}: {message}. Is the server ready?", status=status)
 
 
 def _content(response: httpx.Response, url: str) -> dict[str, Any]:
     if response.status_code == 401:
         raise ServerError(f"{url} wants a key: give api_key, or {API_KEY} in the environment.", status=401)
     if response.status_code != 200:
-        raise ServerError(f"{url} refuses: {_told(response)}", status=response.status_code)
+        raise ServerError(f"{url} refuses: {_message(response)}", status=response.status_code)
     try:
         content = response.json()
     except ValueError as error:
@@ -145,7 +145,7 @@ def _content(response: httpx.Response, url: str) -> dict[str, Any]:
     return content
 
 
-def _told(response: httpx.Response) -> str:
+def _message(response: httpx.Response) -> str:
     """What a refusal says: its status, and the error's message where there is one."""
     try:
         content = response.json()

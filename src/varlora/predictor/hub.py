@@ -42,7 +42,7 @@ def local_folder(name: str | os.PathLike[str], *, revision: str | None = None) -
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = huggingface_hub.snapshot_download(os.fspath(name), revision=revision, allow_patterns=list(NEEDED))
+        fetched = huggingface_hub.snapshot_download(os.fspath(name), revision=revision, allow_patterns=list(NEEDED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -50,4 +50,4 @@ def local_folder(name: str | os.PathLike[str], *, revision: str | None = None) -
             "Give a folder that `varlora train` has written, or OWNER/NAME of one on the hub; without a network "
             "(HF_HUB_OFFLINE=1) it must have been fetched before."
         ) from error
-    return Path(found)
+    return Path(fetched)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class RemotePredictor(Predictor):
         )
         self.reader = RowReader(run=run, config=settings)
         self._mode, self._logit_temperature = export.mode, export.logit_temperature
-        self._asked = len(export.adapters)
+        self._samples = len(export.adapters)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(run.path))
         self.readout = readout_from_dict(export.readout) if export.readout is not None else None
         if isinstance(self.readout, ClassHead):
@@ -76,9 +77,7 @@ class RemotePredictor(Predictor):
         folder: str | Path,
         backend: str | Backend,
         *,
-        batch_size: int | None = None,
-        truncation: str | None = None,
-        max_new_tokens: int | None = None,
+        settings: Mapping[str, Any],
         decision: Decision | str | None = None,
     ) -> Self:
         """Reads an export's folder, and finds its adapters on a server.
@@ -86,26 +85,19 @@ class RemotePredictor(Predictor):
         Args:
             folder: what `varlora export` wrote.
             backend: the server.
-            batch_size: rows in a request; None: the run's own.
-            truncation, max_new_tokens: as of `Predictor.from_pretrained`.
-            decision: likewise; a text stands for the export's own.
+            settings: in place of the run's own, by name; those that are None stay.
+            decision: as of `Predictor.from_pretrained`; a text stands for the export's own.
 
         Raises:
             ValueError: the folder is no export of a run, the server cannot be asked, or lacks one of the adapters.
         """
         run, export = read_export(folder)
-        given: dict[str, Any] = {
-            "per_device_eval_batch_size": batch_size,
-            "truncation": truncation,
-            "max_new_tokens": max_new_tokens,
-        }
-        settings = dataclasses.replace(
-            run.config, **{name: value for name, value in given.items() if value is not None}
-        )
+        given = {name: value for name, value in settings.items() if value is not None}
+        config = dataclasses.replace(run.config, **given)
         backend = Backend(url=backend) if isinstance(backend, str) else backend
         if isinstance(decision, str):
             decision = None if export.decision is None else Decision.from_dict(export.decision)
-        return cls(run=run, export=export, settings=settings, backend=backend, decision=decision)
+        return cls(run=run, export=export, settings=config, backend=backend, decision=decision)
 
     @property
     def num_draws(self) -> int:
@@ -142,11 +134,7 @@ class RemotePredictor(Predictor):
         return ValueError(f"the model is at {self._served.backend.url}; it is moved and looked at there.")
 
     def _rows(self, records: Records) -> datasets.Dataset:
-        """The rows in tokens, which leave room for what is to be written.
-
-        Raises:
-            ValueError: a row does not fit the task or the server.
-        """
+        """The rows in tokens, which leave room for what is to be written."""
         written = self._settings.max_new_tokens if self.kind == "completion" else 1
         most = self._served.max_model_len
         room = None if most is None else most - written
@@ -186,13 +174,13 @@ class RemotePredictor(Predictor):
     def _choice_scores(self, encoded: datasets.Dataset, readout: ChoiceTexts) -> Tensor:
         """Log-likelihoods (N, K, C) of the choices' texts, by byte where the readout has it so."""
         places = [(row, label) for row, ids in enumerate(encoded["input_ids"]) for label in range(len(ids))]
-        found = self._served.text_likelihoods(
+        texts_likelihoods = self._served.text_likelihoods(
             [encoded["input_ids"][row][label] for row, label in places],
             [encoded["choice_lengths"][row][label] for row, label in places],
             ids=[str(encoded["id"][row]) for row, _ in places],
         )
         scores = torch.full((len(encoded), self.num_draws, readout.num_classes), -torch.inf, dtype=torch.float64)
-        for (row, label), likelihoods in zip(places, found, strict=True):
+        for (row, label), likelihoods in zip(places, texts_likelihoods, strict=True):
             by = max(1, encoded["choice_bytes"][row][label]) if readout.length_normalization == "bytes" else 1
             scores[row, :, label] = likelihoods / by
         return scores
@@ -205,9 +193,9 @@ class RemotePredictor(Predictor):
         finished = torch.zeros(shape, dtype=torch.bool)
         body = {"max_tokens": most, "temperature": 0, "logprobs": 1}
         for row, adapter, choice in self._served.completions(encoded["input_ids"][:], body):
-            told = [value for value in logprobs_of(choice).get("token_logprobs") or [] if value is not None]
+            log_probs = [value for value in logprobs_of(choice).get("token_logprobs") or [] if value is not None]
             texts[row][adapter] = str(choice.get("text", ""))
-            lengths[row, adapter], likelihoods[row, adapter] = max(1, len(told)), math.fsum(told)
+            lengths[row, adapter], likelihoods[row, adapter] = max(1, len(log_probs)), math.fsum(log_probs)
             finished[row, adapter] = choice.get("finish_reason") == "stop"
         return Generations(
             texts=tuple(map(tuple, texts)),

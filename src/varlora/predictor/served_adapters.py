@@ -70,13 +70,13 @@ class ServedAdapters:
         if not self._plain:
             try:
                 parts = [tokens[at : at + MOST_TOKEN_IDS] for at in range(0, len(tokens), MOST_TOKEN_IDS)]
-                found = [self._next_tokens(prompts, part, by_id=True)[0] for part in parts]
+                logprobs = [self._next_tokens(prompts, part, by_id=True)[0] for part in parts]
             except ServerError as error:
                 if error.status not in (400, 422) or not any(name in str(error) for name in EXTENSIONS):
                     raise
                 self._plain = True
             else:
-                merged = torch.cat(found, dim=-1)
+                merged = torch.cat(logprobs, dim=-1)
                 if not bool(merged.isnan().any()):
                     return merged
                 self._plain = True  # an older server, which takes the field and does not know it
@@ -109,13 +109,13 @@ class ServedAdapters:
         body = {"max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
         for number, adapter, choice in self.completions(sequences, body):
             length, total = lengths[number], len(sequences[number])
-            told = (logprobs_of(choice).get("token_logprobs") or [])[:total][total - length :]
-            if len(told) < length or any(value is None or value <= NOT_TOLD for value in told):
+            log_probs = (logprobs_of(choice).get("token_logprobs") or [])[:total][total - length :]
+            if len(log_probs) < length or any(value is None or value <= NOT_TOLD for value in log_probs):
                 raise ServerError(
                     f"row {ids[number]!r}: the server does not score the text of a choice, which takes `echo` with "
                     "`logprobs` at /v1/completions (vLLM, `varlora serve`)."
                 )
-            scores[number, adapter] = math.fsum(told)
+            scores[number, adapter] = math.fsum(log_probs)
         return scores
 
     def completions(
@@ -128,10 +128,10 @@ class ServedAdapters:
             {"model": self.names[adapter], "prompt": list(prompts[first : first + self._size]), **body}
             for first, adapter in places
         ]
-        for (first, adapter), asked, answer in zip(
+        for (first, adapter), request, answer in zip(
             places, bodies, self._client.post_all("/completions", bodies), strict=True
         ):
-            choices, expected = answer.get("choices"), len(asked["prompt"])
+            choices, expected = answer.get("choices"), len(request["prompt"])
             if not isinstance(choices, list) or {c.get("index") for c in choices} != set(range(expected)):
                 raise ServerError(f"the server was asked {counted(expected, 'prompt')}, and does not answer each once.")
             for choice in choices:
@@ -197,5 +197,5 @@ class ServedAdapters:
 
 def logprobs_of(choice: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a choice tells of its tokens' log-probabilities; empty where it tells nothing."""
-    found = choice.get("logprobs")
-    return found if isinstance(found, dict) else {}
+    logprobs = choice.get("logprobs")
+    return logprobs if isinstance(logprobs, dict) else {}

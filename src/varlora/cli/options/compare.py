@@ -13,12 +13,12 @@ EXAMPLES = """
   varlora compare plan.yaml --launcher "accelerate launch --num_processes 8"
   varlora compare plan.yaml --only task=arc_easy method=ivon seed=0,1
 """
-FIRST = ("dry_run", "small", "output_dir", "data", "seeds", "only", "executor", "workers", "slurm", "launcher")
+FIRST = "dry_run small output_dir data seeds only executor workers slurm launcher"
 
 
 def parser() -> CommandParser:
     """The plan, what of it to run, and where."""
-    made = CommandParser(
+    command = CommandParser(
         "compare",
         about=(
             "Run every model × task × method × seed of a plan that has not been run, then show the tables and write "
@@ -31,51 +31,46 @@ def parser() -> CommandParser:
         usage="PLAN [OPTIONS]",
         first=FIRST,
     )
-    made.add_argument("plan", metavar="PLAN", help="YAML file; docs/compare.md says what may stand in it.")
-    made.flag("dry_run", "Show the cells, their states, and how long cells like them took; run nothing.")
-    made.flag("small", "The plan with its section `small` over it: a small model and few rows.")
-    made.option("output_dir", "In place of the plan's; runs/NAME where neither says.", metavar="FOLDER")
-    made.option(
+    command.add_argument("plan", metavar="PLAN", help="YAML file; docs/compare.md says what may stand in it.")
+    command.flag("dry_run", "Show the cells, their states, and how long cells like them took; run nothing.")
+    command.flag("small", "The plan with its section `small` over it: a small model and few rows.")
+    command.option("output_dir", "In place of the plan's; runs/NAME where neither says.")
+    command.option(
         "data", "Folder that holds the named tasks' folders of JSONL files; the hub otherwise.", metavar="FOLDER"
     )
-    made.option("seeds", "In place of the plan's: one training of everything each.", type=int, nargs="+", metavar="N")
-    made.option(
+    command.option("seeds", "In place of the plan's: one training of everything each.", type=int, nargs="+")
+    command.option(
         "only",
         "Run these cells only: model=, task=, method= or seed= with names, comma-separated.",
         nargs="+",
         metavar="WHICH",
         default=[],
     )
-    made.option(
+    command.option(
         "executor",
         "Where cells run: in this process, in processes of this machine, in Slurm jobs, or in tasks of Ray.",
         choices=EXECUTORS,
         default="inline",
     )
-    made.option(
-        "workers",
-        "Processes that take cells; by default of local and ray one for each GPU.",
-        type=int,
-        metavar="N",
-    )
-    made.option(
+    command.option("workers", "Processes that take cells; by default of local and ray one for each GPU.", type=int)
+    command.option(
         "slurm",
         "Options of the Slurm jobs, as submitit names them: partition=, time= (minutes), gpus_per_node=, mem=, ...",
         nargs="+",
         metavar="KEY=VALUE",
         default=[],
     )
-    made.option(
+    command.option(
         "launcher",
         "What starts the processes of each cell, e.g. 'accelerate launch --num_processes 8'.",
         metavar="COMMAND",
     )
-    made.option(
+    command.option(
         "code_version",
         "Take cells as they are that another version of varlora's source has made; may be repeated.",
         action="append",
         metavar="HASH",
         default=[],
     )
-    made.flag("no_progress", "Show no progress bar.")
-    return made
+    command.flag("no_progress", "Show no progress bar.")
+    return command

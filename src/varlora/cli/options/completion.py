@@ -14,7 +14,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """Which shell."""
-    made = CommandParser(
+    command = CommandParser(
         "completion",
         about=(
             "Print a script with which a shell completes commands, options, their values and files. It is made once "
@@ -23,5 +23,5 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="SHELL",
     )
-    made.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"One of {', '.join(SHELLS)}.")
-    return made
+    command.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"One of {', '.join(SHELLS)}.")
+    return command

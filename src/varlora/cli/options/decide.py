@@ -19,7 +19,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """The run, and what is wanted of its answers."""
-    made = CommandParser(
+    command = CommandParser(
         "decide",
         about=(
             "Choose, on a run's validation rows, which rows it answers, sets of answers, and bands of confidence: "
@@ -29,56 +29,55 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="RUN [OPTIONS]",
     )
-    made.option(
+    command.option(
         "samples",
         "Posterior draws that the rows are predicted with, 0 for the mean; otherwise as `varlora predict` would.",
         type=int,
     )
-    add_selective(made)
-    made.option(
+    add_selective(command)
+    command.option(
         "group_column",
         "Column of the rows' file by whose values thresholds are chosen, each group's own where it has enough rows.",
         metavar="NAME",
     )
-    made.option(
+    command.option(
         "cost_wrong",
         "What a wrong answer costs: a number, or CLASS=COST for each class that is right then (*=COST: all others). "
         "The answer is that of least expected cost.",
         nargs="+",
         metavar="COST",
     )
-    made.option(
+    command.option(
         "cost_abstain",
         "What it costs not to answer, in the same words; left out, every row is answered.",
         nargs="+",
         metavar="COST",
     )
-    made.option(
+    command.option(
         "cost_file",
         'The same as a JSON file: {"wrong": ..., "abstain": ...}, each a number or {class: cost}, and wrong also '
         "{right class: {answer: cost}} or a matrix.",
-        metavar="FILE",
     )
-    made.option(
+    command.option(
         "confidence_bands",
         "Name bands of confidence by their least: high=0.9 medium=0.6 low; the last takes what is left.",
         nargs="+",
         metavar="BAND",
     )
-    made.option(
+    command.option(
         "accuracy_bands",
         "Name bands by the accuracy that they guarantee: high=0.95 medium=0.8 low.",
         nargs="+",
         metavar="BAND",
     )
-    made.option(
+    command.option(
         "recalibrate",
         "Recalibrate the probabilities on half of the rows if that is better by more than noise: by a temperature "
         "(each group's own with --group_column), by Venn-Abers, or the better one (auto).",
         choices=RECALIBRATIONS,
     )
-    add_columns(made)
-    made.flag("reset", "Take back what was decided.")
-    add_run(made)
-    made.set_defaults(untuned=False, max_new_tokens=None)
-    return made
+    add_columns(command)
+    command.flag("reset", "Take back what was decided.")
+    add_run(command)
+    command.set_defaults(untuned=False, max_new_tokens=None)
+    return command

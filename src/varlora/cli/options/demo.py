@@ -13,7 +13,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """Where to write, and how many seeds."""
-    made = CommandParser(
+    command = CommandParser(
         "demo",
         about=(
             "Train a small Llama, which is in the package, on a generated task of multiple choice with AdamW and IVON, "
@@ -24,9 +24,9 @@ def parser() -> CommandParser:
         ),
         examples=EXAMPLES,
     )
-    made.option("model", "What is fine-tuned.", choices=["embedded", "smollm2"], default="embedded")
-    made.option("output_dir", "Folder for the results; demo, or demo-smollm2, unless given.", metavar="FOLDER")
-    made.option("seeds", "Seeds to train with, in place of the plan's.", type=int, nargs="+", metavar="N")
-    made.flag("overwrite", "Delete that folder first, and begin anew.")
-    made.flag("no_progress", "Show no progress bars.")
-    return made
+    command.option("model", "What is fine-tuned.", choices=["embedded", "smollm2"], default="embedded")
+    command.option("output_dir", "Folder for the results; demo, or demo-smollm2, unless given.")
+    command.option("seeds", "Seeds to train with, in place of the plan's.", type=int, nargs="+")
+    command.flag("overwrite", "Delete that folder first, and begin anew.")
+    command.flag("no_progress", "Show no progress bars.")
+    return command

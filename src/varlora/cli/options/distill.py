@@ -15,7 +15,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """The run, more rows, and how to fit."""
-    made = CommandParser(
+    command = CommandParser(
         "distill",
         about=(
             "Train one plain adapter, from the mean on, to answer in a single pass like the average over a run's "
@@ -26,17 +26,19 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="RUN --output_dir FOLDER [OPTIONS]",
     )
-    made.option("output_dir", "Folder for the new run.", required=True, metavar="FOLDER")
-    made.option("unlabeled_file", "More rows: JSONL, CSV or Parquet; labels in it are not looked at.", metavar="FILE")
-    made.option("samples", "Draws of the average; what was tuned, or the run's own number otherwise.", type=int)
-    made.option("learning_rates", "Rates of AdamW to try.", type=float, nargs="+", default=RATES)
-    made.option("num_train_epochs", "Passes over the rows, of each rate; the best one counts.", type=int, default=10)
-    made.option("train_batch_size", "Rows of a step.", type=int, default=8)
-    made.option("kept", "Share of the rows on which rate and epoch are chosen.", type=float, default=0.2)
-    made.option("seed", "Of which rows those are, and of the order of the others; the run's own otherwise.", type=int)
-    made.flag("untuned", "Match the posterior as training left it: leave aside what `varlora tune` chose.")
-    made.flag("keep_without_gain", "Write the folder also where the mean with a temperature is as good.")
-    add_run(made)
-    made.flag("overwrite", "Replace that folder.")
-    made.set_defaults(max_new_tokens=None)
-    return made
+    command.option("output_dir", "Folder for the new run.", required=True)
+    command.option("unlabeled_file", "More rows: JSONL, CSV or Parquet; labels in it are not looked at.")
+    command.option("samples", "Draws of the average; what was tuned, or the run's own number otherwise.", type=int)
+    command.option("learning_rates", "Rates of AdamW to try.", type=float, nargs="+", default=RATES)
+    command.option("num_train_epochs", "Passes over the rows, of each rate; the best one counts.", type=int, default=10)
+    command.option("train_batch_size", "Rows of a step.", type=int, default=8)
+    command.option("kept", "Share of the rows on which rate and epoch are chosen.", type=float, default=0.2)
+    command.option(
+        "seed", "Of which rows those are, and of the order of the others; the run's own otherwise.", type=int
+    )
+    command.flag("untuned", "Match the posterior as training left it: leave aside what `varlora tune` chose.")
+    command.flag("keep_without_gain", "Write the folder also where the mean with a temperature is as good.")
+    add_run(command)
+    command.flag("overwrite", "Replace that folder.")
+    command.set_defaults(max_new_tokens=None)
+    return command

@@ -13,22 +13,13 @@ EXAMPLES = """
   varlora eval runs/arc --coverage 0.9                       answer the surest 90 %: the threshold, and what comes of it
 """
 FIRST = (
-    "test_file",
-    "split",
-    "samples",
-    "coverage",
-    "target_accuracy",
-    "prediction_sets",
-    "output_file",
-    "untuned",
-    "model_name_or_path",
-    "overwrite",
+    "test_file split samples coverage target_accuracy prediction_sets output_file untuned model_name_or_path overwrite"
 )
 
 
 def parser() -> CommandParser:
     """The run, the rows, and where to write."""
-    made = CommandParser(
+    command = CommandParser(
         "eval",
         about=(
             "Measure a finished run at the posterior's mean and averaged over its draws, with 95 % bootstrap "
@@ -39,10 +30,12 @@ def parser() -> CommandParser:
         usage="RUN [OPTIONS]",
         first=FIRST,
     )
-    made.option("test_file", "File of labelled rows, JSONL, CSV or Parquet; the run's own splits otherwise.")
-    made.option("split", "Which of the run's splits; all but the training rows otherwise.", nargs="+", metavar="NAME")
-    made.option("resamples", "Bootstrap resamples; 0 for no intervals.", type=int, default=1000)
-    made.option("output_file", "JSON file to write: metrics as in the run's metrics.json, and their intervals.")
-    add_selective(made)
-    add_options(made)
-    return made
+    command.option("test_file", "File of labelled rows, JSONL, CSV or Parquet; the run's own splits otherwise.")
+    command.option(
+        "split", "Which of the run's splits; all but the training rows otherwise.", nargs="+", metavar="NAME"
+    )
+    command.option("resamples", "Bootstrap resamples; 0 for no intervals.", type=int, default=1000)
+    command.option("output_file", "JSON file to write: metrics as in the run's metrics.json, and their intervals.")
+    add_selective(command)
+    add_options(command)
+    return command

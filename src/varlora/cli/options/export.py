@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varlora.cli.options.operation import SOURCES
+from varlora.cli.options.operation import add_source
 from varlora.cli.parsing import CommandParser
 
 EXAMPLES = """
@@ -14,7 +14,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """The posterior, how many draws of it, and where to."""
-    made = CommandParser(
+    command = CommandParser(
         "export",
         about=(
             "Write a posterior as plain PEFT adapters, one for each draw, which vLLM, SGLang or PEFT load without "
@@ -25,24 +25,24 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="SOURCE --output_dir FOLDER [OPTIONS]",
     )
-    made.add_argument("source", metavar="SOURCE", help=f"{SOURCES[0].upper()}{SOURCES[1:]}.")
-    made.option("output_dir", "Folder for the adapters.", required=True, metavar="FOLDER")
-    made.option(
+    add_source(command)
+    command.option("output_dir", "Folder for the adapters.", required=True)
+    command.option(
         "samples",
         "Draws, an adapter each; 0 is the mean alone. Otherwise what was tuned, or the run's own number where draws "
         "were shown to help.",
         type=int,
         metavar="K",
     )
-    made.option("seed", "Decides the draws; the run's own otherwise.", type=int)
-    made.flag("untuned", "Draw from the posterior as training left it: leave aside what `varlora tune` chose.")
-    made.option("name", "What the adapters' names begin with; the output folder's name otherwise.")
-    made.flag("merged", "Write the mean, merged into the base model, and no adapter.")
-    made.option(
+    command.option("seed", "Decides the draws; the run's own otherwise.", type=int)
+    command.flag("untuned", "Draw from the posterior as training left it: leave aside what `varlora tune` chose.")
+    command.option("name", "What the adapters' names begin with; the output folder's name otherwise.")
+    command.flag("merged", "Write the mean, merged into the base model, and no adapter.")
+    command.option(
         "quantization",
         "With --merged: 'none' loads the base model of a quantized run in full precision.",
         choices=["none"],
     )
-    made.option("model_name_or_path", "Where the base model is, if not where it was in training.")
-    made.flag("overwrite", "Replace an export in that folder.")
-    return made
+    command.option("model_name_or_path", "Where the base model is, if not where it was in training.")
+    command.flag("overwrite", "Replace an export in that folder.")
+    return command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varlora.cli.options.operation import SOURCES
+from varlora.cli.options.operation import add_source
 from varlora.cli.parsing import CommandParser
 
 EXAMPLES = """
@@ -13,7 +13,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """The run."""
-    made = CommandParser(
+    command = CommandParser(
         "health",
         about=(
             "Show how a posterior does: whether sampling helps on the validation rows and what to use, its noise "
@@ -24,5 +24,5 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="SOURCE",
     )
-    made.add_argument("source", metavar="SOURCE", help=f"{SOURCES[0].upper()}{SOURCES[1:]}.")
-    return made
+    add_source(command)
+    return command

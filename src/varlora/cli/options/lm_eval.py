@@ -44,7 +44,7 @@ class _Parser(CommandParser):
 
 def parser() -> CommandParser:
     """The arguments of our model; the harness reads its own."""
-    made = _Parser(
+    command = _Parser(
         "lm-eval",
         about=(
             "Measure a posterior on the tasks of EleutherAI's lm-evaluation-harness (pip install 'varlora[lm-eval]'): "
@@ -54,7 +54,7 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="--model_args posterior=RUN[,NAME=VALUE ...] --tasks TASK[,...] [OPTIONS OF lm-eval]",
     )
-    group = made.titled_group("what --model_args takes")
+    group = command.titled_group("what --model_args takes")
     for name, help_text in MODEL_ARGUMENTS.items():
         group.add_argument(name, metavar=name, nargs="?", help=help_text)
-    return made
+    return command

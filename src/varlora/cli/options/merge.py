@@ -13,7 +13,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """The posteriors and their prior."""
-    made = CommandParser(
+    command = CommandParser(
         "merge",
         about=(
             "Multiply posteriors that were trained on different data from one prior, which is divided out once "
@@ -23,18 +23,18 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="SOURCE SOURCE ... --output_dir FOLDER [OPTIONS]",
     )
-    made.add_argument("sources", metavar="SOURCE", nargs="+", help=f"Each {SOURCES}.")
-    made.option(
+    command.add_argument("sources", metavar="SOURCE", nargs="+", help=f"Each {SOURCES}.")
+    command.option(
         "prior_precision",
         "The prior's precision, one number for all entries; what the posteriors were trained with otherwise.",
         type=float,
         metavar="P",
     )
-    made.option(
+    command.option(
         "invalid",
         "What to do where the product is no Gaussian: refuse, or take the prior there.",
         choices=["raise", "prior"],
         default="raise",
     )
-    add_options(made)
-    return made
+    add_options(command)
+    return command

@@ -7,11 +7,13 @@ from varlora.cli.parsing import CommandParser
 
 def parser() -> CommandParser:
     """Which method."""
-    made = CommandParser(
+    command = CommandParser(
         "methods",
         about="List the ways to train, with their options and defaults; those of installed packages, too.",
         examples="  varlora methods\n  varlora methods swag\n  varlora train --method ivon --ess 1e6 ...",
         usage="[NAME]",
     )
-    made.add_argument("name", nargs="?", metavar="NAME", help="Of one method: what it costs, and its options in full.")
-    return made
+    command.add_argument(
+        "name", nargs="?", metavar="NAME", help="Of one method: what it costs, and its options in full."
+    )
+    return command

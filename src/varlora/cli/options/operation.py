@@ -1,4 +1,4 @@
-"""Options that `prune`, `temper` and `merge` share: where the result goes."""
+"""Options of commands on one posterior or several: which, and where the result goes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from varlora.cli.parsing import CommandParser
 SOURCES = "a run, a posterior folder, or a checkpoint-N folder of a Trainer with IVON"
 
 
-def add_options(made: CommandParser) -> None:
+def add_source(command: CommandParser) -> None:
+    """The posterior that is read."""
+    command.add_argument("source", metavar="SOURCE", help=f"{SOURCES[0].upper()}{SOURCES[1:]}.")
+
+
+def add_options(command: CommandParser) -> None:
     """Where the result goes."""
-    made.option("output_dir", "Folder for the new posterior.", required=True, metavar="FOLDER")
-    made.flag("overwrite", "Replace that folder.")
+    command.option("output_dir", "Folder for the new posterior.", required=True)
+    command.flag("overwrite", "Replace that folder.")

@@ -14,22 +14,14 @@ EXAMPLES = """
   echo '{"text": "a fine film"}' | varlora predict runs/sst2 --input_file - --output_file -
 """
 FIRST = (
-    "input_file",
-    "output_file",
-    "samples",
-    "coverage",
-    "target_accuracy",
-    "prediction_sets",
-    "untuned",
-    "model_name_or_path",
-    "per_device_eval_batch_size",
-    "overwrite",
+    "input_file output_file samples coverage target_accuracy prediction_sets untuned model_name_or_path "
+    "per_device_eval_batch_size overwrite"
 )
 
 
 def parser() -> CommandParser:
     """The run, the rows, and where to write."""
-    made = CommandParser(
+    command = CommandParser(
         "predict",
         about=(
             'Answer rows with a finished run. The rows need no labels: {"text": ...}, {"question": ..., '
@@ -43,33 +35,30 @@ def parser() -> CommandParser:
         usage="RUN --input_file FILE --output_file FILE [OPTIONS]",
         first=FIRST,
     )
-    made.option(
+    command.option(
         "input_file",
         "Rows: JSONL, CSV or Parquet, or - for standard input; labels in it are not looked at.",
         required=True,
-        metavar="FILE",
     )
-    made.option(
+    command.option(
         "output_file",
         "File to write, .jsonl or .parquet, with all columns of the input, or - for JSONL on standard output.",
         required=True,
-        metavar="FILE",
     )
-    made.option(
+    command.option(
         "mode",
         "How to predict: at the posterior's mean, by its draws, or by draws of the linearised model's logits.",
         choices=MODES,
     )
-    add_selective(made)
-    made.option(
+    add_selective(command)
+    command.option(
         "check_exchangeability",
         "Say whether these rows still look drawn as those that the decision is from, by their confidences; X is the "
         "chance of a false alarm, 0.01 unless given.",
         type=float,
         nargs="?",
         const=0.01,
-        metavar="X",
     )
-    made.flag("undecided", "Answer every row: leave aside what `varlora decide` chose.")
-    add_options(made, auto=True)
-    return made
+    command.flag("undecided", "Answer every row: leave aside what `varlora decide` chose.")
+    add_options(command, auto=True)
+    return command

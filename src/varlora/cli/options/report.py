@@ -16,7 +16,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """What to report, how, and where to write it."""
-    made = CommandParser(
+    command = CommandParser(
         "report",
         about=(
             "Show what `varlora compare` has found so far, from its output folder, or compare finished runs of one "
@@ -25,17 +25,17 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="FOLDER [FOLDER ...] [OPTIONS]",
     )
-    made.add_argument(
+    command.add_argument(
         "folders", metavar="FOLDER", nargs="+", help="Output folder of `varlora compare`, or folders of finished runs."
     )
-    made.option(
+    command.option(
         "format",
         "'html' is one page with figures that needs no network; the others are its tables.",
         choices=FORMATS,
         default="terminal",
     )
-    made.option("output_file", f"File to write; standard output otherwise, and FOLDER/{PAGE} for html.", metavar="FILE")
-    made.flag("overwrite", "Replace the output file.")
-    made.option("split", "Which splits; all of them otherwise. The page always has all.", nargs="+", metavar="NAME")
-    made.option("reference", "For run folders: the row that the others are compared with.", metavar="ROW")
-    return made
+    command.option("output_file", f"File to write; standard output otherwise, and FOLDER/{PAGE} for html.")
+    command.flag("overwrite", "Replace the output file.")
+    command.option("split", "Which splits; all of them otherwise. The page always has all.", nargs="+", metavar="NAME")
+    command.option("reference", "For run folders: the row that the others are compared with.", metavar="ROW")
+    return command

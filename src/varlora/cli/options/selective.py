@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from functools import partial
 
 from varlora.cli.parsing import CommandParser
 
@@ -13,13 +13,9 @@ SURENESS = ("confidence", "entropy", "mutual_information")
 SET_SCORES = ("lac", "aps")
 
 
-def add_selective(made: CommandParser) -> None:
+def add_selective(command: CommandParser) -> None:
     """The options, in a group of their own."""
-    group = made.titled_group("Selective prediction (thresholds from validation rows)")
-
-    def option(name: str, help_text: str, **details: Any) -> None:
-        group.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), help=help_text, **details)
-
+    option = partial(command.option, title="Selective prediction (thresholds from validation rows)")
     option("coverage", "Answer this share of the rows, the surest, e.g. 0.9.", type=_share("coverage"), metavar="X")
     option(
         "target_accuracy",

@@ -8,7 +8,7 @@ from varlora.tasks import PROMPT_STYLES
 
 def parser() -> CommandParser:
     """The task, and whether to load it."""
-    made = CommandParser(
+    command = CommandParser(
         "tasks",
         about=(
             "List the named tasks, and the shapes of rows that can be trained on; or show one task: its prompts, "
@@ -22,10 +22,12 @@ def parser() -> CommandParser:
         ),
         usage="[NAME] [OPTIONS]",
     )
-    made.add_argument("name", metavar="NAME", nargs="?", help="The task to show; all are listed otherwise.")
-    made.option("prompt_style", "Show the prompt of this style; of all styles otherwise.", choices=list(PROMPT_STYLES))
-    made.option("model_name_or_path", "Model whose answer tokens are shown.", metavar="MODEL")
-    made.option("task_dir", "Load the task from this folder, and count its rows.", metavar="FOLDER")
-    made.flag("load", "Load the task from the hub, and count its rows.")
-    made.option("choices", "Questions to keep of a loaded task.", choices=["all", "four"], default="all")
-    return made
+    command.add_argument("name", metavar="NAME", nargs="?", help="The task to show; all are listed otherwise.")
+    command.option(
+        "prompt_style", "Show the prompt of this style; of all styles otherwise.", choices=list(PROMPT_STYLES)
+    )
+    command.option("model_name_or_path", "Model whose answer tokens are shown.", metavar="MODEL")
+    command.option("task_dir", "Load the task from this folder, and count its rows.")
+    command.flag("load", "Load the task from the hub, and count its rows.")
+    command.option("choices", "Questions to keep of a loaded task.", choices=["all", "four"], default="all")
+    return command

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varlora.cli.options.operation import SOURCES, add_options
+from varlora.cli.options.operation import add_options, add_source
 from varlora.cli.parsing import CommandParser
 
 EXAMPLES = """
@@ -13,7 +13,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """The posterior and the temperature."""
-    made = CommandParser(
+    command = CommandParser(
         "temper",
         about=(
             "Scale a posterior's variance: above 1 it is warmer (more uncertain), below 1 colder; 0 leaves its mean. "
@@ -22,7 +22,7 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="SOURCE --temperature T --output_dir FOLDER [OPTIONS]",
     )
-    made.add_argument("source", metavar="SOURCE", help=f"{SOURCES[0].upper()}{SOURCES[1:]}.")
-    made.option("temperature", "What multiplies every variance, at least 0.", type=float, required=True, metavar="T")
-    add_options(made)
-    return made
+    add_source(command)
+    command.option("temperature", "What multiplies every variance, at least 0.", type=float, required=True, metavar="T")
+    add_options(command)
+    return command

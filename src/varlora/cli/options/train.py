@@ -23,23 +23,12 @@ EXAMPLES = """
   varlora train --config recipe.yaml --resume        after an interruption
   varlora train --method swag --help                 the options of one method
 """
-FIRST = (
-    "model_name_or_path",
-    "task",
-    "train_file",
-    "test_file",
-    "output_dir",
-    "method",
-    "learning_rate",
-    "num_train_epochs",
-    "config",
-    "resume",
-)
+FIRST = "model_name_or_path task train_file test_file output_dir method learning_rate num_train_epochs config resume"
 
 
 def parser() -> CommandParser:
     """Every setting of a run, and how to treat what is there already."""
-    made = TrainParser(
+    command = TrainParser(
         "train",
         about=(
             "Fine-tune a model with LoRA on a task, keep the posterior over the adapter's weights, and measure it on "
@@ -50,11 +39,11 @@ def parser() -> CommandParser:
         options=RunConfig,
         first=FIRST,
     )
-    made.option("config", "YAML file of options; what the command line says goes before it.", metavar="FILE")
-    made.flag("overwrite", "Replace the output folder, and what is left of an unfinished run.")
-    made.flag("resume", "Go on from the last checkpoint of an interrupted run with the same settings.")
-    made.flag("no_progress", "Show no progress bars.")
-    return made
+    command.option("config", "YAML file of options; what the command line says goes before it.", metavar="FILE")
+    command.flag("overwrite", "Replace the output folder, and what is left of an unfinished run.")
+    command.flag("resume", "Go on from the last checkpoint of an interrupted run with the same settings.")
+    command.flag("no_progress", "Show no progress bars.")
+    return command
 
 
 class TrainParser(CommandParser):
@@ -107,22 +96,22 @@ class TrainParser(CommandParser):
         kind = options_of(self.method)
         types = types_of(kind)
         for field in dataclasses.fields(kind):
-            told = field.metadata.get("help", "")
+            helps = field.metadata.get("help", "")
             if field.default is not None:
-                told = f"{told} [default: {field.default}]".strip()
-            self._add_option(self.method, field, types[field.name], title=f"Method {self.method}", help_text=told)
+                helps = f"{helps} [default: {field.default}]".strip()
+            self._add_option(self.method, field, types[field.name], title=f"Method {self.method}", help_text=helps)
 
     def add_every_option(self) -> None:
         """Each option once, with what it is to the methods that have it."""
-        found: dict[str, tuple[str, dataclasses.Field[Any], Any]] = {}
-        told: dict[str, dict[str, list[str]]] = {}
+        first_of: dict[str, tuple[str, dataclasses.Field[Any], Any]] = {}
+        helps: dict[str, dict[str, list[str]]] = {}
         for method in METHODS:
             kind = options_of(method)
             for field in dataclasses.fields(kind):
-                found.setdefault(field.name, (method, field, types_of(kind)[field.name]))
-                told.setdefault(field.name, {}).setdefault(field.metadata.get("help", ""), []).append(method)
-        for name, (method, field, kind) in found.items():
-            self._add_option(method, field, kind, title="Options of the methods", help_text=_by_method(told[name]))
+                first_of.setdefault(field.name, (method, field, types_of(kind)[field.name]))
+                helps.setdefault(field.name, {}).setdefault(field.metadata.get("help", ""), []).append(method)
+        for name, (method, field, kind) in first_of.items():
+            self._add_option(method, field, kind, title="Options of the methods", help_text=_by_method(helps[name]))
 
     def _add_option(self, method: str, field: dataclasses.Field[Any], kind: Any, *, title: str, help_text: str) -> None:
         try:
@@ -133,10 +122,10 @@ class TrainParser(CommandParser):
             ) from error
 
 
-def _by_method(told: Mapping[str, Sequence[str]]) -> str:
+def _by_method(helps: Mapping[str, Sequence[str]]) -> str:
     """An option's help texts, each behind the methods that it is of."""
     parts = []
-    for text, methods in told.items():
+    for text, methods in helps.items():
         others = [name for name in METHODS if name not in methods]
         whose = f"all but {', '.join(others)}" if len(others) < len(methods) else ", ".join(methods)
         parts.append(f"{whose}: {text}")

@@ -18,7 +18,7 @@ EXAMPLES = """
 
 def parser() -> CommandParser:
     """The run, and what to try."""
-    made = CommandParser(
+    command = CommandParser(
         "tune",
         about=(
             "Choose how to predict with a finished run, on its validation rows: the posterior's temperature, the "
@@ -29,41 +29,38 @@ def parser() -> CommandParser:
         examples=EXAMPLES,
         usage="RUN [OPTIONS]",
     )
-    made.option(
+    command.option(
         "temperatures",
         "Posterior temperatures to try besides the run's own: 0 is the mean, above 1 warmer.",
         type=float,
         nargs="+",
         default=TEMPERATURES,
     )
-    made.option(
-        "samples", "Numbers of draws to try besides the run's own.", type=int, nargs="+", default=DRAWS, metavar="N"
-    )
-    made.option("fractions", "Fractions to prune; 0 for none.", type=float, nargs="+", default=FRACTIONS)
-    made.option(
+    command.option("samples", "Numbers of draws to try besides the run's own.", type=int, nargs="+", default=DRAWS)
+    command.option("fractions", "Fractions to prune; 0 for none.", type=float, nargs="+", default=FRACTIONS)
+    command.option(
         "by",
         "Which go first; 'snr' where there is a variance, else 'magnitude'.",
         choices=["snr", "variance", "magnitude"],
     )
-    made.flag("prune", "Predict without what can be pruned for nothing, too; otherwise it is only said.")
-    made.flag("no_logit_temperature", "Do not divide the logits.")
-    made.option(
+    command.flag("prune", "Predict without what can be pruned for nothing, too; otherwise it is only said.")
+    command.flag("no_logit_temperature", "Do not divide the logits.")
+    command.option(
         "standard_errors",
         "How many standard errors of the paired difference a gain must exceed; left out: two on 50 rows or fewer, one "
         "on many, and more the more ways are tried.",
         type=float,
     )
-    made.option("split", "The rows; none but the validation rows may be chosen on.", default="validation")
-    made.option("validation_file", "File of labelled rows to choose on, in place of the run's validation rows.")
-    add_columns(made)
-    made.flag("reset", "Take back what was tuned.")
-    made.option(
+    command.option("split", "The rows; none but the validation rows may be chosen on.", default="validation")
+    command.option("validation_file", "File of labelled rows to choose on, in place of the run's validation rows.")
+    add_columns(command)
+    command.flag("reset", "Take back what was tuned.")
+    command.option(
         "output_dir",
         "New folder for the posterior with what was chosen, for a Trainer's checkpoint or a plain adapter, into which "
         "nothing is written.",
-        metavar="FOLDER",
     )
-    made.flag("overwrite", "Replace that folder.")
-    add_run(made)
-    made.set_defaults(max_new_tokens=None)
-    return made
+    command.flag("overwrite", "Replace that folder.")
+    add_run(command)
+    command.set_defaults(max_new_tokens=None)
+    return command

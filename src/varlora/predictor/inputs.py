@@ -14,7 +14,7 @@ from varlora.tasks.rows import Records
 WHERE = "rows"
 """What the rows of a call are called in an error."""
 
-Asked = str | Mapping[str, Any]
+Row = str | Mapping[str, Any]
 """One row: a text, or a record as in training."""
 
 
