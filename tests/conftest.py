@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     """Freezes what imports have made, and keeps the collection after every training and cell to what is young."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     gc.enable()
     for name in ("accelerate.utils.memory", "varlora.compare.worker"):
         if name in sys.modules:
