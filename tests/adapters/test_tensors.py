@@ -28,6 +28,7 @@ from varlora.adapters import (
     same_scaling,
     saved_tensors,
     trained_tensors,
+    weights,
 )
 from varlora.adapters import base as fingerprints
 from varlora.adapters import tensors as adapters
@@ -241,8 +242,8 @@ def test_several_sets_of_tensors_need_one_search_of_the_model(
 ) -> None:
     before, first, second = logits(llama_lora), shifted(llama_lora, 1.0), shifted(llama_lora, 2.0)
     searches: list[nn.Module] = []
-    search = adapters.live_tensors
-    monkeypatch.setattr(adapters, "live_tensors", lambda model, **given: (searches.append(model), search(model))[1])
+    search = weights.live_tensors
+    monkeypatch.setattr(weights, "live_tensors", lambda model, **given: (searches.append(model), search(model))[1])
     with applying(llama_lora, first) as apply:
         found = []
         for values in (first, second):
@@ -279,7 +280,7 @@ def test_applied_restores_when_it_fails_halfway_in(llama_lora: PeftModel) -> Non
 
 def test_an_interrupt_while_restoring_does_not_stop_it(llama_lora: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
     before, values, copies = logits(llama_lora), shifted(llama_lora), []
-    copy = adapters._copy
+    copy = weights._copy
 
     def interrupted_once(tensors: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> None:
         copies.append(len(targets))
@@ -288,7 +289,7 @@ def test_an_interrupt_while_restoring_does_not_stop_it(llama_lora: PeftModel, mo
             raise KeyboardInterrupt
         copy(tensors, targets)
 
-    monkeypatch.setattr(adapters, "_copy", interrupted_once)
+    monkeypatch.setattr(weights, "_copy", interrupted_once)
     with pytest.raises(KeyboardInterrupt), applied(llama_lora, values):
         pass
     assert torch.equal(logits(llama_lora), before)
