@@ -220,7 +220,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, value in checked_values(type(self), {name: getattr(self, name) for name in SETTINGS}).items():
             object.__setattr__(self, name, value)
-
         layers, size = self.lora_layers, self.validation_size
         for name, fits, allowed in (
             ("model_name_or_path", self.model_name_or_path, "a model's name or folder"),
