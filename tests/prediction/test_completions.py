@@ -82,3 +82,12 @@ def test_completions_of_one_prompt_share_it(llama_lora: PeftModel, side: Any, mo
     expected, same_counts = predict_completions(model, q, batches, samples=3, seed=4)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert counts.tolist() == same_counts.tolist() == [2, 1, 3, 2, 1, 2, 1]
+
+
+def test_a_completion_without_tokens_is_certain(llama_lora: PeftModel) -> None:
+    rows = [{"input_ids": [20, 21, 22], "labels": [-100] * 3}] * 2
+    rows += [{"input_ids": [20, 21, 22, 13], "labels": [-100] * 3 + [13]}]
+    found, counts = predict_completions(llama_lora.eval(), None, [Collator(pad_token_id=0)(rows)])
+    assert counts.tolist() == [0, 0, 1]
+    assert found[:2].flatten().tolist() == [0.0, 0.0]
+    assert found[2].item() < 0

@@ -127,19 +127,24 @@ def test_training_the_linearised_model_dropout_and_cached_layers_have_a_row_for_
     assert packed not in seen
 
 
-def test_other_families_have_a_row_for_each_choice() -> None:
+def test_other_families_have_a_row_for_each_choice_which_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     model, batch = tiny_gpt2(), batch_of("left", ROWS)
-    with torch.no_grad():
-        found = choice_log_likelihoods(model, batch)
-    torch.testing.assert_close(found, choice_log_likelihoods(model, batch).detach())
+    with torch.no_grad(), caplog.at_level(logging.INFO, logger="varlora"):
+        found = [choice_log_likelihoods(model, batch) for _ in range(2)]
+    assert caplog.text.count("GPT2LMHeadModel computes a question once for each of its choices") == 1
+    for one in found:
+        torch.testing.assert_close(one, choice_log_likelihoods(model, batch).detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_gives_other_scores_is_seen_and_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, batch = adapted(), batch_of("left", ROWS)
+    text = list(range(10, 50))  # so long that in half precision its score may be off by more than another's whole
+    rows = [*ROWS, {"input_ids": [[*QUESTION, *text], [*QUESTION, 7]], "choice_lengths": [len(text), 1]}]
+    model, batch = adapted().to(dtype), batch_of("left", rows)
     monkeypatch.setattr(
-        PackedChoices, "sees", lambda self, window: torch.ones(4, 1, *self.ids.shape[1:] * 2).tril().bool()
+        PackedChoices, "sees", lambda self, window: torch.ones(5, 1, *self.ids.shape[1:] * 2).tril().bool()
     )
     with torch.no_grad():
         expected = by_rows(monkeypatch, lambda: choice_log_likelihoods(model, batch))
@@ -148,6 +153,16 @@ def test_a_model_that_gives_other_scores_is_seen_and_said_once(
     assert caplog.text.count("does not give the same scores") == 1
     for one in found:
         torch.testing.assert_close(one, expected)
+
+
+def test_tokens_that_see_what_comes_after_them_are_not_packed() -> None:
+    config = copy.deepcopy(CONFIGS["gemma3"])
+    config.use_bidirectional_attention = True
+    model, batch = adapted(config), batch_of("left", ROWS)
+    seen = lengths_seen(model)
+    with torch.no_grad():
+        choice_log_likelihoods(model, batch)
+    assert seen[-1] == (int(batch["choice_mask"].sum()), batch["input_ids"].shape[2])
 
 
 def test_choices_without_a_shared_question_are_not_packed() -> None:

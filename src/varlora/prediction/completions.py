@@ -98,13 +98,13 @@ def predict_completions(
 def _by_prompt(batch: Mapping[str, Any]) -> tuple[Tensor | None, Mapping[str, Any]]:
     """A batch whose completions are the choices of their prompts, and where among them each is; else as it is.
 
-    As it is where no two completions have one prompt, or a completion is not the end of its row.
+    As it is where no two completions have one prompt, or a completion is empty or not the end of its row.
     """
     ids, real = batch["input_ids"], batch["attention_mask"] != 0
     counts, lengths = real.sum(1), (batch["labels"] != -100).sum(1)
     ahead = real.flip(1).cumsum(1).flip(1)  # of each token, how many there are from it on
     texts = real & (ahead <= lengths[:, None])
-    if not torch.equal(texts, batch["labels"] != -100) or bool((lengths >= counts).any()):
+    if not torch.equal(texts, batch["labels"] != -100) or bool(((lengths == 0) | (lengths >= counts)).any()):
         return None, batch
     rows: dict[tuple[int, ...], list[int]] = {}
     for row, tokens in enumerate(ids):

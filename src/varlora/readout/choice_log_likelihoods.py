@@ -80,4 +80,9 @@ def choice_log_likelihoods(model: nn.Module, batch: Mapping[str, Any]) -> Tensor
     packed = packed_choices(batch) if takes_packed(model) else None
     if packed is None:
         return by_rows()
-    return packed_or_by_rows(model, lambda: score(packed.inputs(model), packed.places, packed.targets), by_rows)
+    return packed_or_by_rows(
+        model,
+        batch["choice_lengths"],
+        packed=lambda: score(packed.inputs(model), packed.places, packed.targets),
+        by_rows=by_rows,
+    )

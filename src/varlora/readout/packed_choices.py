@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from varlora.readout.answer_logits import Places, base_of, is_opaque
 from varlora.readout.lower_layers import lower_layers_of
 from varlora.readout.rounding import agree
-from varlora.readout.trunks import Decoder, trunk_of
+from varlora.readout.trunks import DECODERS, Decoder, trunk_of
 
 logger = logging.getLogger(__name__)
 
@@ -142,26 +142,29 @@ def takes_packed(model: nn.Module) -> bool:
         or any(module.training for module in model.modules())
     ):
         return False
-    try:
-        trunk = trunk_of(base)
-    except ValueError:
+    if not _is_known(base):
+        logger.info(
+            "%s computes a question once for each of its choices: they share it in decoders of %s, with sdpa or eager "
+            "attention to what is before a token",
+            type(base).__name__,
+            ", ".join(DECODERS.values()),
+        )
+        _agrees[base] = False
         return False
-    config: Any = base.config
-    lower = lower_layers_of(trunk)
-    return (
-        isinstance(trunk, Decoder)
-        and config._attn_implementation in ("sdpa", "eager")
-        and set(_kinds(config)) <= {"full_attention", "sliding_attention"}
-        and not (lower is not None and lower.by_row)
-    )
+    lower = lower_layers_of(trunk_of(base))
+    return lower is None or not lower.by_row
 
 
-def packed_or_by_rows(model: nn.Module, packed: Callable[[], Tensor], by_rows: Callable[[], Tensor]) -> Tensor:
+def packed_or_by_rows(
+    model: nn.Module, lengths: Tensor, packed: Callable[[], Tensor], by_rows: Callable[[], Tensor]
+) -> Tensor:
     """Scores by the first way, if they are those of the second; which is seen once for every model.
 
     Args:
         model: the model.
-        packed: scores of packed choices.
+        lengths: of each choice (B, C), tokens that are scored: scores are compared by token, since what half precision
+            rounds off a long text's is more than a short one's mistake.
+        packed: scores of packed choices (B, C).
         by_rows: scores of the same choices as rows.
     """
     base = base_of(model)
@@ -176,7 +179,8 @@ def packed_or_by_rows(model: nn.Module, packed: Callable[[], Tensor], by_rows: C
         logger.debug("packed choices of %s failed: %s", type(base).__name__, error)
         _agrees[base] = False
     else:
-        _agrees[base] = agree(base, expected, found)
+        tokens = lengths.to(expected.device).clamp(min=1)
+        _agrees[base] = agree(base, expected / tokens, found / tokens)
     if not _agrees[base]:
         logger.warning(
             "%s does not give the same scores where choices share their question's tokens; each has its own",
@@ -189,6 +193,21 @@ def num_tokens(batch: Mapping[str, Any]) -> int:
     """Of a batch, padding included: what goes through a model where choices are packed."""
     packed = packed_choices(batch) if {"choice_lengths", "choice_mask"} <= batch.keys() else None
     return int(batch["input_ids"].numel() if packed is None else packed.ids.numel())
+
+
+def _is_known(base: nn.Module) -> bool:
+    """Whether a model takes masks and positions as `PackedChoices` makes them."""
+    try:
+        trunk = trunk_of(base)
+    except ValueError:
+        return False
+    config: Any = base.config
+    return (
+        isinstance(trunk, Decoder)
+        and config._attn_implementation in ("sdpa", "eager")
+        and set(_kinds(config)) <= {"full_attention", "sliding_attention"}
+        and not getattr(config, "use_bidirectional_attention", None)
+    )
 
 
 def _kinds(config: Any) -> list[str]:
