@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from varlora.posterior import PredictionConfig
-from varlora.runs.space import DRAWS, TEMPERATURES, Space
+from varlora.runs.space import Grid, Space
 from varlora.runs.tuning import choose, losses
 
+GRID = Grid()
 CLASSES, SPREAD, OWN_DRAWS, MANY = 4, 2.0, 10, 64
 FRESH = 4000
 ROWS = (20, 30, 50, 100, 150, 300)
@@ -67,7 +68,7 @@ class Rows:
     def __init__(self, world: World, rows: int, generator: torch.Generator) -> None:
         self.world = world
         self.mean = SPREAD * torch.randn(rows, CLASSES, generator=generator, dtype=torch.float64)
-        self.noise = torch.randn(rows, max(DRAWS), CLASSES, generator=generator, dtype=torch.float64)
+        self.noise = torch.randn(rows, max(GRID.samples), CLASSES, generator=generator, dtype=torch.float64)
         others = torch.randn(rows, MANY, CLASSES, generator=generator, dtype=torch.float64)
         truth = self._log_probs(world.temperature, others).logsumexp(1) / world.divisor
         self.labels = torch.multinomial(truth.softmax(1), 1, generator=generator)[:, 0]
@@ -87,8 +88,8 @@ class Rows:
 def space() -> Space:
     """What `varlora tune` chooses from, without pruning."""
     return Space(
-        temperatures=tuple(sorted(TEMPERATURES)),
-        samples=tuple(sorted({*DRAWS, OWN_DRAWS})),
+        temperatures=tuple(sorted(GRID.temperatures)),
+        samples=tuple(sorted({*GRID.samples, OWN_DRAWS})),
         fractions=(),
         by="snr",
         fit_logits=True,

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from benchmarks import laplace, memory, scaling, training_step
 from benchmarks.measuring import Quartiles, exponent, parser_of, ratios, show, take_turns
+
+
+@pytest.mark.parametrize("file", sorted(Path(scaling.__file__).parent.glob("*.py")), ids=lambda file: file.stem)
+def test_what_a_benchmark_takes_from_varlora_is_there(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("varlora"):
+            exec(f"from {node.module} import {', '.join(name.name for name in node.names)}", {})
 
 
 def test_ratios_are_of_the_same_round_and_the_exponent_is_the_slope() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from varlora.readout.readout import readout_from_dict
 from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.predict import predict_split
 from varlora.runs.run import run
-from varlora.runs.setting import reload_setting
+from varlora.runs.setting import reload_model, reload_setting
 
 
 def finish(folder: Path, model: str, **options: Any) -> RunFolder:
@@ -121,3 +122,11 @@ def test_chats_are_read_with_the_models_own_template(tmp_path: Path) -> None:
     setting = reload_setting(finished)
     again = predict_split(setting, finished.posterior, "validation", PredictionConfig(samples=4))
     assert again.metrics() == finished.metrics["validation"]["samples"]  # type: ignore[union-attr]
+
+
+def test_an_adapter_in_the_base_models_place_is_named(runs: Callable[[str], RunFolder]) -> None:
+    run = runs("causal")
+    moved = replace(run, config=replace(run.config, model_name_or_path=str(run.path)))
+
+    with pytest.raises(ValueError, match="holds an adapter, not a base model; its base model is"):
+        reload_model(moved)

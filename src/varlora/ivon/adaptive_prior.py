@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from varlora.ivon.prior import Group, Prior, State
-from varlora.posterior.sharded import local, whole, whole_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +47,8 @@ class AdaptivePrior(Prior):
     def renew_(self, states: Sequence[State], means: Sequence[Tensor], group: Group) -> None:
         """A tenth of the way to the closed form; where h is learned, a falling δ must leave h + δ positive."""
         import torch
+
+        from varlora.posterior.sharded import local
 
         hessians = [state["hessian"] for state in states]
         precisions = [state["prior_precision"] for state in states]
@@ -87,6 +88,8 @@ def adaptive_priors(means: Sequence[Tensor], hessians: Sequence[Tensor], ess: fl
     """
     import torch
 
+    from varlora.posterior.sharded import local, whole_sums
+
     curvatures = torch._foreach_add([local(h) for h in hessians], deltas.tolist())
     torch._foreach_rsqrt_(curvatures)  # its squared norm is the sum of 1 / (h + δ)
     squares = torch._foreach_norm([local(mean) for mean in means])
@@ -108,6 +111,8 @@ def initial_prior_precision(mean: Tensor) -> Tensor:
         >>> round(initial_prior_precision(torch.zeros(3)).item())        # LoRA's B
         2500
     """
+    from varlora.posterior.sharded import whole
+
     average = whole(mean.square().sum()) / max(mean.numel(), 1)
     return 1 / average.clamp(min=PRIOR_STD_MIN**2)
 

@@ -169,15 +169,15 @@ def reload_model(
         ValueError: nothing can be loaded from where the base model should be, or the two have not one base model.
     """
     config, folder, readout = run.config, folder or run.path, run.readout
-    family = family_of(config)
     if beside is not None:
-        model, adapter = _put_beside(config, folder, family, beside)
+        model, adapter = _put_beside(config, folder, beside)
         return replace(beside, config=config, folder=folder, model=model, readout=readout, adapter=adapter)
+    tokenizer = load_tokenizer(config, folder)  # first, since it refuses an adapter in the base model's place
+    family = family_of(config)
     base, new_modules = load_base_model(config, family, answers_of(readout))
     model = add_adapter(base, folder, config, new_modules)
     if config.quantization == "none":  # bitsandbytes has placed what it quantized
         model = model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(config, folder)
     return LoadedModel(config=config, folder=folder, tokenizer=tokenizer, family=family, model=model, readout=readout)
 
 
@@ -236,9 +236,9 @@ def scored_as(task: Task, readout: Readout | None) -> Task:
     return replace(task, cloze=True) if isinstance(readout, ChoiceTexts) and not task.cloze else task
 
 
-def _put_beside(config: RunConfig, folder: Path, family: Family, beside: LoadedModel) -> tuple[PeftModel, str]:
+def _put_beside(config: RunConfig, folder: Path, beside: LoadedModel) -> tuple[PeftModel, str]:
     model = beside.model
-    if not isinstance(model, PeftModel) or family != "causal" or base_of(config) != base_of(beside.config):
+    if not isinstance(model, PeftModel) or family_of(config) != "causal" or base_of(config) != base_of(beside.config):
         raise ValueError(
             f"{folder} cannot share the base model of {beside.folder}: both must be causal language models with the "
             "same model_name_or_path, model_revision, dtype and quantization."
