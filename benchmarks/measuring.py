@@ -57,6 +57,11 @@ def ratios(seconds: Mapping[str, Sequence[float]], to: str) -> dict[str, Quartil
     }
 
 
+def has_ivon_opt() -> bool:
+    """Whether the peer is installed; a folder of the name `ivon` is not."""
+    return any(True for _ in importlib.metadata.distributions(name="ivon-opt"))
+
+
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """The slope of log cost over log size by least squares: 1 where cost is proportional to size."""
     x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]

@@ -8,7 +8,6 @@ only while it runs is not seen. "At rest" is after a step, gradients included.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 from benchmarks.laplace import batches, classifier, train
-from benchmarks.measuring import parser_of, show
+from benchmarks.measuring import has_ivon_opt, parser_of, show
 from benchmarks.training_step import ESS, HESS_INIT, LR, batch_of, llama, steps
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -92,7 +91,7 @@ def optimizers() -> dict[str, Callable[[Weights], tuple[torch.optim.Optimizer, A
         return ivon.IVON(model.parameters(), lr=LR, ess=ESS, hess_init=HESS_INIT), None
 
     found = {"AdamW, fused": adamw, "IVON, by default": ivon("auto"), "IVON, cong2025": ivon("cong2025")}
-    return {**found, **({"ivon-opt": ivon_opt} if importlib.util.find_spec("ivon") is not None else {})}
+    return {**found, **({"ivon-opt": ivon_opt} if has_ivon_opt() else {})}
 
 
 def bytes_a_parameter(make: Callable[[Weights], tuple[torch.optim.Optimizer, Any]], steps: int = 3) -> dict[str, float]:

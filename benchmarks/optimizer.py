@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 import os
@@ -30,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from benchmarks.measuring import has_ivon_opt
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -208,7 +208,7 @@ def measure(shapes: Sequence[str], *, rounds: int) -> dict[str, dict[str, dict[s
             "IVON, by default": _varlora(number, shape, "auto"),
             "IVON, cong2025": _varlora(number, shape, "cong2025"),
         }
-        if importlib.util.find_spec("ivon") is not None:
+        if has_ivon_opt():
             cycles["ivon-opt"] = _ivon_opt(number, shape)
         for cycle in cycles.values():  # states are made
             cycle.seconds()

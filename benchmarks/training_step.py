@@ -10,12 +10,11 @@ frozen weights, on the same batch. Processor time on the CPU. ivon-opt is a peer
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from benchmarks.measuring import parser_of, quartiles, ratios, show, take_turns
+from benchmarks.measuring import has_ivon_opt, parser_of, quartiles, ratios, show, take_turns
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -160,7 +159,7 @@ def steps(base: nn.Module, batch: dict[str, Tensor]) -> dict[str, Callable[[], N
         "MC dropout": adamw(dropout=0.1, fused=True),
         "BLoB": blob(),
     }
-    return {**found, **({"ivon-opt": ivon_opt()} if importlib.util.find_spec("ivon") is not None else {})}
+    return {**found, **({"ivon-opt": ivon_opt()} if has_ivon_opt() else {})}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

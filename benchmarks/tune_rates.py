@@ -32,6 +32,7 @@ from varlora.runs.tuning import choose, losses
 
 GRID = Grid()
 CLASSES, SPREAD, OWN_DRAWS, MANY = 4, 2.0, 10, 64
+GRID = Grid()
 FRESH = 4000
 ROWS = (20, 30, 50, 100, 150, 300)
 

@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from varlora.runs.config import RunConfig
-from varlora.runs.data import choice_role, load_task
+from varlora.runs.data import load_task, wording_of
 
 FILES = {
     "arc_easy": ("train.jsonl", "validation.jsonl", "test.jsonl"),
@@ -178,9 +178,9 @@ def test_one_prompt_style_for_all_splits(style: str, data: Path) -> None:
 
 
 def test_what_a_choice_is_to_its_question_goes_by_the_trained_task(data: Path) -> None:
-    assert choice_role(config(data, task="winogrande_s", task_dir=None)) == "blank"
-    assert choice_role(config(data)) == "ending"
-    assert choice_role(config(data, task=None, task_dir=None, train_file="own.jsonl")) == "answer"
+    assert wording_of(config(data, task="winogrande_s", task_dir=None)).choice_role == "blank"
+    assert wording_of(config(data)).choice_role == "ending"
+    assert wording_of(config(data, task=None, task_dir=None, train_file="own.jsonl")).choice_role == "answer"
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def saved_in(model: nn.Module, folder: Path) -> Path:
     """Where PEFT's `save_pretrained(folder)` puts the active adapter: "default" into the folder, others below it.
 
     Example:
+        >>> import torch
         >>> saved_in(torch.nn.Linear(2, 1), Path("run")).name
         'run'
     """

@@ -47,6 +47,7 @@ def saved_tensors(model: nn.Module) -> SavedTensors:
         ValueError: as `trained_tensors`.
 
     Example:
+        >>> import torch
         >>> saved = saved_tensors(torch.nn.Linear(2, 1))
         >>> list(saved.trained), list(saved.fixed)
         (['bias', 'weight'], [])
@@ -140,6 +141,7 @@ def base_model_of(model: nn.Module) -> tuple[str | None, str | None]:
     """The name or path of the pre-trained model, and its revision; None where it is unknown.
 
     Example:
+        >>> import torch
         >>> base_model_of(torch.nn.Linear(2, 1))
         (None, None)
     """
@@ -269,6 +271,7 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
     """The model inside data-parallel and torch.compile wrappers, in whatever order; its names do not depend on them.
 
     Example:
+        >>> import torch
         >>> model = nn.Linear(2, 1)
         >>> unwrapped_model(torch.compile(model)) is model
         True

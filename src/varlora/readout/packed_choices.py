@@ -172,7 +172,7 @@ def packed_or_by_rows(
         return packed() if _agrees[base] else by_rows()
     expected = by_rows()
     try:
-        found = packed()
+        scores = packed()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
@@ -180,12 +180,13 @@ def packed_or_by_rows(
         _agrees[base] = False
     else:
         tokens = lengths.to(expected.device).clamp(min=1)
-        _agrees[base] = agree(base, expected / tokens, found / tokens)
-    if not _agrees[base]:
-        logger.warning(
-            "%s does not give the same scores where choices share their question's tokens; each has its own",
-            type(base).__name__,
-        )
+        _agrees[base] = agree(base, expected / tokens, scores / tokens)
+        if _agrees[base]:
+            return scores  # also of the first batch: a row's scores do not depend on what was asked before
+    logger.warning(
+        "%s does not give the same scores where choices share their question's tokens; each has its own",
+        type(base).__name__,
+    )
     return expected
 
 
