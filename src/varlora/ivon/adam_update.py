@@ -53,11 +53,13 @@ def adam_update_(
     """
     if means[0].device.type != "cpu":  # where the kernel reads t; the state's is on the host
         steps = list(torch.stack(steps).to(means[0].device, non_blocking=True).unbind())
+    changed = means, momenta, second_moments
+    flat = [[tensor.contiguous() for tensor in tensors] for tensors in changed]  # as the kernel takes all to be
     torch._fused_adam_(
-        means,
-        gradients,
-        momenta,
-        second_moments,
+        flat[0],
+        [gradient.contiguous() for gradient in gradients],
+        flat[1],
+        flat[2],
         [],
         steps,
         lr=lr,
@@ -68,3 +70,7 @@ def adam_update_(
         amsgrad=False,
         maximize=False,
     )
+    for tensors, copies in zip(changed, flat, strict=True):
+        for tensor, copy in zip(tensors, copies, strict=True):
+            if copy is not tensor:
+                tensor.copy_(copy)
