@@ -338,6 +338,18 @@ def test_draws_are_rows_that_share_the_lower_layers(
     assert passed["below"] == 10 + 10 * PASSES
 
 
+def test_what_another_optimizer_trains_is_the_same_in_every_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = top_bert()
+    drawn = [p for name, p in model.named_parameters() if "lora_" in name]
+    assert any(p.requires_grad for name, p in model.named_parameters() if "lora_" not in name)  # its head
+    noise = NoiseController(model, IVON(drawn, lr=0.1, ess=50.0, hess_init=1.0), seed=7)
+    ids = token_ids(rows=8, length=7)
+    held_out = HeldOut(batches=[{"input_ids": ids, "labels": ids}], logits=classes)
+    together = held_out.measured(model, noise, HeldOutRecord(), rows=8)
+    monkeypatch.setattr("varlora.ivon.held_out.drawn_as_rows", lambda *args, **options: None)
+    assert_same_record(together, held_out.measured(model, noise, HeldOutRecord(), rows=8))
+
+
 def test_a_measurement_without_answers_is_counted_only() -> None:
     model = Classifier()
     part = batch(8)

@@ -124,7 +124,7 @@ class HeldOut:
             live = live_tensors(model)
             for pair, sign in DRAWS:
                 drawn = noise.evaluation_weights(pair, sign=sign)
-                yield {key: drawn[live[key]] for key in mean}
+                yield {key: drawn.get(live[key], tensor) for key, tensor in mean.items()}
 
         with noise.own_forwards():
             return drawn_as_rows(
