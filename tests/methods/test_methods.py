@@ -431,7 +431,7 @@ def test_ivons_learning_rate_is_adamws_or_the_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", ["cong2024", "cong2025"])
 def test_the_published_recipes_of_ivon_learn_too(recipe: str, model_folder: str, tmp_path: Path) -> None:
-    result = trained(tmp_path, model_folder, "ivon", recipe=recipe, learning_rate=20.0, ess=1e5)
+    result = trained(tmp_path, model_folder, "ivon", recipe=recipe, learning_rate=20.0, ess=1e5, max_steps=60)
     for mode in modes_of(result.posterior):
         prediction = predicted(result.setting, result.posterior, mode=mode)
         assert (prediction.probs.argmax(1) == prediction.labels).double().mean() > 0.9, mode
