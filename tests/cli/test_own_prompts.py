@@ -136,7 +136,10 @@ def test_settings_that_have_no_effect_are_refused_at_once(call: Call, workshop: 
     for options, message in (
         ({"system_prompt": "be a film"}, "system_prompt has no effect without prompt_format='chat'"),
         ({"prompt_template": "{text.__class__}"}, "has {text.__class__}; allowed in braces: the name of a field alone"),
-        ({"prompt_template": "{text}:", "prompt_style": "blob"}, "words the rows, as prompt_style 'blob' does; leave one out"),
+        (
+            {"prompt_template": "{text}:", "prompt_style": "blob"},
+            "words the rows, as prompt_style 'blob' does; leave one out",
+        ),
         ({"prompt_template": "{txt}:"}, "prompt_template has {txt}; allowed: {text}, {labels}"),
         ({"dataset_columns": "text=words"}, "no column 'words', which dataset_columns names; it has text, label"),
     ):
