@@ -1,6 +1,7 @@
 """Sampled weights in the forward pass, noise · gradient in the backward pass.
 
 source ──► draw_cycle ──► controller ◄── sampled ◄── places
+                            ▲── losses
 """
 
 from varlora.ivon.noise.controller import NoiseController, NoiseWarning

@@ -11,8 +11,7 @@ precision and data parallelism need no special cases:
   the products are summed, exactly as the gradients are.
 - Every rank multiplies its own gradient by its own noise; only the products are averaged, over the ranks that average
   the gradients (`noise.ranks`).
-- A loss counts with the weight that its backward pass gives it, which is its share of the step, and is averaged over
-  ranks likewise.
+- A loss counts with the weight that its backward pass gives it (`noise.losses`), and is averaged over ranks likewise.
 - A weight that is also read outside its module's forward has gradient without noise there, and a curvature that the
   products miss: the step refuses (`noise.arrivals`).
 
@@ -23,9 +22,8 @@ itself and are left unclipped.
 from __future__ import annotations
 
 import functools
-import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
@@ -37,6 +35,7 @@ from varlora.adapters import check_trainable
 from varlora.ivon.blocks import blocks
 from varlora.ivon.noise.arrivals import Arrivals
 from varlora.ivon.noise.draw_cycle import Draw, DrawCycle
+from varlora.ivon.noise.losses import StepLosses
 from varlora.ivon.noise.places import Place, Site, refuse_data_parallel, scopes_of
 from varlora.ivon.noise.ranks import Groups, averaged, gradient_groups, reduce_, size_of
 from varlora.ivon.noise.sampled import Sample, SampledForward, uncompiled
@@ -121,9 +120,7 @@ class NoiseController(DrawCycle):
         self._sites = self._find_sites()
         self._held = {site.parameter for site in self._sites.values()}
         self._blocks = self._find_blocks()
-        self._losses: list[Tensor] = []  # of this step, each times its share
-        # Of the backward pass that is under way: those of `observe_loss`, and what the model returned.
-        self._of_pass: dict[str, list[Tensor]] = {"observed": [], "loss": [], "log_probs": []}
+        self._losses = StepLosses()
         scopes = scopes_of(self.model, self._sites)
         for former in [inner.noise, *(getattr(scope.forward, "controller", None) for scope in scopes)]:
             if isinstance(former, NoiseController):  # left behind by a training that was interrupted
@@ -262,7 +259,7 @@ class NoiseController(DrawCycle):
                 f"observe_loss() got {loss!r}, which is no scalar that a backward pass can start from. Pass the loss "
                 "itself, before loss.backward()."
             )
-        self._watch(loss, self._of_pass["observed"])
+        self._losses.show(loss)
 
     # For the optimizer (`posterior.gaussian_optimizer.NoiseStatistics`) ------------------------------------------
 
@@ -333,8 +330,7 @@ class NoiseController(DrawCycle):
         Of each backward pass it is what `observe_loss` was shown, else what the model returned as `output.loss` or
         `output.log_probs`.
         """
-        seen = self._losses
-        numbers = torch.tensor([math.fsum(map(float, seen)) * self._scale, float(bool(seen))], dtype=torch.float64)
+        numbers = torch.tensor([self._losses.total() * self._scale, float(bool(self._losses))], dtype=torch.float64)
         for groups in sorted(self._ranks, key=size_of):
             if groups:
                 numbers = reduce_(numbers.to(self.device), groups).cpu() / size_of(groups)
@@ -346,8 +342,6 @@ class NoiseController(DrawCycle):
         for site in self._sites.values():
             site.clear()
         self._losses.clear()
-        for losses in self._of_pass.values():
-            losses.clear()
 
     def after_step(self) -> None:
         """Ends the step; the next training forward is in another, and starts its first draw.
@@ -385,10 +379,7 @@ class NoiseController(DrawCycle):
     @uncompiled
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is self.model and self.sampling:
-            for name in ("loss", "log_probs"):
-                returned = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-                if isinstance(returned, Tensor) and returned.requires_grad:
-                    self._watch(returned, self._of_pass[name])
+            self._losses.look_at(output)
         super()._after_forward(module, args, output)
 
     def goes_on(self) -> bool:
@@ -445,22 +436,6 @@ class NoiseController(DrawCycle):
                 sample = rounded
             record = functools.partial(self._record, site, site.arrivals_at(parameter), noise)
             place.holder.__dict__[place.attribute] = Sample.apply(parameter, sample, record)  # type: ignore[no-untyped-call]
-
-    def _watch(self, loss: Tensor, losses: list[Tensor]) -> None:
-        """Notes the loss, or the sum of its parts, times its share, which is the gradient that arrives at it."""
-        value = loss.detach().to(torch.promote_types(loss.dtype, torch.float32), copy=True)
-
-        def note(share: Tensor) -> None:
-            losses.append((share.detach().to(value.dtype) * value).sum())
-            torch.autograd.Variable._execution_engine.queue_callback(self._end_pass)
-
-        loss.register_hook(note)  # type: ignore[no-untyped-call]
-
-    def _end_pass(self) -> None:
-        """Keeps the losses that a backward pass has gone through, and none of them twice."""
-        self._losses += next((losses for losses in self._of_pass.values() if losses), [])
-        for losses in self._of_pass.values():
-            losses.clear()
 
     @property
     def _products_are_read(self) -> bool:
