@@ -1,6 +1,7 @@
 """Two gloo ranks, each with its own data and noise, against one process that has both."""
 
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -52,7 +53,20 @@ def flat(model, optimizer):
     )
 
 
-def train_on_rank(rank, wrap, poison_step=None, everywhere=False, options=OPTIONS):
+def everywhere(rank, micro):
+    return True
+
+
+def on_the_first(rank, micro):
+    return rank == 0
+
+
+def at_first_on_the_first(rank, micro):
+    """In a micro-batch whose gradients are not averaged yet."""
+    return rank == micro == 0
+
+
+def train_on_rank(rank, wrap, poison_step=None, uses_expert=on_the_first, options=OPTIONS, averages_late=False):
     model = Net()
     wrapped = wrap(model)
     optimizer = IVON(model.parameters(), **options)
@@ -62,16 +76,17 @@ def train_on_rank(rank, wrap, poison_step=None, everywhere=False, options=OPTION
             x = batch(step, rank, micro)
             if poison_step == step and rank == 1:
                 x = x * float("nan")
-            loss = wrapped(x, use_expert=everywhere or rank == 0).square().mean()
-            noise.observe_loss(loss)
-            (loss / MICRO).backward()
+            with wrapped.no_sync() if averages_late and micro < MICRO - 1 else nullcontext():
+                loss = wrapped(x, use_expert=uses_expert(rank, micro)).square().mean()
+                noise.observe_loss(loss)
+                (loss / MICRO).backward()
         optimizer.step()
         optimizer.zero_grad()
     posterior = posterior_of(model, optimizer)
     return flat(model, optimizer), optimizer.skipped_steps, dict(posterior.mean), dict(posterior.precision)
 
 
-def in_one_process(steps=STEPS, everywhere=False, options=OPTIONS):
+def in_one_process(steps=STEPS, uses_expert=on_the_first, options=OPTIONS):
     """All four draws of both ranks in one step, each loss weighted by 1 / (ranks * micro-batches)."""
     model, source = Net(), CounterNoise(7)
     order = [(s, r, m) for s in range(steps) for r in range(RANKS) for m in range(MICRO)]
@@ -82,7 +97,7 @@ def in_one_process(steps=STEPS, everywhere=False, options=OPTIONS):
     for step in range(steps):
         for rank in range(RANKS):
             for micro in range(MICRO):
-                loss = model(batch(step, rank, micro), use_expert=everywhere or rank == 0).square().mean()
+                loss = model(batch(step, rank, micro), use_expert=uses_expert(rank, micro)).square().mean()
                 controller.observe_loss(loss)
                 (loss / (RANKS * MICRO)).backward()
         optimizer.step()
@@ -154,7 +169,7 @@ def hsdp(model):
 
 def poisoned_alone(rank):
     """Rank 1 skips; rank 0, which trains a model of its own, does not."""
-    return train_on_rank(rank, ddp_alone, poison_step=STEPS - 1, everywhere=True)[1]
+    return train_on_rank(rank, ddp_alone, poison_step=STEPS - 1, uses_expert=everywhere)[1]
 
 
 def penalised(rank):
@@ -180,9 +195,13 @@ SCENARIOS = {
     "poison alone": poisoned_alone,
     "penalty": penalised,
     "ddp": lambda rank: train_on_rank(rank, ddp),
-    "fsdp2": lambda rank: train_on_rank(rank, fsdp2, everywhere=True),  # the ranks gather every shard together
+    "fsdp2": lambda rank: train_on_rank(rank, fsdp2, uses_expert=everywhere),  # the ranks gather every shard together
     "ddp adam": lambda rank: train_on_rank(rank, ddp, options=ADAM),
-    "fsdp2 adam": lambda rank: train_on_rank(rank, fsdp2, everywhere=True, options=ADAM),
+    "fsdp2 adam": lambda rank: train_on_rank(rank, fsdp2, uses_expert=everywhere, options=ADAM),
+    "late": lambda rank: train_on_rank(rank, ddp, uses_expert=at_first_on_the_first, averages_late=True),
+    "late adam": lambda rank: train_on_rank(
+        rank, ddp, uses_expert=at_first_on_the_first, averages_late=True, options=ADAM
+    ),
     "poison": lambda rank: train_on_rank(rank, ddp, poison_step=STEPS - 1),
 }
 
@@ -196,11 +215,16 @@ def results(tmp_path_factory):
     return on_ranks(run, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("scenario", ["ddp", "fsdp2", "ddp adam", "fsdp2 adam"])
-def test_two_ranks_equal_one_process_with_both_draws(results, scenario):
-    (first, *_), (second, *_) = (result[scenario] for result in results)
+USES = {"ddp": on_the_first, "fsdp2": everywhere, "late": at_first_on_the_first}
+"""Who uses the expert, by scenario."""
+
+
+@pytest.mark.parametrize("update", ["", " adam"])
+@pytest.mark.parametrize("scenario", USES)
+def test_two_ranks_equal_one_process_with_both_draws(results, scenario, update):
+    (first, *_), (second, *_) = (result[f"{scenario}{update}"] for result in results)
     assert torch.equal(first, second)  # bit for bit
-    alone = in_one_process(everywhere="fsdp2" in scenario, options=ADAM if "adam" in scenario else OPTIONS)
+    alone = in_one_process(uses_expert=USES[scenario], options=ADAM if update else OPTIONS)
     torch.testing.assert_close(first, alone, rtol=1e-12, atol=1e-14)
 
 

@@ -166,6 +166,22 @@ def test_parts_of_epochs_and_numbers_of_steps(tmp_path: Path, options: Any, epoc
     assert record is None or HeldOutRecord.from_dict(record).measurements > 0
 
 
+@pytest.mark.parametrize("nothing", [{"num_train_epochs": 0}, {"max_steps": 0}])
+@pytest.mark.parametrize("source", ["train", "validation"])
+def test_a_training_of_no_step_leaves_a_folder(tmp_path: Path, source: str, nothing: Any) -> None:
+    validation = Rows(60, seed=1) if source == "validation" else None
+    trainer = trainer_of(tmp_path, held_out=source, validation=validation, **nothing)
+    assert isinstance(trainer.model, Classifier)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    q = load_posterior(tmp_path / "saved")
+    assert trainer.state.global_step == 0
+    assert all(torch.equal(q.point[name], value) for name, value in before.items())
+    assert not trainer.model.trained_on
+    assert "of 0 training steps" in q.meta.diagnostics["held_out"]["why"]
+
+
 def test_accumulated_steps_are_measured_between_steps_only(tmp_path: Path) -> None:
     watched = Watched()
     options = {**NOISY, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 32}

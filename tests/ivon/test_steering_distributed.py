@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ranks import on_ranks
 from steered_tasks import Classifier, Watched, state_of, trainer_of
+from varlora import posterior_of
+from varlora.ivon.fit_variance import SMALLEST_STD
 from varlora.ivon.withholding import withheld_rows
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo")
@@ -38,8 +42,23 @@ def train(folder: Path, *, resume: bool) -> dict[str, Any]:
     return {"state": state_of(trainer), "ratios": watched.ratios, "rows": watched.rows, "measured": watched.measured}
 
 
+def train_nothing(folder: Path) -> dict[str, Any]:
+    model = Classifier()
+    before = [p.detach().flatten() for p in model.parameters()]
+    trainer = trainer_of(folder, model=model, held_out="train", num_train_epochs=0, ddp_backend="gloo")
+    trainer.train()
+    trainer.save_model(str(folder / "nothing"))
+    q = posterior_of(trainer.model, trainer.optimizer)
+    return {"before": torch.cat(before), "mean": flat(q.mean), "precision": flat(q.precision)}
+
+
+def flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors.values()])
+
+
 def run(rank: int, folder: str) -> dict[str, Any]:
-    return {name: train(Path(folder), resume=name == "resumed") for name in ("whole", "resumed")}
+    trained = {name: train(Path(folder), resume=name == "resumed") for name in ("whole", "resumed")}
+    return trained | {"nothing": train_nothing(Path(folder))}
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +93,10 @@ def test_a_resumed_run_goes_on_with_the_same_rows_and_lambda(results: list[dict[
         assert resumed["rows"][1] == whole["rows"][12]
         assert resumed["ratios"] == whole["ratios"][STOP:]
         assert resumed["state"] == whole["state"]
+
+
+def test_a_training_of_no_step_ends_on_both_ranks_where_it_began(results: list[dict[str, Any]]) -> None:
+    first, second = (result["nothing"] for result in results)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(first["mean"].sort().values, first["before"].sort().values)
+    torch.testing.assert_close(first["precision"], torch.full_like(first["precision"], SMALLEST_STD**-2))

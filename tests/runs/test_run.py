@@ -282,3 +282,9 @@ def test_gradient_checkpointing_changes_nothing(model: str, tmp_path: Path) -> N
     without, with_checkpointing = posteriors
     differences: list[Tensor] = [(without.mean[k] - with_checkpointing.mean[k]).abs().max() for k in without.mean]
     assert max(differences) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["adamw", "ivon", "swag", "blob"])
+def test_a_training_of_no_step_is_refused_whatever_the_method(tmp_path: Path, method: str) -> None:
+    with pytest.raises(ValueError, match="max_steps is 0, which would train nothing; give a positive number"):
+        run(config(tmp_path, "no model is loaded", method=method, max_steps=0), progress=False)

@@ -36,8 +36,8 @@ def plan_of(held_out: HeldOut, work: float, state: TrainerState) -> Plan:
         work: of a training step (`work_of_a_step`).
         state: of the training, as it begins: its number of steps, and of epochs.
     """
-    share = 1.0 if held_out.until_epoch is None else min(held_out.until_epoch / state.num_train_epochs, 1.0)
-    steps = state.max_steps
+    until, epochs, steps = held_out.until_epoch, state.num_train_epochs, state.max_steps
+    share = min(until / epochs, 1.0) if until is not None and epochs > 0 else 1.0
     return held_out.plan(work, steps=steps, begin=int(BEGUN_AFTER * steps), end=int(share * steps))
 
 

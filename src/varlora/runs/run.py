@@ -80,6 +80,7 @@ def run(
     if resume and not overwrite:
         _check_not_finished(config)
     check_target(config.output_dir, overwrite=overwrite)
+    _check_steps(config)
     check_metrics()
     check_trackers(config.report_to)
     method = method_of(config)
@@ -229,6 +230,15 @@ def _check_not_finished(config: RunConfig) -> None:
     if this_process().is_main_process:
         remove_left_over(config)
     raise AlreadyFinishedError(f"{folder} is already finished, with these settings; nothing in it was changed.")
+
+
+def _check_steps(config: RunConfig) -> None:
+    """Refuses a training of no step, whatever would be made of it."""
+    if config.max_steps == 0 and config.method != "zero_shot":
+        raise ValueError(
+            "max_steps is 0, which would train nothing; give a positive number of steps, or -1 to go by "
+            "num_train_epochs. What the model does untrained: --method zero_shot."
+        )
 
 
 def _check_temperature_scaling(setting: Setting) -> None:
