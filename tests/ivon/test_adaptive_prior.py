@@ -18,6 +18,7 @@ from varlora.ivon.adaptive_prior import (
     initial_prior_precision,
     renewed_prior_precisions,
 )
+from varlora.ivon.noise import ReplayedNoise
 
 ORACLE = json.loads((Path(__file__).parent.parent / "data" / "adaptive_prior.json").read_text())
 
@@ -148,3 +149,43 @@ def test_a_falling_prior_keeps_the_precision_positive() -> None:
         for p in model.parameters():
             assert (optimizer.precision(p) > 0).all()
     assert optimizer.skipped_steps == 0
+
+
+@pytest.mark.parametrize("factor", [0.2, 5.0])
+def test_steps_follow_a_lambda_that_moves_between_them(factor: float) -> None:
+    """20 steps against the equations, λ moved after the tenth; where h is below 0 a smaller δ must not undo h + δ."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, bias=False, dtype=torch.float64)
+    noise = [torch.randn(2, 3, dtype=torch.float64) for _ in range(20)]
+    given = {"lr": 0.05, "ess": 50.0, "hess_init": 0.05, "betas": (0.9, 0.8), "prior": "adaptive"}
+    optimizer = IVON(model.parameters(), **given, clip_radius=1.0)  # type: ignore[arg-type]
+    NoiseController(model, optimizer, ReplayedNoise({"weight": noise}))
+    curvature = torch.tensor([[-0.3, 0.2, 0.5], [-0.5, -0.1, 1.0]], dtype=torch.float64)
+    m = model.weight.detach().clone()
+    g, h, precision = torch.zeros_like(m), torch.full_like(m, 0.05), initial_prior_precision(m)
+    ess, kept = 50.0, 0
+    for step, eps in enumerate(noise):
+        if step == 10:
+            ess *= factor
+            optimizer.param_groups[0]["ess"] = ess
+        delta = precision / ess
+        kept += int((h < -delta / 2).sum())
+        h = h.maximum(-delta / 2)
+        sample = m + eps / (ess * (h + delta)).sqrt()
+        gradient = curvature * sample
+        f = ess * (h + delta) * (sample - m) * gradient
+        g = 0.9 * g + 0.1 * gradient
+        h = 0.8 * h + 0.2 * f + 0.5 * 0.2**2 * (h - f) ** 2 / (h + delta)
+        target = (1 / (m.square() + 1 / (ess * (h + delta))).mean()).clamp(max=1 / PRIOR_STD_MIN**2)
+        precision = precision.log().lerp(target.log(), 0.1).exp()
+        h = h.maximum(-precision / ess / 2)
+        m = m - 0.05 * (g / (1 - 0.9 ** (step + 1)) / (h + precision / ess)).clamp(-1, 1)
+
+        (curvature * model(torch.eye(3, dtype=torch.float64)).T.square()).sum().div(2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(model.weight.detach(), m, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(optimizer.state[model.weight]["hessian"], h, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(optimizer.precision(model.weight), ess * h + precision, rtol=1e-6, atol=1e-9)
+    assert optimizer.skipped_steps == 0
+    assert bool(kept) == (factor > 1), "a λ that grows finds an h that its smaller δ would not carry"

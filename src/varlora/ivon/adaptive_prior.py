@@ -54,8 +54,7 @@ class AdaptivePrior(Prior):
         precisions = [state["prior_precision"] for state in states]
         renewed = renewed_prior_precisions(torch.stack(precisions), means, hessians, group["ess"])
         torch._foreach_copy_(precisions, list(renewed.unbind()))
-        if group["betas"][1] < 1:
-            lowest = [-0.5 * delta for delta in self.deltas(states, group)]
+        if (lowest := self.lowest(self.deltas(states, group), group)) is not None:
             torch._foreach_clamp_min_([local(hessian) for hessian in hessians], lowest)
 
     def deltas(self, states: Sequence[State], group: Group) -> list[float]:
@@ -64,6 +63,10 @@ class AdaptivePrior(Prior):
 
         precisions = torch.stack([state["prior_precision"] for state in states])
         return (precisions / group["ess"]).tolist()  # type: ignore[no-any-return]
+
+    def lowest(self, deltas: Sequence[float], group: Group) -> list[float] | None:
+        """−δ/2 where h is learned, and may be below 0: δ falls where s² grows, and where λ does, whoever moves it."""
+        return [-0.5 * delta for delta in deltas] if group["betas"][1] < 1 else None
 
 
 def adaptive_priors(means: Sequence[Tensor], hessians: Sequence[Tensor], ess: float, deltas: Tensor) -> Tensor:

@@ -53,8 +53,9 @@ class IVONState(torch.optim.Optimizer):
         group, state = self.group_of(p), self._state(p)
         if group["variance"] == "fit":
             return torch.full_like(state["momentum"], 1 / fit_variance(group))
-        (delta,) = prior_of(group).deltas([state], group)
-        return group["ess"] * (state["hessian"] + delta)  # type: ignore[no-any-return]
+        prior = prior_of(group)
+        (delta,) = prior.deltas([state], group)
+        return group["ess"] * prior.curvature(state["hessian"], delta, group)  # type: ignore[no-any-return]
 
     def noise_scale(self, p: Tensor) -> Tensor | float:
         """The posterior standard deviation of `p`, elementwise; or that of all entries of its group, a number."""

@@ -262,8 +262,11 @@ class IVON(IVONState):
 
 def _learn_hessians(states: Sequence[dict[str, Any]], group: dict[str, Any], products: Sequence[Tensor | None]) -> None:
     held = [local(product) for product in products if product is not None]
-    hessians, beta2 = _held(states, "hessian"), group["betas"][1]
-    curvatures = torch._foreach_add(hessians, prior_of(group).deltas(states, group))
+    hessians, beta2, prior = _held(states, "hessian"), group["betas"][1], prior_of(group)
+    deltas = prior.deltas(states, group)
+    if (lowest := prior.lowest(deltas, group)) is not None:  # λ may have moved since the last step
+        torch._foreach_clamp_min_(hessians, lowest)
+    curvatures = torch._foreach_add(hessians, deltas)
     excesses = torch._foreach_mul(held, group["ess"])
     torch._foreach_mul_(excesses, curvatures)
     torch._foreach_sub_(excesses, hessians)  # f − h

@@ -52,6 +52,20 @@ class Prior:
         """δ of each tensor."""
         raise NotImplementedError
 
+    def lowest(self, deltas: Sequence[float], group: Group) -> list[float] | None:
+        """How low the entries of h may be for h + δ to be positive, of each tensor; None: as low as they are.
+
+        Args:
+            deltas: δ of each tensor.
+            group: theirs.
+        """
+        return None
+
+    def curvature(self, hessian: Tensor, delta: float, group: Group) -> Tensor:
+        """h + δ of a tensor, positive."""
+        lowest = self.lowest([delta], group)
+        return (hessian if lowest is None else hessian.clamp(min=lowest[0])) + delta
+
 
 class FixedPrior(Prior):
     """N(0, 1/(λδ)), δ = weight_decay.

@@ -116,8 +116,9 @@ def _from_checkpoint(
             if h is None:
                 precision[key] = torch.full_like(momentum, 1 / fit_variance(group))
             else:
-                (delta,) = prior_of(group).deltas([entry], group) if entry else (group["weight_decay"],)
-                precision[key] = group["ess"] * (h + delta)
+                of_group = prior_of(group)
+                (delta,) = of_group.deltas([entry], group) if entry else (group["weight_decay"],)
+                precision[key] = group["ess"] * of_group.curvature(h, delta, group)
                 prior[key] = float(group["ess"] * delta)
                 hessians[key] = (h, float(group["hess_init"]))
             steps = max(steps, int(entry.get("step", 0)))
