@@ -6,10 +6,10 @@ A row's answer does not depend on its neighbours, since the draws of the weights
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from varlora.serve.batcher import Batcher
 from varlora.serve.errors import RequestError, invalid
 from varlora.serve.jobs import Job
 from varlora.serve.metrics import ServerMetrics
@@ -58,7 +58,7 @@ class RowJob(Job):
         self.answers: list[dict[str, Any]] = []
 
 
-class RowBatcher:
+class RowBatcher(Batcher[RowJob]):
     """The rows that wait for one base model.
 
     Args:
@@ -66,36 +66,32 @@ class RowBatcher:
         metrics: where batches are counted.
     """
 
+    kind = RowJob
+
     def __init__(self, batch_rows: int, metrics: ServerMetrics) -> None:
+        super().__init__()
         self.batch_rows, self.metrics = batch_rows, metrics
-        self._inbox: deque[RowJob] = deque()
-        self._jobs: list[RowJob] = []  # the worker's
+        self._jobs: list[RowJob] = []
         self._former: tuple[str, bool] | None = None
 
-    def accept(self, job: Job) -> None:
-        """Puts a job at the end of those that wait."""
-        assert isinstance(job, RowJob)
-        self._inbox.append(job)
+    def opened(self) -> Sequence[RowJob]:
+        """Whose rows wait."""
+        return self._jobs
 
-    def has_work(self) -> bool:
-        """Whether rows wait."""
-        return bool(self._inbox or self._jobs)
+    def open(self, job: RowJob) -> None:
+        """Puts its rows behind those that wait."""
+        self._jobs.append(job)
 
-    def step(self) -> None:
+    def advance(self) -> None:
         """Answers one batch."""
-        while self._inbox:
-            self._jobs.append(self._inbox.popleft())
         taken = self._next_batch()
         if taken:
             self._answer(taken)
         self._jobs = [job for job in self._jobs if job.is_wanted]
 
-    def abandon(self, error: Exception) -> None:
-        """Fails every job there is."""
-        for job in (*self._jobs, *self._inbox):
-            job.fail(error)
+    def forget(self) -> None:
+        """No rows wait."""
         self._jobs = []
-        self._inbox.clear()
 
     def _next_batch(self) -> list[tuple[RowJob, int]]:
         """Jobs of one model and how many of their rows: one of each job in turn, until the batch is full."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from varlora.serve.batcher import Batcher
 from varlora.serve.decoding_batch import DecodingBatch, prefill_groups
 from varlora.serve.errors import RequestError
 from varlora.serve.jobs import Job
@@ -51,7 +52,7 @@ class TextJob(Job):
         self.pending = len(sequences)
 
 
-class TextBatcher:
+class TextBatcher(Batcher[TextJob]):
     """The texts that wait for one base model, and those that are being written.
 
     Args:
@@ -60,26 +61,21 @@ class TextBatcher:
         metrics: where batches are counted.
     """
 
+    kind = TextJob
+
     def __init__(self, batch_rows: int, batch_tokens: int, metrics: ServerMetrics) -> None:
+        super().__init__()
         self.batch_rows, self.batch_tokens, self.metrics = batch_rows, batch_tokens, metrics
-        self._inbox: deque[TextJob] = deque()
         self._waiting: deque[TextSequence] = deque()
         self._jobs: dict[TextSequence, TextJob] = {}
         self._batches: dict[str, list[DecodingBatch]] = {}
 
-    def accept(self, job: Job) -> None:
-        """Puts a job at the end of those that wait."""
-        assert isinstance(job, TextJob)
-        self._inbox.append(job)
+    def opened(self) -> Collection[TextJob]:
+        """Whose texts wait or are being written, once for each."""
+        return self._jobs.values()
 
-    def has_work(self) -> bool:
-        """Whether texts wait or are being written."""
-        return bool(self._inbox or self._jobs)
-
-    def step(self) -> None:
+    def advance(self) -> None:
         """Lets newcomers in, and writes one token of every text."""
-        while self._inbox:
-            self._open(self._inbox.popleft())
         self._drop_unwanted()
         batches = [(lane, batch) for lane, running in self._batches.items() for batch in running if batch.sequences]
         for lane, batch in batches:
@@ -98,16 +94,14 @@ class TextBatcher:
             lane: kept for lane, running in self._batches.items() if (kept := [one for one in running if one.sequences])
         }
 
-    def abandon(self, error: Exception) -> None:
-        """Fails every job there is."""
-        for job in {*self._jobs.values(), *self._inbox}:
-            job.fail(error)
+    def forget(self) -> None:
+        """No text waits or is being written."""
         self._jobs.clear()
-        self._inbox.clear()
         self._waiting.clear()
         self._batches.clear()
 
-    def _open(self, job: TextJob) -> None:
+    def open(self, job: TextJob) -> None:
+        """Makes sure of its draws, and puts its texts behind those that wait."""
         try:
             adapters = job.model.adapters(job.samples)
         except Exception as error:

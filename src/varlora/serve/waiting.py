@@ -8,9 +8,10 @@ from typing import Any
 
 from fastapi import Request
 
+from varlora.serve.batcher import Batcher
 from varlora.serve.errors import RequestError
 from varlora.serve.jobs import Job
-from varlora.serve.worker import Batcher, QueueCapacity, Worker
+from varlora.serve.worker import QueueCapacity, Worker
 
 
 class ClientGone(Exception):
@@ -27,7 +28,7 @@ class QueuePlace:
         job: the job.
     """
 
-    def __init__(self, room: QueueCapacity, worker: Worker, batcher: Batcher, job: Job) -> None:
+    def __init__(self, room: QueueCapacity, worker: Worker, batcher: Batcher[Any], job: Job) -> None:
         self.room, self.worker, self.batcher, self.job = room, worker, batcher, job
 
     def enter(self) -> None:

@@ -12,30 +12,15 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
+from varlora.serve.batcher import Batcher
 from varlora.serve.errors import RequestError
 from varlora.serve.jobs import Job
 
 logger = logging.getLogger(__name__)
 
 _SHORTEST, _LONGEST = 1.0, 60.0
-
-
-class Batcher(Protocol):
-    """One kind of work on a base model. `accept` is called by the event loop, all else by the worker's thread."""
-
-    def accept(self, job: Job) -> None:
-        """Puts a job at the end of those that wait."""
-
-    def has_work(self) -> bool:
-        """Whether there is something to do."""
-
-    def step(self) -> None:
-        """Does a little of it: a batch of rows, or a token of every text. Raises nothing that is about a job."""
-
-    def abandon(self, error: Exception) -> None:
-        """Fails every job there is."""
 
 
 class Worker:
@@ -46,7 +31,7 @@ class Worker:
         batchers: the kinds of work; each takes a step in turn.
     """
 
-    def __init__(self, name: str, batchers: Sequence[Batcher]) -> None:
+    def __init__(self, name: str, batchers: Sequence[Batcher[Any]]) -> None:
         self.name, self.batchers = name, tuple(batchers)
         self._condition = threading.Condition()
         self._closed = False
@@ -61,7 +46,7 @@ class Worker:
         """Starts the thread."""
         self._thread.start()
 
-    def submit(self, batcher: Batcher, job: Job) -> None:
+    def submit(self, batcher: Batcher[Any], job: Job) -> None:
         """Gives it a job; called by the event loop."""
         with self._condition:
             batcher.accept(job)
