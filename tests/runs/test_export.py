@@ -166,3 +166,16 @@ def test_a_manifest_that_is_another_is_refused(
     file.write_text(json.dumps({key: value for key, value in values.items() if value is not None or key != "rank"}))
     with pytest.raises(ValueError, match=told):
         Export.load(tmp_path / "out")
+
+
+def test_a_manifest_may_leave_out_what_has_a_default_and_hold_what_is_unknown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    by_hand = {"kind": "merged", "base_model": "m", "mode": "mean", "rank": 8, "logit_temperature": 1.5}
+    (tmp_path / EXPORT).write_text(json.dumps({**by_hand, "shards": 4, "engine": "later"}))
+    export = Export.load(tmp_path)
+    assert export == Export(**by_hand, version="unknown")  # type: ignore[arg-type]
+    assert "does not know: shards, engine" in caplog.text
+    (tmp_path / EXPORT).write_text(json.dumps({"kind": "merged", "base_model": "m", "mode": "mean", "rank": 8}))
+    with pytest.raises(ValueError, match=r"damaged \(it lacks 'logit_temperature'.*Export anew"):
+        Export.load(tmp_path)

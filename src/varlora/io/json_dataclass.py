@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from varlora.io.files import misfit_of
+from varlora.io.files import finite, misfit_of
 
 T = TypeVar("T")
 
@@ -36,6 +36,26 @@ def from_json(value: Any, kind: type[T]) -> T:
         raise ValueError(misfit)
     made: T = _made(value, kind)
     return made
+
+
+def with_defaults(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The JSON of a dataclass with the defaults of the fields that it leaves out.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Point:
+        ...     name: str
+        ...     at: tuple[float, ...] = (0.0,)
+        >>> with_defaults({"name": "a"}, Point)
+        {'at': [0.0], 'name': 'a'}
+    """
+    defaults: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = finite(field.default_factory())
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = finite(field.default)
+    return {**defaults, **values}
 
 
 def _made(value: Any, kind: Any) -> Any:

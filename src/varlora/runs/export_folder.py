@@ -12,20 +12,23 @@ weights under a known name could be answered for by those before.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import Self
 
 from varlora.io.files import json_text, read_bytes, read_json
-from varlora.io.json_dataclass import from_json
+from varlora.io.json_dataclass import from_json, with_defaults
 from varlora.posterior import Mixture, PointMass, PosteriorMeta
 from varlora.posterior.folder import adapter_config_in, tensors_in
 from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN, library_version
 from varlora.runs.folder import CONFIG, FACTS, Facts, RunFolder, read_config
+
+logger = logging.getLogger(__name__)
 
 EXPORT = "export.json"
 FORMAT_VERSION = 1
@@ -87,20 +90,27 @@ class Export:
     def load(cls, folder: str | Path) -> Self:
         """Reads an export folder's manifest; the adapters are not opened, which may lie on another machine.
 
+        A field that is left out has its default. One that is unknown, as of a later version, is left aside, with a
+        warning.
+
         Raises:
-            ValueError: there is none, or it is damaged or of another format.
+            ValueError: there is none, or it is of another format, or lacks what has no default, or is damaged.
         """
         file = Path(folder) / EXPORT
         if not file.is_file():
             raise ValueError(f"{folder} is no export, it has no {EXPORT}. Give a folder that `varlora export` wrote.")
         values = read_json(file, dict[str, Any])
-        if values.get("format_version") != FORMAT_VERSION:
+        writer = values.setdefault("version", "unknown")
+        if (version := values.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
             raise ValueError(
-                f"{file} is of format {values.get('format_version')!r}, and this varlora reads {FORMAT_VERSION}. "
-                f"Export anew, or read it with the varlora that wrote it ({values.get('version')})."
+                f"{file} is of format {version!r}, and this varlora reads {FORMAT_VERSION}. Export anew, or read it "
+                f"with the varlora that wrote it ({writer})."
             )
+        known = {one.name for one in fields(cls)}
+        if unknown := [name for name in values if name not in known]:
+            logger.warning("%s: left aside is what this varlora does not know: %s", file, ", ".join(unknown))
         try:
-            export = from_json(values, cls)
+            export = from_json(with_defaults({name: values[name] for name in known & values.keys()}, cls), cls)
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}). Export anew.") from error
         for adapter in export.adapters:
