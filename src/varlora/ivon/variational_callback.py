@@ -21,7 +21,7 @@ from varlora.ivon.steering import Steering, leave_unsteered
 from varlora.ivon.trainer_checks import check_arguments, check_labels, check_skipped
 from varlora.posterior.gaussian_optimizer import AutoOptimizer, GaussianOptimizer, missing_members
 from varlora.posterior.training_record import training_record
-from varlora.posterior.wrapped import restore_from, unwrapped
+from varlora.posterior.wrapped import restore_best, unwrapped
 from varlora.tasks.description import description_of
 from varlora.training.examples import count_examples
 
@@ -206,8 +206,7 @@ class VariationalCallback(TrainerCallback):
         self.noise.detach()
         self.noise = None
         check_skipped(state.global_step, _taken(optimizer) - self._taken_before)
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            restore_from(optimizer, state.best_model_checkpoint)
+        restore_best(optimizer, args, state)
 
 
 def _gaussian(optimizer: torch.optim.Optimizer) -> GaussianOptimizer:

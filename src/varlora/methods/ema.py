@@ -16,7 +16,7 @@ from varlora.methods.averages import AveragedAdamW, averaged_adamw
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import EmaOptions
 from varlora.posterior import point_mass_of
-from varlora.posterior.wrapped import restore_from
+from varlora.posterior.wrapped import restore_best
 from varlora.training.adapter_trainer import AdapterTrainer
 
 
@@ -41,9 +41,7 @@ class Ema(EmaOptions, AdamW):
         trainer = self.trainer(job)
         log = job.run(trainer)
         optimizer = averaged_adamw(trainer.optimizer)
-        best = trainer.state.best_model_checkpoint if job.arguments.load_best_model_at_end else None
-        if best is not None:
-            restore_from(optimizer, best)
+        restore_best(optimizer, job.arguments, trainer.state)
         load_into(job.model, averages(job.model, optimizer))
         return Fit(posterior=point_mass_of(job.model, **record(job, self.name)), log=log)
 

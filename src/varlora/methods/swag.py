@@ -35,7 +35,7 @@ from varlora.methods.options import SwagOptions
 from varlora.methods.snapshots import SnapshotAdamW, snapshot_adamw
 from varlora.posterior import PosteriorMeta, model_meta
 from varlora.posterior.low_rank import LowRankGaussian
-from varlora.posterior.wrapped import restore_from
+from varlora.posterior.wrapped import restore_best
 from varlora.training.adapter_trainer import AdapterTrainer
 
 VARIANCE_MIN = 1e-30
@@ -82,9 +82,7 @@ class Swag(SwagOptions, AdamW):
         trainer = self.trainer(job)
         log = job.run(trainer)
         optimizer = snapshot_adamw(trainer.optimizer)
-        best = trainer.state.best_model_checkpoint if job.arguments.load_best_model_at_end else None
-        if best is not None:
-            restore_from(optimizer, best)
+        restore_best(optimizer, job.arguments, trainer.state)
         saved = saved_tensors(job.model)
         snapshots = {key: optimizer.state[p]["snapshots"] for key, p in saved.trained.items()}
         steps = snapshot_steps(trainer.state.max_steps, self.swag_start, self.snapshots)

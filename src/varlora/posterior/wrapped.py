@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from varlora.posterior.gaussian_optimizer import GaussianOptimizer
+
+if TYPE_CHECKING:
+    from transformers import TrainerState, TrainingArguments
 
 Kind = TypeVar("Kind")
 
@@ -60,3 +63,20 @@ def restore_from(optimizer: torch.optim.Optimizer | GaussianOptimizer, checkpoin
             "Keep the optimizer state in the checkpoints (save_only_model=False)."
         )
     optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def restore_best(
+    optimizer: torch.optim.Optimizer | GaussianOptimizer, args: TrainingArguments, state: TrainerState
+) -> None:
+    """Takes the optimizer back to the best checkpoint, where a trainer has taken its weights there.
+
+    Args:
+        optimizer: the trainer's.
+        args: the trainer's: `load_best_model_at_end`.
+        state: the trainer's, when training has ended.
+
+    Raises:
+        FileNotFoundError: as `restore_from`.
+    """
+    if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        restore_from(optimizer, state.best_model_checkpoint)
