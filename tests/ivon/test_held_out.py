@@ -246,6 +246,7 @@ def test_chunks_and_cuts_change_nothing() -> None:
     )
 
 
+POSITIONS = torch.arange(3)[None, :, None].repeat(3, 1, 2)  # three coordinates of the tokens of three rows
 ONE_WHOLE = {"patches": torch.zeros(50, 2)}  # whose rows they are is not known
 
 
@@ -262,6 +263,7 @@ ONE_WHOLE = {"patches": torch.zeros(50, 2)}  # whose rows they are is not known
             [[range(8), range(8, 16)], [range(16, 24), range(24, 27)], [range(8), range(8, 16)]],
         ),
         ([8, 8], ONE_WHOLE, 1, [[range(8)], [range(8, 16)]]),
+        ([3], {"position_ids": POSITIONS}, 2, [[range(2)], [range(2, 3), range(1)]]),
         ([4], {"note": "a", "scale": torch.tensor(1.0), "ids": list("abcd")}, 3, [[range(3)], [range(3, 4), range(2)]]),
     ],
 )
@@ -275,6 +277,7 @@ def test_rows_take_turns_whatever_the_batch(
     def logits(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         seen.append(batch["number"].tolist())
         assert len(batch.get("ids", seen[-1])) == len(seen[-1])
+        assert batch.get("position_ids", torch.tensor([[seen[-1]]]).mT)[0, :, 0].tolist() == seen[-1]
         return classified(model, batch)
 
     starts = [sum(sizes[:i]) for i in range(len(sizes))]

@@ -24,6 +24,7 @@ from varlora.posterior import PointMass
 from varlora.posterior.batched_draws import drawn_as_rows
 from varlora.posterior.held_out_record import HeldOutRecord
 from varlora.posterior.sharded import local
+from varlora.readout.batch_rows import is_by_rows, num_rows, take_rows
 
 CHUNK = 512
 """Answers whose softmax is taken at a time: a vocabulary is large."""
@@ -103,7 +104,7 @@ class HeldOut:
         with evaluation_mode(model):
             passes = self._as_rows(model, noise, batches) or self._in_turn(model, noise, batches)
         answers = torch.stack([torch.cat(of_pass) for of_pass in passes])  # (1 + 2 pairs, P, 4)
-        most = max(map(_rows, batches))
+        most = max(map(num_rows, batches))
         row_of = torch.cat([found[:, 3].long() + number * most for number, found in enumerate(passes[0])])
         if not len(row_of):
             return record.without_rows()
@@ -149,15 +150,15 @@ class HeldOut:
 
     def num_rows(self) -> int:
         """All held-out rows."""
-        return sum(_rows(batch) for batch in self.batches)
+        return sum(map(num_rows, self.batches))
 
     @cached_property
     def _units(self) -> list[tuple[int, int, int]]:
         """(batch, first row, last row + 1) of what can be taken by itself: a row, or a batch that cannot be cut."""
         units = []
         for index, batch in enumerate(self.batches):
-            rows = _rows(batch)
-            size = 1 if _can_be_cut(batch) else rows
+            rows = num_rows(batch)
+            size = 1 if is_by_rows(batch) else rows
             units += [(index, first, first + size) for first in range(0, rows, size)]
         return units
 
@@ -175,7 +176,11 @@ class HeldOut:
                 parts[-1] = (index, parts[-1][1], last)
             else:
                 parts.append((index, first, last))
-        return [_cut(self.batches[index], first, last) for index, first, last in parts]
+        return [self._part(index, first, last) for index, first, last in parts]
+
+    def _part(self, index: int, first: int, last: int) -> Mapping[str, Any]:
+        batch = self.batches[index]
+        return batch if (first, last) == (0, num_rows(batch)) else take_rows(batch, slice(first, last))
 
     def _moments(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """(P, 4) of the P answers in a batch: their moments, and which row of it each belongs to."""
@@ -209,35 +214,3 @@ def _by_row(values: Tensor, rows: Tensor) -> Tensor:
     total = torch.zeros(int(rows.max()) + 1, dtype=values.dtype).index_add_(0, rows, values)
     count = torch.bincount(rows)
     return total[count > 0] / count[count > 0]
-
-
-def _rows(batch: Mapping[str, Any]) -> int:
-    if isinstance(labels := batch.get("labels"), Tensor) and labels.ndim:
-        return len(labels)
-    return max(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim)
-
-
-def _can_be_cut(batch: Mapping[str, Any]) -> bool:
-    """Whether every value says which part of it is a row's: not the patches of images, nor the ends of packed rows."""
-    rows = _rows(batch)
-    for value in batch.values():
-        if isinstance(value, Tensor):
-            fits = not value.ndim or len(value) == rows
-        elif isinstance(value, (list, tuple)):
-            fits = len(value) == rows
-        else:
-            fits = value is None or isinstance(value, (str, int, float))
-        if not fits:
-            return False
-    return True
-
-
-def _cut(batch: Mapping[str, Any], first: int, last: int) -> Mapping[str, Any]:
-    if (first, last) == (0, _rows(batch)):
-        return batch
-    return {
-        name: value[first:last]
-        if isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim)
-        else value
-        for name, value in batch.items()
-    }

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from varlora.adapters import applying, unwrapped_model
 from varlora.posterior import DropoutMasks, Posterior
 from varlora.posterior.draws import number_of_draws, on_device_of, passes_in_turn, ready_to_predict, weight_draws
+from varlora.readout.batch_rows import Batch, is_by_rows, repeat_rows, take_rows
 from varlora.readout.draws_as_rows import DrawsAsRows, NotAsRowsError
 from varlora.readout.packed_choices import num_tokens
 from varlora.readout.rounding import agree
 
 logger = logging.getLogger(__name__)
 
-Batch = Mapping[str, Any]
 Result = TypeVar("Result")
 Rows = TypeVar("Rows", Tensor, list[Any])
 """What is read of a batch: a tensor (B, ...) or a list of B."""
@@ -116,7 +116,8 @@ def drawn_as_rows(
         batches: as in `over_batches`, and so are the others.
     """
     compared: Callable[[Batch], Any] = compare if compare is not None else read
-    sizes = [size(batch) for batch in batches] if all(map(_is_by_rows, batches)) else []
+    by_rows = all("input_ids" in batch and is_by_rows(batch) for batch in batches)
+    sizes = [size(batch) for batch in batches] if by_rows else []
     stacked = _worthwhile(model, q, sizes, batches[0], compared, what) if sizes else None
     return None if stacked is None else _together(model, stacked, draws, batches, sizes, read, done)
 
@@ -163,7 +164,8 @@ def averaged_over_batches(
                     here, rows = on_device_of(model, batch), len(batch["input_ids"])
                     at_once = _at_once(model, -(-number * size(batch) // rows), rows)
                     for first in range(0, rows, at_once):
-                        found += read(_repeated(here, number, slice(first, first + at_once)), number)
+                        some = take_rows(here, slice(first, first + at_once))
+                        found += read(repeat_rows(some, number), number)
                     done(number)
             return found
     passes = over_batches(
@@ -225,7 +227,7 @@ def _agrees(
     model: nn.Module, q: Posterior, stacked: DrawsAsRows, batch: Batch, compared: Callable[[Batch], Tensor]
 ) -> bool:
     """Whether two rows under two sets of weights, the point and random ones, are as each by itself."""
-    few = _repeated(on_device_of(model, batch), 1, slice(0, 2))
+    few = take_rows(on_device_of(model, batch), slice(0, 2))
     others = torch.Generator().manual_seed(0)  # an untrained adapter's point changes nothing, and so would not tell
     both = [q.point, {key: torch.randn(v.shape, generator=others) / v.shape[-1] ** 0.5 for key, v in q.point.items()}]
     apart = []
@@ -235,7 +237,7 @@ def _agrees(
             apart.append(compared(few))
     try:
         with stacked.of(both):
-            together = compared(_repeated(few, 2))
+            together = compared(repeat_rows(few, 2))
     except RuntimeError as error:
         if _is_out_of_memory(error):
             raise
@@ -284,7 +286,7 @@ def _by_chunk(
         count = min(at_once, draws - len(found))
         stacked.select(len(found), count)
         try:
-            rows = read(_repeated(batch, count))
+            rows = read(repeat_rows(batch, count))
         except RuntimeError as error:
             if count == 1 or not _is_out_of_memory(error):
                 raise
@@ -315,28 +317,6 @@ def _at_once(model: nn.Module, size: int, copies: int) -> int:
 def _kind(model: nn.Module) -> str:
     """Of the model's device."""
     return next((p.device.type for p in model.parameters()), "cpu")
-
-
-def _is_by_rows(batch: Batch) -> bool:
-    """Whether all of a batch's tensors and lists are of its rows, as far as their lengths say."""
-    lengths = {
-        len(value)
-        for value in batch.values()
-        if (isinstance(value, Tensor) and value.ndim) or isinstance(value, list | tuple)
-    }
-    return "input_ids" in batch and len(lengths) == 1
-
-
-def _repeated(batch: Batch, times: int, rows: slice = slice(None)) -> dict[str, Any]:
-    """Some rows of a batch, all of them once after another."""
-    return {
-        name: value[rows].repeat(times, *[1] * (value.ndim - 1))
-        if isinstance(value, Tensor) and value.ndim
-        else value[rows] * times
-        if isinstance(value, list | tuple)
-        else value
-        for name, value in batch.items()
-    }
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from varlora.posterior import DropoutMasks, Mixture, PointMass, Posterior
 from varlora.posterior.batched_draws import over_batches
 from varlora.posterior.draws import weight_draws
+from varlora.readout.batch_rows import is_by_rows, take_rows
 
 FEWEST, MOST = 4, 16
 TOLERANCE = 0.01
@@ -76,6 +77,7 @@ def draws_until_sure(
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; it must be above 0, a standard error of a probability")
     sizes = [len(batch["labels"]) for batch in batches]
+    by_rows = list(map(is_by_rows, batches))  # of the others every row waits until all are sure
     first = torch.tensor([0, *sizes]).cumsum(0).tolist()
     waiting = [torch.arange(size) for size in sizes]
     taken = torch.zeros(sum(sizes), dtype=torch.int64)
@@ -89,7 +91,7 @@ def draws_until_sure(
             model,
             Mixture(components=tuple(points), meta=q.meta),
             len(points),
-            [_rows_of(batches[number], waiting[number]) for number in asked],
+            [take_rows(batches[number], waiting[number]) if by_rows[number] else batches[number] for number in asked],
             read,
             what=what,
             antithetic=False,
@@ -104,7 +106,7 @@ def draws_until_sure(
             values[rows, drawn : drawn + len(points)] = found
             taken[rows] = drawn + len(points)
             unsure = standard_error(values[rows, : drawn + len(points)]) > tolerance
-            waiting[number] = waiting[number][unsure]
+            waiting[number] = waiting[number][unsure if by_rows[number] else unsure.any().expand_as(unsure)]
         drawn += len(points)
     assert values is not None
     for number in range(drawn // 2, FEWEST - 1, -1):
@@ -133,16 +135,3 @@ def standard_error(log_probs: Tensor) -> Tensor:
     spread: Tensor = pairs.std(1).amax(-1)
     number = pairs.shape[1]
     return WIDENED[number] * spread / math.sqrt(number)
-
-
-def _rows_of(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Some rows of a batch, padded as they are."""
-    size, chosen = len(batch["labels"]), rows.tolist()
-    return {
-        name: value[rows.to(value.device)]
-        if isinstance(value, Tensor) and value.ndim and len(value) == size
-        else [value[row] for row in chosen]
-        if isinstance(value, list | tuple) and len(value) == size
-        else value
-        for name, value in batch.items()
-    }
