@@ -144,3 +144,12 @@ def test_operations_and_health_take_them_as_they_are(call: Call, folders: Traine
         health = call("health", folder)
         assert (health.code, "--validation_file" in health.out or folder == folders.plain) == (0, True), health.err
     measured(call, tmp_path / "0", folders, tmp_path / "m.json")  # it knows what it was made of
+
+
+@pytest.mark.parametrize("words", [["eval"], ["decide", "--coverage", ".9"], ["tune"], ["serve"]])
+def test_a_folder_without_weights_is_told_before_any_rows_are_asked_for(
+    call: Call, tmp_path: Path, words: list[str]
+) -> None:
+    refused = call(words[0], tmp_path, *words[1:])
+    assert refused.code == 1
+    assert "it is empty. Give the output_dir of a finished `varlora train`" in " ".join(refused.err.split())

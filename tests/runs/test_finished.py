@@ -221,11 +221,23 @@ def test_folders_that_hold_nothing_say_where_to_look(folders: TrainerFolders, tm
     nameless = Path(shutil.copytree(folders.plain, tmp_path / "nameless"))
     config = json.loads((nameless / "adapter_config.json").read_text())
     (nameless / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    settings, manifest, half = (tmp_path / name for name in ("settings", "manifest", "half"))
+    weights = tmp_path / "weights"
+    for folder in (settings, manifest, half, weights):
+        folder.mkdir()
+    shutil.copy(folders.plain / "adapter_model.safetensors", weights)
+    for file in (settings / "config.yaml", half / "config.yaml", half / "run.json"):
+        file.write_text("{}")
+    shutil.copy(folders.posterior / "posterior.json", manifest)
     pickled = Path(shutil.copytree(folders.plain, tmp_path / "pickled"))
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     for folder, message in {
         tmp_path / "none": "is not a folder that exists",
-        tmp_path / "empty": "holds no adapter and no posterior. Give the output_dir",
+        tmp_path / "empty": "holds no adapter and no posterior: it is empty. Give the output_dir",
+        settings: "posterior: it holds config.yaml. Its config.yaml says how to train, .*varlora train --config .*yaml",
+        weights: "needs the adapter_config.json that PEFT writes beside it",
+        manifest: r"adapter_config.json, .*adapter_model.safetensors, .*posterior.safetensors do not exist",
+        half: "has a run's config.yaml and run.json and lacks its posterior, posterior.json: it is not whole. Copy",
         folders.checkpoint.parent: "give one of them: .*checkpoint-4",
         tmp_path / "several": "give one of them: .*mine",
         folders.model: "It holds a whole model",

@@ -13,6 +13,7 @@ from varlora.cli.console import say
 from varlora.io.folders import atomic_file
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction_setup import choose_config, choose_default_config, remove_tuning
+from varlora.runs.any_posterior import check_has_weights
 from varlora.runs.config import RunConfig
 from varlora.runs.data import name_pairs
 from varlora.runs.finished import read_finished_folder
@@ -44,10 +45,11 @@ def read_foreign_rows(arguments: Namespace, file: str | None, option: str, *, la
         None of a run, which says itself what its rows are.
 
     Raises:
-        ValueError: it is no run, and there is no file, or it does not read.
+        ValueError: it is no run and has no weights, or there is no file, or it does not read.
     """
     if is_run(arguments.run) or not Path(arguments.run).is_dir():
         return None
+    check_has_weights(arguments.run)
     if file is None:
         raise ValueError(
             f"{arguments.run} has no rows of its own, since `varlora train` has not written it. Give a file of them: "

@@ -167,6 +167,30 @@ def find_interrupted(target: str | os.PathLike[str]) -> list[Path]:
     return sorted(siblings, key=lambda path: (".new-" in path.name, path.name))
 
 
+def content_in_words(folder: str | os.PathLike[str], *, most: int = 5) -> str:
+    """What an existing folder holds, for messages.
+
+    Args:
+        folder: the folder.
+        most: names of files and folders; further ones are counted.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> content_in_words(folder)
+        'is empty'
+        >>> for name in "abc":
+        ...     (folder / name).mkdir()
+        >>> content_in_words(folder, most=2)
+        'holds a/, b/ and 1 more'
+    """
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in Path(folder).iterdir())
+    if not names:
+        return "is empty"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"holds {', '.join(names[:most])}{more}"
+
+
 def _publish(work: Path, target: Path, overwrite: bool, marker: str) -> None:
     try:
         os.rename(work, target)  # onto nothing, or (POSIX) onto an empty folder

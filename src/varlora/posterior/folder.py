@@ -39,7 +39,7 @@ from varlora.posterior.manifest import (
     meta_fields,
     parse_json,
     read_bytes,
-    read_manifest,
+    read_whole_manifest,
     sha256,
     to_json,
 )
@@ -144,7 +144,7 @@ def load_posterior(folder: str | os.PathLike[str], *, base_model: str | None = N
             fit or are not finite; the base model is another. The message names the file and what to do.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest = read_whole_manifest(folder)
     where = folder / MANIFEST
     contents = {name: _read_checked(folder / name, entry) for name, entry in manifest["files"].items()}
     config = None

@@ -136,6 +136,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return {**manifest, "format_version": FORMAT_VERSION}
 
 
+def read_whole_manifest(folder: Path) -> dict[str, Any]:
+    """Checks and returns a folder's posterior.json, all of whose files are there.
+
+    Raises:
+        CheckpointError: as `read_manifest`; or a file is missing.
+    """
+    manifest = read_manifest(folder)
+    if missing := [str(folder / name) for name in manifest["files"] if not (folder / name).exists()]:
+        verb = "does not exist" if len(missing) == 1 else "do not exist"
+        raise CheckpointError(f"{', '.join(missing)} {verb}, and {MANIFEST} says what is in it. {COPY_AGAIN}")
+    return manifest
+
+
 def _upgrade_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     """`meta` of formats 1 and 2, which had T in two fields, and τ, S and T of what was tuned beside "pruned"."""
     former = ("logit_temperature", "logit_temperature_by_mode", "tuned")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from varlora.io.files import read_json
+from varlora.io.folders import content_in_words
 from varlora.posterior import Posterior
 from varlora.posterior.adapter_files import point_mass_from_adapter
 from varlora.posterior.folder import MANIFEST, load_posterior
-from varlora.posterior.manifest import ADAPTER_CONFIG, CheckpointError
+from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN, CheckpointError, read_whole_manifest
 from varlora.prediction.prediction_setup import SAMPLES
 from varlora.report import Health
-from varlora.runs.folder import is_run, read_run
+from varlora.runs.folder import CONFIG, check_run, is_run, read_run
 from varlora.runs.health import run_health
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ def read_posterior(folder: str | os.PathLike[str]) -> Posterior:
         ValueError: there is none, or it is damaged; the message names the file and what to do.
     """
     path = Path(folder)
-    if (path / MANIFEST).is_file() or not path.is_dir():
+    check_has_weights(path)
+    if (path / MANIFEST).is_file():
         return load_posterior(path)
     if (path / OPTIMIZER).is_file():
         from varlora.ivon.trainer_checkpoint import OtherOptimizerError, posterior_from_checkpoint
@@ -42,9 +44,24 @@ def read_posterior(folder: str | os.PathLike[str]) -> Posterior:
             return posterior_from_checkpoint(path)
         except OtherOptimizerError as error:
             logger.warning("the weights alone are read: %s", error)
-    if (path / ADAPTER_CONFIG).is_file():
-        return point_mass_from_adapter(path)
-    raise CheckpointError(f"{path} holds no adapter and no posterior. {_elsewhere(path)}")
+    return point_mass_from_adapter(path)
+
+
+def check_has_weights(folder: str | os.PathLike[str]) -> None:
+    """Refuses a folder without trained weights, before anything else is asked of it; none are read.
+
+    Raises:
+        ValueError: there are none; the message says what is there, what is missing, and what to do.
+    """
+    path = Path(folder)
+    if is_run(path):
+        check_run(path)
+    if (path / MANIFEST).is_file() or not path.is_dir():
+        read_whole_manifest(path)
+    elif not any((path / name).is_file() for name in (OPTIMIZER, ADAPTER_CONFIG)):
+        raise CheckpointError(
+            f"{path} holds no adapter and no posterior: it {content_in_words(path)}. {_elsewhere(path)}"
+        )
 
 
 def read_health(folder: str | os.PathLike[str]) -> Health:
@@ -74,6 +91,10 @@ def _elsewhere(path: Path) -> str:
     below = sorted(inside.parent for inside in path.glob(f"*/{ADAPTER_CONFIG}"))
     if below:
         return f"It holds adapters in folders of their own; give one of them: {', '.join(map(str, below))}"
+    if (path / ADAPTER_MEAN).is_file():
+        return f"Its {ADAPTER_MEAN} needs the {ADAPTER_CONFIG} that PEFT writes beside it. Copy the folder again."
+    if (path / CONFIG).is_file():
+        return f"Its {CONFIG} says how to train, and is no result: varlora train --config {path / CONFIG}"
     if (path / "config.json").is_file():
         return "It holds a whole model; varlora predicts with adapters on one (`varlora.predict` takes any model)."
     return (

@@ -30,7 +30,7 @@ from varlora.io.yaml_files import load_yaml
 from varlora.metrics import CompletionRows, evaluate_rows
 from varlora.posterior import Posterior
 from varlora.posterior.folder import load_posterior, write_posterior_files
-from varlora.posterior.manifest import library_version
+from varlora.posterior.manifest import MANIFEST, library_version
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import modes_of
@@ -251,12 +251,7 @@ def read_run(folder: str | Path) -> RunFolder:
         ValueError: it is no run folder, or a file in it is missing or damaged.
     """
     path = Path(folder)
-    absent = [name for name in (CONFIG, FACTS) if not (path / name).is_file()]
-    if absent:
-        raise ValueError(
-            f"{path} is not a run folder: it lacks {', '.join(absent)}. Give the output_dir of a finished "
-            "`varlora train`."
-        )
+    check_run(path)
     return RunFolder(
         path=path,
         config=read_config(path),
@@ -264,6 +259,25 @@ def read_run(folder: str | Path) -> RunFolder:
         metrics=read_json(path / METRICS, Metrics) if (path / METRICS).exists() else {},
         facts=read_json(path / FACTS, Facts),
     )
+
+
+def check_run(path: Path) -> None:
+    """Refuses what is no whole run folder; no file is opened.
+
+    Raises:
+        ValueError: a file is missing without which there is none.
+    """
+    absent = [name for name in (CONFIG, FACTS, MANIFEST) if not (path / name).is_file()]
+    if absent == [MANIFEST]:
+        raise ValueError(
+            f"{path} has a run's {CONFIG} and {FACTS} and lacks its posterior, {MANIFEST}: it is not whole. Copy the "
+            "folder again from its source, or train anew."
+        )
+    if absent:
+        raise ValueError(
+            f"{path} is not a run folder: it lacks {', '.join(absent)}. Give the output_dir of a finished "
+            "`varlora train`."
+        )
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from varlora.adapters import refuse_foreign
 from varlora.io.files import read_json
+from varlora.io.folders import content_in_words
 from varlora.posterior import Posterior
 from varlora.posterior.folder import load_posterior
 from varlora.posterior.manifest import ADAPTER_CONFIG, MANIFEST
@@ -112,7 +113,8 @@ class _Shelf:
         if not (folder / MODEL_CONFIG).is_file():
             raise ValueError(
                 f"{folder} is neither a run (config.yaml, run.json), nor a PEFT adapter ({ADAPTER_CONFIG}), nor a "
-                f"model ({MODEL_CONFIG})."
+                f"model ({MODEL_CONFIG}): it {content_in_words(folder)}. Give the output_dir of a finished `varlora "
+                "train`, or the folder of an adapter or a model."
             )
         model = self._base(str(folder), None)
         return LanguageModel(name=name, model=model, adapter=None, tokenizer=_tokenizer(str(folder), None))
