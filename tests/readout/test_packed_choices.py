@@ -22,10 +22,12 @@ from varlora.posterior.batched_draws import num_tokens
 from varlora.prediction.linearised import predict_linearised
 from varlora.prediction.prediction import predict
 from varlora.readout import choice_log_likelihoods as scored_by
+from varlora.readout import packed_choices
 from varlora.readout.choice_log_likelihoods import choice_log_likelihoods
 from varlora.readout.frozen_layers import cached_frozen_layers
 from varlora.readout.packed_choices import PackedChoices
 from varlora.readout.readout import ChoiceTexts
+from varlora.tasks import Collator
 
 QUESTION = list(range(20, 31))
 ROWS: list[dict[str, Any]] = [
@@ -35,6 +37,7 @@ ROWS: list[dict[str, Any]] = [
     {"input_ids": [[*QUESTION[:6], 7], [*QUESTION[:6], 7]], "choice_lengths": [1, 6]},  # the same text, counted twice
 ]
 READOUT = ChoiceTexts(answers=("A", "B", "C"))
+SEVEN = ChoiceTexts(answers=tuple("ABCDEFG"))
 
 
 def by_rows(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any:
@@ -169,3 +172,38 @@ def test_choices_without_a_shared_question_are_not_packed() -> None:
     rows: Sequence[dict[str, Any]] = [{"input_ids": [[5, 6, 7], [8, 9, 10]], "choice_lengths": [1, 1]}]
     batch: dict[str, Tensor] = batch_of("left", rows)
     assert num_tokens(batch) == batch["input_ids"].numel()
+
+
+MANY = [[50, 51, 52, 53, *range(2 + 7 * c % 13, 12 + 7 * c % 13)] for c in range(7)]
+"""Seven texts of ten tokens behind four: packed, 80 tokens, whose square is more than those of seven rows of 14."""
+
+
+@pytest.mark.parametrize("attention", ["default", "eager"])
+def test_many_choices_are_packed_in_parts_whose_masks_are_no_larger_than_those_of_rows(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = copy.deepcopy(CONFIGS["llama"])
+    if attention == "eager":
+        config._attn_implementation = "eager"
+    model = adapted(config)
+    rows: list[dict[str, Any]] = [{"input_ids": some, "choice_lengths": [10] * len(some)} for some in (MANY, MANY[:6])]
+    encoded = [
+        {**row, "choice_bytes": row["choice_lengths"], "labels": 1, "num_choices": len(row["input_ids"])}
+        for row in rows
+    ]
+    batch = Collator(pad_token_id=0, num_classes=7)(encoded)
+    if attention == "default":
+        model.double()
+    with torch.no_grad():
+        expected = by_rows(monkeypatch, lambda: choice_log_likelihoods(model, batch))
+        whole = [choice_log_likelihoods(model, batch) for _ in range(2)][1]
+        monkeypatch.setattr(packed_choices, "LARGEST_MASK", 0)
+        seen = lengths_seen(model)
+        found = choice_log_likelihoods(model, batch)
+    assert seen == [(2, 25)] * 3 + [(2, 14)], "two choices behind the question, and one"
+    assert num_tokens(batch) == 2 * 25
+    for scores in (whole, found):
+        torch.testing.assert_close(scores, expected, rtol=1e-6 if attention == "default" else 1e-5, atol=1e-9)
+    q = gaussian(model)
+    drawn = by_rows(monkeypatch, lambda: predict(model, q, [batch], 4, readout=SEVEN).log_probs)
+    torch.testing.assert_close(predict(model, q, [batch], 4, readout=SEVEN).log_probs, drawn, rtol=1e-5, atol=1e-6)

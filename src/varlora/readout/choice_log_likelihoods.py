@@ -67,11 +67,14 @@ def choice_log_likelihoods(model: nn.Module, batch: Mapping[str, Any]) -> Tensor
         raise ValueError("a choice's text has no token before it to predict it from; give it a prompt")
     rows, positions = before.nonzero(as_tuple=True)
 
-    def score(inputs: Mapping[str, Any], places: Places, targets: Tensor) -> Tensor:
+    def score(inputs: Mapping[str, Any], places: Places, targets: Tensor, some: slice = slice(None)) -> Tensor:
         logits = logits_at(model, inputs, places)
         log_probs = -F.cross_entropy(logits, targets.to(logits.device), reduction="none")
-        scores = log_probs.new_zeros(before.shape).masked_scatter(before.to(logits.device), log_probs).sum(1)
-        return scores.new_full(exists.shape, -torch.inf).masked_scatter(exists.to(scores.device), scores)
+        there = torch.zeros_like(exists)
+        there[:, some] = exists[:, some]
+        scored, there = before[there[exists]].to(logits.device), there[:, some].to(logits.device)
+        scores = log_probs.new_zeros(scored.shape).masked_scatter(scored, log_probs).sum(1)
+        return scores.new_full(there.shape, -torch.inf).masked_scatter(there, scores)
 
     def by_rows() -> Tensor:
         inputs = decoder_inputs(model, {"input_ids": ids, "attention_mask": mask})
@@ -83,6 +86,8 @@ def choice_log_likelihoods(model: nn.Module, batch: Mapping[str, Any]) -> Tensor
     return packed_or_by_rows(
         model,
         batch["choice_lengths"],
-        packed=lambda: score(packed.inputs(model), packed.places, packed.targets),
+        packed=lambda: torch.cat(
+            [score(part.inputs(model), part.places, part.targets, part.choices) for part in packed], 1
+        ),
         by_rows=by_rows,
     )

@@ -5,6 +5,9 @@
 Positions count on from the question in every text, so that each token has the position that it has where its choice is
 a row by itself, and sees the same tokens at the same distances, within a sliding window too. What choices share is
 found by their tokens: a tokenizer may merge a question's last letters with a text's first ones.
+
+Attention goes by the square of a sequence's length, so that many choices are packed in parts, each behind the question
+anew, once the squares come to more than `LARGEST_MASK` and than those of the same choices as rows.
 """
 
 from __future__ import annotations
@@ -25,15 +28,18 @@ from varlora.readout.trunks import DECODERS, Decoder, trunk_of
 
 logger = logging.getLogger(__name__)
 
+LARGEST_MASK = 2**24
+"""B L² of a sequence that is never cut: 16 MiB of mask where attention takes booleans, 64 MiB where it is eager."""
 _agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether packed choices have the scores of choices that are rows, by base model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedChoices:
-    """A batch of B rows, each with the tokens of all of its choices.
+    """A batch of B rows, each with the tokens of all of its choices, or of some.
 
     Attributes:
+        choices: which of them.
         ids: tokens (B, L), padded on the right.
         positions: of each token in its choice (B, L).
         branches: (B, L) int64, 0 where choices share the token, else 1 + the choice's number; −1 for padding.
@@ -41,6 +47,7 @@ class PackedChoices:
         targets: these tokens (P,).
     """
 
+    choices: slice
     ids: Tensor
     positions: Tensor
     branches: Tensor
@@ -80,34 +87,45 @@ class PackedChoices:
         return torch.zeros_like(seen, dtype=base.dtype).masked_fill(~seen, torch.finfo(base.dtype).min)
 
 
-def packed_choices(batch: Mapping[str, Any]) -> PackedChoices | None:
-    """The choices of a batch, packed; None where that saves no token.
+def packed_choices(batch: Mapping[str, Any]) -> list[PackedChoices] | None:
+    """The choices of a batch, packed, in as few parts as their masks allow; None where that saves no token.
 
     Args:
         batch: as for `choice_log_likelihoods`, every text with a token before it.
 
     Example:
         >>> ids = torch.tensor([[[1, 2, 3, 4], [1, 2, 3, 5]]])
-        >>> packed = packed_choices({"input_ids": ids, "attention_mask": torch.ones_like(ids),
+        >>> [packed] = packed_choices({"input_ids": ids, "attention_mask": torch.ones_like(ids),
         ...     "choice_mask": torch.tensor([[True, True]]), "choice_lengths": torch.tensor([[1, 1]])})
         >>> packed.ids.tolist(), packed.positions.tolist(), packed.branches.tolist()
         ([[1, 2, 3, 4, 3, 5]], [[0, 1, 2, 3, 2, 3]], [[0, 0, 1, 1, 2, 2]])
     """
-    exists, lengths = batch["choice_mask"], batch["choice_lengths"]
-    real = batch["attention_mask"] != 0
+    _, choices, longest = batch["input_ids"].shape
+    parts = [_packed(batch, slice(0, choices))]
+    if parts[0].ids.numel() >= int(batch["choice_mask"].sum()) * longest:
+        return None
+    most, each = max(LARGEST_MASK, batch["input_ids"].numel() * longest), choices
+    while each > 1 and any(part.ids.numel() * part.ids.shape[1] > most for part in parts):
+        each = -(-each // 2)
+        parts = [_packed(batch, slice(first, min(first + each, choices))) for first in range(0, choices, each)]
+    return parts
+
+
+def _packed(batch: Mapping[str, Any], some: slice) -> PackedChoices:
+    """Some of the choices of a batch as one sequence for each row, whose other choices are as if they were missing."""
+    exists, lengths = batch["choice_mask"][:, some], batch["choice_lengths"][:, some]
+    real, given = batch["attention_mask"][:, some] != 0, batch["input_ids"][:, some]
     counts, first = real.sum(-1), real.int().argmax(-1)
     index = torch.arange(real.shape[-1], device=real.device)
-    ids = batch["input_ids"].gather(-1, (first[..., None] + index).clamp(max=real.shape[-1] - 1))
+    ids = given.gather(-1, (first[..., None] + index).clamp(max=real.shape[-1] - 1))
     own = (index < counts[..., None]) & exists[..., None]
     one = exists.int().argmax(1)  # a choice that exists
     reference = ids.gather(1, one[:, None, None].expand(-1, 1, ids.shape[-1]))
     same = (((ids == reference) & own) | ~exists[..., None]).all(1)
     before = torch.where(exists, counts - lengths - 1, ids.shape[-1]).amin(1)  # the last token before a text predicts
-    shared = torch.minimum(same.int().cumprod(1).sum(1), before)[:, None]
+    shared = (torch.minimum(same.int().cumprod(1).sum(1), before) * exists.any(1))[:, None]
     alone = torch.where(exists, counts - shared, 0)
     length = int((shared[:, 0] + alone.sum(1)).max())
-    if length * len(exists) >= int(exists.sum()) * ids.shape[-1]:
-        return None
     starts = shared + alone.cumsum(1) - alone
     slots = torch.where(index < shared[..., None], index, starts[..., None] + index - shared[..., None])
     is_one = torch.arange(exists.shape[1], device=exists.device) == one[:, None]
@@ -120,6 +138,7 @@ def packed_choices(batch: Mapping[str, Any]) -> PackedChoices | None:
     branches[rows, to] = torch.where(tokens < shared[rows, 0], 0, choices + 1)
     scored = own & (index >= (counts - lengths)[..., None])
     return PackedChoices(
+        choices=some,
         ids=packed,
         positions=positions,
         branches=branches,
@@ -191,9 +210,9 @@ def packed_or_by_rows(
 
 
 def num_tokens(batch: Mapping[str, Any]) -> int:
-    """Of a batch, padding included: what goes through a model where choices are packed."""
+    """Of a batch, padding included: what goes through a model at once where choices are packed."""
     packed = packed_choices(batch) if {"choice_lengths", "choice_mask"} <= batch.keys() else None
-    return int(batch["input_ids"].numel() if packed is None else packed.ids.numel())
+    return int(batch["input_ids"].numel() if packed is None else max(part.ids.numel() for part in packed))
 
 
 def _is_known(base: nn.Module) -> bool:
