@@ -23,8 +23,12 @@ class Quartiles(NamedTuple):
     median: float
     high: float
 
+    def __format__(self, spec: str) -> str:
+        low, median, high = (format(value, spec) for value in self)
+        return f"{median} ({low}–{high})"
+
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
+        return format(self, ".2f")
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
@@ -36,16 +40,31 @@ def quartiles(values: Sequence[float]) -> Quartiles:
     )
 
 
-def take_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of each way in each of some rounds; one round before them is not counted."""
+def processor_seconds(way: Callable[[], object]) -> float:
+    """What a way takes of this process's time."""
+    start = time.process_time()
+    way()
+    return time.process_time() - start
+
+
+def take_turns(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    seconds_of: Callable[[Callable[[], object]], float] = processor_seconds,
+) -> dict[str, list[float]]:
+    """Seconds of each way in each of some rounds; one round before them is not counted.
+
+    Args:
+        ways: by name.
+        rounds: in each of which all ways take turns.
+        seconds_of: how long a way takes; processor seconds, unless given.
+    """
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            start = time.process_time()
-            way()
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(seconds_of(way))
     return seconds
 
 
@@ -77,10 +96,11 @@ def parser_of(what: str | None, *, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def show(tables: Mapping[str, Sequence[Mapping[str, Any]]], given: argparse.Namespace) -> None:
-    """Prints tables by title, each a row of cells by column, and how they were measured."""
+def show(tables: Mapping[str, Sequence[Mapping[str, Any]]], given: argparse.Namespace, **more: Any) -> None:
+    """Prints tables by title, each a row of cells by column, and how they were measured; `more` stands there, too."""
     packages = ("varlora", "torch", "transformers", "peft")
     about = {
+        **more,
         "rounds": given.rounds,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

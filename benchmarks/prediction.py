@@ -3,8 +3,8 @@
     python -m benchmarks.prediction                                   # shapes of a small language model, random weights
     python -m benchmarks.prediction --model my-model --rows 1 8 --json
 
-Processor seconds on one thread (of a GPU: of the clock, synchronised). In every repeat all ways take turns on the same
-rows, and each is divided by the mean's pass of that repeat: medians and quartiles of these ratios. Answers are read at
+Processor seconds on one thread (of a GPU: of the clock, synchronised). In every round all ways take turns on the same
+rows, and each is divided by the mean's pass of that round: medians and quartiles of these ratios. Answers are read at
 each row's last token; texts are written greedily, by each draw or as one text by all; choices are four texts of five
 tokens behind one question, in passes at the mean over the question and one choice. "Floor" is what S draws cost if a
 forward's time were its multiplications alone: the layers below the first adapted one once, the others S times.
@@ -14,18 +14,13 @@ PEFT's way is `adapter_names`: S copies of the adapter, the batch repeated, each
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
-import os
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from benchmarks.measuring import parser_of, processor_seconds, quartiles, ratios, show, take_turns
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -209,45 +204,35 @@ def mixed_batch(model: PeftModel, batch: Mapping[str, Any], samples: int) -> Cal
     return answers
 
 
-def ratios(ways: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Each way's quartiles of its time over the first way's, and the first way's of its seconds."""
-    for way in ways.values():
+def seconds_on(device: str) -> Callable[[Callable[[], object]], float]:
+    """How long a way takes: of the processor, or by the clock once the device has done what it was asked."""
+    if device == "cpu":
+        return processor_seconds
+
+    def seconds(way: Callable[[], object]) -> float:
+        start = time.perf_counter()
         way()
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        seconds = {name: _seconds(way, device) for name, way in ways.items()}
-        first = next(iter(seconds.values()))
-        for number, (name, value) in enumerate(seconds.items()):
-            found[name].append(value / first if number else value)
-    return {name: statistics.quantiles(values, n=4, method="inclusive") for name, values in found.items()}
-
-
-def _seconds(way: Callable[[], object], device: str) -> float:
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    start = clock()
-    way()
-    if device == "cuda":
         torch.cuda.synchronize()
-    return clock() - start
+        return time.perf_counter() - start
+
+    return seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--model", help="name or folder of a causal language model")
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8], help="of a batch of answers or choices")
     parser.add_argument("--tokens", type=int, default=60, help="of a row")
     parser.add_argument("--new_tokens", type=int, default=16, help="of a text")
     parser.add_argument("--samples", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
     parser.add_argument("--adapters", nargs="*", choices=list(ADAPTERS), default=list(ADAPTERS))
     parser.add_argument("--fast", action="store_true", help="leave out what takes as many passes as there are draws")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    table = []
+    table: list[dict[str, Any]] = []
     for where in given.adapters:
         model = adapted(given.model, ADAPTERS[where], device)
         floor = ADAPTERS[where] + given.samples * (1 - ADAPTERS[where])
@@ -257,14 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     device
                 )
                 batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(rows).long()}
-                what, limit = f"{rows} × {given.tokens} tokens, answers", floor
+                what, limit = f"{rows} × {given.tokens} tokens, answers", f"{floor:.1f}"
                 if task == "answers":
                     ways = ways_to_answer(model, batch, given.samples)
                 elif task == "choices":
-                    what, limit = f"{rows} × {given.tokens} tokens, {len(CHOICES.answers)} choices of 5", None
+                    what, limit = f"{rows} × {given.tokens} tokens, {len(CHOICES.answers)} choices of 5", ""
                     ways = ways_to_choose(model, batch, given.samples)
                 elif task == "texts":
-                    what, limit = f"1 prompt of {given.tokens}, {given.new_tokens} new tokens", None
+                    what, limit = f"1 prompt of {given.tokens}, {given.new_tokens} new tokens", ""
                     ways = ways_to_write(model, batch, given.samples, given.new_tokens)
                 else:
                     peer = adapted(given.model, ADAPTERS[where], device)
@@ -274,34 +259,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     }
                 if given.fast:
                     ways = {name: way for name, way in ways.items() if name not in IN_TURN}
-                table.append((what, where, limit, ratios(ways, given.repeats, device)))
+                seconds = take_turns(ways, given.rounds, seconds_on(device))
+                mean, *others = seconds
+                found = ratios(seconds, to=mean)
+                for name in others:
+                    cells = {"what": what, "adapter": where, "way": name, "passes at the mean": found[name]}
+                    table.append({**cells, "s of the mean": f"{quartiles(seconds[mean]):.3g}", "floor": limit})
                 print(f"{what}, {where}", file=sys.stderr)
-    _print(table, given, device)
-
-
-def _print(table: Sequence[tuple[Any, ...]], given: argparse.Namespace, device: str) -> None:
-    versions = {name: importlib.metadata.version(name) for name in ("varlora", "torch", "transformers", "peft")}
-    about = {
-        "samples": given.samples,
-        "repeats": given.repeats,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, 1 thread",
-        "python": platform.python_version(),
-        **versions,
-        "load": os.getloadavg()[0],
-    }
-    if given.json:
-        names = ("what", "adapter", "floor", "quartiles")
-        print(json.dumps({"rows": [dict(zip(names, row, strict=True)) for row in table], "about": about}, indent=2))
-        return
-    print("| what | adapter | way | passes at the mean | quartiles | floor |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for what, where, floor, quartiles in table:
-        for number, (name, (low, median, high)) in enumerate(quartiles.items()):
-            if number:
-                limit = f"{floor:.1f}" if floor is not None else ""
-                print(f"| {what} | {where} | {name} | {median:.2f} | {low:.2f}–{high:.2f} | {limit} |")
-    print()
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    on = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    show({"Draws in passes at the mean": table}, given, samples=given.samples, device=on)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Load on `varlora serve`: how many requests a second, how long they take, and whether one answer is wrong or lost.
 
-    python benchmarks/serve.py MODEL                    (a causal language model's folder; minutes on a CPU)
+    python -m benchmarks.serve MODEL                    (a causal language model's folder; minutes on a CPU)
 
 Trains one step on MODEL, serves the run, and asks it from 64 clients at a time (httpx, AsyncOpenAI), each answer
 compared with the one that is given alone. Beside it the same model and adapter served by plain transformers, one
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -29,6 +30,8 @@ from typing import Any
 
 import httpx
 import openai
+import torch
+from benchmarks.measuring import parser_of, show
 
 WORDS = ("film", "plot", "actor", "scene", "score", "ending", "joke", "camera", "story", "cast")
 NEW_TOKENS = 24
@@ -51,13 +54,32 @@ class Outcome:
     lost: Counter[str] = field(default_factory=Counter)
     elapsed: float = 0.0
 
-    def row(self, name: str) -> str:
-        """A line of the table."""
-        ordered = sorted(self.seconds) or [float("nan")]
-        at = [ordered[min(int(share * len(ordered)), len(ordered) - 1)] for share in (0.5, 0.95)]
-        rate = len(self.seconds) / self.elapsed
-        lost = sum(self.lost.values())
-        return f"| {name} | {len(self.seconds)} | {rate:.1f} | {at[0]:.2f} | {at[1]:.2f} | {self.wrong} | {lost} |"
+    def add(self, other: Outcome) -> None:
+        """Takes in another load of the same kind."""
+        self.seconds += other.seconds
+        self.wrong += other.wrong
+        self.lost += other.lost
+        self.elapsed += other.elapsed
+
+    def row(self, name: str, others: Counter[str]) -> dict[str, Any]:
+        """A row of the table.
+
+        Args:
+            name: of what was asked.
+            others: what those who misbehaved meanwhile were told.
+        """
+        ordered = sorted(self.seconds) or [math.nan]
+        median, p95 = (ordered[min(int(share * len(ordered)), len(ordered) - 1)] for share in (0.5, 0.95))
+        return {
+            "server": name,
+            "requests": len(self.seconds),
+            "a second": f"{len(self.seconds) / self.elapsed:.1f}",
+            "median s": f"{median:.2f}",
+            "p95 s": f"{p95:.2f}",
+            "wrong": self.wrong,
+            "lost": dict(self.lost) or 0,
+            "others": dict(others) or "",
+        }
 
 
 def texts(count: int) -> list[str]:
@@ -218,7 +240,6 @@ async def measure(
 
 def plain_server(run: Path, port_file: Path) -> None:
     """The same model and adapter by plain transformers, one request at a time."""
-    import torch
     import uvicorn
     from fastapi import FastAPI
     from peft import PeftModel
@@ -280,47 +301,41 @@ def train(model: str, folder: Path) -> Path:
 
 def main() -> None:
     """Trains, serves, asks, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, rounds=1)
+    parser.set_defaults(threads=os.cpu_count())
     parser.add_argument("model", help="folder of a causal language model")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--texts", type=int, default=32, help="requests for texts")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--servers", default="varlora,plain", help="which are measured")
     parser.add_argument("--plain", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.plain:
-        plain_server(Path(arguments.model), Path(arguments.plain))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.plain:
+        plain_server(Path(given.model), Path(given.plain))
         return
-    rows = texts(arguments.requests)
+    rows, table = texts(given.requests), list[dict[str, Any]]()
+    answers: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(label: str, url: str, what: str, **options: Any) -> None:
+        asked = rows if what == "classify" else rows[: given.texts]
+        options["known"] = answers.setdefault((url, what), {})
+        total, others = Outcome(), Counter[str]()
+        for _ in range(given.rounds):
+            outcome, counts = asyncio.run(measure(url, asked, what, model="run", clients=given.clients, **options))
+            total.add(outcome)
+            others += counts
+        table.append(total.row(label, others))
+        print(label, file=sys.stderr, flush=True)
+
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": str(given.threads)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = train(arguments.model, folder)
-        print("| server | requests | a second | median s | p95 s | wrong | lost |\n|---|---|---|---|---|---|---|")
-        answers: dict[tuple[str, str], dict[str, Any]] = {}
-
-        def add(label: str, url: str, what: str, **options: Any) -> None:
-            asked = rows if what == "classify" else rows[: arguments.texts]
-            options["known"] = answers.setdefault((url, what), {})
-            outcome, counts = asyncio.run(measure(url, asked, what, model="run", clients=arguments.clients, **options))
-            print(outcome.row(label), dict(outcome.lost) or "", dict(counts) or "", flush=True)
-
-        environment = {**os.environ, "COLUMNS": "200"}
-        for samples in (0, 4) if "varlora" in arguments.servers else ():
-            command = [
-                "-m",
-                "varlora",
-                "serve",
-                f"run={run}",
-                "--port",
-                "0",
-                "--samples",
-                str(samples),
-                "--timeout",
-                "600",
-            ]
-            with subprocess.Popen(
-                [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment
-            ) as process:
+        run = train(given.model, folder)
+        for samples in (0, 4) if "varlora" in given.servers else ():
+            words = ["-m", "varlora", "serve", f"run={run}", "--port", "0", "--timeout", "600"]
+            command = [sys.executable, *words, "--samples", str(samples)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
                 assert process.stdout is not None
                 found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
                 assert found is not None
@@ -332,15 +347,16 @@ def main() -> None:
                     add("the same, texts, beside nuisances", found[0], "write", nuisance=True)
                 process.terminate()
                 assert process.wait(60) == 0
-        port_file = folder / "port"
-        if "plain" not in arguments.servers:
-            return
-        with subprocess.Popen([sys.executable, __file__, str(run), "--plain", str(port_file)]) as process:
-            while not port_file.exists() or not (url := port_file.read_text()):
-                time.sleep(0.1)
-            add(f"plain transformers, {NEW_TOKENS} tokens", url, "write")
-            add("plain transformers, classes", url, "classify")
-            process.terminate()
+        if "plain" in given.servers:
+            port_file = folder / "port"
+            words = ["-m", "benchmarks.serve", str(run), "--plain", str(port_file), "--threads", str(given.threads)]
+            with subprocess.Popen([sys.executable, *words]) as peer:
+                while not port_file.exists() or not (url := port_file.read_text()):
+                    time.sleep(0.1)
+                add(f"plain transformers, {NEW_TOKENS} tokens", url, "write")
+                add("plain transformers, classes", url, "classify")
+                peer.terminate()
+    show({"Load": table}, given, clients=given.clients)
 
 
 if __name__ == "__main__":

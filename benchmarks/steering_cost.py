@@ -2,8 +2,8 @@
 
 A small random Llama with LoRA on all linear layers, rows of 32 random tokens with labels, 256 held-out rows. The budget
 counts rows (`varlora.ivon.measuring`); this looks at process time. Asking changes nothing else of a training than λ, so
-that "times the plain training" is all of its time to what is left without collating, checking and measuring. Medians of
-the repeats with their quartiles.
+that "times plain" is all of its time to what is left without collating, checking and measuring. Medians of the rounds
+with their quartiles.
 
     python -m benchmarks.steering_cost                       # a table in Markdown
     python -m benchmarks.steering_cost --steps 350 --batch 16 --evaluation_batch 125 --layers 4 --top 1 --json
@@ -12,16 +12,13 @@ the repeats with their quartiles.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from benchmarks.measuring import parser_of, quartiles, show
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainingArguments
@@ -119,28 +116,23 @@ def train_once(model: nn.Module, evaluation_batch: int, *, steps: int, batch: in
     }
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, and the quartiles around it; of one value, that."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return middle, low, high
-
-
-def line(found: Mapping[str, Any]) -> str:
-    """A row of the table."""
-    asked, (middle, low, high) = found["asked"], quartiles(found["times"])
-    measured = f"{len(asked)} × {asked[0]}" if asked else "none"
-    return (
-        f"| {found['steps'] * found['batch']:,} | {found['batch']} | {found['evaluation_batch']} | {measured} | "
-        f"{statistics.median(found['asking']):.2f} | {statistics.median(found['seconds']):.2f} | "
-        f"{middle:.3f} ({low:.3f} to {high:.3f}) |"
-    )
+def row(given: argparse.Namespace, evaluation_batch: int, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A row of the table, of repeated trainings."""
+    asked = runs[0]["asked"]
+    return {
+        "rows trained on": f"{given.steps * given.batch:,}",
+        "a step": given.batch,
+        "evaluation batch": evaluation_batch,
+        "measurements × rows": f"{len(asked)} × {asked[0]}" if asked else "none",
+        "asking, s": quartiles([run["asking"] for run in runs]),
+        "training, s": quartiles([run["seconds"] for run in runs]),
+        "times plain": f"{quartiles([run['times'] for run in runs]):.3f}",
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--model", help="a causal LM in place of the small Llama: a folder")
     parser.add_argument("--layers", type=int, default=2, help="of the small Llama")
     parser.add_argument("--top", type=int, help="how many layers from the top have LoRA; all, unless given")
@@ -148,46 +140,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--evaluation_batch", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--validation", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     given = parser.parse_args(arguments)
-    train_once(adapted(given.model, given.layers, given.top), 8, steps=2, batch=given.batch, validation=8)  # warms up
-    found = []
-    for size in given.evaluation_batch:
-        runs = [
-            train_once(
-                adapted(given.model, given.layers, given.top),
-                size,
-                steps=given.steps,
-                batch=given.batch,
-                validation=given.validation,
-            )
-            for _ in range(given.repeats)
-        ]
-        found.append(
-            {
-                "steps": given.steps,
-                "batch": given.batch,
-                "evaluation_batch": size,
-                "asked": runs[0]["asked"],
-                **{name: [run[name] for run in runs] for name in ("asking", "seconds", "times")},
-            }
-        )
-    about = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),
-    }
-    if given.json:
-        print(json.dumps({"rows": found, "about": about}, indent=2))
-        return
-    print(
-        "| rows trained on | a step | evaluation batch | measurements × rows | asking, s | training, s | times plain |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    print("\n".join(map(line, found)))
-    print("\n" + ", ".join(f"{name} {value}" for name, value in about.items()))
+    torch.set_num_threads(given.threads)
+
+    def train(evaluation_batch: int, steps: int, validation: int) -> dict[str, Any]:
+        model = adapted(given.model, given.layers, given.top)
+        return train_once(model, evaluation_batch, steps=steps, batch=given.batch, validation=validation)
+
+    train(8, steps=2, validation=8)  # warms up
+    found: dict[int, list[dict[str, Any]]] = {size: [] for size in given.evaluation_batch}
+    for _ in range(given.rounds):
+        for size, runs in found.items():
+            runs.append(train(size, given.steps, given.validation))
+    show({"What asking held-out rows costs": [row(given, size, runs) for size, runs in found.items()]}, given)
 
 
 if __name__ == "__main__":

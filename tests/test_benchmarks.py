@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import laplace, memory, scaling, training_step
+from benchmarks import laplace, memory, prediction, scaling, serve, startup, training_step
 from benchmarks.measuring import Quartiles, exponent, parser_of, ratios, show, take_turns
 
 
@@ -78,3 +78,28 @@ def test_costs_by_size_have_an_exponent(capsys: pytest.CaptureFixture[str], monk
     rows = json.loads(capsys.readouterr().out)["tables"]["Cost by size"]
     assert [row["what"] for row in rows] == list(few)
     assert all(float(row["exponent"]) == float(row["exponent"]) for row in rows)
+
+
+def test_draws_are_told_in_passes_at_the_mean(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    monkeypatch.setattr(prediction, "SMALL", {**tiny, "num_key_value_heads": 1, "vocab_size": 4000})
+    few = ["--rounds", "2", "--rows", "1", "--tokens", "4", "--new_tokens", "2", "--samples", "2", "--adapters"]
+    prediction.main([*few, "all layers", "--json"])
+    rows = json.loads(capsys.readouterr().out)["tables"]["Draws in passes at the mean"]
+    assert [row["what"].split(",")[1] for row in rows] == [" answers"] * 2 + [" 4 choices of 5"] * 4 + [
+        " 2 new tokens"
+    ] * 3 + [" answers"]
+    assert all(low <= median <= high for low, median, high in (row["passes at the mean"] for row in rows))
+    assert "the mean" not in {row["way"] for row in rows}
+
+
+def test_a_process_of_its_own_is_counted_and_a_load_is_summed_over_rounds() -> None:
+    assert 0 < startup.seconds_of_children(startup.command(("-c", "pass"))) < 5
+    total, one = serve.Outcome(), serve.Outcome(seconds=[1.0, 3.0], wrong=1, elapsed=2.0)
+    one.lost["gone"] += 1
+    for _ in range(2):
+        total.add(one)
+    row = total.row("a server", serve.Counter())
+    assert (row["requests"], row["a second"], row["wrong"], row["lost"]) == (4, "1.0", 2, {"gone": 2})
