@@ -78,7 +78,7 @@ class Result:
     passes: int
 
 
-EARLY, KILLED = 3, 21
+EARLY, KILLED = 3, 13
 """Steps of the trainings of `watched` whose weights are kept, and at which they might have been killed."""
 
 
@@ -106,7 +106,13 @@ def frozen(setting: Setting) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in setting.model.named_parameters() if not p.requires_grad}
 
 
+EVERYWHERE = ("blob", "laplace", "mc_dropout")
+"""Methods that adapt all modules here: their costs are those of many weights, or a draw of few says little."""
+
+
 def trained(folder: Path, model: str, name: str, callbacks: Sequence[TrainerCallback] = (), **options: Any) -> Result:
+    if name in EVERYWHERE:
+        options = {"lora_target_modules": "all-linear", **options}
     settings = config(folder, model, method=name, **options)
     setting = load_setting(settings)
     before = frozen(setting)
@@ -126,8 +132,8 @@ def trained(folder: Path, model: str, name: str, callbacks: Sequence[TrainerCall
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    save_model(folder / "two layers")
-    return save_model(folder / "one layer", layers=1)
+    save_model(folder / "two layers", layers=2)
+    return save_model(folder / "one layer")
 
 
 def model_for(name: str, model_folder: str) -> str:
@@ -145,7 +151,7 @@ def watched(request: pytest.FixtureRequest, model_folder: str, tmp_path_factory:
     name, folder, early = request.param, tmp_path_factory.mktemp(request.param), EarlyWeights()
     killed = KILLED + (STEPS if name == "ensemble" else 0)  # in its second member
     keep = KeepKilled(folder / "checkpoints", folder / "killed", [killed])
-    result = trained(folder, model_for(name, model_folder), name, [early, keep], save_steps=10)
+    result = trained(folder, model_for(name, model_folder), name, [early, keep], save_steps=6)
     return Watched(result, early.weights, folder / "killed" / str(killed))
 
 
