@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     from transformers import Trainer
 
     torch.set_num_threads(1)
+    # What is written must be on the disk before a power cut, which no test has; a small training waits a tenth for it.
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]
     # A data set is pickled at its birth, to know it in a cache that nothing here uses: a tenth of a small training.
     datasets.arrow_dataset.generate_fingerprint = lambda dataset: generate_random_fingerprint()
     # PEFT's model card is written with every checkpoint, and its template compiled every time.

@@ -61,8 +61,11 @@ KIND: Mapping[str, type] = {
     "temperature": PointMass,
     "tfb": DiagonalGaussian,
 }
-NO_NOISE_IN_TRAINING = ("adamw", "ema", "ensemble", "laplace", "swag", "temperature", "tfb")
-"""Methods whose steps depend on the rows of a batch alone, not on how it is cut into micro-batches."""
+NO_NOISE_IN_TRAINING = ("adamw", "ema", "ensemble", "swag")
+"""Methods whose steps depend on the rows of a batch alone, not on how it is cut into micro-batches.
+
+Others of which that holds (laplace, temperature, tfb) train by AdamW's steps and begin when they are done.
+"""
 
 
 @dataclass(frozen=True)
@@ -333,7 +336,7 @@ def test_early_stopping_keeps_the_best_checkpoint(name: str, model_folder: str, 
 
 @pytest.mark.parametrize("name", sorted(LEARNED))
 def test_it_learns_a_classification_head_too(name: str, encoder_folder: str, tmp_path: Path) -> None:
-    result = trained(tmp_path / name, encoder_folder, name, max_steps=60, lora_target_modules="query,value")
+    result = trained(tmp_path / name, encoder_folder, name, max_steps=40, lora_target_modules="query,value")
     assert any("classifier" in key for key in result.posterior.point)
     for mode in modes_of(result.posterior):
         prediction = predicted(result.setting, result.posterior, mode=mode)
@@ -355,10 +358,6 @@ def test_micro_batches_make_the_same_steps_as_the_whole_batch(name: str, model_f
         **options,
     ).posterior
     key = next(key for key in whole.point if "lora_B" in key)
-    if name == "tfb":  # singular vectors are determined up to their sign
-        sizes, expected = ({k: m.abs().sum().item() for k, m in q.point.items()} for q in (cut, whole))
-        assert sizes == pytest.approx(expected, rel=1e-2)
-        return
     torch.testing.assert_close(cut.point[key], whole.point[key], rtol=1e-3, atol=1e-4)
 
 

@@ -63,10 +63,17 @@ def test_by_byte_it_is_divided_by_the_texts_bytes() -> None:
 
 
 def test_a_compiled_model_is_read_whole() -> None:
+    """As of answers' tokens (`test_readout.py`), where it is really compiled, which takes seconds."""
     model = tiny_llama(layers=1)
     compiled = torch.compile(model, backend="eager")
 
-    scores = READOUT.logits(compiled, batch_of()).detach()
+    seen: list[torch.Size] = []
+    model.lm_head.register_forward_hook(lambda _module, args, _out: seen.append(args[0].shape))
+
+    with torch.compiler.set_stance("force_eager"):
+        scores = READOUT.logits(compiled, batch_of()).detach()
+
+    assert [shape[1] > 1 for shape in seen] == [True]  # at every position
 
     torch.testing.assert_close(scores, slow_scores(model), atol=1e-5, rtol=1e-5)
 

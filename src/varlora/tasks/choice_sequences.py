@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from varlora.tasks.cutting import shorten
-from varlora.tasks.tokens import shared_start, split_special
+from varlora.tasks.tokens import shared_start, split_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,7 +72,8 @@ def choice_sequences(
     offered = continuations[: row.get("num_choices", len(continuations))]
     scored = row.get("choices") or [{"prompt": row["prompt"], "text": text} for text in offered]
     prompts = [choice["prompt"].rstrip() for choice in scored]
-    alone = {prompt: split_special(tokenizer, prompt)[:2] for prompt in dict.fromkeys(prompts)}
+    different = list(dict.fromkeys(prompts))
+    alone = dict(zip(different, (parts[:2] for parts in split_all(tokenizer, different)), strict=True))
     joined = [choice["prompt"] + choice["text"] for choice in scored]
     together = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"]  # at once: there may be hundreds
     starts, texts = [], []

@@ -13,7 +13,7 @@ from varlora.tasks.choice_sequences import ChoiceSequences, choice_sequences
 from varlora.tasks.cutting import shorten
 from varlora.tasks.description import TaskDescription
 from varlora.tasks.task import OUT_OF_SCOPE, Task
-from varlora.tasks.tokens import continuation_tokens, split_special
+from varlora.tasks.tokens import continuation_tokens, split_all, split_special
 
 if TYPE_CHECKING:
     import datasets
@@ -73,18 +73,20 @@ def encode(
     column = "text" if family == "encoder" and "text" in rows.column_names else "prompt"
     limit = _Limit(tokens=max_length, truncation=truncation, tokenizer=tokenizer)
     encoded: list[dict[str, Any]] = []
+    one_text = task.kind != "completion" and not (task.cloze and family == "causal")
+    texts = split_all(tokenizer, rows[column]) if one_text else None
     for row in rows:
         where = f"task {task.name!r}, {split}, row {row['id']!r}"
         if task.kind == "completion":
             with _naming(where):
                 answer = _completion(tokenizer, row["prompt"], row["completion"])
-            prompt = limit.prompt(row, "prompt", where, behind=answer)
+            prompt = limit.prompt(row, "prompt", where, split_special(tokenizer, row["prompt"]), behind=answer)
             encoded.append({"id": row["id"], "input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer})
             continue
-        if task.cloze and family == "causal":
+        if texts is None:
             tokens = asdict(limit.choices(row, task.continuations, where))
         else:
-            tokens = {"input_ids": limit.prompt(row, column, where, closed=family == "encoder")}
+            tokens = {"input_ids": limit.prompt(row, column, where, next(texts), closed=family == "encoder")}
         label = IGNORE if row["label"] == OUT_OF_SCOPE else int(row["label"])
         encoded.append({"id": row["id"], **tokens, "labels": label, "num_choices": row["num_choices"]})
     limit.log_cuts(f"{task.name}, {split}", f"{len(rows)} rows")
@@ -116,10 +118,10 @@ def encode_prompts(
         ValueError: If a prompt is longer than `max_length` (naming the row and both lengths).
     """
     limit = _Limit(tokens=max_length, truncation=truncation, tokenizer=tokenizer)
-    encoded = []
-    for row in task.rows(split):
+    encoded, rows = [], task.rows(split)
+    for row, parts in zip(rows, split_all(tokenizer, rows["prompt"]), strict=True):
         where = f"task {task.name!r}, {split}: the prompt of row {row['id']!r}"
-        encoded.append({"id": row["id"], "input_ids": limit.prompt(row, "prompt", where, written_on=True)})
+        encoded.append({"id": row["id"], "input_ids": limit.prompt(row, "prompt", where, parts, written_on=True)})
     limit.log_cuts(f"{task.name}, {split}", f"{len(encoded)} prompts")
     return in_memory(encoded)
 
@@ -146,6 +148,7 @@ class _Limit:
         row: Mapping[str, Any],
         column: str,
         where: str,
+        parts: tuple[list[int], list[int], list[int]],
         *,
         behind: Sequence[int] = (),
         closed: bool = False,
@@ -157,11 +160,12 @@ class _Limit:
             row: the row.
             column: of it.
             where: what to call it in an error.
+            parts: as `split_special` cuts it.
             behind: tokens of an answer.
             closed: with the special tokens that the tokenizer puts behind it.
             written_on: whether the limit leaves room for a text to be written.
         """
-        before, own, after = split_special(self.tokenizer, row[column])
+        before, own, after = parts
         if not closed:
             after = []
         around = len(before) + len(after) + len(behind)

@@ -92,16 +92,16 @@ def test_half_precision_parameters_are_warned_about_and_get_the_noise_they_saw()
     torch.testing.assert_close(controller.collect()[model.weight], effective, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_torch_compile_gives_the_eager_numbers(backend):
+def test_torch_compile_gives_the_eager_numbers():
+    """By "aot_eager", which traces as "eager" does and then cuts out the backward pass as well."""
     torch._dynamo.reset()
     results = []
     for compiled in (False, True):
         model = Net()
         optimizer = IVON(model.parameters(), **OPTIONS)
-        called = torch.compile(model, backend=backend) if compiled else model
+        called = torch.compile(model, backend="aot_eager") if compiled else model
         NoiseController(called, optimizer, seed=7)
-        for step in range(3):
+        for step in range(2):
             loss_of(called, data(5, seed=step)).backward()
             optimizer.step()
             optimizer.zero_grad()
