@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from small_runs import films, save_model, write_rows
+from small_runs import TARGETS, films, save_model, write_rows
 from varlora.cli import main
 from varlora.methods import METHODS, AdamW, checked_options, options_of, register_method
 from varlora.metrics import METRICS
@@ -123,7 +123,7 @@ def cinema(tmp_path: Path) -> dict[str, str]:
         "task_dir": str(folder),
         "max_steps": "2",
         "samples": "2",
-        "lora_target_modules": "all-linear",
+        "lora_target_modules": TARGETS,
     }
 
 

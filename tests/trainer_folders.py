@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
-from small_runs import films, save_model, write_rows
+from small_runs import TARGETS, films, save_model, write_rows
 from varlora import AnswerTokens, Collator, VariationalTrainer, encode, load_jsonl, posterior_of, save_posterior
 from varlora.posterior import Posterior
 from varlora.prediction.prediction import Prediction, predict
@@ -54,7 +54,7 @@ def train_folders(folder: Path) -> TrainerFolders:
     task = load_jsonl({"train": train}, validation_size=2)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(folder / "model"),
-        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"),
+        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=TARGETS),
     )
     trainer = VariationalTrainer(
         model=model,

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from compare.plans import variant_of
-from small_runs import herds, save_model, write_rows
+from small_runs import TARGETS, herds, save_model, write_rows
 from varlora.compare import variants
 from varlora.compare.cell import Cell
 from varlora.compare.gather import _notes, choose_seeds, gather
@@ -45,7 +45,7 @@ def plan_of(folder: Path, **changes: Any) -> Plan:
         "output_dir": str(folder / "out"),
         "reference": ADAMW,
         "seeds": [0, 1],
-        "settings": {"lora_target_modules": "all-linear", "max_steps": 10, "learning_rate": 0.02, "samples": 4},
+        "settings": {"lora_target_modules": TARGETS, "max_steps": 10, "learning_rate": 0.02, "samples": 4},
         "models": {"tiny": {"model_name_or_path": str(folder / "model")}},
         "tasks": {
             "herds": {
@@ -388,7 +388,7 @@ def test_some_of_the_cells_are_a_study_too(folder: Path) -> None:
 
 def test_each_seed_may_draw_its_own_rows(tmp_path: Path) -> None:
     write_data(tmp_path)
-    settings = {"lora_target_modules": "all-linear", "max_steps": 2, "data_seed": "seed", "max_test_samples": 12}
+    settings = {"lora_target_modules": TARGETS, "max_steps": 2, "data_seed": "seed", "max_test_samples": 12}
     methods = {
         "adamw": {
             "settings": {"method": "adamw"},
@@ -418,7 +418,7 @@ def test_completions_have_metrics_and_no_comparison(tmp_path: Path) -> None:
         "adamw": {"settings": {"method": "adamw"}, "rows": {ADAMW: {"mode": "mean"}}},
         "ivon": {"settings": {"method": "ivon", "held_out": "none"}, "rows": {MEAN: {"mode": "mean"}, DRAWS: {}}},
     }
-    settings = {"lora_target_modules": "all-linear", "max_steps": 2, "samples": 4}
+    settings = {"lora_target_modules": TARGETS, "max_steps": 2, "samples": 4}
     plan = plan_of(tmp_path, tasks={"sentences": files}, settings=settings, methods=methods, seeds=[0])
     execute(plan.cells())
     (block,) = gather(plan, plan.cells()).blocks

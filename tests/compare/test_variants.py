@@ -215,7 +215,7 @@ def test_it_comes_on_top_of_what_the_run_has(model: str, tmp_path: Path) -> None
         tmp_path / "noisy.jsonl",
         [{**row, "label": OTHER[row["label"]]} if i % 5 == 0 else row for i, row in enumerate(herds(48))],
     )
-    folder = finish_herds(tmp_path, model, method="adamw", max_steps=12, temperature_scaling=True, validation_file=rows)
+    folder = finish_herds(tmp_path, model, method="adamw", max_steps=25, temperature_scaling=True, validation_file=rows)
     scaled = variant_of(mode="mean", logit_temperature="validation")
     ensure_variants(folder, [scaled])
     found = read_run(folder)

@@ -45,7 +45,7 @@ def finished(model: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[st
     """One run of each kind that matters here: a Gaussian with much noise, a point, Laplace's, and an ensemble."""
     runs = {}
     for method in METHODS:
-        options: dict[str, Any] = {"ess": 20.0} if method == "ivon" else {}
+        options: dict[str, Any] = {"ess": 20.0, "lora_target_modules": "all-linear"} if method == "ivon" else {}
         runs[method] = finish_herds(tmp_path_factory.mktemp(method), model, method=method, max_steps=12, **options)
     return runs
 

@@ -160,7 +160,7 @@ class Path25(TrainerCallback):
 
 
 def setting_of(folder: Path, model: str, **options: Any) -> Setting:
-    return load_setting(config(folder, model, method="adamw", learning_rate=0.02, **options))
+    return load_setting(config(folder, model, method="adamw", **{"learning_rate": 0.02, "max_steps": 25, **options}))
 
 
 def fit(

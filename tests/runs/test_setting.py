@@ -24,7 +24,7 @@ Make = Callable[..., RunConfig]
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A causal model."""
-    return save_model(tmp_path_factory.mktemp("llama"))
+    return save_model(tmp_path_factory.mktemp("llama"), layers=2)
 
 
 @pytest.fixture
@@ -95,7 +95,9 @@ def test_the_uppermost_layers_are_adapted(targets: str | None, config: Make) -> 
 
 
 def test_the_uppermost_layers_of_an_encoder_are_adapted(tmp_path: Path, config: Make) -> None:
-    setting = load_setting(config(model=save_encoder(tmp_path / "bert"), lora_layers="top:1"))
+    setting = load_setting(
+        config(model=save_encoder(tmp_path / "bert"), lora_layers="top:1", lora_target_modules="all-linear")
+    )
 
     assert adapted_modules(setting) == {
         f"bert.encoder.layer.1.{name}"
@@ -129,7 +131,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "task 'mmlu' has no training rows, only chemistry, physics, computer_science, mathematics. Train on another",
     ),
     "unknown modules": ({"lora_target_modules": "query"}, "query"),
-    "more layers than there are": ({"lora_layers": "top:3"}, "'top:3', and the model has 2 layers: top:1 to top:2."),
+    "more layers than there are": (
+        {"lora_layers": "top:3", "lora_target_modules": "all-linear"},
+        "'top:3', and the model has 2 layers: top:1 to top:2.",
+    ),
     "layers said twice": (
         {"lora_layers": "top:1", "lora_target_modules": r".*layers\.1\..*q_proj"},
         "and lora_target_modules a regular expression, '.*layers\\\\.1\\\\..*q_proj', which says itself which layers",
@@ -247,7 +252,7 @@ def test_completions_need_a_causal_model(tmp_path: Path, config: Make) -> None:
 
 def test_an_incomplete_causal_model_is_refused(tmp_path: Path, config: Make) -> None:
     """More layers in its description than in its weights."""
-    model = save_model(tmp_path / "llama")
+    model = save_model(tmp_path / "llama", layers=2)
     description = AutoConfig.from_pretrained(model)
     assert isinstance(description, LlamaConfig)
     description.num_hidden_layers += 1

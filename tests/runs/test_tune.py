@@ -244,7 +244,8 @@ def test_a_point_mass_needs_no_model_for_its_logits(
     for row in rows[::6]:
         row["label"] = "positive"  # wrong, where training was on right ones
     wrong = write_rows(tmp_path / "wrong.jsonl", rows)
-    folder = finish_herds(tmp_path, model, method="adamw", max_steps=25, validation_file=wrong)
+    much: dict[str, Any] = {"lora_target_modules": "all-linear", "max_steps": 25}
+    folder = finish_herds(tmp_path, model, method="adamw", validation_file=wrong, **much)
     monkeypatch.setattr("varlora.runs.validation.reload_setting", no_model)
     tuning = tune(folder, Grid(fractions=[], standard_errors=1.0))
     assert {candidate.stage for candidate in tuning.choice.candidates} == {"scale"}
