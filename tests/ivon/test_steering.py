@@ -182,6 +182,20 @@ def test_a_training_of_no_step_leaves_a_folder(tmp_path: Path, source: str, noth
     assert "of 0 training steps" in q.meta.diagnostics["held_out"]["why"]
 
 
+def test_validation_rows_without_labels_steer_nothing_which_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unlabelled = Rows(60, seed=1)
+    unlabelled.labels = torch.full_like(unlabelled.labels, -100)
+    trainer = trainer_of(tmp_path, validation=unlabelled, max_steps=60)
+    trainer.train()
+    told = "none of the 60 rows has a label"
+    assert told in caplog.text
+    assert told in posterior_of(trainer.model, trainer.optimizer).meta.diagnostics["held_out"]["why"]
+    with pytest.raises(ValueError, match=f"held_out='validation' cannot be: .*{told}"):
+        trainer_of(tmp_path, validation=unlabelled, held_out="validation", max_steps=60).train()
+
+
 def test_accumulated_steps_are_measured_between_steps_only(tmp_path: Path) -> None:
     watched = Watched()
     options = {**NOISY, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 80}

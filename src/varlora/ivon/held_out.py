@@ -76,8 +76,11 @@ class HeldOut:
         """Predicts the first rows at the mean, so that rows that say nothing are known before the training.
 
         Raises:
-            ValueError: the model does not give logits for the labels.
+            ValueError: no row has a label, or the model does not give logits for them.
         """
+        labels = [batch["labels"] for batch in self.batches if isinstance(batch.get("labels"), Tensor)]
+        if len(labels) == len(self.batches) and not any(bool((of_batch >= 0).any()) for of_batch in labels):
+            raise ValueError(f"none of the {self.num_rows()} rows has a label: all are below 0")
         try:
             with evaluation_mode(model):
                 for batch in self._next_rows(0, ROWS_OF_CHECK):
