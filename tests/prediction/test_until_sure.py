@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from models import lora, tiny_llama
 from posterior.test_batched_draws import ANSWERS, batches, gaussian, in_turn
 from varlora.metrics import mutual_information, predictive_entropy
-from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass
+from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, PredictionConfig
 from varlora.prediction.prediction import Prediction, predict
 from varlora.prediction.until_sure import FEWEST, MOST, draws_until_sure, standard_error
 
@@ -54,6 +55,15 @@ def test_all_rows_stop_at_once_or_never(tolerance: float, number: int) -> None:
     torch.testing.assert_close(
         found.log_probs, in_turn(model, q, ANSWERS, batches(), samples=number), atol=1e-5, rtol=1e-5
     )
+
+
+def test_where_the_mean_was_tuned_nothing_is_drawn() -> None:
+    model = lora(tiny_llama()).eval()
+    q = gaussian(model)
+    tuned = dataclasses.replace(q, meta=dataclasses.replace(q.meta, tuned=PredictionConfig(mode="mean")))
+    found = predict(model, tuned, batches(), "auto", readout=ANSWERS)
+    assert (found.mode, found.num_draws, found.draws_taken) == ("mean", 1, None)
+    assert torch.equal(found.log_probs, predict(model, q, batches(), 0, readout=ANSWERS).log_probs)
 
 
 class Shifted(nn.Module):

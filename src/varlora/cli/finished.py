@@ -13,6 +13,7 @@ from varlora.cli.console import say
 from varlora.io.folders import atomic_file
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction_setup import choose_config, choose_default_config, remove_tuning
+from varlora.prediction.until_sure import most_draws
 from varlora.runs.any_posterior import check_has_weights
 from varlora.runs.config import RunConfig
 from varlora.runs.data import name_pairs
@@ -114,11 +115,12 @@ def read_finished(
     q = remove_tuning(run.posterior) if arguments.untuned else run.posterior
     if q.meta.tuned is not None:
         say(f"As `varlora tune` chose: {q.meta.tuned.describe()} (--untuned: as trained).")
+    samples = most_draws(q) if arguments.samples == "auto" else arguments.samples
     if judged:
-        how = choose_config(q, arguments.samples, config.samples)
+        how = choose_config(q, samples, config.samples)
     else:
         mode = getattr(arguments, "mode", None)
-        how = choose_default_config(q, arguments.samples, config.samples, mode=mode, tell=False)
+        how = choose_default_config(q, samples, config.samples, mode=mode, tell=False)
     return dataclasses.replace(run, posterior=q), config, how
 
 

@@ -24,7 +24,6 @@ from varlora.io.folders import atomic_file
 from varlora.io.words import counted
 from varlora.metrics import check_exchangeability
 from varlora.prediction.prediction_setup import explain_point
-from varlora.prediction.until_sure import MOST
 from varlora.predictor.answer import Answer, TextAnswer
 from varlora.predictor.answering import BATCHES_A_CHUNK
 from varlora.predictor.predictor import Predictor, stored_decision
@@ -72,13 +71,11 @@ def _execute(arguments: Namespace) -> None:
             allowed = f"{' or '.join(FORMATS)}, or be {STANDARD_OUTPUT} for standard output"
             raise ValueError(f"--output_file is {target}; its name must end in {allowed}.")
     until_sure = arguments.samples == "auto"
-    if until_sure:
-        if wanted is not None:
-            raise ValueError(
-                "--samples auto takes as many draws as each row needs, and thresholds and sets are chosen for one "
-                "number of draws; give the number."
-            )
-        arguments.samples = MOST
+    if until_sure and wanted is not None:
+        raise ValueError(
+            "--samples auto takes as many draws as each row needs, and thresholds and sets are chosen for one number "
+            "of draws; give the number."
+        )
     some = read_first(arguments, arguments.input_file)
     run, settings, config = read_finished(arguments, some, judged=False)
     if until_sure and run.facts["task"]["kind"] == "completion":

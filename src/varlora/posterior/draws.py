@@ -124,9 +124,15 @@ def passes_in_turn(
 
 
 def held_batches(batches: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The batches as a list. A DataLoader seeds its workers from the global generator, which is put back."""
+    """The batches as a list, without those of no row.
+
+    A DataLoader seeds its workers from the global generator, which is put back.
+
+    Raises:
+        ValueError: there is no row.
+    """
     with torch.random.fork_rng(devices=[]):
-        held = list(batches)
+        held = [batch for batch in batches if not ("input_ids" in batch and not len(batch["input_ids"]))]
     if not held:
         raise ValueError("there is no batch to predict")
     return held

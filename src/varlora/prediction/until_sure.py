@@ -38,9 +38,16 @@ logger = logging.getLogger(__name__)
 def can_stop(q: Posterior | None) -> bool:
     """Whether rows may take different numbers of draws: of one distribution, from which more can be drawn.
 
-    Every member of a mixture is asked, and dropout masks have no pairs; they take the usual number.
+    Every member of a mixture is asked, and dropout masks have no pairs; they take the usual number. Of a posterior
+    whose mean `varlora tune` chose nothing is drawn.
     """
-    return q is not None and not isinstance(q, (PointMass, Mixture, DropoutMasks))
+    return q is not None and not isinstance(q, (PointMass, Mixture, DropoutMasks)) and most_draws(q) is not None
+
+
+def most_draws(q: Posterior) -> int | None:
+    """How many draws to ask of a posterior where each row takes as many as it needs; None, where its mean was tuned."""
+    tuned = q.meta.tuned
+    return None if tuned is not None and tuned.canonical.mode == "mean" else MOST
 
 
 def draws_until_sure(

@@ -20,7 +20,7 @@ from varlora.prediction.generation import Generations
 from varlora.prediction.linearised import DRAWS
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, choose_default_config, remove_tuning
-from varlora.prediction.until_sure import MOST, can_stop
+from varlora.prediction.until_sure import can_stop, most_draws
 from varlora.predictor.answering import RowAnswerer
 from varlora.predictor.client import Backend
 from varlora.predictor.held_draws import hold_draws, move_held
@@ -204,7 +204,7 @@ class Predictor(RowAnswerer):
         until_sure = samples == "auto"
         if until_sure and run.facts["task"]["kind"] == "completion":
             raise ValueError("samples is 'auto', which is for answers; for texts give a number.")
-        number = MOST if samples == "auto" else samples
+        number = most_draws(q) if samples == "auto" else samples
         way = choose_default_config(q, number, config.samples, mode=mode, tell=False)
         if isinstance(decision, str):
             decision = stored_decision(run, untuned=untuned)
