@@ -99,6 +99,28 @@ def test_layers_that_no_draw_changes_write_once_for_all_draws(name: str, monkeyp
         torch.testing.assert_close(one.mutual_information, other.mutual_information, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "tokens"), [("llama", 1), ("gemma3", 1), ("mistral", 4)])
+def test_layers_that_no_draw_changes_read_a_prompt_once_for_draws_in_several_calls(
+    name: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = copy.deepcopy(CONFIGS[name])
+    config.vocab_size = len(TOKENIZER)
+    model = adapted(config)
+    q, read = posterior(model, 1.0), {1: list[int](), 2: list[int]()}  # the rows of prompts, by layer
+    for number, rows in read.items():
+        attention = model.get_base_model().model.layers[number].self_attn
+        attention.register_forward_hook(
+            lambda *a, rows=rows: rows.append(len(a[2][0])) if a[2][0].shape[1] > 1 else None
+        )
+    together = generate(model, q, batches(), 5, seed=3, **OPTIONS)
+    monkeypatch.setitem(batched_draws.TOKENS, "cpu", tokens)  # a draw in each call, or two
+    [rows.clear() for rows in read.values()]
+    apart = generate(model, q, batches(), 5, seed=3, **OPTIONS)
+    assert read == {1: [2, 2], 2: ([2] * 5 if tokens == 1 else [4, 4, 2]) * 2}
+    assert apart.texts == together.texts
+    torch.testing.assert_close(apart.log_likelihoods, together.log_likelihoods, atol=1e-5, rtol=1e-5)
+
+
 def test_the_point_is_written_with_at_zero_draws(model: PeftModel) -> None:
     q = posterior(model)
     at_mean = generate(model, q, batches(), 0, **OPTIONS)

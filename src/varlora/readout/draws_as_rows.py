@@ -13,6 +13,7 @@ which differ between draws; its attention and shared experts see all.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -140,7 +141,8 @@ class _OncePerBatch(LowerLayers):
     """The lower layers of rows that stand there once for each of `count` draws, computed once, also for more calls.
 
     Where keys and values are kept (generation), the lower layers' are those of one draw's rows for as long as all draws
-    have the same tokens, and are repeated once they differ.
+    have the same tokens, and are repeated once they differ. Of the last prompts they are remembered, for the draws that
+    write behind the same ones in another call.
     """
 
     def __init__(self, trunk: Trunk, first: int) -> None:
@@ -149,6 +151,9 @@ class _OncePerBatch(LowerLayers):
         self.known: tuple[dict[str, Any], Tensor] | None = None
         self.rows: int | None = None
         """Of a call that keeps keys and values: how many are computed below, where it is one draw's alone."""
+        self.cache: Any = None
+        """Of a call with prompts alone: where their keys and values go."""
+        self.prompts: _Prompts | None = None
 
     def states(self, given: Mapping[str, Any]) -> Tensor:
         """What enters the first layer that a draw changes, repeated for each."""
@@ -161,13 +166,13 @@ class _OncePerBatch(LowerLayers):
         return self.known[1].repeat(self.count, 1, 1)
 
     def begin(self, given: Mapping[str, Any]) -> None:
-        """Sees whether one draw's rows will do below."""
+        """Sees whether one draw's rows will do below, or are known already."""
         from transformers import DynamicCache
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-        self.rows = None
+        self.rows = self.cache = None
         rows, cache = _num_rows(given), given.get("past_key_values")
-        if self.count == 1 or rows % self.count or not isinstance(cache, DynamicCache | None):
+        if rows % self.count or not isinstance(cache, DynamicCache | None):
             return
         layers: list[Any] = list(cache.layers[: self.number]) if cache is not None else []
         written = [layer for layer in layers if layer.get_seq_length()]
@@ -175,28 +180,61 @@ class _OncePerBatch(LowerLayers):
             written and len(written[0].keys) == rows
         ):
             return
-        if all(_is_repeated(value, rows, self.count) for value in given.values()):
-            self.rows = rows // self.count
+        if not all(_is_repeated(value, rows, self.count) for value in given.values()):
+            for layer in written:
+                layer.keys, layer.values = (t.repeat(self.count, 1, 1, 1) for t in (layer.keys, layer.values))
             return
-        for layer in written:
-            layer.keys, layer.values = (t.repeat(self.count, 1, 1, 1) for t in (layer.keys, layer.values))
+        self.rows = rows // self.count
+        if written or len(layers) < self.number:
+            return
+        once = {name: _part(value, rows, self.rows) for name, value in given.items() if name != "past_key_values"}
+        self.cache = cache
+        if self.prompts is None or not _same(self.prompts.given, once):
+            self.prompts = _Prompts(once)
 
     def run(self, below: ReplacedForward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a layer returns, for one draw's rows where they will do; of the embeddings, for all."""
         if self.computing or self.rows is None or below.module is self.trunk.embeddings:
             return super().run(below, args, kwargs)
         rows = self.rows * self.count
+        if self.cache is not None and self.prompts is not None and self.prompts.hidden is not None:
+            return _part(args, rows, self.rows)[0]  # what it would be is in `prompts`
         some = {name: _part(value, rows, self.rows) for name, value in kwargs.items()}
         return below.forward(*_part(args, rows, self.rows), **some)
 
     def _before_first(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self.whole and not self.computing and self.rows is not None and module is self.first:
-            return (args[0].repeat(self.count, 1, 1), *args[1:])
-        return super()._before_first(module, args)
+        if not self.whole or self.computing or self.rows is None or module is not self.first:
+            return super()._before_first(module, args)
+        hidden = args[0]
+        if self.cache is not None and self.prompts is not None:
+            if self.prompts.hidden is None:
+                self.prompts.hidden = hidden
+                self.prompts.layers = [copy.copy(layer) for layer in self.cache.layers[: self.number]]
+            else:
+                hidden = self.prompts.hidden
+                self.cache.layers[: self.number] = [copy.copy(layer) for layer in self.prompts.layers]
+        return (hidden.repeat(self.count, 1, 1), *args[1:])
 
     def forget(self) -> None:
         """Lets the last batch go."""
-        self.known = self.batch = None
+        self.known = self.batch = self.cache = self.prompts = None
+
+
+class _Prompts:
+    """Prompts that the lower layers have read.
+
+    Args:
+        given: what the trunk was called with, of one draw's rows.
+
+    Attributes:
+        hidden: what entered the first layer that a draw changes (B, T, H); None before it did.
+        layers: keys and values below it, by layer. Writing on makes new tensors and leaves these as they are.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.given = dict(given)
+        self.hidden: Tensor | None = None
+        self.layers: list[Any] = []
 
 
 def _lower_of(model: nn.Module, layers: Mapping[int, _Linear]) -> _OncePerBatch | None:
