@@ -152,6 +152,7 @@ def test_what_is_not_steered_stays_and_withholds_nothing(tmp_path: Path, options
         ({"max_steps": 30, "gradient_accumulation_steps": 2}, 3, 2),
         ({"num_train_epochs": 0.5}, 1, 0),
         ({"max_steps": 7}, 1, 0),
+        ({"max_steps": 10, "per_device_train_batch_size": 200}, 5, 3),  # two steps an epoch, of 200 and of 120 rows
     ],
 )
 def test_parts_of_epochs_and_numbers_of_steps(tmp_path: Path, options: Any, epochs: int, withheld_epochs: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Literal
 
@@ -248,7 +249,10 @@ def _has_rows(data: Any) -> bool:
 
 
 def _epochs(trainer: Any) -> float:
+    """How often the training passes over its rows; the last step of a pass may hold fewer of them."""
     arguments: TrainingArguments = trainer.args
     if arguments.max_steps <= 0 or not isinstance(trainer.train_dataset, Sized):
         return float(arguments.num_train_epochs)
-    return float(arguments.max_steps * rows_per_step(arguments) / max(len(trainer.train_dataset), 1))
+    rows, of_step = len(trainer.train_dataset), rows_per_step(arguments)
+    steps = rows // of_step if arguments.dataloader_drop_last else math.ceil(rows / of_step)
+    return arguments.max_steps / max(steps, 1)
