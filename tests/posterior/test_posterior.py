@@ -270,6 +270,8 @@ def test_hessian_moved_is_the_median_relative_distance_from_the_start() -> None:
     moved = hessian_moved({"a": (torch.tensor([2.0, 2.2, 2.4]), 2.0), "b": (torch.tensor([0.5]), 1.0)})
     assert moved["by_tensor"] == pytest.approx({"a": 0.1, "b": 0.5})
     assert moved["overall"] == pytest.approx(0.1)  # the lower of the two middle values
+    nothing = {"a": (torch.tensor([2.2]), 2.0), "empty": (torch.zeros(0, 4), 2.0)}
+    assert hessian_moved(nothing)["by_tensor"] == pytest.approx({"a": 0.1}), "no entry has a median"
 
 
 @pytest.mark.parametrize(

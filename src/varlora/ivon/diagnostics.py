@@ -62,13 +62,13 @@ def hessian_moved(hessians: Mapping[str, tuple[Tensor, float]]) -> dict[str, Any
     start keeps 90 % of its weight after 10 000 steps.
 
     Args:
-        hessians: (h, h0) by checkpoint key.
+        hessians: (h, h0) by checkpoint key; of tensors without entries nothing is said.
 
     Example:
         >>> hessian_moved({"w": (torch.tensor([1.0, 1.5, 3.0]), 1.0)})
         {'overall': 0.5, 'by_tensor': {'w': 0.5}}
     """
-    moved = {key: (h.detach() / h0 - 1).abs().flatten().cpu() for key, (h, h0) in hessians.items()}
+    moved = {key: (h.detach() / h0 - 1).abs().flatten().cpu() for key, (h, h0) in hessians.items() if h.numel()}
     return {
         "overall": torch.cat([m.double() for m in moved.values()]).median().item(),
         "by_tensor": {key: m.median().item() for key, m in sorted(moved.items())},
