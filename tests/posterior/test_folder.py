@@ -420,6 +420,18 @@ def test_a_checkpoint_gives_the_posterior_that_training_had(
     assert_same(q, without_fingerprint(posterior_of(model, optimizer, num_examples=5, readout={"kind": "x"})))
 
 
+@pytest.mark.parametrize(("steps", "factor"), [(0, 1), (1, 1000)])
+def test_a_checkpoint_before_the_first_draw_or_after_a_move_of_lambda_gives_the_same_posterior_too(
+    llama_lora: PeftModel, tmp_path: Path, steps: int, factor: int
+) -> None:
+    optimizer = trained(llama_lora, ivon(llama_lora, prior="adaptive"), steps)
+    optimizer.param_groups[0]["ess"] *= factor
+    for state in optimizer.state.values():
+        state["hessian"][0] = -0.4 * state["prior_precision"] / 1e4  # as it may be: a smaller δ would not carry it
+    q = posterior_from_checkpoint(checkpoint(llama_lora, optimizer, tmp_path), num_examples=5)
+    assert_same(q, without_fingerprint(posterior_of(llama_lora, optimizer, num_examples=5)))
+
+
 def test_a_checkpoint_of_a_steered_variance_that_follows_the_fit_gives_the_same_posterior_too(
     llama_lora: PeftModel, tmp_path: Path
 ) -> None:

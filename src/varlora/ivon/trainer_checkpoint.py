@@ -117,7 +117,8 @@ def _from_checkpoint(
                 precision[key] = torch.full_like(momentum, 1 / fit_variance(group))
             else:
                 of_group = prior_of(group)
-                (delta,) = of_group.deltas([entry], group) if entry else (group["weight_decay"],)
+                of_tensor = entry if entry else of_group.initial_state(saved[key].to(momentum.dtype), group)
+                (delta,) = of_group.deltas([of_tensor], group)
                 precision[key] = group["ess"] * of_group.curvature(h, delta, group)
                 prior[key] = float(group["ess"] * delta)
                 hessians[key] = (h, float(group["hess_init"]))
