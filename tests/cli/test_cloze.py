@@ -46,11 +46,12 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     given = {f"{name}_file": write_rows(folder / f"{name}-q.jsonl", rows) for name, rows in files.items()}
     settings = config(
         folder,
-        save_model(folder / "model"),
+        save_model(folder / "model", layers=2),
         method=request.param,
         prompt_style="cloze",
         length_normalization="bytes" if request.param == "laplace" else None,
         lora_layers="top:1",
+        lora_target_modules="all-linear",
         cache_frozen_layers=True,
         learning_rate=0.05,
         max_steps=40,

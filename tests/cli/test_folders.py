@@ -119,7 +119,7 @@ def test_tuning_leaves_checkpoints_and_plain_adapters_alone(
 ) -> None:
     """The new folder says all that was said of the old one, so that it needs no option."""
     rows = write_rows(tmp_path / "herds.jsonl", herds(40))
-    words = ["--validation_file", rows, "--fractions", 0, "--samples", 2, "--no_progress"]
+    words = ["--validation_file", rows, "--fractions", 0, "--temperatures", 1, 4, "--samples", 2, "--no_progress"]
     for folder, given, message in (
         (folders.checkpoint, (), "is a Trainer's checkpoint"),
         (folders.bare, (), "is a Trainer's checkpoint"),

@@ -13,6 +13,7 @@ import torch
 from compare.plans import variant_of
 from small_runs import finish_herds
 from tiny_runs import save_encoder
+from varlora.compare import variants as making
 from varlora.compare.variant import Variant
 from varlora.compare.variant_files import is_complete, load_variant, pruned_fraction, read_tuned
 from varlora.compare.variants import ensure_variants
@@ -24,7 +25,7 @@ from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.predict import predict_split
 from varlora.runs.setting import reload_setting
 from varlora.runs.space import Grid
-from varlora.runs.tune import tune
+from varlora.runs.tune import tune, tuning_of
 
 UPPER = r".*layer\.1\..*(query|value)"
 METHODS = ("adamw", "ivon", "laplace", "swag", "ensemble")
@@ -32,6 +33,7 @@ PRUNED = variant_of(mode="mean", prune=0.5, prune_by="magnitude")
 MORE_DRAWS, WARMER = variant_of(samples=6), variant_of(temperature=4)
 LINEARISED = variant_of(mode="linearised", temperature=4)
 TUNED = variant_of(tune=True)
+GRID = Grid(temperatures=(0.0, 1.0, 4.0), samples=(4,), fractions=())
 CHOSEN = variant_of(mode="mean", prune="validation", prune_by="magnitude", logit_temperature="validation")
 
 
@@ -51,6 +53,13 @@ def cached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
 
 
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little is tried, here as by `tune`: each candidate costs its predictions."""
+    monkeypatch.setattr(making, "tuning_of", lambda run, _, **given: tuning_of(run, GRID, **given))
+    monkeypatch.setattr(making, "FRACTIONS", (0.1, 0.5, 0.9))
+
+
 def predicted(run: RunFolder, q: Posterior, split: str, variant: Variant) -> Prediction:
     setting = reload_setting(run)
     found = predict_split(setting, q, split, dataclasses.replace(variant.config, prune=0, temperature=1))
@@ -62,7 +71,7 @@ def predicted(run: RunFolder, q: Posterior, split: str, variant: Variant) -> Pre
 def test_a_run_is_read_tuned_varlora_tune_does_it(cached: Path, tmp_path: Path) -> None:
     ensure_variants(cached, [TUNED])
     run = read_run(cached)
-    tuning = tune(shutil.copytree(cached, tmp_path / "run"), Grid(fractions=[]))
+    tuning = tune(shutil.copytree(cached, tmp_path / "run"), GRID)
     assert read_tuned(run, TUNED) == tuning.tuned
     for split in ("validation", "test"):
         kept = load_variant(run, TUNED, split)

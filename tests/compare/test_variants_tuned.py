@@ -206,6 +206,7 @@ def test_changed_validation_rows_are_refused(finished: Mapping[str, Path], tmp_p
         ensure_variants(folder, [TUNED], config=replace(settings, validation_file=file))
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_new_row_of_a_trained_cell_is_predicted_and_nothing_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ def make_harness(folder: Path) -> Harness:
         validation_file=str(files["validation"]),
         test_file=str(files["test"]),
         output_dir=str(folder / "run"),
-        lora_target_modules="all-linear",
+        lora_target_modules="v_proj,down_proj",
         max_steps=15,
         samples=SAMPLES,
         seed=3,

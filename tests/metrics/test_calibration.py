@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from varlora.metrics import (
     confidence_and_correct,
@@ -38,6 +37,8 @@ def test_agrees_with_the_oracle_on_bin_edges(on_bin_edges):
 
 @pytest.mark.parametrize(("norm", "metric"), [("l1", expected_calibration_error), ("max", maximum_calibration_error)])
 def test_agrees_with_torchmetrics_off_the_edges(classified, norm, metric):
+    from torchmetrics.functional.classification import multiclass_calibration_error  # takes a second
+
     probs, labels, _ = classified
     theirs = multiclass_calibration_error(probs, labels, num_classes=probs.shape[-1], n_bins=15, norm=norm)
     assert float(metric(*confidence_and_correct(probs, labels))) == pytest.approx(float(theirs), abs=1e-5)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import pytest
 
 from serve import measure, texts
 
 
-def test_no_answer_is_wrong_or_lost(address: str) -> None:
+def test_no_answer_is_wrong_or_lost(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.NEW_TOKENS", 8)  # as many batches as tokens
     rows = [text.replace("film", "a film") for text in texts(40)]
     outcome, counts = asyncio.run(measure(address, rows, "classify", model="herds", clients=40, nuisance=True))
     assert (outcome.wrong, dict(outcome.lost), len(outcome.seconds)) == (0, {}, len(rows))

@@ -13,7 +13,7 @@ from varlora.tasks.choice_sequences import ChoiceSequences, choice_sequences
 from varlora.tasks.cutting import shorten
 from varlora.tasks.description import TaskDescription
 from varlora.tasks.task import OUT_OF_SCOPE, Task
-from varlora.tasks.tokens import continuation_tokens, split_all, split_special
+from varlora.tasks.tokens import AT_ONCE, continuation_tokens, split_all, split_special
 
 if TYPE_CHECKING:
     import datasets
@@ -75,7 +75,7 @@ def encode(
     encoded: list[dict[str, Any]] = []
     one_text = task.kind != "completion" and not (task.cloze and family == "causal")
     texts = split_all(tokenizer, rows[column]) if one_text else None
-    for row in rows:
+    for row in _each(rows):
         where = f"task {task.name!r}, {split}, row {row['id']!r}"
         if task.kind == "completion":
             with _naming(where):
@@ -119,11 +119,19 @@ def encode_prompts(
     """
     limit = _Limit(tokens=max_length, truncation=truncation, tokenizer=tokenizer)
     encoded, rows = [], task.rows(split)
-    for row, parts in zip(rows, split_all(tokenizer, rows["prompt"]), strict=True):
+    for row, parts in zip(_each(rows), split_all(tokenizer, rows["prompt"]), strict=True):
         where = f"task {task.name!r}, {split}: the prompt of row {row['id']!r}"
         encoded.append({"id": row["id"], "input_ids": limit.prompt(row, "prompt", where, parts, written_on=True)})
     limit.log_cuts(f"{task.name}, {split}", f"{len(encoded)} prompts")
     return in_memory(encoded)
+
+
+def _each(rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows, read many at a time: one alone takes as long as fifty."""
+    for start in range(0, len(rows), AT_ONCE):
+        columns = rows[start : start + AT_ONCE]
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
 
 
 @contextmanager

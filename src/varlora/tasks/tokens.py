@@ -20,7 +20,7 @@ INSTEAD = (
 )
 """What can be done where a causal LM cannot answer by the classes' names."""
 AT_ONCE = 1000
-"""Texts that are tokenized by one call."""
+"""Texts that are tokenized, and rows that are read, by one call."""
 
 
 class SharedTokenError(ValueError):
