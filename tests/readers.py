@@ -51,6 +51,7 @@ from varlora.runs.decision import Decision
 from varlora.runs.export import export_adapters
 from varlora.runs.export_folder import read_export
 from varlora.runs.folder import CompletionScores, read_run
+from varlora.runs.health import run_health
 from varlora.runs.result import RunResult, write_run
 from varlora.runs.setting import Setting
 from varlora.tasks import Task, load_jsonl
@@ -149,6 +150,7 @@ def _build_run(folder: Path, q: Posterior) -> None:
         posterior=q,
         predictions={"validation": found},
         metrics={"validation": {mode: {"nll": 0.7, "accuracy": 1.0} for mode in found}},
+        health=run_health(q, found, config.samples),
         seconds={"train": 1.0},
         log=[{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6, "member": 0}],
     )

@@ -160,11 +160,11 @@ def test_both_ways_into_a_trainer_equal_the_plain_loop(tmp_path, build, config, 
 def test_bf16_autocast_stays_close_to_float32(tmp_path):
     results = []
     for bf16 in (False, True):
-        model = lora(tiny_llama())
+        model = lora(tiny_llama(layers=1))
         unmodified(model, arguments(tmp_path, bf16=bf16, max_steps=2)).train()
         results.append(torch.cat([v.flatten() for v in adapter(model).values()]))
         assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
-    start = torch.cat([v.flatten() for v in adapter(lora(tiny_llama())).values()])
+    start = torch.cat([v.flatten() for v in adapter(lora(tiny_llama(layers=1))).values()])
     moved, difference = (results[0] - start).norm(), (results[0] - results[1]).norm()
     assert difference < 0.35 * moved  # sign-like steps at bf16's resolution of the gradient
 
@@ -190,7 +190,7 @@ def test_resuming_from_any_step_is_bit_identical(tmp_path, make, config):
     }
 
     def trained(folder, seed, checkpoint=None):
-        model = lora(tiny_llama(), lora_dropout=0.1, seed=seed)
+        model = lora(tiny_llama(layers=1), lora_dropout=0.1, seed=seed)
         saving = "steps" if checkpoint is None else "no"
         trainer = make(model, arguments(folder, save_strategy=saving, **settings), config)
         trainer.add_callback(WarmerByTheStep())
@@ -213,18 +213,18 @@ def test_evaluation_during_training_changes_nothing(tmp_path, make, dropout):
     """An unmodified Trainer's data loader draws from the generator of the dropout masks; the mixin shields it."""
     results = []
     for settings in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
-        model = lora(tiny_llama(), lora_dropout=dropout)
+        model = lora(tiny_llama(layers=1), lora_dropout=dropout)
         make(model, arguments(tmp_path, **settings), eval_dataset=dataset()).train()
         results.append(adapter(model))
     assert_same(*results)
 
 
 def test_evaluation_is_at_the_mean(tmp_path):
-    model = lora(tiny_llama())
+    model = lora(tiny_llama(layers=1))
     trainer = unmodified(model, arguments(tmp_path), eval_dataset=dataset())
     trainer.train()
     expected = trainer.evaluate()["eval_loss"]
-    untouched = lora(tiny_llama())
+    untouched = lora(tiny_llama(layers=1))
     untouched.load_state_dict(model.state_dict())
     untouched.eval()
     with torch.no_grad():
@@ -243,7 +243,7 @@ def test_the_best_model_comes_with_its_own_hessian(tmp_path):
         "metric_for_best_model": "eval_loss",
         "greater_is_better": True,  # the worst: surely not the last
     }
-    model = lora(tiny_llama())
+    model = lora(tiny_llama(layers=1))
     trainer = unmodified(model, arguments(tmp_path, **settings), eval_dataset=dataset())
     trainer.train()
     best = trainer.state.best_model_checkpoint
@@ -257,7 +257,7 @@ def test_the_best_model_comes_with_its_own_hessian(tmp_path):
 
 def test_several_draws_per_step_are_averaged(tmp_path):
     config = IVONConfig(**{**CONFIG.__dict__, "draws": 3})
-    model = lora(tiny_llama())
+    model = lora(tiny_llama(layers=1))
     twin = copy.deepcopy(model)
     batches = batches_of(mixed_in(copy.deepcopy(model), arguments(tmp_path)), 4)
     trainer = mixed_in(model, arguments(tmp_path), config)
@@ -280,7 +280,7 @@ def test_several_draws_per_step_are_averaged(tmp_path):
     ],
 )
 def test_ess_and_h0_come_from_the_size_of_the_training_set(tmp_path, make, config, ess, hess_init):
-    trainer = make(lora(tiny_llama()), arguments(tmp_path, max_steps=1), config)
+    trainer = make(lora(tiny_llama(layers=1)), arguments(tmp_path, max_steps=1), config)
     trainer.train()
     [(found_ess, found_init)] = {(g["ess"], g["hess_init"]) for g in trainer.optimizer.param_groups if g["params"]}
     assert (found_ess, found_init) == pytest.approx((ess, hess_init))
@@ -293,7 +293,7 @@ def test_a_set_without_a_length_needs_its_size_from_the_user(tmp_path):
 
     def train(callback):
         trainer = Trainer(
-            model=lora(tiny_llama()),
+            model=lora(tiny_llama(layers=1)),
             args=arguments(tmp_path, max_steps=1),
             train_dataset=Stream(),
             optimizer_cls_and_kwargs=(IVON, IVONConfig(lr=1e-3).optimizer_kwargs()),
@@ -311,7 +311,7 @@ def test_auto_trains_with_the_trainers_learning_rate_and_schedule(tmp_path):
     settings = {"learning_rate": 3e-4, "lr_scheduler_type": "linear", "max_steps": 4}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        trainer = mixed_in(lora(tiny_llama()), arguments(tmp_path, **settings), IVONConfig())
+        trainer = mixed_in(lora(tiny_llama(layers=1)), arguments(tmp_path, **settings), IVONConfig())
     seen = []
 
     class Rates(TrainerCallback):
@@ -328,7 +328,7 @@ def test_auto_trains_with_the_trainers_learning_rate_and_schedule(tmp_path):
 
 def test_the_mixins_default_is_auto(tmp_path):
     trainer = VariationalTrainer(
-        model=lora(tiny_llama()), args=arguments(tmp_path, learning_rate=7e-4), train_dataset=dataset()
+        model=lora(tiny_llama(layers=1)), args=arguments(tmp_path, learning_rate=7e-4), train_dataset=dataset()
     )
     [group] = trainer.create_optimizer().param_groups
     assert (group["update"], group["variance"], group["lr"]) == ("adam", "fit", 7e-4)
@@ -339,7 +339,7 @@ def test_the_mixins_default_is_auto(tmp_path):
 def test_a_training_of_no_epoch_is_one(tmp_path, make, recipe):
     config = IVONConfig(lr=1e-3, recipe=recipe, ess=1e4, held_out="none")
     settings = {"max_steps": -1, "num_train_epochs": 0, "learning_rate": 1e-3}
-    trainer = make(lora(tiny_llama()), arguments(tmp_path, **settings), config)
+    trainer = make(lora(tiny_llama(layers=1)), arguments(tmp_path, **settings), config)
     trainer.train()
     assert trainer.optimizer.param_groups[0]["variance"] == ("fit" if recipe == "auto" else "hessian")
 
@@ -347,7 +347,7 @@ def test_a_training_of_no_epoch_is_one(tmp_path, make, recipe):
 def test_a_posterior_says_what_its_variance_came_from(tmp_path):
     config = IVONConfig(lr=1e-3, held_out="none")
     settings = {"max_steps": 4, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 1}
-    trainer = mixed_in(lora(tiny_llama()), arguments(tmp_path, **settings), config)
+    trainer = mixed_in(lora(tiny_llama(layers=1)), arguments(tmp_path, **settings), config)
     trainer.train()
     finished = posterior_of(trainer.model, trainer.optimizer)
     early = posterior_from_checkpoint(Path(trainer.args.output_dir) / "checkpoint-1")
@@ -359,18 +359,18 @@ def test_a_posterior_says_what_its_variance_came_from(tmp_path):
 
 def test_the_plain_callback_path_needs_the_learning_rate(tmp_path):
     with pytest.raises(ValueError, match=r"IVONConfig\(lr=args\.learning_rate\)"):
-        unmodified(lora(tiny_llama()), arguments(tmp_path), IVONConfig())
+        unmodified(lora(tiny_llama(layers=1)), arguments(tmp_path), IVONConfig())
 
 
 def test_the_trainers_weight_decay_does_not_reach_the_prior_unnoticed(tmp_path):
     config = IVONConfig(recipe="cong2024", lr=1.0, ess=1e4, weight_decay=1e-3)
     with pytest.raises(ValueError, match=r"weight_decay=0\.001 given to IVON was overwritten with 0\.0"):
-        unmodified(lora(tiny_llama()), arguments(tmp_path), config).train()
-    trainer = mixed_in(lora(tiny_llama()), arguments(tmp_path, max_steps=1), config)
+        unmodified(lora(tiny_llama(layers=1)), arguments(tmp_path), config).train()
+    trainer = mixed_in(lora(tiny_llama(layers=1)), arguments(tmp_path, max_steps=1), config)
     trainer.train()
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {1e-3}
     with pytest.raises(ValueError, match="weight_decay"):
-        mixed_in(lora(tiny_llama()), arguments(tmp_path, weight_decay=0.1), config)
+        mixed_in(lora(tiny_llama(layers=1)), arguments(tmp_path, weight_decay=0.1), config)
 
 
 @pytest.mark.parametrize(
@@ -382,12 +382,12 @@ def test_the_trainers_weight_decay_does_not_reach_the_prior_unnoticed(tmp_path):
 )
 def test_a_learning_rate_that_has_no_effect_is_warned_about(tmp_path, config, named):
     with pytest.warns(UserWarning, match=rf"learning_rate=0\.0001\) has no effect: .*{named}"):
-        mixed_in(lora(tiny_llama()), arguments(tmp_path, learning_rate=1e-4), config)
+        mixed_in(lora(tiny_llama(layers=1)), arguments(tmp_path, learning_rate=1e-4), config)
 
 
 def test_a_callback_without_ivon_is_an_error_that_says_what_to_pass(tmp_path):
     trainer = Trainer(
-        model=lora(tiny_llama()),
+        model=lora(tiny_llama(layers=1)),
         args=arguments(tmp_path),
         train_dataset=dataset(),
         callbacks=[VariationalCallback()],
@@ -397,7 +397,7 @@ def test_a_callback_without_ivon_is_an_error_that_says_what_to_pass(tmp_path):
 
 
 def test_an_interrupted_training_can_start_again(tmp_path):
-    model = lora(tiny_llama())
+    model = lora(tiny_llama(layers=1))
     trainer = unmodified(model, arguments(tmp_path))
 
     def interrupt(*args, **kwargs):
@@ -469,7 +469,7 @@ def test_dpo_trains_through_the_mixin(tmp_path):
     class VariationalDPOTrainer(VariationalTrainerMixin, trl.DPOTrainer):
         pass
 
-    model = lora(tiny_llama())
+    model = lora(tiny_llama(layers=1))
     before = adapter(model)
     rows = [{"prompt": f"w{i} w{i + 1}", "chosen": f" w{i + 2}", "rejected": f" w{i + 3}"} for i in range(8)]
     trainer = VariationalDPOTrainer(
@@ -505,7 +505,7 @@ def test_dpo_trains_through_the_mixin(tmp_path):
 def test_a_plain_accelerate_loop_accumulates_like_one_big_step():
     from accelerate import Accelerator
 
-    model = lora(tiny_llama())
+    model = lora(tiny_llama(layers=1))
     twin = copy.deepcopy(model)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     optimizer = IVON([p for p in model.parameters() if p.requires_grad], **CONFIG.optimizer_kwargs())
@@ -541,7 +541,7 @@ def test_whatever_way_a_trainer_saves_the_posterior_is_there(tmp_path, monkeypat
         trainer.hub_model_id, trainer.push_in_progress = "me/model", None
 
     monkeypatch.setattr(Trainer, "init_hf_repo", no_repository)
-    model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj"]), adapter_name=adapter_name)
+    model = get_peft_model(tiny_llama(layers=1), LoraConfig(r=4, target_modules=["q_proj"]), adapter_name=adapter_name)
     args = arguments(tmp_path / "run", save_strategy="steps", save_steps=2, push_to_hub=True, hub_always_push=True)
     trainer = mixed_in(model, args)
     trainer.train()
@@ -559,7 +559,7 @@ def test_whatever_way_a_trainer_saves_the_posterior_is_there(tmp_path, monkeypat
         assert q.meta == expected.meta
     with torch.no_grad():
         logits = model.eval()(input_ids=torch.tensor([[3, 4]])).logits
-        again = PeftModel.from_pretrained(tiny_llama(), tmp_path / "saved" / below).eval()
+        again = PeftModel.from_pretrained(tiny_llama(layers=1), tmp_path / "saved" / below).eval()
         assert torch.equal(again(input_ids=torch.tensor([[3, 4]])).logits, logits)
     checkpoint = tmp_path / "run" / "checkpoint-2"
     halfway, of_the_optimizer = (
@@ -571,6 +571,6 @@ def test_whatever_way_a_trainer_saves_the_posterior_is_there(tmp_path, monkeypat
 
 
 def test_a_trainer_that_saves_before_it_trains_says_that_there_is_no_posterior(tmp_path, caplog):
-    mixed_in(lora(tiny_llama()), arguments(tmp_path)).save_model(tmp_path / "saved")
+    mixed_in(lora(tiny_llama(layers=1)), arguments(tmp_path)).save_model(tmp_path / "saved")
     assert "saved holds no posterior: there is none before the first training" in caplog.text
     assert not (tmp_path / "saved" / "posterior.json").exists()

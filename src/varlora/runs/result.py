@@ -28,10 +28,8 @@ from varlora.runs.folder import (
     versions,
     write_json,
 )
-from varlora.runs.health import run_health
 from varlora.runs.setting import Setting
 from varlora.tasks import count_overlap
-from varlora.tasks.task import VALIDATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,7 @@ class RunResult:
         posterior: what training gave.
         predictions: by split and mode ("mean", "samples", "linearised").
         metrics: the same, measured.
+        health: how the posterior does, from the validation rows' predictions.
         seconds: wall-clock seconds of training, and of each prediction.
         peak_memory: bytes that the process has held at most (on a GPU: that torch has allocated there).
         log: the trainer's log, one entry per logged step.
@@ -53,15 +52,11 @@ class RunResult:
     posterior: Posterior
     predictions: Mapping[str, Mapping[str, Prediction | CompletionScores]]
     metrics: Mapping[str, Any]
+    health: Health
     seconds: Mapping[str, float]
     peak_memory: int | None = None
     log: Sequence[Mapping[str, Any]] = ()
     generations: Mapping[str, Mapping[str, Generations]] = field(default_factory=dict)
-
-    @property
-    def health(self) -> Health:
-        """How the posterior does, from the validation rows' predictions."""
-        return run_health(self.posterior, self.predictions.get(VALIDATION, {}), self.setting.config.samples, self.log)
 
 
 def write_run(folder: Path, result: RunResult) -> None:

@@ -200,6 +200,7 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
         posterior=with_verdict(q, health),
         predictions=predictions,
         metrics=measure(predictions, generations),
+        health=health,
         seconds=seconds,
         peak_memory=_peak_memory(),
         log=trained.log,
