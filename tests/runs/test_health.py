@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def trained(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    steps = {"per_device_train_batch_size": 24, "max_steps": 104}  # which pay for asking the 48 rows twice
+    steps = {"per_device_train_batch_size": 48, "max_steps": 52}  # which pay for asking the 48 rows twice
     return finish_herds(tmp_path_factory.mktemp("trained"), model, held_out="auto", **steps)
 
 
