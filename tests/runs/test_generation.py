@@ -67,8 +67,8 @@ def settings_for(folder: Path, model: str, **options: Any) -> RunConfig:
         "ess": 1e4,
         "hess_init": 0.5,
         "variance": "hessian",
-        "learning_rate": 0.02,
-        "max_steps": 150,
+        "learning_rate": 0.03,
+        "max_steps": 90,
         **options,
     }
     return config(folder, model, **{name: value for name, value in given.items() if value != "unset"})
