@@ -24,10 +24,10 @@ from varlora.compare.worker import execute_cell
 from varlora.io.files import finite
 from varlora.metrics import evaluate
 from varlora.prediction.prediction_setup import modes_of
-from varlora.runs.folder import read_run
+from varlora.runs.folder import RunFolder, read_run
 from varlora.runs.run import run
 from varlora.runs.space import Grid
-from varlora.runs.tune import tuning_of
+from varlora.runs.tune import Tuning, tuning_of
 
 TUNED = variant_of(tune=True)
 METHODS = ("ivon", "adamw", "laplace", "ensemble")
@@ -55,10 +55,16 @@ def ivon(finished: Mapping[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished["ivon"], tmp_path / "run"))
 
 
+def little(run: RunFolder, grid: Grid, **given: Any) -> Tuning:
+    """What `tuning_of` gives, of few candidates in place of `tune`'s own."""
+    assert grid == Grid(fractions=())
+    return tuning_of(run, GRID, **given)
+
+
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little is tried: where it is not about what is tried."""
-    monkeypatch.setattr(making, "tuning_of", lambda run, _, **given: tuning_of(run, GRID, **given))
+    monkeypatch.setattr(making, "tuning_of", little)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -71,7 +77,7 @@ def test_it_is_what_tune_and_then_eval_give(
 ) -> None:
     words: tuple[str, ...] = ()
     if method in ("ivon", "laplace"):  # with as many draws as are tried by default it takes long
-        monkeypatch.setattr(making, "tuning_of", lambda run, _, **given: tuning_of(run, GRID, **given))
+        monkeypatch.setattr(making, "tuning_of", little)
         words = SAME_GRID
     folder, copy = (Path(shutil.copytree(finished[method], tmp_path / name)) for name in ("run", "copy"))
     ensure_variants(folder, [TUNED])

@@ -37,6 +37,7 @@ from varlora.posterior.training_record import training_record
 LONG = {"num_train_epochs": 40, "per_device_train_batch_size": 160}  # 80 steps, which pay for eleven measurements
 NOISY = {**LONG, "learning_rate": 1e-2}  # long enough to learn wrong labels by heart
 SHORT: dict[str, Any] = {"num_train_epochs": 2}
+DROPPED = {"per_device_train_batch_size": 60, "gradient_accumulation_steps": 4, "dataloader_drop_last": True}
 SLOW = {**LONG, "learning_rate": 2.5e-4}  # too slow to be sure of right ones
 
 
@@ -153,6 +154,7 @@ def test_what_is_not_steered_stays_and_withholds_nothing(tmp_path: Path, options
         ({"num_train_epochs": 0.5}, 1, 0),
         ({"max_steps": 7}, 1, 0),
         ({"max_steps": 10, "per_device_train_batch_size": 200}, 5, 3),  # two steps an epoch, of 200 and of 120 rows
+        ({**DROPPED, "max_steps": 10}, 5, 3),  # two again, of 240 and of 60
     ],
 )
 def test_parts_of_epochs_and_numbers_of_steps(tmp_path: Path, options: Any, epochs: int, withheld_epochs: int) -> None:

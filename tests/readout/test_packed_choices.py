@@ -37,7 +37,7 @@ ROWS: list[dict[str, Any]] = [
     {"input_ids": [[*QUESTION[:6], 7], [*QUESTION[:6], 7]], "choice_lengths": [1, 6]},  # the same text, counted twice
 ]
 READOUT = ChoiceTexts(answers=("A", "B", "C"))
-SEVEN = ChoiceTexts(answers=tuple("ABCDEFG"))
+FOURTEEN = ChoiceTexts(answers=tuple("ABCDEFGHIJKLMN"))
 
 
 def by_rows(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> Any:
@@ -186,12 +186,12 @@ def test_many_choices_are_packed_in_parts_whose_masks_are_no_larger_than_those_o
     if attention == "eager":
         config._attn_implementation = "eager"
     model = adapted(config)
-    rows: list[dict[str, Any]] = [{"input_ids": some, "choice_lengths": [10] * len(some)} for some in (MANY, MANY[:6])]
+    rows: list[dict[str, Any]] = [{"input_ids": some, "choice_lengths": [10] * len(some)} for some in (MANY[:6], MANY)]
     encoded = [
         {**row, "choice_bytes": row["choice_lengths"], "labels": 1, "num_choices": len(row["input_ids"])}
         for row in rows
     ]
-    batch = Collator(pad_token_id=0, num_classes=7)(encoded)
+    batch = Collator(pad_token_id=0, num_classes=14)(encoded)  # of which no row has the last seven
     if attention == "default":
         model.double()
     with torch.no_grad():
@@ -205,5 +205,5 @@ def test_many_choices_are_packed_in_parts_whose_masks_are_no_larger_than_those_o
     for scores in (whole, found):
         torch.testing.assert_close(scores, expected, rtol=1e-6 if attention == "default" else 1e-5, atol=1e-9)
     q = gaussian(model)
-    drawn = by_rows(monkeypatch, lambda: predict(model, q, [batch], 4, readout=SEVEN).log_probs)
-    torch.testing.assert_close(predict(model, q, [batch], 4, readout=SEVEN).log_probs, drawn, rtol=1e-5, atol=1e-6)
+    drawn = by_rows(monkeypatch, lambda: predict(model, q, [batch], 4, readout=FOURTEEN).log_probs)
+    torch.testing.assert_close(predict(model, q, [batch], 4, readout=FOURTEEN).log_probs, drawn, rtol=1e-5, atol=1e-6)

@@ -17,9 +17,8 @@ from varlora.posterior import Posterior, PosteriorMeta, PredictionConfig
 from varlora.posterior.folder import MANIFEST as POSTERIOR
 from varlora.prediction.prediction_setup import remove_tuning
 from varlora.readout.readout import readout_from_dict
-from varlora.runs.export_folder import EXPORT
 from varlora.runs.export_text import export_readme
-from varlora.runs.folder import read_run
+from varlora.runs.folder import EXPORT, read_run
 from varlora.runs.setting import Setting, reload_setting
 
 PROMPTS = 12

@@ -228,6 +228,8 @@ def test_folders_that_hold_nothing_say_where_to_look(folders: TrainerFolders, tm
     shutil.copy(folders.plain / "adapter_model.safetensors", weights)
     for file in (settings / "config.yaml", half / "config.yaml", half / "run.json"):
         file.write_text("{}")
+    exported = Path(shutil.copytree(half, tmp_path / "exported"))
+    (exported / "export.json").write_text("{}")
     shutil.copy(folders.posterior / "posterior.json", manifest)
     pickled = Path(shutil.copytree(folders.plain, tmp_path / "pickled"))
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
@@ -238,6 +240,7 @@ def test_folders_that_hold_nothing_say_where_to_look(folders: TrainerFolders, tm
         weights: "needs the adapter_config.json that PEFT writes beside it",
         manifest: r"adapter_config.json, .*adapter_model.safetensors, .*posterior.safetensors do not exist",
         half: "has a run's config.yaml and run.json and lacks its posterior, posterior.json: it is not whole. Copy",
+        exported: "is an export, for servers. Give the run's own folder",
         folders.checkpoint.parent: "give one of them: .*checkpoint-4",
         tmp_path / "several": "give one of them: .*mine",
         folders.model: "It holds a whole model",
@@ -257,6 +260,10 @@ def test_another_optimizers_checkpoint_is_its_weights(
 
     assert isinstance(read_posterior(tmp_path / "checkpoint-1"), PointMass)
     assert "the weights alone are read" in caplog.text
+    (tmp_path / "checkpoint-1" / "adapter_config.json").unlink()
+    (tmp_path / "checkpoint-1" / "adapter_model.safetensors").rename(tmp_path / "checkpoint-1" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds no adapter and no posterior: it holds .*optimizer\.pt"):
+        read_posterior(tmp_path / "checkpoint-1")
 
 
 def test_health_knows_how_far_a_trainer_went(folders: TrainerFolders) -> None:

@@ -18,7 +18,7 @@ from serving import served
 from varlora.serve.app import build_app
 from varlora.serve.create import check_installed
 from varlora.serve.metrics import ServerMetrics
-from varlora.serve.row_batcher import Row, RowBatcher
+from varlora.serve.row_batcher import Row, RowBatcher, RowJob
 from varlora.serve.served import Served
 from varlora.serve.settings import ServeSettings
 from varlora.serve.text_batcher import TextBatcher
@@ -148,6 +148,26 @@ def test_a_step_that_fails_ends_no_thread(monkeypatch: pytest.MonkeyPatch) -> No
             assert server.ask("a").status_code == 500
         assert server.get("/healthz").status_code == 200
         assert server.ask("a").status_code == 200
+        assert server.room.waiting == 0
+
+
+def test_a_job_that_cannot_be_begun_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = RowBatcher.open
+
+    def refuse(self: RowBatcher, job: RowJob) -> None:
+        assert list(job.rows) != ["a"]
+        opened(self, job)
+
+    monkeypatch.setattr(RowBatcher, "open", refuse)
+    with running() as server, ThreadPoolExecutor(8) as pool:
+        server.model.go.clear()
+        waiting = [pool.submit(server.ask, "x")]
+        until(lambda: server.room.waiting == 1)
+        for text in ("a", "b"):
+            waiting.append(pool.submit(server.ask, text))
+            until(lambda: server.room.waiting == len(waiting))
+        server.model.go.set()
+        assert [one.result().status_code for one in waiting] == [200, 500, 200]
         assert server.room.waiting == 0
 
 

@@ -13,9 +13,8 @@ from varlora.io.words import counted
 from varlora.prediction.prediction_setup import choose_default_config, remove_tuning
 from varlora.runs.any_posterior import read_posterior
 from varlora.runs.export import export_adapters
-from varlora.runs.export_folder import EXPORT
 from varlora.runs.finished import run_now
-from varlora.runs.folder import is_run, read_config, read_run
+from varlora.runs.folder import EXPORT, is_run, read_config, read_run
 from varlora.runs.merged import export_merged
 
 

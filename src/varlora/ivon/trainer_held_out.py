@@ -249,10 +249,11 @@ def _has_rows(data: Any) -> bool:
 
 
 def _epochs(trainer: Any) -> float:
-    """How often the training passes over its rows; the last step of a pass may hold fewer of them."""
+    """How often the training passes over its rows; the last batch of a pass, and its last step, may hold fewer."""
     arguments: TrainingArguments = trainer.args
     if arguments.max_steps <= 0 or not isinstance(trainer.train_dataset, Sized):
         return float(arguments.num_train_epochs)
-    rows, of_step = len(trainer.train_dataset), rows_per_step(arguments)
-    steps = rows // of_step if arguments.dataloader_drop_last else math.ceil(rows / of_step)
-    return arguments.max_steps / max(steps, 1)
+    rows, accumulated = len(trainer.train_dataset), arguments.gradient_accumulation_steps
+    of_batch = rows_per_step(arguments) // accumulated
+    batches = rows // of_batch if arguments.dataloader_drop_last else math.ceil(rows / of_batch)
+    return arguments.max_steps / max(math.ceil(batches / accumulated), 1)

@@ -80,14 +80,15 @@ def choice_log_likelihoods(model: nn.Module, batch: Mapping[str, Any]) -> Tensor
         inputs = decoder_inputs(model, {"input_ids": ids, "attention_mask": mask})
         return score(inputs, (rows, positions), ids[rows, positions + 1])
 
-    packed = packed_choices(batch) if takes_packed(model) else None
-    if packed is None:
+    parts = packed_choices(batch) if takes_packed(model) else None
+    if parts is None:
         return by_rows()
-    return packed_or_by_rows(
-        model,
-        batch["choice_lengths"],
-        packed=lambda: torch.cat(
-            [score(part.inputs(model), part.places, part.targets, part.choices) for part in packed], 1
-        ),
-        by_rows=by_rows,
-    )
+
+    def packed() -> Tensor:
+        found = [score(part.inputs(model), part.places, part.targets, part.choices) for part in parts]
+        scores = found[0].new_full(exists.shape, -torch.inf)
+        for part, of_part in zip(parts, found, strict=True):
+            scores[:, part.choices] = of_part
+        return scores
+
+    return packed_or_by_rows(model, batch["choice_lengths"], packed=packed, by_rows=by_rows)

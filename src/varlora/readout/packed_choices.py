@@ -90,6 +90,8 @@ class PackedChoices:
 def packed_choices(batch: Mapping[str, Any]) -> list[PackedChoices] | None:
     """The choices of a batch, packed, in as few parts as their masks allow; None where that saves no token.
 
+    A part of choices that no row has is left out.
+
     Args:
         batch: as for `choice_log_likelihoods`, every text with a token before it.
 
@@ -100,14 +102,16 @@ def packed_choices(batch: Mapping[str, Any]) -> list[PackedChoices] | None:
         >>> packed.ids.tolist(), packed.positions.tolist(), packed.branches.tolist()
         ([[1, 2, 3, 4, 3, 5]], [[0, 1, 2, 3, 2, 3]], [[0, 0, 1, 1, 2, 2]])
     """
-    _, choices, longest = batch["input_ids"].shape
+    exists, longest = batch["choice_mask"], batch["input_ids"].shape[-1]
+    sequences, choices = int(exists.sum()), exists.shape[1]
     parts = [_packed(batch, slice(0, choices))]
-    if parts[0].ids.numel() >= int(batch["choice_mask"].sum()) * longest:
+    if parts[0].ids.numel() >= sequences * longest:
         return None
-    most, each = max(LARGEST_MASK, batch["input_ids"].numel() * longest), choices
+    most, each = max(LARGEST_MASK, sequences * longest**2), choices
     while each > 1 and any(part.ids.numel() * part.ids.shape[1] > most for part in parts):
         each = -(-each // 2)
-        parts = [_packed(batch, slice(first, min(first + each, choices))) for first in range(0, choices, each)]
+        cuts = [slice(first, min(first + each, choices)) for first in range(0, choices, each)]
+        parts = [_packed(batch, some) for some in cuts if bool(exists[:, some].any())]
     return parts
 
 

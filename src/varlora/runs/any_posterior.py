@@ -43,6 +43,8 @@ def read_posterior(folder: str | os.PathLike[str]) -> Posterior:
         try:
             return posterior_from_checkpoint(path)
         except OtherOptimizerError as error:
+            if not (path / ADAPTER_CONFIG).is_file():
+                raise _without_weights(path) from error
             logger.warning("the weights alone are read: %s", error)
     return point_mass_from_adapter(path)
 
@@ -59,9 +61,7 @@ def check_has_weights(folder: str | os.PathLike[str]) -> None:
     if (path / MANIFEST).is_file() or not path.is_dir():
         read_whole_manifest(path)
     elif not any((path / name).is_file() for name in (OPTIMIZER, ADAPTER_CONFIG)):
-        raise CheckpointError(
-            f"{path} holds no adapter and no posterior: it {content_in_words(path)}. {_elsewhere(path)}"
-        )
+        raise _without_weights(path)
 
 
 def read_health(folder: str | os.PathLike[str]) -> Health:
@@ -80,6 +80,11 @@ def read_health(folder: str | os.PathLike[str]) -> Health:
     if (state := path / _STATE).is_file():
         log = read_json(state, _State)["log_history"]
     return run_health(read_posterior(path), {}, SAMPLES, log)
+
+
+def _without_weights(path: Path) -> CheckpointError:
+    told = f"{path} holds no adapter and no posterior: it {content_in_words(path)}. {_elsewhere(path)}"
+    return CheckpointError(told)
 
 
 def _elsewhere(path: Path) -> str:

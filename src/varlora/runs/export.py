@@ -22,9 +22,9 @@ from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN
 from varlora.prediction.prediction_setup import SAMPLES, apply_config, choose_default_config, remove_tuning
 from varlora.readout.readout import answers_of, readout_from_dict
 from varlora.runs.decision import Decision
-from varlora.runs.export_folder import EXPORT, Export, ExportedAdapter
+from varlora.runs.export_folder import Export, ExportedAdapter
 from varlora.runs.export_text import export_readme
-from varlora.runs.folder import CONFIG, FACTS, TOKENIZER_FILES, read_config
+from varlora.runs.folder import CONFIG, EXPORT, FACTS, TOKENIZER_FILES, read_config
 from varlora.runs.predicted_as import PredictedAs
 
 logger = logging.getLogger(__name__)

@@ -26,11 +26,10 @@ from varlora.io.json_dataclass import from_json, with_defaults
 from varlora.posterior import Mixture, PointMass, PosteriorMeta
 from varlora.posterior.folder import adapter_config_in, tensors_in
 from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN, library_version
-from varlora.runs.folder import CONFIG, FACTS, Facts, RunFolder, read_config
+from varlora.runs.folder import CONFIG, EXPORT, FACTS, Facts, RunFolder, read_config
 
 logger = logging.getLogger(__name__)
 
-EXPORT = "export.json"
 FORMAT_VERSION = 1
 
 

@@ -25,7 +25,6 @@ from varlora.readout.readout import ClassHead, answers_of, readout_from_dict
 from varlora.runs.any_posterior import read_posterior
 from varlora.runs.config import SETTINGS, RunConfig
 from varlora.runs.data import load_new_rows, wording_of
-from varlora.runs.export_folder import is_export
 from varlora.runs.folder import Facts, RunFolder, TaskFacts, is_run, read_run
 from varlora.runs.folder_config import FolderConfig
 from varlora.runs.load_model import family_of, load_tokenizer
@@ -80,11 +79,6 @@ def read_finished_folder(
         varlora.posterior.manifest.CheckpointError: no-such-folder is not a folder that exists.
     """
     path = Path(folder)
-    if is_run(path) and is_export(path):
-        raise ValueError(
-            f"{path} is an export, for servers. Give the run's own folder, or ask the export itself: "
-            f'Predictor.from_pretrained("{path}").'
-        )
     if is_run(path):
         return run_now(read_run(path), kind=kind, answers=answers, **settings)
     given = _given(settings)

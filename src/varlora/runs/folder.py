@@ -42,6 +42,8 @@ from varlora.runs.health import run_health
 from varlora.tasks.task import VALIDATION
 
 CONFIG = "config.yaml"
+EXPORT = "export.json"
+"""In a folder that was exported for servers: a run's settings and facts, and no posterior of its own."""
 METRICS = "metrics.json"
 FACTS = "run.json"
 LOG = "log.jsonl"
@@ -268,6 +270,11 @@ def check_run(path: Path) -> None:
         ValueError: a file is missing without which there is none.
     """
     absent = [name for name in (CONFIG, FACTS, MANIFEST) if not (path / name).is_file()]
+    if absent == [MANIFEST] and (path / EXPORT).is_file():
+        raise ValueError(
+            f"{path} is an export, for servers. Give the run's own folder, or ask the export itself: "
+            f'Predictor.from_pretrained("{path}").'
+        )
     if absent == [MANIFEST]:
         raise ValueError(
             f"{path} has a run's {CONFIG} and {FACTS} and lacks its posterior, {MANIFEST}: it is not whole. Copy the "

@@ -10,8 +10,8 @@ from varlora.io.folders import atomic_folder, check_target
 from varlora.prediction.prediction_setup import apply_config, choose_config, remove_tuning
 from varlora.readout.readout import ClassHead
 from varlora.runs.export import base_model_of, largest_rank, prompt_of, write_beside
-from varlora.runs.export_folder import EXPORT, Export
-from varlora.runs.folder import RunFolder
+from varlora.runs.export_folder import Export
+from varlora.runs.folder import EXPORT, RunFolder
 from varlora.runs.load_model import without_bars
 from varlora.runs.setting import reload_model
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from typing import ClassVar, Generic, TypeVar
 
+from varlora.serve.errors import RequestError
 from varlora.serve.jobs import Job
+
+logger = logging.getLogger(__name__)
 
 Kind = TypeVar("Kind", bound=Job)
 
@@ -36,14 +40,20 @@ class Batcher(ABC, Generic[Kind]):
     def step(self) -> None:
         """Opens what has come, and works a little. Raises nothing that is about a job."""
         while self._inbox:
-            self.open(self._inbox.popleft())
+            job = self._inbox.popleft()
+            try:
+                self.open(job)
+            except Exception:  # it is in neither place now, where `abandon` would find it
+                logger.exception("a request could not be begun")
+                job.fail(RequestError(500, "the request could not be begun; the server's log says why."))
         self.advance()
 
     def abandon(self, error: Exception) -> None:
         """Fails every job there is."""
-        for job in (*self.opened(), *self._inbox):
+        for job in self.opened():
             job.fail(error)
-        self._inbox.clear()
+        while self._inbox:  # one by one: another may come meanwhile, and would be cleared without an answer
+            self._inbox.popleft().fail(error)
         self.forget()
 
     @abstractmethod

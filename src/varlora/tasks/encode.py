@@ -74,7 +74,7 @@ def encode(
     limit = _Limit(tokens=max_length, truncation=truncation, tokenizer=tokenizer)
     encoded: list[dict[str, Any]] = []
     one_text = task.kind != "completion" and not (task.cloze and family == "causal")
-    texts = split_all(tokenizer, rows[column]) if one_text else None
+    texts = split_all(tokenizer, rows[column][:]) if one_text else None
     for row in _each(rows):
         where = f"task {task.name!r}, {split}, row {row['id']!r}"
         if task.kind == "completion":
@@ -119,7 +119,7 @@ def encode_prompts(
     """
     limit = _Limit(tokens=max_length, truncation=truncation, tokenizer=tokenizer)
     encoded, rows = [], task.rows(split)
-    for row, parts in zip(_each(rows), split_all(tokenizer, rows["prompt"]), strict=True):
+    for row, parts in zip(_each(rows), split_all(tokenizer, rows["prompt"][:]), strict=True):
         where = f"task {task.name!r}, {split}: the prompt of row {row['id']!r}"
         encoded.append({"id": row["id"], "input_ids": limit.prompt(row, "prompt", where, parts, written_on=True)})
     limit.log_cuts(f"{task.name}, {split}", f"{len(encoded)} prompts")
