@@ -337,8 +337,7 @@ def test_early_stopping_keeps_the_best_checkpoint(name: str, model_folder: str, 
 
 @pytest.mark.parametrize("name", sorted(LEARNED))
 def test_it_learns_a_classification_head_too(name: str, encoder_folder: str, tmp_path: Path) -> None:
-    steps = 60 if name in ("laplace", "mc_dropout") else 40
-    result = trained(tmp_path / name, encoder_folder, name, max_steps=steps, lora_target_modules="query,value")
+    result = trained(tmp_path / name, encoder_folder, name, max_steps=60, lora_target_modules="query,value")
     assert any("classifier" in key for key in result.posterior.point)
     for mode in modes_of(result.posterior):
         prediction = predicted(result.setting, result.posterior, mode=mode)
