@@ -99,6 +99,12 @@ def test_the_average_is_as_sure_as_it_says() -> None:
     assert torch.stack(taken).mean(0)[:2].tolist() == [4, 4]
     assert torch.stack(taken).mean(0)[3] > 4
 
+    most = torch.stack(taken).amax(1)
+    seed = int(most.argmax())
+    whole = {**batch, "patches": torch.zeros(9)}  # of which it is not known whose they are: all rows go on
+    _, together = draws_until_sure(model, q, [whole], read, seed=seed, **options)
+    assert together.tolist() == [most[seed]] * 4
+
 
 def test_what_cannot_stop_takes_its_usual_number() -> None:
     model = lora(tiny_llama(), lora_dropout=0.1).eval()

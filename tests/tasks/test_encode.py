@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,25 @@ def test_a_completion_that_changes_its_prompt_is_refused_with_its_row() -> None:
 def test_a_row_longer_than_the_context_is_refused_with_both_lengths() -> None:
     with pytest.raises(ValueError, match=r"row 'q1' has 9 tokens, more than the 8 allowed.*truncation='left'"):
         encode(task_of(CHOICES), "train", word_level(bos=True), 8)
+
+
+@pytest.mark.parametrize("kind", ["answers", "choices as texts", "completions"])
+def test_rows_that_are_read_and_tokenized_in_several_parts_are_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_bpe(bos=True, eos=True)
+    task = task_of([{"id": f"r{n}", "prompt": "x" * n, "completion": " y" * n} for n in range(1, 8)])
+    if kind != "completions":
+        rows = [{"id": f"r{n}", "question": "x" * n, "choices": ["cat", "dog"], "answer": n % 2} for n in range(1, 8)]
+        task = task_of(rows, wording=Wording(prompt_style="cloze" if kind == "choices as texts" else "varlora"))
+    whole, prompts = (list(make(task, "train", tokenizer, None)) for make in (encode, encode_prompts))
+    for module in ("encode", "tokens"):
+        monkeypatch.setattr(importlib.import_module(f"varlora.tasks.{module}"), "AT_ONCE", 3)
+    assert list(encode(task, "train", tokenizer, None)) == whole
+    assert list(encode_prompts(task, "train", tokenizer, None)) == prompts
+    limit = len(prompts[4]["input_ids"])
+    with pytest.raises(ValueError, match=f"row 'r6' has {limit + 1} tokens"):
+        encode_prompts(task, "train", tokenizer, limit)
 
 
 FRAMED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
