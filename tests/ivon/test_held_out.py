@@ -522,3 +522,10 @@ def test_answers_that_do_not_fit_are_found_out_by_a_check(logits: Any, message: 
     with pytest.raises(ValueError, match=message):
         HeldOut(batches=[{**batch(4), "x": torch.zeros(4, 4)}], logits=logits).check(model)
     assert model.dropout.training
+
+
+def test_rows_without_a_label_stand_among_others_which_are_asked() -> None:
+    unlabelled = {**batch(4), "labels": torch.full((4,), -100)}
+    HeldOut(batches=[unlabelled, batch(4)], logits=classified).check(Classifier())
+    with pytest.raises(ValueError, match="none of the 4 rows has a label"):
+        HeldOut(batches=[unlabelled], logits=classified).check(Classifier())
