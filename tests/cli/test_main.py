@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from tqdm import tqdm
 
 from cli.workshop import Outcome
 from varlora.cli import COMMANDS, parser_of
+from varlora.cli.console import err, set_up
 from varlora.cli.options.selective import SET_SCORES, SURENESS
 from varlora.cli.options.tune import DRAWS, FRACTIONS, TEMPERATURES
 from varlora.methods import METHODS
@@ -144,3 +147,16 @@ def test_module_and_exit_code_of_the_process() -> None:
     done = subprocess.run([sys.executable, "-m", "varlora", "trian"], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_note_in_a_log_is_one_line_and_no_part_of_a_bars(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(err, "_width", 40)
+    set_up(debug=False)
+    capsys.readouterr()
+
+    with tqdm(total=1, desc="train", bar_format="{desc}"):
+        logging.getLogger("varlora").info("%s is unpacked", "/folder" * 20)
+
+    assert "/folder" * 20 + " is unpacked\n" in capsys.readouterr().err.split("\r")

@@ -22,6 +22,11 @@ from varlora.runs.folder import RunFolder
         ({}, {"held_out": {"source": "validation", "measurements": 4}}, ("λ was steered",)),
         ({}, {"held_out": {"source": "validation", "measurements": 0}}, ()),
         ({}, {"held_out": {"source": "train", "measurements": 4}}, ()),
+        (
+            {},
+            {"held_out": {"source": "validation", "measurements": 1, "why": "they are asked once, at the end"}},
+            ("a temperature of the logits was fitted",),
+        ),
         ({"early_stopping": True}, {}, ("training was stopped early",)),
         ({"temperature_scaling": True}, {}, ("a temperature of the logits was fitted",)),
         ({"method": "temperature"}, {}, ("a temperature of the logits was fitted",)),

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Column, Table
 from rich.text import Text
+from tqdm import tqdm
 
 from varlora.io.visible import visible
 
@@ -66,15 +67,23 @@ def set_up(*, debug: bool) -> None:
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    handler = RichHandler(console=err, show_time=False, show_path=debug, show_level=False, markup=False)
+    handler = RichHandler(console=err, show_time=False, show_level=False) if debug else _Handler()
     handler.setFormatter(_Formatter("%(message)s"))
     root = logging.getLogger()
-    for before in [handler for handler in root.handlers if isinstance(handler, RichHandler)]:
+    for before in [handler for handler in root.handlers if isinstance(handler, (RichHandler, _Handler))]:
         root.removeHandler(before)
     root.addHandler(handler)
     logging.getLogger("varlora").setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
         warnings.showwarning = _show_warning
+
+
+class _Handler(logging.Handler):
+    """Notes on stderr, above a bar that is there; a file or a pipe gets each on one line, with paths unbroken."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            err.print(self.format(record), markup=False, emoji=False, soft_wrap=not err.is_terminal)
 
 
 class _Formatter(logging.Formatter):

@@ -77,7 +77,8 @@ def execute(arguments: Namespace) -> None:
     for table in metrics_tables(metrics, intervals, temperatures_of(apply_config(q, config))):
         out.print(table)
     counts = ", ".join(f"{split} {len(setting.task.rows(split))}" for split in splits)
-    explained = " Below each number: its 95 % bootstrap interval over them." if arguments.resamples else ""
+    bounded = any(by_metric for modes in intervals.values() for by_metric in modes.values())
+    explained = " Below each number: its 95 % bootstrap interval over them." if bounded else ""
     say(f"Rows: {escape(counts)}.{explained}")
     if decided is None and setting.readout is not None:
         first = predictions[splits[0]]

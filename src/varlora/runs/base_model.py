@@ -213,6 +213,8 @@ def _unpack(file: Path, dtype: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import quantization_config
 
+    from varlora.runs.quiet_transformers import quiet_transformers
+
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(f"{file} is a GGUF file, which needs the library gguf: pip install 'varlora[gguf]'.")
     options: dict[str, Any] = {"gguf_file": file.name, "dtype": getattr(torch, dtype), "output_loading_info": True}
@@ -232,5 +234,6 @@ def _unpack(file: Path, dtype: str, folder: Path) -> None:
     plain = type(model)(config).to(model.dtype)
     plain.load_state_dict(model.state_dict())
     plain.tie_weights()
-    plain.save_pretrained(folder)
+    with quiet_transformers():
+        plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

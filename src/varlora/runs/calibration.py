@@ -129,10 +129,12 @@ def also_used_for(run: RunFolder) -> tuple[str, ...]:
     """
     config, meta = run.config, run.posterior.meta
     steered: Mapping[str, Any] = (meta.diagnostics or {}).get("held_out") or {}
+    asked = bool(steered.get("measurements")) and steered["source"] != "train"
+    once = asked and bool(steered.get("why"))  # when the training had ended: λ stayed
     decided = {
-        "λ was steered": bool(steered.get("measurements")) and steered["source"] != "train",
+        "λ was steered": asked and not once,
         "training was stopped early": config.early_stopping,
-        "a temperature of the logits was fitted": config.temperature_scaling or config.method == "temperature",
+        "a temperature of the logits was fitted": once or config.temperature_scaling or config.method == "temperature",
         "the prior was chosen": config.method_options.get("prior_choice") == VALIDATION,
         "`varlora tune` chose how to predict": meta.tuned is not None,
     }

@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-from transformers.utils import logging as progress_bars
 
 from varlora.adapters import is_base_embedding
 from varlora.io.files import read_json
@@ -28,6 +27,7 @@ from varlora.runs.base_model import pretrained_of, tokenizer_name
 from varlora.runs.config import RunConfig
 from varlora.runs.folder_config import FolderConfig
 from varlora.runs.quantization import quantization_config
+from varlora.runs.quiet_transformers import quiet_transformers
 from varlora.tasks.encode import Family
 
 
@@ -81,7 +81,7 @@ def load_base_model(config: RunConfig, family: Family, answers: Sequence[str]) -
     if (quantized := quantization_config(config)) is not None:
         options["quantization_config"] = quantized
     base = pretrained_of(config)
-    with without_bars(), _loading_from(base, base):
+    with quiet_transformers(), _loading_from(base, base):
         model, info = loader.from_pretrained(base, **options)
     if quantized is not None:
         prepare: Any = prepare_model_for_kbit_training
@@ -182,15 +182,3 @@ def _base_of(adapter: Path) -> str:
     except ValueError:
         return ""
     return f"; its base model is {base!r}, give that" if isinstance(base, str) and base else ""
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """transformers shows one bar per loaded model; ours are about the work."""
-    shown = progress_bars.is_progress_bar_enabled()
-    progress_bars.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            progress_bars.enable_progress_bar()  # type: ignore[no-untyped-call]

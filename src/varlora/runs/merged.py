@@ -12,7 +12,7 @@ from varlora.readout.readout import ClassHead
 from varlora.runs.export import base_model_of, largest_rank, prompt_of, write_beside
 from varlora.runs.export_folder import Export
 from varlora.runs.folder import EXPORT, RunFolder
-from varlora.runs.load_model import without_bars
+from varlora.runs.quiet_transformers import quiet_transformers
 from varlora.runs.setting import reload_model
 
 
@@ -63,7 +63,7 @@ def export_merged(
         readout=q.meta.readout,
         prompt=prompt_of(run.path),
     )
-    with atomic_folder(output_dir, overwrite=overwrite, marker=EXPORT) as folder, without_bars():
+    with atomic_folder(output_dir, overwrite=overwrite, marker=EXPORT) as folder, quiet_transformers():
         merged.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         write_beside(export, folder, None, name=Path(output_dir).name)
