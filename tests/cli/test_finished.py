@@ -15,10 +15,14 @@ import pytest
 
 from cli.workshop import Outcome, Workshop, reviews, write_rows
 from varlora import Predictor
+from varlora.metrics import evaluate
+from varlora.posterior import PredictionConfig
 from varlora.posterior.folder import write_posterior_files
 from varlora.runs.config import RunConfig
 from varlora.runs.data import load_new_rows
 from varlora.runs.folder import read_run
+from varlora.runs.predict import predict_answers
+from varlora.runs.setting import reload_setting
 
 Call = Callable[..., Outcome]
 
@@ -35,6 +39,23 @@ def test_eval_repeats_the_runs_own_metrics_exactly(call: Call, run_folder: Path,
     assert written["metrics"] == json.loads((run_folder / "metrics.json").read_text())
     low, high = written["intervals"]["test"]["samples"]["nll"]
     assert low < written["metrics"]["test"]["samples"]["nll"] < high
+
+
+def test_eval_by_the_linearised_model_too(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    words = ["eval", run_folder, "--no_progress", "--linearised", "--split", "test"]
+    assert call(*words, "--output_file", tmp_path / "m.json").code == 0
+    metrics = json.loads((tmp_path / "m.json").read_text())["metrics"]["test"]
+
+    run = read_run(run_folder)
+    how = PredictionConfig(mode="linearised", samples=run.config.samples)
+    prediction = predict_answers(reload_setting(run), run.posterior, "test", how)
+    expected = evaluate(prediction.log_probs, prediction.labels)
+    assert metrics["linearised"]["nll"] == pytest.approx(expected["nll"], rel=1e-6)
+    assert metrics["linearised"]["nll"] != metrics["samples"]["nll"]
+    assert {name: metrics[name] for name in ("mean", "samples")} == run.metrics["test"]
+
+    refused = call(*words, "--samples", 0)
+    assert (refused.code, "--linearised needs the posterior's variance" in refused.err) == (1, True)
 
 
 def test_eval_of_another_file(call: Call, run_folder: Path, workshop: Workshop, tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_the_way_to_predict_is_chosen_like_that_of_varlora_predict(trained: Path
     assert at_mean.num_draws == 1
     for options, message in (
         ({"mode": "mean", "samples": 3}, "which has no draws"),
+        ({"mode": "mean", "samples": "auto"}, "samples asks for draws, and mode is 'mean'"),
         ({"mode": "samples", "samples": 0}, "which is the mean"),
         ({"base_model": str(trained / "nowhere")}, "there is no model folder"),
         ({"base_model": "owner/nothing"}, "model_name_or_path is 'owner/nothing', and nothing can be loaded"),

@@ -16,6 +16,7 @@ from varlora.cli.selective import calibrate_by_options, kept_decision, report_of
 from varlora.cli.tables import metrics_tables, temperatures_of
 from varlora.io.files import json_text
 from varlora.metrics import AnswerRows, Interval, evaluate_rows_with_intervals, evaluate_with_intervals
+from varlora.posterior import Posterior, PredictionConfig, linearisable
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, configs_by_mode
@@ -52,8 +53,10 @@ def execute(arguments: Namespace) -> None:
     setting = reload_setting(run, task)
     q, progress = run.posterior, not arguments.no_progress
     configs = configs_by_mode(q, config)
-    splits = arguments.split or [split for split in setting.task.splits if split != "train"]
     own = list(configs)[-1]
+    if arguments.linearised:
+        configs["linearised"] = _linearised(setting, q, config)
+    splits = arguments.split or [split for split in setting.task.splits if split != "train"]
     decided: tuple[Decision, str] | None = None
     if wanted is not None:  # first, since it may be refused
         calibration = calibrate_by_options(arguments, run, configs[own], reported=splits, loaded=setting)
@@ -105,6 +108,24 @@ def execute(arguments: Namespace) -> None:
         if selective is not None:
             content["selective"] = selective
         write_new_file(target, json_text(content), overwrite=arguments.overwrite)
+
+
+def _linearised(setting: Setting, q: Posterior, config: PredictionConfig) -> PredictionConfig:
+    """The way to predict by the linearised model.
+
+    Raises:
+        ValueError: there are no classes, or the posterior's mean was chosen.
+        NotLinearisableError: the posterior cannot be linearised.
+    """
+    if setting.readout is None:
+        raise ValueError("--linearised is for answers to choose from; completions have no classes. Leave it out.")
+    if config.canonical.mode == "mean":
+        raise ValueError(
+            "--linearised needs the posterior's variance, and it is measured at its mean alone (by --samples 0, by "
+            "`varlora tune`, or since it has no other). Leave one of them out, or measure it --untuned."
+        )
+    linearisable(q)
+    return config.at("linearised")
 
 
 def _show_decision(

@@ -57,8 +57,8 @@ def _check_predicted(folder: Path) -> None:
     if is_run(folder):
         if not any((folder / PREDICTIONS).glob("*.parquet")):
             raise ValueError(
-                f"{folder} holds no predictions to report, since it was made from another run. Measure it: varlora "
-                f"eval {folder} (--output_file M.json keeps the numbers)."
+                f"{folder} holds no predictions to report: a folder made from another run has none, and a run has "
+                f"them in {PREDICTIONS}. Measure it: varlora eval {folder} (--output_file M.json keeps the numbers)."
             )
         return
     checkpoints = sorted(folder.glob(f"checkpoint-*/{ADAPTER_CONFIG}"), key=lambda file: file.stat().st_mtime_ns)

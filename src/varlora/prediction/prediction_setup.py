@@ -183,7 +183,7 @@ def choose_default_config(
         4
     """
     if mode == "mean" and samples:
-        raise ValueError(f"samples is {samples}, and mode is 'mean', which has no draws; leave one of them out.")
+        raise ValueError("samples asks for draws, and mode is 'mean', which has no draws; leave one of them out.")
     if mode in ("samples", "linearised") and samples == 0:
         raise ValueError(f"samples is 0, which is the mean, and mode is {mode!r}; leave one of them out.")
     if mode is None and samples is None and default and (why := explain_point(q)):

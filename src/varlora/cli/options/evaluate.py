@@ -10,10 +10,11 @@ EXAMPLES = """
   varlora eval runs/arc                                      the run's own splits again
   varlora eval runs/arc --test_file other.jsonl --samples 32
   varlora eval runs/arc --split test --output_file arc.json
+  varlora eval runs/arc --linearised                         ... and by the linearised model, for few classes
   varlora eval runs/arc --coverage 0.9                       answer the surest 90 %: the threshold, and what comes of it
 """
 FIRST = (
-    "test_file split samples coverage target_accuracy prediction_sets output_file untuned model_name_or_path overwrite"
+    "test_file split samples linearised coverage target_accuracy prediction_sets output_file untuned model_name_or_path overwrite"
 )
 
 
@@ -33,6 +34,11 @@ def parser() -> CommandParser:
     command.option("test_file", "File of labelled rows, JSONL, CSV or Parquet; the run's own splits otherwise.")
     command.option(
         "split", "Which of the run's splits; all but the training rows otherwise.", nargs="+", metavar="NAME"
+    )
+    command.flag(
+        "linearised",
+        "Measure the linearised model's predictions, too, as of a Laplace run: a backward pass for each class, and the "
+        "mean's answers.",
     )
     command.option("resamples", "Bootstrap resamples; 0 for no intervals.", type=int, default=1000)
     command.option("output_file", "JSON file to write: metrics as in the run's metrics.json, and their intervals.")
