@@ -1,0 +1,125 @@
+"""What a logistic regression on the frozen model's last state reaches: how much of a task needs no adapter at all.
+
+The state is the one behind a prompt's last token, from which a causal model reads its answer. The strength of the
+regression's penalty is chosen by validation NLL. Rows, wording and seeds are those of a plan's cells; states of frozen
+layers that its cells have computed are taken from their folder.
+
+    python -m benchmarks.linear_probe recipes/llm/trec6.yaml --data DATA           # a table in Markdown
+    python -m benchmarks.linear_probe recipes/llm/trec6.yaml --data DATA --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from varlora.compare.plan_file import read_plan
+from varlora.metrics import evaluate
+from varlora.readout.answer_logits import last_positions
+from varlora.readout.readout import AnswerTokens
+from varlora.runs.batching import batch_by_length
+from varlora.runs.config import RunConfig
+from varlora.runs.predict import frozen_layers_once
+from varlora.runs.setting import Setting, load_setting
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Values of scikit-learn's C, the inverse of the penalty, that validation rows choose from."""
+METRICS = {"accuracy": "accuracy %", "nll": "NLL", "ece_15": "ECE %", "brier": "Brier"}
+
+
+@torch.inference_mode()
+def last_states(setting: Setting, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The states (N, H) behind the last token of a split's prompts, and its labels (N,)."""
+    batches, back, _ = batch_by_length(setting, setting.encoded(split))
+    trunk = setting.model.get_base_model().get_decoder()
+    states, labels = list[Tensor](), list[Tensor]()
+    with frozen_layers_once(setting):
+        for batch in batches:
+            mask = batch["attention_mask"]
+            hidden = trunk(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+            states.append(hidden[torch.arange(len(mask)), last_positions(mask)].float())
+            labels.append(batch["labels"])
+    return torch.cat(states)[back].numpy(), torch.cat(labels)[back].numpy()
+
+
+def probe(config: RunConfig) -> dict[str, Mapping[str, float]]:
+    """Metrics of the regression by split.
+
+    Raises:
+        ValueError: the answers are no single tokens of a causal model.
+    """
+    setting = load_setting(config)
+    if not isinstance(setting.readout, AnswerTokens):
+        raise ValueError(
+            f"a probe reads a causal model's answer tokens, and {config.task} is read by {setting.readout!r}."
+        )
+    setting.model.eval()
+    rows = {split: last_states(setting, split) for split in setting.task.splits}
+    fits = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(*rows["train"]) for c in PENALTIES
+    ]
+    answers = len(setting.task.answers)
+
+    def log_probs(fit: Any, split: str) -> Tensor:
+        full = np.full((len(rows[split][0]), answers), np.log(1e-6))  # of an answer that no training row has
+        full[:, fit.classes_] = fit.predict_log_proba(rows[split][0])
+        return torch.as_tensor(full).log_softmax(-1)
+
+    def measure(fit: Any, split: str) -> Mapping[str, float]:
+        return evaluate(log_probs(fit, split), torch.as_tensor(rows[split][1]))
+
+    best = min(fits, key=lambda fit: measure(fit, "validation")["nll"])
+    return {split: measure(best, split) for split in setting.task.splits if split not in ("train", "validation")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("plan")
+    parser.add_argument("--data")
+    parser.add_argument("--output_dir", help="of the plan's cells, whose frozen layers' states are taken")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", category=ConvergenceWarning)
+    plan = read_plan(options.plan, data=options.data, output_dir=options.output_dir)
+    method = next(iter(plan.methods))
+    found = [
+        {"model": model, "task": task, "seed": seed, "splits": probe(plan.cell(model, task, method, seed).config)}
+        for model in plan.models
+        for task in plan.tasks
+        for seed in plan.seeds
+    ]
+    if options.json:
+        print(json.dumps(found, indent=2, default=float))
+        return
+    print("| model | task | split | " + " | ".join(METRICS.values()) + " |\n" + "| --- " * (3 + len(METRICS)) + "|")
+    for model in plan.models:
+        for task in plan.tasks:
+            runs = [row["splits"] for row in found if (row["model"], row["task"]) == (model, task)]
+            for split in runs[0]:
+                cells = [_in_words(name, [run[split][name] for run in runs]) for name in METRICS]
+                print(f"| {model} | {task} | {split} | " + " | ".join(cells) + " |")
+
+
+def _in_words(name: str, values: Sequence[float]) -> str:
+    numbers = np.array(values, dtype=float) * (100 if METRICS[name].endswith("%") else 1)
+    error = numbers.std(ddof=1) / len(numbers) ** 0.5 if len(numbers) > 1 else float("nan")
+    digits = 1 if METRICS[name].endswith("%") else 3
+    return f"{numbers.mean():.{digits}f} ± {error:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
