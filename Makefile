@@ -51,7 +51,7 @@ lint: $(VENV)/dev  ## Style, types and the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-results: $(VENV)/dev  ## The tables of docs/results.md (hours; DATA=folder of the tasks' folders, the hub otherwise)
+results: $(VENV)/dev  ## The tables of docs/results/minilm.md (hours; DATA=folder of the tasks' folders, the hub otherwise)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group results
 	$(if $(DATA),$(OFFLINE)) $(BIN)/varlora compare recipes/minilm.yaml $(if $(DATA),--data $(DATA))
 
