@@ -16,12 +16,15 @@ def quiet_transformers() -> Iterator[None]:
     Ours are of the work, and a head that the base model lacks is trained, or comes with the adapter.
     """
     shown, models = progress_bars.is_progress_bar_enabled(), logging.getLogger("transformers.modeling_utils")
-    level = models.level
     progress_bars.disable_progress_bar()  # type: ignore[no-untyped-call]
-    models.setLevel(logging.ERROR)
+    models.addFilter(_is_error)  # of a logger with a level of its own transformers verifies plans for several GPUs
     try:
         yield
     finally:
-        models.setLevel(level)
+        models.removeFilter(_is_error)
         if shown:
             progress_bars.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
