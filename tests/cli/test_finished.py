@@ -282,4 +282,4 @@ def test_predict_refuses(
 def test_a_folder_that_is_no_run(call: Call, tmp_path: Path) -> None:
     refused = call("eval", tmp_path)
 
-    assert (refused.code, "has no rows of its own" in refused.err) == (1, True)
+    assert (refused.code, "holds no adapter and no posterior: it is empty" in refused.err) == (1, True)
