@@ -239,8 +239,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 def settings_of(folder: Path, model: str, **options: Any) -> RunConfig:
     folder.mkdir(parents=True)
     given = {"method": "ivon", "held_out": "validation", "max_steps": 12, "per_device_train_batch_size": 4}
-    data = {"train_file": write_rows(folder / "uneven.jsonl", uneven_films(32)), "lora_layers": "top:1"}
-    return config(folder, model, **{**data, **given, **options})
+    data = {"train_file": write_rows(folder / "uneven.jsonl", uneven_films(32))}
+    adapted = {"lora_layers": "top:1", "lora_target_modules": "v_proj,down_proj"}
+    return config(folder, model, **{**data, **adapted, **given, **options})
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ EXAMPLES = """
   varlora eval runs/arc --coverage 0.9                       answer the surest 90 %: the threshold, and what comes of it
 """
 FIRST = (
-    "test_file split samples linearised coverage target_accuracy prediction_sets output_file untuned "
-    "model_name_or_path overwrite"
+    "test_file split samples coverage target_accuracy prediction_sets output_file untuned model_name_or_path overwrite"
 )
 
 
