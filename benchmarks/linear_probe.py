@@ -26,9 +26,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from varlora.compare.plan_file import read_plan
-from varlora.metrics import evaluate
+from varlora.metrics import METRICS, evaluate
 from varlora.readout.answer_logits import last_positions
 from varlora.readout.readout import AnswerTokens
+from varlora.report.seeds import over_seeds
 from varlora.runs.batching import batch_by_length
 from varlora.runs.config import RunConfig
 from varlora.runs.predict import frozen_layers_once
@@ -36,7 +37,7 @@ from varlora.runs.setting import Setting, load_setting
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Values of scikit-learn's C, the inverse of the penalty, that validation rows choose from."""
-METRICS = {"accuracy": "accuracy %", "nll": "NLL", "ece_15": "ECE %", "brier": "Brier"}
+SHOWN = ("accuracy", "nll", "ece_15", "brier")
 
 
 @torch.inference_mode()
@@ -96,29 +97,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=ConvergenceWarning)
     plan = read_plan(options.plan, data=options.data, output_dir=options.output_dir)
     method = next(iter(plan.methods))
-    found = [
+    probes = [
         {"model": model, "task": task, "seed": seed, "splits": probe(plan.cell(model, task, method, seed).config)}
         for model in plan.models
         for task in plan.tasks
         for seed in plan.seeds
     ]
     if options.json:
-        print(json.dumps(found, indent=2, default=float))
+        print(json.dumps(probes, indent=2, default=float))
         return
-    print("| model | task | split | " + " | ".join(METRICS.values()) + " |\n" + "| --- " * (3 + len(METRICS)) + "|")
+    print(f"| model | task | split | {' | '.join(METRICS[name].heading for name in SHOWN)} |")
+    print("| --- " * (3 + len(SHOWN)) + "|")
     for model in plan.models:
         for task in plan.tasks:
-            runs = [row["splits"] for row in found if (row["model"], row["task"]) == (model, task)]
-            for split in runs[0]:
-                cells = [_in_words(name, [run[split][name] for run in runs]) for name in METRICS]
-                print(f"| {model} | {task} | {split} | " + " | ".join(cells) + " |")
+            by_seed = [one["splits"] for one in probes if (one["model"], one["task"]) == (model, task)]
+            for split in by_seed[0]:
+                cells = [_cell(name, [splits[split][name] for splits in by_seed]) for name in SHOWN]
+                print(f"| {model} | {task} | {split} | {' | '.join(cells)} |")
 
 
-def _in_words(name: str, values: Sequence[float]) -> str:
-    numbers = np.array(values, dtype=float) * (100 if METRICS[name].endswith("%") else 1)
-    error = numbers.std(ddof=1) / len(numbers) ** 0.5 if len(numbers) > 1 else float("nan")
-    digits = 1 if METRICS[name].endswith("%") else 3
-    return f"{numbers.mean():.{digits}f} ± {error:.{digits}f}"
+def _cell(name: str, values: Sequence[float]) -> str:
+    """The mean over seeds ± its standard error."""
+    seeds = over_seeds(values)
+    return METRICS[name].show(seeds.mean) + ("" if seeds.se is None else f" ± {METRICS[name].show(seeds.se)}")
 
 
 if __name__ == "__main__":

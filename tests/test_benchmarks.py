@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import laplace, memory, prediction, scaling, serve, startup, training_step
+import yaml
+from benchmarks import laplace, linear_probe, memory, prediction, scaling, serve, startup, training_step
 from benchmarks.measuring import Quartiles, exponent, parser_of, ratios, show, take_turns
+
+from small_runs import films, save_model, write_rows
+from varlora.compare import read_plan
+from varlora.runs.setting import load_setting
 
 
 @pytest.mark.parametrize("file", sorted(Path(scaling.__file__).parent.glob("*.py")), ids=lambda file: file.stem)
@@ -103,3 +108,34 @@ def test_a_process_of_its_own_is_counted_and_a_load_is_summed_over_rounds() -> N
         total.add(one)
     row = total.row("a server", serve.Counter())
     assert (row["requests"], row["a second"], row["wrong"], row["lost"]) == (4, "1.0", 2, {"gone": 2})
+
+
+def test_a_linear_probe_reads_the_frozen_models_last_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_model(tmp_path / "model", layers=2)
+    files = {
+        f"{split}_file": write_rows(tmp_path / f"{split}.jsonl", films(24)) for split in ("train", "validation", "test")
+    }
+    plan = {
+        "name": "probe",
+        "reference": "AdamW",
+        "seeds": [0, 1],
+        "settings": {"lora_layers": "top:1", "lora_target_modules": "v_proj,down_proj", "cache_frozen_layers": True},
+        "models": {"small": {"model_name_or_path": model}},
+        "tasks": {"films": files},
+        "methods": {"adamw": {"settings": {"method": "adamw"}, "rows": {"AdamW": {"mode": "mean"}}}},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    words = [str(tmp_path / "plan.yaml"), "--output_dir", str(tmp_path / "runs")]
+
+    setting = load_setting(read_plan(words[0], output_dir=words[2]).cell("small", "films", "adamw", 0).config)
+    setting.model.eval()
+    states, _ = linear_probe.last_states(setting, "test")
+    own = torch.tensor([setting.encoded("test")[0]["input_ids"]])
+    with torch.no_grad():
+        expected = setting.model.get_base_model()(own, output_hidden_states=True).hidden_states[-1][0, -1]
+    torch.testing.assert_close(torch.as_tensor(states[0]), expected, rtol=0, atol=1e-5)
+
+    linear_probe.main(words)
+    head, _, row = capsys.readouterr().out.strip().splitlines()
+    assert head == "| model | task | split | Accuracy % ↑ | NLL ↓ | ECE % ↓ | Brier ↓ |"
+    assert row.startswith("| small | films | test | 100.0 ± 0.0 | ")  # rows that it was fitted to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import ClassVar, Generic, TypeVar
 
 from varlora.serve.errors import RequestError
@@ -35,7 +35,7 @@ class Batcher(ABC, Generic[Kind]):
 
     def has_work(self) -> bool:
         """Whether there is something to do."""
-        return bool(self._inbox) or any(True for _ in self.opened())
+        return bool(self._inbox or self.opened())
 
     def step(self) -> None:
         """Opens what has come, and works a little. Raises nothing that is about a job."""
@@ -57,7 +57,7 @@ class Batcher(ABC, Generic[Kind]):
         self.forget()
 
     @abstractmethod
-    def opened(self) -> Iterable[Kind]:
+    def opened(self) -> Collection[Kind]:
         """The jobs that it works on; one may be named more than once."""
 
     @abstractmethod
