@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from benchmarks import laplace, linear_probe, memory, prediction, scaling, serve, startup, training_step
+from benchmarks import laplace, linear_probe, memory, optimizer, prediction, scaling, serve, startup, training_step
 from benchmarks.measuring import Quartiles, exponent, parser_of, ratios, show, take_turns
 
 from small_runs import films, save_model, write_rows
@@ -66,6 +66,15 @@ def test_bytes_are_those_of_the_tensors_that_are_alive() -> None:
     assert 400 < alive.peak < 1000
     adamw = memory.bytes_a_parameter(memory.optimizers()["AdamW, fused"])
     assert adamw["at rest"] == pytest.approx(12, rel=0.01)  # a gradient and two moments
+
+
+def test_a_cycle_of_the_default_costs_the_host_no_more_for_more_tensors() -> None:
+    few, many = (optimizer._varlora(number, (8, 64), "auto") for number in (8, 64))
+    for cycle in (few, many):
+        for _ in range(2):
+            cycle.step()
+    assert few.operations() == many.operations() <= 60
+    assert many.bytes_per_parameter() <= 20
 
 
 def test_a_row_of_laplaces_table(monkeypatch: pytest.MonkeyPatch) -> None:
