@@ -107,6 +107,35 @@ def test_a_person_asks_and_sees_how_sure_it_is(
 
 
 @pytest.mark.browser
+def test_a_question_typed_before_the_models_are_known_waits_for_them(page: Any, address: str) -> None:
+    held: list[Any] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.goto(address)
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    page.keyboard.press("Control+Enter")
+    page.get_by_text("Asking…").wait_for()
+    assert not page.get_by_role("alert").is_visible()
+    held.pop().continue_()
+    page.locator("#answer").wait_for()
+    assert page.locator(".bar").count() == 2
+
+
+@pytest.mark.browser
+def test_an_answer_to_another_task_than_the_chosen_one_is_not_shown(page: Any, address: str) -> None:
+    held: list[Any] = []
+    page.route("**/v1/classify", lambda route: held.append(route))
+    page.goto(address)
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    page.get_by_role("button", name="Ask").click()
+    page.get_by_text("Asking…").wait_for()
+    page.get_by_role("radio", name="Write").check()
+    held.pop().continue_()
+    page.get_by_role("button", name="Ask", exact=True).wait_for()
+    assert not page.locator("#answer").is_visible()
+    assert not page.get_by_role("alert").is_visible()
+
+
+@pytest.mark.browser
 def test_a_mistake_and_hostile_words_stay_words(page: Any, address: str) -> None:
     page.goto(address)
     page.get_by_label("Text", exact=True).fill("   ")

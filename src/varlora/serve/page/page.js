@@ -4,6 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 let models = [];
 let last = null;
 let asked = 0;
+let loading;
 
 function headers() {
   const key = $("key").value.trim();
@@ -67,6 +68,7 @@ function chooseTask() {
   $("samples").disabled = !known.samples;
   $("text-label").textContent = choice || passage ? "Question" : classify ? "Text" : known.chat ? "Message" : "Prompt";
   $("answer").hidden = true;
+  asked += 1;
 }
 
 function row() {
@@ -79,10 +81,15 @@ function row() {
 
 async function ask(event) {
   event.preventDefault();
-  const number = ++asked;
   problem("");
   $("send").disabled = true;
   $("send").textContent = "Asking…";
+  await loading;
+  if (!models.length) {
+    $("send").textContent = "Ask";
+    return;
+  }
+  const number = ++asked;
   try {
     const answer = task() === "classify"
       ? await fetched("/v1/classify", { model: $("model").value, rows: [row()], draws: true })
@@ -215,10 +222,11 @@ function showText(choice) {
 $("ask").addEventListener("submit", ask);
 $("model").addEventListener("change", chooseModel);
 $("task-field").addEventListener("change", chooseTask);
-$("use-key").addEventListener("click", loadModels);
-$("key").addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); loadModels(); } });
+const load = () => { loading = loadModels(); };
+$("use-key").addEventListener("click", load);
+$("key").addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); load(); } });
 $("threshold").addEventListener("input", showAbstention);
 $("ask").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask").requestSubmit();
 });
-loadModels();
+load();
