@@ -32,7 +32,7 @@ PRUNED = variant_of(prune="validation", prune_by="magnitude")
 def test_what_was_tuned_and_t_by_mode() -> None:
     q = load_posterior(FORMER / "posterior")
     assert q.meta.tuned == TUNED
-    assert [q.meta.logit_temperature_of(mode) for mode in ("mean", "samples", "linearised")] == [1.25, 0.8, 1.25]
+    assert [q.meta.logit_temperature_of(mode) for mode in ("mean", "samples", "linearised")] == [1.25, 0.8, 0.8]
     assert isinstance(q, DiagonalGaussian)
     plain = DiagonalGaussian(mean=q.mean, precision=q.precision)
     applied = apply_tuning(q)

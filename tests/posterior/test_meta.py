@@ -49,7 +49,9 @@ def test_in_python_it_is_a_config() -> None:
 
 def test_temperatures_of_the_logits() -> None:
     meta = PosteriorMeta(logit_temperatures={"mean": 2.0}).with_logit_temperatures({"samples": 1.5})
-    assert [meta.logit_temperature_of(mode) for mode in ("mean", "samples", "linearised")] == [2.0, 1.5, 2.0]
+    assert [meta.logit_temperature_of(mode) for mode in ("mean", "samples", "linearised")] == [2.0, 1.5, 1.5]
+    assert PosteriorMeta(logit_temperatures={"mean": 2.0}).logit_temperature_of("linearised") == 2.0
+    assert meta.with_logit_temperatures({"linearised": 1.2}).logit_temperature_of("linearised") == 1.2
     assert PosteriorMeta().logit_temperature_of("samples") == 1.0
     with pytest.raises(ValueError, match=r"logit_temperatures\['samples'\] must be positive, not 0"):
         PosteriorMeta(logit_temperatures={"samples": 0})

@@ -107,14 +107,13 @@ class PosteriorMeta:
         return {**values, "tuned": None if self.tuned is None else self.tuned.to_dict()}
 
     def logit_temperature_of(self, mode: str) -> float:
-        """T, which divides the logits of predictions of a mode: its own, else that of the point, else 1.
+        """T, which divides the logits of predictions of a mode: as `logit_temperature_in` has it.
 
         Example:
-            >>> meta = PosteriorMeta(logit_temperatures={"mean": 2.0, "samples": 1.5})
-            >>> meta.logit_temperature_of("samples"), meta.logit_temperature_of("linearised")
-            (1.5, 2.0)
+            >>> PosteriorMeta(logit_temperatures={"mean": 2.0}).logit_temperature_of("samples")
+            2.0
         """
-        return self.logit_temperatures.get(mode, self.logit_temperatures.get("mean", 1.0))
+        return logit_temperature_in(self.logit_temperatures, mode)
 
     def with_logit_temperatures(self, temperatures: Mapping[str, float]) -> Self:
         """The same with T of some modes of prediction in the place of theirs."""
@@ -128,6 +127,20 @@ class PosteriorMeta:
                 operation.get("op", "an operation"),
             )
         return dataclasses.replace(self, tuned=None, history=(*self.history, operation))
+
+
+def logit_temperature_in(temperatures: Mapping[str, float], mode: str) -> float:
+    """T of a mode of prediction among those that are known: its own, else the nearest one's, else 1.
+
+    The linearised read-out averages over the weights as draws do, so that it goes by T of the draws: the point's also
+    makes up for the average that it lacks. Draws without T go by the point's.
+
+    Example:
+        >>> [logit_temperature_in({"mean": 2.0, "samples": 1.5}, mode) for mode in ("mean", "samples", "linearised")]
+        [2.0, 1.5, 1.5]
+    """
+    nearest_first = {"linearised": ("linearised", "samples", "mean"), "samples": ("samples", "mean")}
+    return next((temperatures[m] for m in nearest_first.get(mode, (mode, "mean")) if m in temperatures), 1.0)
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -15,6 +15,7 @@ import yaml
 
 from varlora.io.words import listing
 from varlora.metrics import Metric, metric_named, shown_metrics
+from varlora.posterior.meta import logit_temperature_in
 from varlora.report.health import Health
 from varlora.report.health_text import mode_in_words, remarks, scale_table, sentence, statements
 from varlora.report.markdown import escape_markdown, inline_code
@@ -258,9 +259,8 @@ def _limitations(kind: str, meta: Mapping[str, Any], *, measured: bool) -> list[
 
 
 def _temperature(meta: Mapping[str, Any], mode: str) -> float:
-    """What divides the logits of predictions of a mode, as `PosteriorMeta.logit_temperature_of` has it."""
-    temperatures = meta.get("logit_temperatures") or {}
-    return float(temperatures.get(mode, temperatures.get("mean", 1.0)))
+    """What divides the logits of predictions of a mode."""
+    return float(logit_temperature_in(meta.get("logit_temperatures") or {}, mode))
 
 
 def _divided(kind: str, meta: Mapping[str, Any]) -> str:
