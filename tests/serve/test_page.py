@@ -54,7 +54,7 @@ def page(chromium: Any) -> Iterator[Any]:
         "request",
         lambda one: complaints.append(one.url) if not one.url.startswith(("http://127.0.0.1:", "data:")) else None,
     )
-    made.set_default_timeout(15_000)
+    made.set_default_timeout(60_000)
     yield made
     context.close()
     assert not complaints
