@@ -19,11 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import submitit
 from rich.progress import Progress
-from submitit.core.submission import process_job
-from submitit.core.utils import JobPaths
-from submitit.local.local import LocalJob
 from transformers import TrainerCallback
 
 from cli.workshop import Outcome
@@ -32,10 +28,11 @@ from compare.test_worker import assert_same_predictions
 from varlora.cli import main
 from varlora.cli.cells import duration
 from varlora.cli.compare import _TimeLeft
-from varlora.compare import Cell, executors
+from varlora.compare import Cell, executors, local_jobs
 from varlora.compare.cell_lock import CellLock
 from varlora.compare.cells_file import read_cells
 from varlora.compare.driver import Watch
+from varlora.compare.executors import Job
 from varlora.compare.timer import Timer
 from varlora.runs.run import run, train
 
@@ -184,35 +181,29 @@ def test_cells_of_other_processes_are_left_to_them(call: Call, tmp_path: Path, m
     assert (tmp_path / "out" / "tables.md").exists()
 
 
-class Forked(submitit.LocalExecutor):
-    """Has its jobs done by processes that are forked from this one: none imports the library anew."""
+def fork(job: Job, log: Path, environment: dict[str, str]) -> SimpleNamespace:
+    """Stands for `start_process`: a process that is forked from this one does the job, and imports nothing anew."""
 
-    def _submit_command(self, command: str) -> Any:
-        child = multiprocessing.get_context("fork").Process(target=do_job, args=(self.folder,))
-        child.start()
-        process = SimpleNamespace(poll=lambda: child.exitcode, send_signal=lambda number: os.kill(child.pid, number))
-        return LocalJob(folder=self.folder, job_id=str(child.pid), tasks=[0], process=process)
+    def do_job() -> None:
+        logging.getLogger().handlers.clear()
+        logging.getLogger("varlora").setLevel(logging.NOTSET)
+        sys.stderr = log.open("a", buffering=1)
+        job()
 
-
-def do_job(folder: Path) -> None:
-    """What submitit does in a process of its own."""
-    logging.getLogger().handlers.clear()
-    logging.getLogger("varlora").setLevel(logging.NOTSET)
-    sys.stderr = JobPaths(folder, str(os.getpid()), 0).stderr.open("a", buffering=1)
-    names = {"JOB_ID": os.getpid(), "NTASKS": 1, "JOB_NUM_NODES": 1, "NODEID": 0, "GLOBALID": 0, "LOCALID": 0}
-    os.environ |= {"SUBMITIT_EXECUTOR": "local"} | {f"SUBMITIT_LOCAL_{name}": str(n) for name, n in names.items()}
-    process_job(folder)
+    child = multiprocessing.get_context("fork").Process(target=do_job)
+    child.start()
+    return SimpleNamespace(poll=lambda: child.exitcode, terminate=child.terminate)
 
 
 def test_two_processes_do_a_plan_between_them_to_the_same_numbers(
     call: Call, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submitit, "LocalExecutor", Forked)
+    monkeypatch.setattr(local_jobs, "start_process", fork)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here
     words = ("compare", written(tmp_path), "--output_dir", tmp_path / "out", "--no_progress")
     done = call(*words, "--executor", "local", "--workers", 2)
     assert done.code == 0, done.err
-    logs = [file.read_text() for file in (tmp_path / "out" / "jobs").glob("*_log.err")]
+    logs = [file.read_text() for file in (tmp_path / "out" / "jobs").glob("*.log")]
     assert len(logs) == 2
     cells = read_cells(tmp_path / "out")
     assert [sum(log.count(f"{cell.title}: begins") for log in logs) for cell in cells] == [1, 1]

@@ -43,6 +43,29 @@ def test_compare_gets_the_plan_and_the_options(call: Call, handed: list[Namespac
     assert not arguments.dry_run
 
 
+@pytest.mark.parametrize(
+    ("words", "processors", "asked"),
+    [
+        ([], 8, ("local", 2)),
+        ([], 1, ("inline", None)),
+        (["--workers", 3], 8, ("local", 3)),
+        (["--workers", 1], 8, ("inline", None)),
+    ],
+)
+def test_two_processes_train_unless_there_is_one_processor(
+    call: Call,
+    handed: list[Namespace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[object],
+    processors: int,
+    asked: tuple[str, int | None],
+) -> None:
+    monkeypatch.setattr(demo, "processors", lambda: processors)
+    assert call("demo", "--output_dir", tmp_path / "demo", *words).code == 0
+    assert (handed[0].executor, handed[0].workers) == asked
+
+
 def test_the_real_demo_brings_its_rows_and_has_a_folder_of_its_own(
     call: Call, handed: list[Namespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +124,7 @@ def test_the_real_demo_says_how_sure_each_method_is(
     monkeypatch.setattr("varlora.demo.data.plan_file", lambda model: tmp_path / "tiny.yaml")
     monkeypatch.setattr(demo, "TEXTS", ("a fine cat film", "a cow hen"))
 
-    done = call("demo", "--model", "smollm2", "--output_dir", tmp_path / "out", "--no_progress")
+    done = call("demo", "--model", "smollm2", "--output_dir", tmp_path / "out", "--no_progress", "--workers", 1)
 
     assert done.code == 0, done.err
     shown = done.out.partition("How sure each is (seed 0)")[2]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import submitit
@@ -20,13 +19,10 @@ from varlora.compare.executors import (
     JOBS,
     Job,
     Running,
-    gpu_numbers,
     import_ray,
     import_submitit,
-    local_jobs,
     ray_jobs,
     submit_to_slurm,
-    threads_of_each,
 )
 from varlora.compare.worker import Outcome, failures_of
 from varlora.training.stopping import Stopped, stop_requests
@@ -130,69 +126,6 @@ def test_a_launcher_starts_what_does_a_cell(asked: Plan, monkeypatch: pytest.Mon
     monkeypatch.setattr(executors, "launch_cell", lambda *arguments: launched.append(arguments))
     job_of(asked, launcher="torchrun")()
     assert launched == [(cell, asked.output_dir, "torchrun") for cell in asked.cells()]
-
-
-class InProcess(submitit.DebugExecutor):
-    """Stands for processes of this machine: a job runs when it is asked whether it is done."""
-
-    given: ClassVar[list[dict[str, Any]]] = []
-
-    def update_parameters(self, **options: Any) -> None:
-        self.given.append(options)
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The options that jobs are given."""
-    monkeypatch.setattr(InProcess, "given", [])
-    monkeypatch.setattr(submitit, "LocalExecutor", InProcess)
-    return InProcess.given
-
-
-def test_local_jobs_do_all_cells_between_them(
-    asked: Plan, executed: list[Cell], in_process: list[dict[str, Any]]
-) -> None:
-    with local_jobs(job_of(asked), 3) as running:
-        outcomes = wait(asked, running)
-    assert executed == list(asked.cells())
-    assert len(in_process) == 3
-    assert [(outcome.cell.method, outcome.error) for outcome in outcomes] == [
-        ("adamw", None),
-        ("ivon", "RuntimeError: out of memory"),
-    ]
-
-
-def test_local_jobs_are_stopped_when_they_are_left_early(
-    asked: Plan, executed: list[Cell], in_process: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cancelled: list[str] = []
-    monkeypatch.setattr(executors, "SECONDS_TO_END", 0.1)
-    monkeypatch.setattr(submitit.DebugJob, "done", lambda job: False)
-    monkeypatch.setattr(submitit.DebugJob, "cancel", lambda job: cancelled.append(job.job_id))
-    with pytest.raises(KeyboardInterrupt):
-        with local_jobs(job_of(asked), 2):
-            raise KeyboardInterrupt
-    assert len(set(cancelled)) == 2
-
-
-def test_processors_and_gpus_are_shared_out(
-    asked: Plan, monkeypatch: pytest.MonkeyPatch, in_process: list[dict[str, Any]]
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
-    monkeypatch.setattr(submitit.DebugJob, "done", lambda job: True)
-    with local_jobs(job_of(asked), 3):
-        assert [options["visible_gpus"] for options in in_process] == [(3,), (5,), (3,)]
-        assert {options["gpus_per_node"] for options in in_process} == {1}
-    with local_jobs(job_of(asked, launcher="accelerate launch"), 1):
-        assert in_process[-1]["visible_gpus"] == (3, 5)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
-    with pytest.raises(ValueError, match="shares GPUs out by their numbers"):
-        gpu_numbers()
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(9), raising=False)
-    assert threads_of_each(4) == 2
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert threads_of_each(4) is None
 
 
 @pytest.fixture
@@ -314,8 +247,8 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ValueError, match=r"--executor ray needs ray, .* pip install 'varlora\[ray\]'"):
         import_ray()
-    with pytest.raises(ValueError, match=r"--executor local needs submitit, .* pip install 'varlora\[slurm\]'"):
-        import_submitit("local")
+    with pytest.raises(ValueError, match=r"--executor slurm needs submitit, .* pip install 'varlora\[slurm\]'"):
+        import_submitit()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from varlora.cli.cells import check_versions, duration, show_plan, show_versions
 from varlora.cli.console import err, out, say
-from varlora.compare import Cell, Plan, chosen, executors, read_plan
+from varlora.compare import Cell, Plan, chosen, executors, local_jobs, read_plan
 from varlora.compare.driver import PAGE, TABLES, Watch, cells_elsewhere, finish, follow, poll_cells, write_plan
 from varlora.compare.launched import launcher_command
 from varlora.compare.timer import Timer
@@ -98,8 +98,8 @@ def _run(arguments: Namespace, job: executors.Job, left: Sequence[Cell], timer: 
             return follow(job.take_cells(started), watch, show)
         if arguments.executor == "local":
             count = min(workers or 1, len(left))
-            jobs = executors.local_jobs(
-                replace(job, threads=None if job.launcher else executors.threads_of_each(count)), count
+            jobs = local_jobs.local_jobs(
+                replace(job, threads=None if job.launcher else local_jobs.threads_of_each(count)), count
             )
         else:
             jobs = executors.ray_jobs(replace(job, threads=1), workers)

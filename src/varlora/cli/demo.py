@@ -15,6 +15,7 @@ from varlora.cli.console import out, say
 from varlora.cli.options.compare import parser
 from varlora.compare import Plan, Variant, read_plan
 from varlora.compare.driver import PLAN
+from varlora.compare.local_jobs import processors
 from varlora.compare.variant_files import load_variant
 from varlora.demo import data
 from varlora.io.yaml_files import load_yaml
@@ -46,6 +47,8 @@ def execute(arguments: Namespace) -> None:
     words = [str(file), f"--output_dir={folder}"]
     words += [f"--data={file.parent}"] if real else []
     words += ["--seeds", *map(str, arguments.seeds)] if arguments.seeds else []
+    workers = arguments.workers if arguments.workers is not None else min(2, processors())
+    words += ["--executor=local", f"--workers={workers}"] if workers != 1 else []
     words += ["--no_progress"] if arguments.no_progress else []
     options = parser().parse(words)
     compare.execute(options)

@@ -1,4 +1,4 @@
-"""Where workers run: in this process, in others of this machine or of a Slurm cluster (submitit), or in Ray's.
+"""Where workers run: in this process, in others of this machine (`varlora.compare.local_jobs`), in Slurm's or in Ray's.
 
 Each executor starts N times the same job, and each job takes cells until none is free. So it makes no difference to a
 comparison what started its workers, nor whether all of them were started by one command.
@@ -12,8 +12,7 @@ import os
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,8 +38,6 @@ FOREVER = 60 * 24 * 365
 TIMES_REQUEUED = 1000
 SECONDS_TO_SAVE = 60.0
 """That a training has to end after its step, of the 90 that submitit leaves between the signal and the end."""
-SECONDS_TO_END = 10.0
-"""That jobs which are stopped have before they are left to themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +97,7 @@ class Job:
 
         Its locks are freed as its process ends, and a training goes on from its last checkpoint.
         """
-        return import_submitit("slurm").helpers.DelayedSubmission(self)
+        return import_submitit().helpers.DelayedSubmission(self)
 
     def _execute(self, cell: Cell) -> None:
         if self.launcher:
@@ -146,39 +143,6 @@ Running = Callable[[], bool]
 """Whether any of the jobs that were started still runs."""
 
 
-@contextmanager
-def local_jobs(job: Job, count: int) -> Iterator[Running]:
-    """Processes on this machine, among which its processors and GPUs are shared out.
-
-    Args:
-        job: what each does.
-        count: how many.
-
-    Yields:
-        Whether one still runs. When the block is left early, they are stopped.
-
-    Raises:
-        ValueError: submitit is not installed.
-    """
-    submitit = import_submitit("local")
-    devices = gpu_numbers()
-    submitted = []
-    for number in range(count):
-        executor = submitit.LocalExecutor(job.output_dir / JOBS)
-        own = devices if job.launcher else devices[number % len(devices) :][:1] if devices else ()
-        executor.update_parameters(timeout_min=FOREVER, gpus_per_node=len(own), visible_gpus=tuple(own))
-        submitted.append(executor.submit(job))
-    try:
-        yield lambda: any(not one.done() for one in submitted)
-    finally:
-        for one in submitted:
-            if not one.done():
-                one.cancel()
-        deadline = time.monotonic() + SECONDS_TO_END
-        while any(not one.done() for one in submitted) and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-
 def submit_to_slurm(job: Job, count: int, options: Mapping[str, Any]) -> str:
     """Puts an array of jobs into Slurm's queue, and does not wait for them.
 
@@ -195,7 +159,7 @@ def submit_to_slurm(job: Job, count: int, options: Mapping[str, Any]) -> str:
         ValueError: submitit is not installed, there is no Slurm here, or an option is missing or not known.
     """
     check_slurm_options(options)
-    submitit = import_submitit("slurm")
+    submitit = import_submitit()
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError("--executor slurm needs sbatch and srun, which are not here; start it on a Slurm cluster.")
     executor = submitit.SlurmExecutor(job.output_dir / JOBS, max_num_timeout=TIMES_REQUEUED)
@@ -258,41 +222,13 @@ def ray_jobs(job: Job, count: int | None) -> Iterator[Running]:
         ray.shutdown()
 
 
-def threads_of_each(count: int) -> int | None:
-    """Threads of each of some processes on this machine; None where OMP_NUM_THREADS says it."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return None
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, processors // count)
-
-
-def gpu_numbers() -> Sequence[int]:
-    """The GPUs of this machine that this process may use.
-
-    Raises:
-        ValueError: CUDA_VISIBLE_DEVICES names them otherwise than by numbers.
-    """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return range(torch.cuda.device_count())
-    try:
-        return [int(name) for name in named.split(",") if name.strip()]
-    except ValueError as error:
-        raise ValueError(
-            f"CUDA_VISIBLE_DEVICES is {named!r}; --executor local shares GPUs out by their numbers, as in 0,1."
-        ) from error
-
-
-def import_submitit(executor: str) -> Any:
+def import_submitit() -> Any:
     """The module.
-
-    Args:
-        executor: what needs it.
 
     Raises:
         ValueError: it is not installed.
     """
-    return _import("submitit", executor, "slurm")
+    return _import("submitit", "slurm")
 
 
 def import_ray() -> Any:
@@ -301,16 +237,16 @@ def import_ray() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    return _import("ray", "ray", "ray")
+    return _import("ray", "ray")
 
 
-def _import(module: str, executor: str, extra: str) -> Any:
+def _import(module: str, executor: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"--executor {executor} needs {module}, which is not installed: pip install 'varlora[{extra}]'. --executor "
-            "inline needs nothing more, and may be started as often as you like in one folder."
+            f"--executor {executor} needs {module}, which is not installed: pip install 'varlora[{executor}]'. "
+            "--executor local and inline need nothing more; inline may be started as often as you like in one folder."
         ) from error
 
 

@@ -27,6 +27,12 @@ def parser() -> CommandParser:
     command.option("model", "What is fine-tuned.", choices=["embedded", "smollm2"], default="embedded")
     command.option("output_dir", "Folder for the results; demo, or demo-smollm2, unless given.")
     command.option("seeds", "Seeds to train with, in place of the plan's.", type=int, nargs="+")
+    command.option(
+        "workers",
+        "Processes that train, each another seed or method, with an equal share of the processors; two unless given, "
+        "or one on one processor.",
+        type=int,
+    )
     command.flag("overwrite", "Delete that folder first, and begin anew.")
     command.flag("no_progress", "Show no progress bars.")
     return command
