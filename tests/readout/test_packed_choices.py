@@ -12,19 +12,16 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from models import lora, tiny_llama
 from readout.test_choice_texts import batch_of
 from readout.test_frozen_layers_decoders import CONFIGS, adapted
 from readout.test_readout import tiny_gpt2
 from varlora.adapters import trained_tensors
-from varlora.posterior import DiagonalGaussian, DropoutMasks, batched_draws
+from varlora.posterior import DiagonalGaussian, batched_draws
 from varlora.posterior.batched_draws import num_tokens
-from varlora.prediction.linearised import predict_linearised
 from varlora.prediction.prediction import predict
 from varlora.readout import choice_log_likelihoods as scored_by
 from varlora.readout import packed_choices
 from varlora.readout.choice_log_likelihoods import choice_log_likelihoods
-from varlora.readout.frozen_layers import cached_frozen_layers
 from varlora.readout.packed_choices import PackedChoices
 from varlora.readout.readout import ChoiceTexts
 from varlora.tasks import Collator
@@ -107,27 +104,6 @@ def test_draws_share_the_question_and_the_layers_below(tokens: int, monkeypatch:
     predict(model, q, held, 5, readout=READOUT)
     assert below == [2, 2]
     assert seen[-1][0] == (10 if tokens > 1 else 2)
-
-
-def test_training_the_linearised_model_dropout_and_cached_layers_have_a_row_for_each_choice() -> None:
-    model, batch, packed = adapted(), batch_of("right", ROWS[:2]), (2, 19)
-    seen = lengths_seen(model)
-    with torch.no_grad():
-        for _ in range(2):
-            choice_log_likelihoods(model, batch)
-    assert seen.pop() == packed
-    seen.clear()
-    choice_log_likelihoods(model, batch).nan_to_num(neginf=0.0).sum().backward()
-    predict_linearised(model, gaussian(model), [batch], samples=2, readout=READOUT)
-    with cached_frozen_layers(model), torch.no_grad():
-        choice_log_likelihoods(model, batch)
-    dropped = lora(tiny_llama(), task_type="CAUSAL_LM", lora_dropout=0.3).eval()
-    dropped.get_base_model().register_forward_pre_hook(
-        lambda _, __, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
-    )
-    predict(dropped, DropoutMasks(mean=gaussian(dropped).mean, rate=0.3), [batch], 2, readout=READOUT)
-    assert len(seen) > 4
-    assert packed not in seen
 
 
 def test_other_families_have_a_row_for_each_choice_which_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,6 +25,7 @@ from varlora.adapters import saved_tensors, trained_tensors
 from varlora.adapters.modes import evaluation_mode
 from varlora.curvature.sparse_backward import sparse_backward
 from varlora.readout.answer_logits import widened
+from varlora.readout.packed_choices import choices_as_rows
 from varlora.readout.readout import Readout
 
 JACOBIAN_BYTES = 2**30
@@ -125,7 +126,7 @@ def recorded(model: nn.Module, tensors: Mapping[str, LinearTensor]) -> Iterator[
     plain = [m for m in modules if type(m) is nn.Linear and "forward" not in m.__dict__]
     handles = []
     try:
-        with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+        with evaluation_mode(model), choices_as_rows(model), torch.inference_mode(False), torch.enable_grad():
             for parameter in frozen:
                 parameter.requires_grad_(True)
             for module in plain:  # an output layer whose forward is its own is not narrowed to the answers' rows

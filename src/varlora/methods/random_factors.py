@@ -8,7 +8,8 @@ is a standard deviation. In a training forward a hook on `lora_A` adds to its ou
 
 Evaluating, saving, an exception or an interrupt thus see the mean, and A's checkpoint is an ordinary adapter's. ρ is
 named and registered like any LoRA weight, so data parallelism, clipping, accumulation, mixed precision and the
-trainer's checkpoints need no special cases.
+trainer's checkpoints need no special cases. Since δ may have noise of each example's own, choices that are scored as
+texts are rows of their own in training.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from varlora.adapters import linear_factors
 from varlora.ivon.noise import CounterNoise, Draw, DrawCycle, NoiseSource
 from varlora.ivon.noise.draw_cycle import CountsSteps
+from varlora.readout.packed_choices import choices_as_rows
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class RandomFactors(DrawCycle):
             factor.lora_a.register_parameter("sqrt_std", nn.Parameter(start))
         self.attach()
         self._hooks += [factor.lora_a.register_forward_hook(_Perturb(self, factor)) for factor in self.factors]
+        self._hooks.append(choices_as_rows(self.model))
 
     def follow(self, optimizer: CountsSteps) -> None:
         """Takes the index of the step from this optimizer."""

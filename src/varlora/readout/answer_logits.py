@@ -177,7 +177,7 @@ def _can_narrow(model: nn.Module, inputs: Mapping[str, Any], places: Places, tok
     base = base_of(model)
     agreed = _narrowing_agrees.setdefault(base, {})
     if several not in agreed:
-        few = {name: value[:2] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        few = {name: _first_two(value) for name, value in inputs.items()}
         there = places[0] < 2
         few_places = places[0][there], places[1][there]
         with evaluation_mode(model), torch.no_grad():
@@ -215,6 +215,13 @@ def decoder_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return inputs
+
+
+def _first_two(value: Any) -> Any:
+    """Of a batch's rows; masks by kind of attention have some, too."""
+    if isinstance(value, dict):
+        return {name: _first_two(inner) for name, inner in value.items()}
+    return value[:2] if isinstance(value, Tensor) else value
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:

@@ -1,9 +1,9 @@
 """How likely each choice's text is behind its prompt: the sum of its tokens' log-probabilities under a causal LM.
 
-A row is one sequence for each choice, prompt and text together. In training the sequences of all rows go through the
-model in one call, those of missing choices left out, and a prompt that the choices share is computed for each of them.
-In evaluation they are packed (`varlora.readout.packed_choices`): what a row's choices share is computed once. The
-softmax over the vocabulary is taken at the texts' positions alone.
+A batch has one sequence for each choice of a row, prompt and text together. In training and in evaluation they are
+packed (`varlora.readout.packed_choices`): what a row's choices share is computed once. Where they cannot be, or
+somebody looks at the model's layers by row, all sequences go through the model in one call, those of missing choices
+left out, each with its prompt. The softmax over the vocabulary is taken at the texts' positions alone.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def choice_log_likelihoods(model: nn.Module, batch: Mapping[str, Any]) -> Tensor
         return by_rows()
 
     def packed() -> Tensor:
-        found = [score(part.inputs(model), part.places, part.targets, part.choices) for part in parts]
+        found = [score(part.call(model), part.places, part.targets, part.choices) for part in parts]
         scores = found[0].new_full(exists.shape, -torch.inf)
         for part, of_part in zip(parts, found, strict=True):
             scores[:, part.choices] = of_part

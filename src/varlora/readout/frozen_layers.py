@@ -5,7 +5,8 @@ in evaluation mode (no dropout below), and looked up ever after, for every step,
 names, weights and files stay as they are. The numbers agree with the whole model's as far as its own do from batch to
 batch, which is up to rounding. Training agrees with that of the whole model if its frozen part is in evaluation mode,
 too. Above, a decoder's MLPs compute the rows' own tokens and no padding, unless they are adapted or computed again in
-backward.
+backward. A row that holds a question and all of its choices (`varlora.readout.packed_choices`) is known by its tokens
+and by which of them see each other, so that training, evaluation and draws share its states.
 
 Rows are kept without their padding and in the data type in which they are computed, that of the frozen weights:
 2 or 4 bytes × tokens of all rows × hidden size; 800 rows of 20 tokens at width 384 take 25 MB in float32. What is more
@@ -87,7 +88,7 @@ class _Cache(LowerLayers):
         if not self.computing and module is self.trunk.module:
             self.own = None
 
-    def _check(self, row: Mapping[str, Tensor], key: bytes) -> None:
+    def _check(self, row: Mapping[str, Any], key: bytes) -> None:
         """Computes a row anew, whether or not its states are known: what is in a folder must be what is computed.
 
         Raises:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from varlora.adapters.modes import evaluation_mode
 from varlora.readout.replaced_forward import ReplacedForward
-from varlora.readout.trunks import Trunk, call_of
+from varlora.readout.trunks import BRANCHES, Trunk, call_of
 
 
 class LowerLayers:
@@ -26,7 +26,7 @@ class LowerLayers:
     """
 
     by_row: ClassVar[bool] = False
-    """Whether a row's states are known by its tokens, which then have to be one text."""
+    """Whether a row's states are known by its tokens; the trunk is then told of rows of several texts (`BRANCHES`)."""
 
     def __init__(self, trunk: Trunk, first: int) -> None:
         self.trunk = trunk
@@ -105,7 +105,8 @@ class LowerLayers:
             self.begin(given)
             return None
         self.batch = self.states(given)
-        return args, {**kwargs, **{name: value for name, value in self.trunk.fixed.items() if given.get(name) is None}}
+        fixed = {name: value for name, value in self.trunk.fixed.items() if given.get(name) is None}
+        return args, {name: value for name, value in {**kwargs, **fixed}.items() if name != BRANCHES}
 
     def _after_trunk(self, module: nn.Module, *_: Any) -> None:
         if not self.computing and module is self.trunk.module:

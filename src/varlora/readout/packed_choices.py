@@ -1,13 +1,14 @@
 """Choices that begin with the same tokens as one sequence: what they share once, behind it what each has of its own.
 
-    question  text A  text B  text C          a token sees the question and its own text up to itself, no other text
-
-Positions count on from the question in every text, so that each token has the position that it has where its choice is
-a row by itself, and sees the same tokens at the same distances, within a sliding window too. What choices share is
-found by their tokens: a tokenizer may merge a question's last letters with a text's first ones.
+A token sees the question and its own choice's text (`varlora.readout.packed_rows`). What choices share is found by
+their tokens: a tokenizer may merge a question's last letters with a text's first ones.
 
 Attention goes by the square of a sequence's length, so that many choices are packed in parts, each behind the question
 anew, once the squares come to more than `LARGEST_MASK` and than those of the same choices as rows.
+
+Scores and gradients are those of choices that are rows, up to rounding, which is seen on a model's first batch, in
+evaluation and in training. Who looks at layers by row, their inputs, gradients or noise, asks for a row for each choice
+(`choices_as_rows`).
 """
 
 from __future__ import annotations
@@ -15,76 +16,51 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
 
 from varlora.readout.answer_logits import Places, base_of, is_opaque
 from varlora.readout.lower_layers import lower_layers_of
+from varlora.readout.packed_rows import PackedRows, takes_these_masks
 from varlora.readout.rounding import agree
-from varlora.readout.trunks import DECODERS, Decoder, trunk_of
+from varlora.readout.trunks import BRANCHES, DECODERS, Decoder, is_recomputed, trunk_of
 
 logger = logging.getLogger(__name__)
 
 LARGEST_MASK = 2**24
 """B L² of a sequence that is never cut: 16 MiB of mask where attention takes booleans, 64 MiB where it is eager."""
-_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether packed choices have the scores of choices that are rows, by base model."""
+_agrees: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
+"""Whether packed choices have the scores of choices that are rows, by base model, in training mode and not."""
+_told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""What has been logged of a base model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedChoices:
+class PackedChoices(PackedRows):
     """A batch of B rows, each with the tokens of all of its choices, or of some.
 
     Attributes:
         choices: which of them.
-        ids: tokens (B, L), padded on the right.
-        positions: of each token in its choice (B, L).
-        branches: (B, L) int64, 0 where choices share the token, else 1 + the choice's number; −1 for padding.
         places: where the tokens that are scored are predicted, by row, choice and token.
         targets: these tokens (P,).
     """
 
     choices: slice
-    ids: Tensor
-    positions: Tensor
-    branches: Tensor
     places: Places
     targets: Tensor
 
-    def sees(self, window: int | None) -> Tensor:
-        """Which tokens each attends to (B, 1, L, L) bool.
-
-        Args:
-            window: how many tokens a layer sees, its own among them; None sees all.
-        """
-        query, key = self.branches[:, :, None], self.branches[:, None]
-        distance = self.positions[:, :, None] - self.positions[:, None]
-        seen = ((key == 0) | (key == query)) & (distance >= 0) & (key >= 0)
-        if window is not None:
-            seen &= distance < window
-        return (seen | torch.eye(self.ids.shape[1], dtype=torch.bool, device=seen.device))[:, None]
-
-    def inputs(self, model: nn.Module) -> dict[str, Any]:
+    def call(self, model: nn.Module) -> dict[str, Any]:
         """What a causal LM, of which `takes_packed` is true, is called with."""
-        config: Any = base_of(model).config
-        windows = {kind: config.sliding_window if kind == "sliding_attention" else None for kind in _kinds(config)}
-        masks = {kind: self._mask(model, window) for kind, window in windows.items()}
-        return {
-            "input_ids": self.ids,
-            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
-            "position_ids": self.positions,
-            "use_cache": False,
-        }
-
-    def _mask(self, model: nn.Module, window: int | None) -> Tensor:
-        base: Any = base_of(model)
-        seen = self.sees(window)
-        if base.config._attn_implementation == "sdpa":
-            return seen
-        return torch.zeros_like(seen, dtype=base.dtype).masked_fill(~seen, torch.finfo(base.dtype).min)
+        base = base_of(model)
+        lower = lower_layers_of(trunk_of(base))
+        known_by = {BRANCHES: self.branches} if lower is not None and lower.by_row else {}
+        return self.inputs(base) | known_by
 
 
 def packed_choices(batch: Mapping[str, Any]) -> list[PackedChoices] | None:
@@ -139,7 +115,7 @@ def _packed(batch: Mapping[str, Any], some: slice) -> PackedChoices:
     packed, positions = ids.new_zeros(len(exists), length), index.new_zeros(len(exists), length)
     branches = torch.full_like(positions, -1)
     packed[rows, to], positions[rows, to] = ids[kept], tokens
-    branches[rows, to] = torch.where(tokens < shared[rows, 0], 0, choices + 1)
+    branches[rows, to] = torch.where(tokens < shared[rows, 0], 0, exists.cumsum(1)[rows, choices])
     scored = own & (index >= (counts - lengths)[..., None])
     return PackedChoices(
         choices=some,
@@ -151,31 +127,61 @@ def _packed(batch: Mapping[str, Any], some: slice) -> PackedChoices:
     )
 
 
-def takes_packed(model: nn.Module) -> bool:
-    """Whether a model may be given packed choices: a decoder of a known family, in evaluation and without gradients.
+def choices_as_rows(model: nn.Module) -> RemovableHandle:
+    """Makes each choice a row of the model's inputs where gradients are computed, until the handle is removed.
 
-    Where it trains or is linearised a row is one choice, for whoever looks at its layers' inputs and gradients; where
-    dropout is on, for the sake of its random numbers; and where lower layers are cached by row.
+    For whoever looks at the model's layers by row: at inputs and gradients of single examples, or with noise that is
+    a row's own. A copy of the model is asked the same.
+
+    Args:
+        model: the model, wrapped or not.
+
+    Returns:
+        The handle, which a `with` block removes.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8,
+        ...                                      num_hidden_layers=1, num_attention_heads=2))
+        >>> with choices_as_rows(model):
+        ...     takes_packed(model)
+        False
+        >>> takes_packed(model)
+        True
+    """
+    return base_of(model).register_forward_pre_hook(_rows_are_looked_at)
+
+
+def takes_packed(model: nn.Module) -> bool:
+    """Whether a model may be given packed choices: a decoder of a known family in which nothing is random by row.
+
+    A row is one choice where dropout is on, for the sake of its random numbers. Where gradients are computed it is so
+    within `choices_as_rows`; among several processes, which have to call the model equally often; and where cached
+    layers' states would have to be there again for each part of a batch (gradient checkpointing).
     """
     base = base_of(model)
-    if (
-        torch.is_grad_enabled()
-        or is_opaque(model)
-        or _agrees.get(base) is False
-        or any(module.training for module in model.modules())
-    ):
+    if is_opaque(model) or _agrees.get(base, {}).get(base.training) is False or _drops(model):
         return False
     if not _is_known(base):
-        logger.info(
-            "%s computes a question once for each of its choices: they share it in decoders of %s, with sdpa or eager "
-            "attention to what is before a token",
-            type(base).__name__,
-            ", ".join(DECODERS.values()),
+        _tell_once(
+            base,
+            f"computes a question once for each of its choices: they share it in decoders of "
+            f"{', '.join(DECODERS.values())}, with sdpa or eager attention to what is before a token",
         )
-        _agrees[base] = False
         return False
-    lower = lower_layers_of(trunk_of(base))
-    return lower is None or not lower.by_row
+    if not torch.is_grad_enabled():
+        return True
+    if _rows_are_looked_at in base._forward_pre_hooks.values():
+        return False
+    trunk = trunk_of(base)
+    lower = lower_layers_of(trunk)
+    if lower is not None and lower.by_row and any(map(is_recomputed, trunk.layers)):
+        _tell_once(base, "has a row for each choice in training: its cached layers are not shared with checkpointing")
+        return False
+    if dist.is_available() and dist.is_initialized():
+        _tell_once(base, "has a row for each choice in training, as it trains in several processes")
+        return False
+    return True
 
 
 def packed_or_by_rows(
@@ -191,26 +197,29 @@ def packed_or_by_rows(
         by_rows: scores of the same choices as rows.
     """
     base = base_of(model)
-    if base in _agrees:
-        return packed() if _agrees[base] else by_rows()
-    expected = by_rows()
+    known = _agrees.setdefault(base, {})
+    if base.training in known:
+        return packed() if known[base.training] else by_rows()
+    with torch.autograd.graph.saved_tensors_hooks(lambda _: None, _no_backward):
+        expected = by_rows().detach()
     try:
-        scores = packed()
+        scores = packed()  # last, so that a backward pass that computes anew finds what this call has left
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         logger.debug("packed choices of %s failed: %s", type(base).__name__, error)
-        _agrees[base] = False
+        known[base.training] = False
     else:
         tokens = lengths.to(expected.device).clamp(min=1)
-        _agrees[base] = agree(base, expected / tokens, scores / tokens)
-        if _agrees[base]:
+        known[base.training] = agree(base, expected / tokens, scores.detach() / tokens)
+        if known[base.training]:
             return scores  # also of the first batch: a row's scores do not depend on what was asked before
+        del scores
     logger.warning(
         "%s does not give the same scores where choices share their question's tokens; each has its own",
         type(base).__name__,
     )
-    return expected
+    return by_rows() if torch.is_grad_enabled() else expected
 
 
 def num_tokens(batch: Mapping[str, Any]) -> int:
@@ -220,23 +229,38 @@ def num_tokens(batch: Mapping[str, Any]) -> int:
 
 
 def _is_known(base: nn.Module) -> bool:
-    """Whether a model takes masks and positions as `PackedChoices` makes them."""
+    """Whether a model takes masks and positions as `PackedRows` makes them."""
     try:
         trunk = trunk_of(base)
     except ValueError:
         return False
-    config: Any = base.config
-    return (
-        isinstance(trunk, Decoder)
-        and config._attn_implementation in ("sdpa", "eager")
-        and set(_kinds(config)) <= {"full_attention", "sliding_attention"}
-        and not getattr(config, "use_bidirectional_attention", None)
+    return isinstance(trunk, Decoder) and takes_these_masks(base.config)
+
+
+def _drops(model: nn.Module) -> bool:
+    """Whether some module, in training mode, has a dropout rate above 0: a layer of dropout, or its own attribute."""
+    return any(
+        module.training
+        and any(
+            value
+            for name, value in vars(module).items()
+            if type(value) in (int, float) and ("dropout" in name or (name == "p" and isinstance(module, _DropoutNd)))
+        )
+        for module in model.modules()
     )
 
 
-def _kinds(config: Any) -> list[str]:
-    """The kinds of attention of a model's layers."""
-    named = getattr(config, "layer_types", None)
-    if named:
-        return sorted(set(named))
-    return ["sliding_attention" if getattr(config, "sliding_window", None) is not None else "full_attention"]
+def _tell_once(base: nn.Module, what: str) -> None:
+    """Logs something of a model, once for it."""
+    told = _told.setdefault(base, set())
+    if what not in told:
+        told.add(what)
+        logger.info("%s %s", type(base).__name__, what)
+
+
+def _rows_are_looked_at(*_: Any) -> None:
+    """A hook that says so, and does nothing."""
+
+
+def _no_backward(_: Any) -> NoReturn:
+    raise RuntimeError("scores that are compared only have no backward pass")

@@ -1,7 +1,8 @@
 """Where a model's layers are run, and by what its rows are known there: encoders and decoders.
 
 A row's states depend on its own tokens alone, whatever is padded around it. A decoder's positions are relative (rotary
-embeddings) and count up, so that they need not be looked at; an encoder's other inputs (segments, positions) count.
+embeddings) and count up, so that they need not be looked at; an encoder's other inputs (segments, positions) count, as
+do positions and branches of a decoder's row that holds several texts (`varlora.readout.packed_rows`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from varlora.readout.packed_rows import PackedRows
 
 DECODERS: Mapping[str, str] = {
     "gemma": "Gemma",
@@ -29,6 +32,8 @@ that hand one tensor of hidden states on; attention by causal and sliding-window
 every layer."""
 BY_LENGTH = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies change with the longest row of a batch."""
+BRANCHES = "branches"
+"""Name of what a trunk whose lower layers are known by row is called with, beside masks, if its rows are packed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class Rows:
     """A batch that a trunk is called with.
 
     Attributes:
-        inputs: tensors (B, T) to compute the lower layers from.
+        inputs: tensors (B, T), from which the lower layers are computed.
         own: (B, T) bool, where each row's own tokens are.
         known_by: names of the inputs that a row's states depend on.
     """
@@ -52,15 +57,36 @@ class Rows:
         rows = zip(torch.stack(parts, -1), self.own.cpu(), strict=True)
         return [names + row[real].numpy().tobytes() for row, real in rows]
 
-    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The inputs of some rows, padded as they are."""
+    def batch(self, rows: Sequence[int]) -> dict[str, Any]:
+        """What the trunk is called with for some rows, padded as they are."""
         return {name: value[rows] for name, value in self.inputs.items()}
 
-    def alone(self, row: int) -> dict[str, Tensor]:
-        """The inputs of one row, without padding and with the first position 0: the same in every batch."""
+    def alone(self, row: int) -> dict[str, Any]:
+        """The same for one row, without padding and with the first position 0: the same in every batch."""
         own = self.own[row]
         inputs = {name: self.inputs[name][row][own][None] for name in self.known_by}
         return inputs | {"attention_mask": own[own][None].long()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RowsOfTexts(Rows):
+    """A batch of packed rows, known by their tokens, positions and branches, of which their masks are made.
+
+    Attributes:
+        decoder: whose masks they are.
+    """
+
+    decoder: nn.Module
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Any]:
+        return self._call({name: value[rows] for name, value in self.inputs.items()})
+
+    def alone(self, row: int) -> dict[str, Any]:
+        return self._call({name: value[row][self.own[row]][None] for name, value in self.inputs.items()})
+
+    def _call(self, some: Mapping[str, Tensor]) -> dict[str, Any]:
+        ids, positions, branches = (some[name] for name in ("input_ids", "position_ids", BRANCHES))
+        return PackedRows(ids=ids, positions=positions, branches=branches).inputs(self.decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +154,11 @@ class Decoder(_Layers):
         Raises:
             ValueError: rows cannot be known by these inputs.
         """
+        if BRANCHES in given:
+            _refuse_outputs(given, self.module)
+            inputs = {name: given[name] for name in ("input_ids", "position_ids", BRANCHES)}
+            own = inputs[BRANCHES] >= 0
+            return _RowsOfTexts(inputs=inputs, own=own, known_by=tuple(sorted(inputs)), decoder=self.module)
         inputs = {name: value for name, value in given.items() if isinstance(value, Tensor) and value.ndim}
         ids = inputs.get("input_ids")
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
@@ -183,8 +214,12 @@ def frozen_mlp(layer: nn.Module) -> nn.Module | None:
     An adapted one is None: its dropout, noise and per-example gradients are those of all positions.
     """
     mlp = layer._modules.get("mlp")
-    recomputed = layer.training and getattr(layer, "gradient_checkpointing", False)
-    return None if mlp is None or recomputed or is_adapted(mlp) else mlp
+    return None if mlp is None or is_recomputed(layer) or is_adapted(mlp) else mlp
+
+
+def is_recomputed(layer: nn.Module) -> bool:
+    """Whether a backward pass computes a layer anew (gradient checkpointing)."""
+    return layer.training and bool(getattr(layer, "gradient_checkpointing", False))
 
 
 def is_adapted(module: nn.Module) -> bool:
