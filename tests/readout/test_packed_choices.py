@@ -150,6 +150,18 @@ def test_choices_without_a_shared_question_are_not_packed() -> None:
     assert num_tokens(batch) == batch["input_ids"].numel()
 
 
+@pytest.mark.parametrize(("shared", "own", "packs"), [(4, 40, False), (24, 40, True), (60, 200, False), (60, 5, True)])
+def test_choices_are_packed_where_that_saves_more_than_attention_to_all_of_them_takes(
+    shared: int, own: int, packs: bool
+) -> None:
+    """As measured of SmolLM2's layers: times .98, 1.16, .77 and 2 as fast in a training step or an evaluation."""
+    texts = [[*range(2, 2 + shared), 300 + c, *range(2, 1 + own)] for c in range(4)]
+    batch = batch_of("left", [{"input_ids": texts[:3], "choice_lengths": [4] * 3}] * 4)
+    every = {name: torch.cat([value, value[:, :1]], 1) for name, value in batch.items() if value.ndim > 1}
+    every["input_ids"][:, 3] = torch.tensor(texts[3])
+    assert (packed_choices.packed_choices(every) is not None) == packs
+
+
 MANY = [[50, 51, 52, 53, *range(2 + 7 * c % 13, 12 + 7 * c % 13)] for c in range(7)]
 """Seven texts of ten tokens behind four: packed, 80 tokens, whose square is more than those of seven rows of 14."""
 

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 LARGEST_MASK = 2**24
 """B L² of a sequence that is never cut: 16 MiB of mask where attention takes booleans, 64 MiB where it is eager."""
+TOKENS_LIKE_ONE = 1024
+"""To attend to so many takes as long as all else that a layer does with a token: of layers as wide as SmolLM2-135M's
+(576) on a processor, in training and in evaluation; wider layers do more with a token."""
 _agrees: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 """Whether packed choices have the scores of choices that are rows, by base model, in training mode and not."""
 _told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
@@ -64,7 +67,7 @@ class PackedChoices(PackedRows):
 
 
 def packed_choices(batch: Mapping[str, Any]) -> list[PackedChoices] | None:
-    """The choices of a batch, packed, in as few parts as their masks allow; None where that saves no token.
+    """The choices of a batch, packed, in as few parts as their masks allow; None where that saves nothing.
 
     A part of choices that no row has is left out.
 
@@ -81,14 +84,14 @@ def packed_choices(batch: Mapping[str, Any]) -> list[PackedChoices] | None:
     exists, longest = batch["choice_mask"], batch["input_ids"].shape[-1]
     sequences, choices = int(exists.sum()), exists.shape[1]
     parts = [_packed(batch, slice(0, choices))]
-    if parts[0].ids.numel() >= sequences * longest:
-        return None
     most, each = max(LARGEST_MASK, sequences * longest**2), choices
     while each > 1 and any(part.ids.numel() * part.ids.shape[1] > most for part in parts):
         each = -(-each // 2)
         cuts = [slice(first, min(first + each, choices)) for first in range(0, choices, each)]
         parts = [_packed(batch, some) for some in cuts if bool(exists[:, some].any())]
-    return parts
+    cost = sum(part.ids.numel() * (1 + part.ids.shape[1] / TOKENS_LIKE_ONE) for part in parts)
+    by_rows = sequences * longest * (1 + longest / 2 / TOKENS_LIKE_ONE)  # attention without a mask skips half
+    return parts if cost < by_rows else None
 
 
 def _packed(batch: Mapping[str, Any], some: slice) -> PackedChoices:
