@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from varlora.methods import with_temperatures
+from varlora.methods.options import AdamWOptions, IvonOptions, MethodOptions
 from varlora.metrics import fit_temperature
 from varlora.posterior import PointMass
 from varlora.posterior.meta import PosteriorMeta
@@ -52,3 +53,20 @@ def test_a_divided_prediction_is_refused() -> None:
     divided = Prediction(log_probs=prediction(5, 5).log_probs, labels=torch.tensor([0] * 10), logit_temperature=2.0)
     with pytest.raises(ValueError, match=r"divided by 2\.0 already"):
         with_temperatures(Q, {"mean": divided})
+
+
+@pytest.mark.parametrize(
+    ("options", "fits"),
+    [
+        (IvonOptions(), True),
+        (IvonOptions(held_out="validation"), True),
+        (IvonOptions(held_out="train"), False),
+        (IvonOptions(held_out="none"), False),
+        (IvonOptions(ess=1000.0), False),
+        (IvonOptions(recipe="cong2024"), False),
+        (IvonOptions(recipe="cong2025"), False),
+        (AdamWOptions(), False),
+    ],
+)
+def test_who_fits_one_unasked(options: MethodOptions, fits: bool) -> None:
+    assert options.scales_temperature is fits

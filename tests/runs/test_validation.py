@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from small_runs import films, finish_herds, herds, write_rows
+from varlora.metrics import fit_temperature
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
+from varlora.runs.calibration import also_used_for
 from varlora.runs.folder import read_run
 from varlora.runs.predict import predict_split
 from varlora.runs.setting import reload_setting
@@ -91,6 +93,27 @@ def test_a_temperature_of_training_is_undone_and_kept_as_the_default(model: str,
     stored = finished.prediction("validation", "samples")
     assert tuning.choice.nll_before == pytest.approx(float(losses(stored.log_probs, stored.labels).mean()), rel=1e-9)
     assert tuning.choice.chosen.config.logit_temperature == left
+
+
+def test_the_default_fits_a_temperature_on_labelled_validation_rows(model: str, tmp_path: Path) -> None:
+    rows = herds(48)
+    for row in rows[::3]:
+        row["label"] = "negative" if row["label"] == "positive" else "positive"
+    wrong = write_rows(tmp_path / "wrong.jsonl", rows)
+    left = read_run(finish_herds(tmp_path / "default", model, held_out="auto", validation_file=wrong))
+    decided = left.posterior.meta.diagnostics["logit_temperature"]  # type: ignore[index]
+    for mode in ("mean", "samples"):
+        made = left.prediction("validation", mode)
+        expected = fit_temperature(made.at_temperature(1.0).log_probs, made.labels).value
+        assert made.logit_temperature == left.posterior.meta.logit_temperature_of(mode) == decided[mode]["value"] != 1
+        assert expected == pytest.approx(made.logit_temperature, rel=1e-6)
+        assert decided[mode]["rows"] == 48
+    assert also_used_for(left) == ("a temperature of the logits was fitted",)
+
+
+def test_the_temperature_is_left_out_where_the_settings_say_so(model: str, tmp_path: Path) -> None:
+    left = read_run(finish_herds(tmp_path, model, held_out="auto", max_steps=2, temperature_scaling=False))
+    assert "logit_temperature" not in (left.posterior.meta.diagnostics or {})
 
 
 def test_rows_that_are_test_rows_are_left_out(model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -80,16 +80,10 @@ def load_variant(run: RunFolder, variant: Variant, split: str) -> Prediction:
     """
     prediction = _undivided(run, variant, split)
     if "logit_temperature" in variant.chosen:
-        divisor = logit_temperature(run, variant)
-    elif variant.config.logit_temperature is not None:
-        divisor = variant.config.logit_temperature / prediction.logit_temperature
-    else:
-        return prediction
-    return dataclasses.replace(
-        prediction,
-        log_probs=torch.log_softmax(prediction.log_probs / divisor, dim=-1),
-        logit_temperature=prediction.logit_temperature * divisor,
-    )
+        return prediction.at_temperature(prediction.logit_temperature * logit_temperature(run, variant))
+    if variant.config.logit_temperature is not None:
+        return prediction.at_temperature(variant.config.logit_temperature)
+    return prediction
 
 
 def logit_temperature(run: RunFolder, variant: Variant) -> float:

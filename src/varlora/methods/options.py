@@ -56,6 +56,11 @@ class MethodOptions:
         """What the method takes with these options."""
         return Costs()
 
+    @property
+    def scales_temperature(self) -> bool:
+        """Whether a run that does not say fits the logits' temperature on its labelled validation rows."""
+        return False
+
     def new_defaults(self) -> dict[str, Any]:
         """Options that are not given and mean another value than they meant in an earlier version, with that value.
 
@@ -142,6 +147,12 @@ class IvonOptions(MethodOptions):
             held_out=self.held_out,
             draws=self.draws,
         ).resolved(learning_rate=AdamWOptions.learning_rate)
+
+    @property
+    def scales_temperature(self) -> bool:
+        """Where validation rows may decide λ they decide T, too, which is the rest of the same question."""
+        config = self.config
+        return config.ess == "auto" and config.held_out in ("auto", "validation")
 
     def costs(self) -> Costs:
         """A draw is a pass; a variance that follows the fit needs Adam's two numbers, a Hessian one more."""

@@ -30,7 +30,7 @@ from varlora.adapters import applied, check_base
 from varlora.curvature.layers import Recorder, jacobian_bytes, linear_tensors, recorded
 from varlora.posterior import Posterior, linearisable
 from varlora.posterior.draws import held_batches, on_device_of
-from varlora.prediction.prediction import Prediction
+from varlora.prediction.prediction import Prediction, divide_logits
 from varlora.prediction.prediction_setup import apply_tuning
 from varlora.readout.readout import Readout
 
@@ -110,15 +110,14 @@ def predict_linearised(
     held = held_batches(batches)
     labels = _labels(held, readout)
     mean, covariances = linearised_logits(model, [q], held, readout=readout, progress=progress)
-    mean, covariance = mean / temperature, covariances[0] / temperature**2
     if form == "probit":
-        log_probs = probit_log_probs(mean, covariance)
+        log_probs = probit_log_probs(mean / temperature, covariances[0] / temperature**2)
     else:
         rows = 1 if shared_noise else len(mean)
         noise = torch.randn(
             rows, samples, mean.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64
         )
-        log_probs = drawn_log_probs(mean, covariance, noise)
+        log_probs = divide_logits(drawn_log_probs(mean, covariances[0], noise), temperature)
     return Prediction(
         log_probs=log_probs,
         labels=labels,

@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, get_args
 
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from varlora.io.parquet_files import TableFile, facts_in, rectangle
 from varlora.posterior import Posterior
@@ -126,6 +127,22 @@ class Prediction(TableFile):
         """Probabilities averaged over the draws (N, C), float64."""
         return (torch.logsumexp(self.log_probs, dim=1) - math.log(self.num_draws)).exp()
 
+    def at_temperature(self, temperature: float) -> Self:
+        """The same with logits that another T divides.
+
+        Args:
+            temperature: T, in place of the one that there is; positive and finite.
+
+        Example:
+            >>> logits = torch.tensor([[[2.0, 0.0]]], dtype=torch.float64)
+            >>> prediction = Prediction(log_probs=logits.log_softmax(-1), labels=torch.tensor([0]))
+            >>> hot = prediction.at_temperature(2.0)
+            >>> hot.logit_temperature, torch.allclose(hot.log_probs, (logits / 2).log_softmax(-1))
+            (2.0, True)
+        """
+        log_probs = divide_logits(self.log_probs, temperature / self.logit_temperature)
+        return replace(self, log_probs=log_probs, logit_temperature=temperature)
+
     def to_table(self) -> pa.Table:
         """One row per example: `id`, `label`, `prediction`, `confidence`, `log_probs` (S lists of C)."""
         confidence, predicted = self.probs.max(dim=1)
@@ -177,6 +194,11 @@ class Prediction(TableFile):
             logit_temperature=facts["logit_temperature"],
             draws_taken=torch.tensor(facts["draws_taken"]) if facts.get("draws_taken") else None,
         )
+
+
+def divide_logits(log_probs: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities (..., C) of the logits divided by T; the same where T is 1."""
+    return log_probs if temperature == 1 else torch.log_softmax(log_probs / temperature, dim=-1)
 
 
 def predict(
@@ -255,7 +277,7 @@ def predict(
         raise ValueError(f"label {int(labels.max())} for a readout of {readout.num_classes} classes")
 
     def read(batch: Mapping[str, Any]) -> Tensor:
-        return torch.log_softmax(readout.logits(model, batch).double().cpu() / temperature, dim=-1)
+        return divide_logits(torch.log_softmax(readout.logits(model, batch).double().cpu(), dim=-1), temperature)
 
     taken = None
     what = type(readout).__qualname__

@@ -134,7 +134,10 @@ def also_used_for(run: RunFolder) -> tuple[str, ...]:
     decided = {
         "λ was steered": asked and not once,
         "training was stopped early": config.early_stopping,
-        "a temperature of the logits was fitted": once or config.temperature_scaling or config.method == "temperature",
+        "a temperature of the logits was fitted": once
+        or config.temperature_scaling
+        or config.method == "temperature"
+        or "logit_temperature" in (meta.diagnostics or {}),
         "the prior was chosen": config.method_options.get("prior_choice") == VALIDATION,
         "`varlora tune` chose how to predict": meta.tuned is not None,
     }

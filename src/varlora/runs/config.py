@@ -209,8 +209,10 @@ class RunConfig:
         10,
         at_least=0,
     )
-    temperature_scaling: bool = _evaluation(
-        "Divide the logits by a temperature fitted on validation rows, one for each mode of prediction.", False
+    temperature_scaling: bool | None = _evaluation(
+        "Divide the logits by a temperature fitted on validation rows, one for each mode of prediction. Unless said, "
+        "ivon's recipe 'auto' does so where validation rows have labels and held_out allows it.",
+        None,
     )
     max_new_tokens: int = _evaluation("Most tokens of a text, where completions have a final answer.", 256, at_least=1)
     per_device_eval_batch_size: int = _evaluation("Rows per device at evaluation.", 32, at_least=1)
@@ -347,8 +349,10 @@ class RunConfig:
         run's own is in its run.json, since its version may have had other defaults.
         """
         options = dict.fromkeys(set(setting_names()).difference(SETTINGS))
-        kind = options_of(self.method)
-        changed = kind(**self.method_options).new_defaults() if issubclass(kind, MethodOptions) else {}
+        own = options_of(self.method)(**self.method_options)
+        changed = own.new_defaults() if isinstance(own, MethodOptions) else {}
+        if self.temperature_scaling is None:
+            changed["temperature_scaling"] = isinstance(own, MethodOptions) and own.scales_temperature
         defaults = {f.name: f.default for f in fields(self)}
         settings = {
             name: value

@@ -21,7 +21,7 @@ from varlora.io.files import read_json
 from varlora.io.folders import atomic_folder, check_can_be_folder, check_target
 from varlora.methods import METHODS, Job, Method, with_temperatures
 from varlora.metrics import check_metrics
-from varlora.posterior import Posterior
+from varlora.posterior import Mode, Posterior
 from varlora.prediction.generation import Generations
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config, configs_by_mode
@@ -44,7 +44,7 @@ from varlora.runs.predict import frozen_layers_once, predict_answers, predict_sp
 from varlora.runs.result import RunResult, write_run
 from varlora.runs.setting import Setting, load_setting
 from varlora.runs.trackers import check_trackers, keep_events
-from varlora.tasks.task import VALIDATION
+from varlora.tasks.task import VALIDATION, Task
 
 logger = logging.getLogger(__name__)
 
@@ -175,17 +175,23 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
     seconds = {"train": trained.seconds}
     splits = [split for split in setting.task.splits if split != "train"]
     configs = configs_by_mode(q, choose_config(q, setting.config.samples))
-    if setting.config.temperature_scaling:
-        unscaled = {
-            mode: predict_answers(setting, q, VALIDATION, replace(config, logit_temperature=1.0))
-            for mode, config in configs.items()
-        }
-        q = with_temperatures(q, unscaled, of=setting.config.output_dir)
-    predictions: dict[str, dict[str, Prediction | CompletionScores]] = {}
+    predictions: dict[str, dict[str, Prediction | CompletionScores]] = {split: {} for split in splits}
     generations: dict[str, dict[str, Generations]] = {}
-    for split in splits:
-        predictions[split] = {}
+    if _scales_temperature(setting, method):
+        unscaled: dict[Mode, Prediction] = {}
         for mode, config in configs.items():
+            start = time.perf_counter()
+            plain = replace(config, logit_temperature=1.0)
+            unscaled[mode] = predict_answers(setting, q, VALIDATION, plain, progress=progress)
+            seconds[f"predict/{VALIDATION}/{mode}"] = time.perf_counter() - start
+        q = with_temperatures(q, unscaled, of=setting.config.output_dir)
+        predictions[VALIDATION] = {
+            mode: made.at_temperature(q.meta.logit_temperature_of(mode)) for mode, made in unscaled.items()
+        }
+    for split in splits:
+        for mode, config in configs.items():
+            if mode in predictions[split]:
+                continue
             start = time.perf_counter()
             predictions[split][mode] = predict_split(setting, q, split, config, progress=progress)
             seconds[f"predict/{split}/{mode}"] = time.perf_counter() - start
@@ -242,13 +248,25 @@ def _check_steps(config: RunConfig) -> None:
         )
 
 
+def _scales_temperature(setting: Setting, method: Method) -> bool:
+    """Whether T is fitted: as the settings say, or else as the method has it, where there are labelled classes."""
+    wanted = setting.config.temperature_scaling
+    if wanted is not None:
+        return wanted
+    return method.scales_temperature and setting.readout is not None and _has_validation_labels(setting.task)
+
+
+def _has_validation_labels(task: Task) -> bool:
+    return VALIDATION in task.splits and max(task.rows(VALIDATION)["label"]) >= 0
+
+
 def _check_temperature_scaling(setting: Setting) -> None:
     """Refuses a run that would have nothing to fit a temperature on; called before hours of training."""
     if not setting.config.temperature_scaling:
         return
     if setting.readout is None:
         raise ValueError("temperature_scaling scales the logits of classes; completions have none. Leave it out.")
-    if "validation" not in setting.task.splits or max(setting.task.rows("validation")["label"]) < 0:
+    if not _has_validation_labels(setting.task):
         raise ValueError("temperature_scaling needs labelled validation rows; give validation_file or validation_size.")
 
 

@@ -195,7 +195,6 @@ def test_merge_keeps_what_one_posterior_knows_exactly() -> None:
         ({"base_model": "a"}, {"base_model": "b"}, "one base_model can be merged, not of 'a' and 'b'"),
         ({"adapter_config": {"r": 4, "lora_alpha": 8}}, {"adapter_config": {"r": 4, "lora_alpha": 16}}, "rank, alpha"),
         ({"readout": {"ids": [1]}}, {"readout": {"ids": [2]}}, "one readout"),
-        ({"logit_temperatures": {"mean": 2.0}}, {}, "different logit temperatures"),
     ],
 )
 def test_merge_refuses_posteriors_that_do_not_belong_together(first: dict, second: dict, message: str) -> None:
@@ -203,15 +202,14 @@ def test_merge_refuses_posteriors_that_do_not_belong_together(first: dict, secon
         merge([one([1.0], [1.0], **first), one([1.0], [1.0], **second)], prior=one([0.0], [2.0]))
 
 
-def test_merge_leaves_out_what_trainings_left_as_temperatures_of_samples_if_they_differ(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    first, same = (one([1.0], [1.0], logit_temperatures={"samples": 0.9}) for _ in range(2))
-    other = one([1.0], [1.0], logit_temperatures={"samples": 0.8})
+@pytest.mark.parametrize("mode", ["samples", "mean"])
+def test_merge_leaves_out_temperatures_that_differ(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    first, same = (one([1.0], [1.0], logit_temperatures={mode: 0.9}) for _ in range(2))
+    other = one([1.0], [1.0], logit_temperatures={mode: 0.8})
     prior = one([0.0], [2.0])
-    assert merge([first, same], prior=prior).meta.logit_temperature_of("samples") == 0.9
+    assert merge([first, same], prior=prior).meta.logit_temperature_of(mode) == 0.9
     assert not caplog.records
-    assert merge([first, other], prior=prior).meta.logit_temperature_of("samples") == 1.0
+    assert merge([first, other], prior=prior).meta.logit_temperatures == {}
     assert "the merged one has none" in caplog.text
 
 

@@ -272,15 +272,13 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
             raise ValueError(f"only posteriors of one {name} can be merged, not of {' and '.join(values)}.")
     if not all(same_scaling(metas[0].adapter_config, meta.adapter_config) for meta in metas):
         raise ValueError("the adapters differ in rank, alpha or another scaling, so their weights do not compare.")
-    if len({meta.logit_temperature_of("mean") for meta in metas}) > 1:
-        raise ValueError("the posteriors have different logit temperatures; merge them before fitting it.")
     temperatures = metas[0].logit_temperatures
     if any(meta.logit_temperatures != temperatures for meta in metas):
         logger.warning(
-            "the posteriors were left with different logit temperatures by their trainings; the merged one has none. "
-            "Fit one on validation rows."
+            "the posteriors have different logit temperatures; the merged one has none. Fit one on validation rows, by "
+            "`varlora tune`."
         )
-        temperatures = {"mean": metas[0].logit_temperature_of("mean")}
+        temperatures = {}
     sources = [
         {"method": m.method, "num_examples": m.num_examples, "ess": m.ess, "history": list(m.history)} for m in metas
     ]
