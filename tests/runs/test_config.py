@@ -180,6 +180,18 @@ def test_a_default_that_has_changed_is_another_run() -> None:
     assert RunConfig.from_dict({**where, "variance": "hessian"}).fingerprint not in (default, movement_prior)
 
 
+def test_runs_are_told_apart_by_whether_they_fit_a_temperature() -> None:
+    def told(method: str, wanted: bool | None, **options: Any) -> tuple[bool, str, bool]:
+        made = RunConfig(**LEAST, method=method, method_options=options, temperature_scaling=wanted)
+        return made.scales_temperature, made.fingerprint, "temperature_scaling" in made.given()
+
+    for method, options in (("adamw", {}), ("ivon", {"recipe": "cong2024"})):
+        assert told(method, None, **options) == told(method, False, **options) != told(method, True, **options)
+        assert told(method, None, **options)[::2] == (False, False)
+    assert told("ivon", None) == told("ivon", True) != told("ivon", False)
+    assert told("ivon", False)[::2] == (False, False)
+
+
 def test_layers_are_a_setting_like_others() -> None:
     given = RunConfig(**LEAST, lora_layers="top:8", cache_frozen_layers=True, frozen_layers_memory=1)
     others = [RunConfig(**LEAST, cache_frozen_layers=True, lora_layers=layers) for layers in ("top:8", "top:7", None)]

@@ -117,10 +117,6 @@ class Method(Protocol):
 
     name: ClassVar[str]
 
-    @property
-    def scales_temperature(self) -> bool:
-        """As `varlora.methods.options.MethodOptions` has it."""
-
     def fit(self, job: Job) -> Fit:
         """Trains the job's model; afterwards its trained tensors are the posterior's point.
 

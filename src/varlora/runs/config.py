@@ -336,9 +336,21 @@ class RunConfig:
         return flat
 
     def given(self) -> dict[str, Any]:
-        """As `to_dict`, without settings at their default and options that are not given."""
+        """As `to_dict`, without settings at their default and options that are not given.
+
+        Whether T is fitted stands there where it is, said or not, so that runs are told apart by what they do.
+        """
         defaults = {f.name: f.default for f in fields(self)}
-        return {name: value for name, value in self.to_dict().items() if value != defaults.get(name)}
+        settings = {**self.to_dict(), "temperature_scaling": self.scales_temperature or None}
+        return {name: value for name, value in settings.items() if value != defaults.get(name)}
+
+    @property
+    def scales_temperature(self) -> bool:
+        """`temperature_scaling`; where that is not said, as the method has it."""
+        if self.temperature_scaling is not None:
+            return self.temperature_scaling
+        own = options_of(self.method)(**self.method_options)
+        return isinstance(own, MethodOptions) and own.scales_temperature
 
     @property
     def fingerprint(self) -> str:
@@ -351,12 +363,11 @@ class RunConfig:
         options = dict.fromkeys(set(setting_names()).difference(SETTINGS))
         own = options_of(self.method)(**self.method_options)
         changed = own.new_defaults() if isinstance(own, MethodOptions) else {}
-        if self.temperature_scaling is None:
-            changed["temperature_scaling"] = isinstance(own, MethodOptions) and own.scales_temperature
         defaults = {f.name: f.default for f in fields(self)}
+        scaled = {"temperature_scaling": self.scales_temperature}
         settings = {
             name: value
-            for name, value in {**options, **self.to_dict(), **changed}.items()
+            for name, value in {**options, **self.to_dict(), **scaled, **changed}.items()
             if name not in PLACES and (name not in LATER or value != defaults.get(name))
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -177,7 +177,7 @@ def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bo
     configs = configs_by_mode(q, choose_config(q, setting.config.samples))
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {split: {} for split in splits}
     generations: dict[str, dict[str, Generations]] = {}
-    if _scales_temperature(setting, method):
+    if _scales_temperature(setting):
         unscaled: dict[Mode, Prediction] = {}
         for mode, config in configs.items():
             start = time.perf_counter()
@@ -248,12 +248,10 @@ def _check_steps(config: RunConfig) -> None:
         )
 
 
-def _scales_temperature(setting: Setting, method: Method) -> bool:
-    """Whether T is fitted: as the settings say, or else as the method has it, where there are labelled classes."""
-    wanted = setting.config.temperature_scaling
-    if wanted is not None:
-        return wanted
-    return method.scales_temperature and setting.readout is not None and _has_validation_labels(setting.task)
+def _scales_temperature(setting: Setting) -> bool:
+    """Whether T is fitted: where the settings, or unasked the method, have it so, and there are labelled classes."""
+    has_labels = setting.readout is not None and _has_validation_labels(setting.task)
+    return setting.config.scales_temperature and has_labels
 
 
 def _has_validation_labels(task: Task) -> bool:
