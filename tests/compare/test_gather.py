@@ -30,6 +30,8 @@ from varlora.metrics import evaluate, mutual_information
 from varlora.posterior import PosteriorMeta
 from varlora.posterior.ops import snr
 from varlora.report.study import Block, FrontierPoint, Study
+from varlora.report.study_data import study_data
+from varlora.report.tables import results_table
 from varlora.runs.folder import read_run
 
 OUTSIDE = [
@@ -145,6 +147,19 @@ def test_the_rows_are_the_runs_own_numbers(folder: Path, block: Block) -> None:
     for label, variant in (("AdamW + temperature", variant_of(mode="mean", logit_temperature="validation")),):
         prediction = load_variant(read_run(cell_of(plan_of(folder), "adamw", 1).folder), variant, "test")
         assert comparison.summary("test")[label].per_seed[1] == evaluate(prediction.log_probs, prediction.labels)
+
+
+def test_a_plan_names_further_metrics_for_its_tables_and_page(copy: Path) -> None:
+    plan, block = gathered(copy, metrics=("auroc_errors", "confident_errors"))
+    assert block.comparison is not None
+    prediction = load_variant(read_run(cell_of(plan, "ivon", 1).folder), variant_of(mode="mean"), "test")
+    confidence, found = prediction.probs.max(1)
+    wrong = (found != prediction.labels) & (confidence > 0.9)
+    assert block.comparison.summary("test")[MEAN].per_seed[1]["confident_errors"] == pytest.approx(
+        wrong.double().mean()
+    )
+    assert results_table(block.comparison).headings[-2:] == ("AUROC of errors ↑", "Confident errors % ↓")
+    assert {"auroc_errors", "confident_errors"} <= study_data(gather(plan, plan.cells()))["measures"].keys()
 
 
 def test_rows_out_of_scope_are_told_from_the_test_rows(folder: Path, block: Block) -> None:

@@ -33,6 +33,7 @@ def test_a_resolved_plan_reads_back_as_the_same(tmp_path: Path) -> None:
         "overrides": [_OVERRIDE],
         "data": "rows",
         "code_versions": ["0123456789"],
+        "metrics": ["aurc", "nll", "confident_errors", "aurc"],
         "methods.ivon.curves": [{"over": "prune", "values": [0, 0.5], "by": "variance", "scope": "tensor"}],
         "methods.adamw.rows.T": {"mode": "mean", "logit_temperature": "validation"},
         "methods.ivon.rows.tuned": {"tune": True},
@@ -41,6 +42,7 @@ def test_a_resolved_plan_reads_back_as_the_same(tmp_path: Path) -> None:
     file = tmp_path / "resolved.yaml"
     file.write_text(yaml.safe_dump(found.to_dict()), encoding="utf-8")
     assert read_plan(file) == found
+    assert found.metrics == ("aurc", "confident_errors")  # NLL is in every table
     assert found.methods["ivon"].curves[0].variant.config.prune_by == "variance"
 
 
@@ -59,6 +61,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"method": {}}, "has 'method', which is unknown; did you mean 'methods'"),
     "nothing to compare": ({"methods": None}, "lacks methods"),
     "empty": ({"models": {}}, "models is empty"),
+    "no metric": ({"metrics": ["aurcs"]}, "metrics has 'aurcs', by which rows are not compared; did you mean 'aurc'"),
+    "neither better nor worse": ({"metrics": ["predictive_entropy"]}, "'predictive_entropy', by which rows are not"),
     "no reference": ({"reference": "AdamV"}, "reference is 'AdamV', which is no row; did you mean 'AdamW'"),
     "duplicate label": (
         {"methods.ivon.rows.AdamW": {"mode": "mean"}},

@@ -24,7 +24,7 @@ from varlora.compare.variant_files import (
     read_tuned,
     seconds,
 )
-from varlora.metrics import ScopeRows, evaluate_rows
+from varlora.metrics import ScopeRows, evaluate_rows, shown_metrics
 from varlora.prediction.prediction import Prediction
 from varlora.report.health_text import skipped_in_words
 from varlora.report.results import Comparison
@@ -188,7 +188,9 @@ def _block(plan: Plan, model: str, task: str, cells: Mapping[Cell, RunFolder | s
     comparison = None
     if judged:
         try:
-            comparison = Comparison(task=task, rows=judged, reference=reference)
+            comparison = Comparison(
+                task=task, rows=judged, reference=reference, metrics=(*shown_metrics(), *plan.metrics)
+            )
         except ValueError as error:
             missing.append(f"the rows cannot be compared: {error}")
     methods = {cell.method: plan.methods[cell.method] for cell in cells}

@@ -131,6 +131,7 @@ class Plan:
         overrides: settings of some cells; later ones win.
         data: folder that holds the named tasks' folders; None reads them from the hub.
         code_versions: other versions of the code whose cells are taken as they are.
+        metrics: names of metrics that the tables have besides those that every table has.
         note, source: free text.
     """
 
@@ -145,6 +146,7 @@ class Plan:
     overrides: Sequence[Override] = ()
     data: Path | None = None
     code_versions: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     note: str = ""
     source: str = ""
 
@@ -219,6 +221,7 @@ class Plan:
             "output_dir": str(self.output_dir),
             "data": str(self.data) if self.data is not None else None,
             "code_versions": list(self.code_versions),
+            "metrics": list(self.metrics),
             "reference": self.reference,
             "seeds": list(self.seeds),
             "settings": dict(self.settings),

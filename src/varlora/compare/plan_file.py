@@ -15,13 +15,14 @@ from varlora.io.folders import check_can_be_folder
 from varlora.io.nearest import nearest
 from varlora.io.yaml_files import load_yaml
 from varlora.methods import METHODS
+from varlora.metrics import METRICS, shown_metrics
 from varlora.runs.config import setting_names
 from varlora.runs.text_settings import read_texts
 
 NOTES = ("note", "source")
 KNOWN = (
     *("name", "output_dir", "data", "code_versions", "reference", "seeds", "settings", "models", "tasks", "methods"),
-    *("overrides", "small", *NOTES),
+    *("overrides", "metrics", "small", *NOTES),
 )
 NAME = re.compile(r"[\w][\w.+-]*")
 
@@ -119,6 +120,7 @@ def _plan(values: Mapping[str, Any], where: str, names: Mapping[str, Collection[
         ),
         data=Path(_text(values["data"], f"{where}: data")) if values.get("data") is not None else None,
         code_versions=tuple(map(str, _list(values.get("code_versions", []), f"{where}: code_versions"))),
+        metrics=_metrics(values.get("metrics", []), f"{where}: metrics"),
         note=_text(values.get("note", ""), f"{where}: note"),
         source=_text(values.get("source", ""), f"{where}: source"),
     )
@@ -225,6 +227,16 @@ def _seeds(given: Any, where: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{where} is {given!r}; a seed is there twice.")
     return tuple(seeds)
+
+
+def _metrics(given: Any, where: str) -> tuple[str, ...]:
+    """Names of metrics of classes that no table has by itself."""
+    names = tuple(dict.fromkeys(map(str, _list(given, where))))
+    allowed = [metric.name for metric in METRICS.values() if metric.kind == "classes" and metric.better is not None]
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{where} has {name!r}, by which rows are not compared; {nearest(name, allowed)}")
+    return tuple(name for name in names if name not in shown_metrics())
 
 
 def _check_labels(methods: Mapping[str, MethodPlan], reference: Any, where: str) -> None:

@@ -152,6 +152,8 @@ _OF_CLASSES = (
     ),
 )
 
+CONFIDENT = 0.9
+"""Above it an answer is a confident one."""
 _UNSHOWN: Any = {"shown": "nowhere"}
 _ERROR: Any = {**_UNSHOWN, "better": "lower", "percent": True, "inflated": True}
 _FURTHER = (
@@ -183,7 +185,18 @@ _FURTHER = (
         **_both(classwise_calibration_error, counted_classwise_error, "probs", "labels", bins=15),
         **_ERROR,
     ),
-    Metric(name="aurc", **_both(aurc, counted_aurc, *_SURE), better="lower", **_UNSHOWN),
+    Metric(name="aurc", **_both(aurc, counted_aurc, *_SURE), title="AURC", better="lower", **_UNSHOWN),
+    Metric(
+        name="confident_errors",
+        function=lambda rows: ~rows.correct & (rows.confidence > CONFIDENT),
+        per_row=True,
+        share_of=1.0,
+        title="Confident errors",
+        better="lower",
+        percent=True,
+        meaning=f"the share of questions answered wrong with a confidence above {CONFIDENT:g}",
+        **_UNSHOWN,
+    ),
     *(
         Metric(
             name=f"accuracy_at_{percent}",
@@ -198,6 +211,7 @@ _FURTHER = (
     Metric(
         name="auroc_errors",
         **_both(auroc, counted_auroc, lambda rows: -rows.confidence, lambda rows: ~rows.correct),
+        title="AUROC of errors",
         better="higher",
         **_UNSHOWN,
     ),

@@ -73,7 +73,7 @@ def study_data(study: Study) -> dict[str, Any]:
                     "better": how.better,
                     "meaning": how.meaning,
                 }
-                for how in map(metric_named, shown_metrics())
+                for how in map(metric_named, dict.fromkeys([*shown_metrics(), *_compared_by(study)]))
             },
             "marks": MARKS,
             "bins": BINS,
@@ -137,12 +137,18 @@ def most_telling(examples: Sequence[Example], classes: Sequence[str], *, cap: in
     return [chosen[i] for i in sorted(chosen)]
 
 
+def _compared_by(study: Study) -> list[str]:
+    """The metrics of all blocks."""
+    compared = [block.comparison for block in study.blocks if block.comparison is not None]
+    return list(dict.fromkeys(metric for comparison in compared for metric in comparison.metrics))
+
+
 def _overview(study: Study) -> dict[str, dict[str, Any]]:
     """Tables over all tasks, by split and metric."""
     overview = {}
     for split in study_splits(study):
         comparisons = [comparison for _, comparison in study.compared(split)]
-        metrics = [m for m in shown_metrics() if all(m in comparison.metrics for comparison in comparisons)]
+        metrics = [m for m in _compared_by(study) if all(m in comparison.metrics for comparison in comparisons)]
         if comparisons:
             tables = {metric: _table(overview_table(study, split=split, metric=metric)) for metric in metrics}
             overview[split] = {"metrics": tables, "record": _table(record_table(study, split=split, metrics=metrics))}
