@@ -165,6 +165,19 @@ def test_ctrl_c_says_how_to_go_on(call: Call, tmp_path: Path, monkeypatch: pytes
     assert "the same command goes on, an unfinished training from its last checkpoint" in done.err
 
 
+def test_a_warning_of_every_cell_is_shown_once(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(cell: Cell) -> None:
+        logging.getLogger("varlora.runs").warning("%d validation rows are few", 8)
+        logging.getLogger("varlora.runs").warning("of %s alone", cell.method)
+
+    monkeypatch.setattr(executors, "execute_cell", warn)
+    for _ in range(2):  # once a comparison
+        done = call("compare", written(tmp_path), "--output_dir", tmp_path / "out", "--no_progress")
+        told = [done.err.count(f"warning: {text}") for text in ("8 validation rows are few", "of adamw", "of ivon")]
+        assert told == [1, 1, 1]
+        assert "2/2 " in done.err
+
+
 def test_cells_of_other_processes_are_left_to_them(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(executors, "execute_cell", lambda cell: ran.append(cell.method))

@@ -78,7 +78,7 @@ def test_thresholds_by_a_column_of_the_rows(call: Call, run: Path, tmp_path: Pat
     others = [{**row, "topic": n // 40} for n, row in enumerate(reviews(45, first=600))]
     mine = write_rows(tmp_path / "mine.jsonl", others)
     words = ["--coverage", "0.9", "--group_column", "topic", "--calibration_file", mine]
-    done = call("decide", run, "--no_progress", "--samples", 4, *words)
+    done = call("decide", run, "--no_progress", "--samples", 4, "--overwrite", *words)
     assert done.code == 0, done.err
     decision = Decision.load(run)
     assert decision is not None
@@ -94,7 +94,8 @@ def test_thresholds_by_a_column_of_the_rows(call: Call, run: Path, tmp_path: Pat
     without = call("eval", run, "--no_progress", "--resamples", 0, "--split", "test")
     assert (without.code, "is not measured" in without.err, "'topic' to group by" in without.err) == (0, True, True)
 
-    refused = call("decide", run, "--no_progress", "--samples", 4, "--coverage", "0.9", "--group_column", "subject")
+    words = ["--samples", 4, "--coverage", "0.9", "--group_column", "subject", "--overwrite"]
+    refused = call("decide", run, "--no_progress", *words)
     assert (refused.code, "has no column 'subject' to group by; it has label, text, topic" in refused.err) == (1, True)
 
 
@@ -109,7 +110,8 @@ def test_test_rows_are_left_out(call: Call, run: Path, tmp_path: Path) -> None:
     assert decision is not None
     assert (decision.chosen_on.rows, decision.chosen_on.left_out) == (48, 12)
     mine = write_rows(tmp_path / "mine.jsonl", TEST)
-    refused = call("decide", run, "--no_progress", "--coverage", "0.8", "--samples", 4, "--calibration_file", mine)
+    words = ["--coverage", "0.8", "--samples", 4, "--calibration_file", mine, "--overwrite"]
+    refused = call("decide", run, "--no_progress", *words)
     assert (refused.code, "there is no labelled row in mine.jsonl" in refused.err) == (1, True), refused.err
 
 
@@ -121,7 +123,8 @@ def test_what_is_only_measured_has_no_guarantee_to_be_approximate(call: Call, ru
     decision = Decision.load(run)
     assert decision is not None
     assert decision.group_column is None
-    assert "The guarantee is approximate" in call("decide", run, "--no_progress", "--coverage", "0.8").out
+    coverage = call("decide", run, "--no_progress", "--coverage", "0.8", "--overwrite")
+    assert "The guarantee is approximate" in coverage.out
 
 
 def test_a_decision_that_was_made_before_tuning_is_refused(call: Call, run: Path) -> None:
@@ -129,8 +132,22 @@ def test_a_decision_that_was_made_before_tuning_is_refused(call: Call, run: Path
     write_tuned(run, PredictionConfig(mode="mean", logit_temperature=2.0), [{"op": "tune"}])
     refused = call("decide", run)
     assert (refused.code, "was chosen for another posterior" in refused.err) == (1, True)
-    assert call("decide", run, "--no_progress", "--coverage", "0.8").code == 0
+    assert call("decide", run, "--no_progress", "--coverage", "0.8", "--overwrite").code == 0
     assert call("decide", run).code == 0
+
+
+def test_a_decision_is_replaced_only_if_asked(call: Call, run: Path) -> None:
+    assert call("decide", run, "--coverage", "0.8").code == 0
+    before = Decision.file(run).read_bytes()
+    refused = call("decide", run, "--coverage", "0.5", "--model_name_or_path", "nowhere")
+    assert (refused.code, Decision.file(run).read_bytes()) == (1, before)
+    assert f"`varlora decide {run}` shows it. Replace it with --overwrite" in refused.err
+    decision = Decision.load(run)
+    assert decision is not None
+    with pytest.raises(ValueError, match="holds a decision"):
+        decision.save(run)
+    assert call("decide", run, "--coverage", "0.5", "--overwrite").code == 0
+    assert Decision.file(run).read_bytes() != before
 
 
 def test_completions_have_no_classes(call: Call, run: Path) -> None:
@@ -155,7 +172,7 @@ def test_costs_are_chosen_by_class_and_said_beside_simpler_rules(call: Call, run
     assert f"{decision.cost_of_rules[0].measured:.4g}" in done.out
     file = tmp_path / "costs.json"
     file.write_text('{"wrong": {"negative": {"positive": 10}, "positive": 1}, "abstain": 0.4}')
-    assert call("decide", run, "--samples", 4, "--cost_file", file).code == 0
+    assert call("decide", run, "--samples", 4, "--cost_file", file, "--overwrite").code == 0
     again = Decision.load(run)
     assert again is not None
     assert again == decision
@@ -166,7 +183,8 @@ def test_bands_are_said_with_what_they_measure_and_promise(call: Call, run: Path
     done = call("decide", run, "--samples", 4, "--confidence_bands", "high=0.5", "low")
     assert done.code == 0, done.err
     assert "Least confidence" in done.out
-    done = call("decide", run, "--samples", 4, "--accuracy_bands", "sure=0.999", "fair=0.2", "low", "--delta", 0.1)
+    bands = ("sure=0.999", "fair=0.2", "low")
+    done = call("decide", run, "--samples", 4, "--accuracy_bands", *bands, "--delta", 0.1, "--overwrite")
     assert done.code == 0, done.err
     for said in ("no rows can", "For 90 % of the draws of such 60 rows"):
         assert said in done.out

@@ -31,7 +31,11 @@ def test_train_shows_it_and_health_shows_it_again(call: Call, workshop: Workshop
     assert "on the 30 validation rows" in shown.out
     assert f"varlora tune {tmp_path / 'run'} chooses" in shown.out
     assert "`" not in shown.out
-    assert shown.out in trained.out
+    verdict = shown.out[shown.out.index(sentence(found)) :]
+    assert verdict in trained.out
+    assert f"The numbers behind it: varlora health {tmp_path / 'run'}" in trained.out
+    assert "Noise / weights" not in trained.out
+    assert not any(name in trained.out for name, _, _ in statements(found))
 
 
 def test_few_validation_rows_say_nothing(call: Call, run_folder: Path) -> None:

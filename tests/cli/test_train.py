@@ -132,6 +132,18 @@ def test_neither_a_number_nor_auto_is_refused(call: Call) -> None:
     assert (done.code, "--ess: invalid number or 'auto' value: 'many'" in done.err) == (2, True)
 
 
+def test_messages_speak_of_options_and_files_not_of_a_trainers_arguments(
+    call: Call, workshop: Workshop, tmp_path: Path
+) -> None:
+    refused = call(*workshop.training(tmp_path / "none", held_out="train"))
+    assert "held_out='train' cannot be: the training set has fewer than 300 rows" in refused.err
+    assert "Give validation rows (validation_file, validation_size) or" in refused.err
+    both = call(*workshop.training(tmp_path / "none", held_out="train", ess=5))
+    assert (refused.code, both.code) == (1, 1)
+    for said in (refused.err, both.err):
+        assert not any(word in said for word in ("IVONConfig", "TrainingArguments", "eval_dataset"))
+
+
 @pytest.mark.parametrize("rank", ["--lora_r", "--lora-r"])
 def test_both_spellings_are_known(call: Call, rank: str) -> None:
     assert (

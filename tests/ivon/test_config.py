@@ -82,10 +82,10 @@ def test_auto_without_a_learning_rate_says_whose_to_pass() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"recipe": "cong2026"}, "recipe='cong2026'; it must be one of auto, cong2024, cong2025"),
-        ({"draws": 0}, "draws=0; it must be a positive integer"),
-        ({"draws": 1.5}, "draws=1.5; it must be a positive integer"),
-        ({"held_out": "test"}, "held_out='test'; it must be one of auto, validation, train, none"),
+        ({"recipe": "cong2026"}, "recipe is 'cong2026'; it must be one of auto, cong2024, cong2025"),
+        ({"draws": 0}, "draws is 0; it must be a positive integer"),
+        ({"draws": 1.5}, "draws is 1.5; it must be a positive integer"),
+        ({"held_out": "test"}, "held_out is 'test'; it must be one of auto, validation, train, none"),
     ],
 )
 def test_what_does_not_exist_is_named(given: dict[str, Any], message: str) -> None:
@@ -159,7 +159,7 @@ def test_the_optimizer_does_not_get_what_is_the_trainers() -> None:
 )
 def test_options_are_checked_when_they_are_given(given: dict[str, Any]) -> None:
     """`IVONConfig(ess=-5)` was accepted until training began."""
-    with pytest.raises(ValueError, match=r"^IVONConfig got "):
+    with pytest.raises(ValueError, match=r"^(IVON got |recipe is |draws is |held_out is )"):
         IVONConfig(**given)
 
 

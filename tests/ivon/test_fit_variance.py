@@ -286,7 +286,7 @@ def test_a_step_without_a_loss_is_refused() -> None:
 
 
 def test_a_number_for_lambda_says_that_the_noise_does_not_follow_it(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"ess=30000\.0\) has no effect on the noise of variance='fit'"):
+    with pytest.warns(UserWarning, match=r"ess=30000\.0 has no effect on the noise of variance='fit'"):
         trainer_of(tmp_path, ess=3e4)
     with warnings.catch_warnings(record=True) as said:
         trainer_of(tmp_path, ess="auto", held_out="none")

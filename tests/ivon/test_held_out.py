@@ -529,3 +529,10 @@ def test_rows_without_a_label_stand_among_others_which_are_asked() -> None:
     HeldOut(batches=[unlabelled, batch(4)], logits=classified).check(Classifier())
     with pytest.raises(ValueError, match="none of the 4 rows has a label"):
         HeldOut(batches=[unlabelled], logits=classified).check(Classifier())
+    named = {**{name: value for name, value in batch(4).items() if name != "labels"}, "answer": unlabelled["labels"]}
+    with pytest.raises(ValueError, match="none of the 4 rows has a label"):
+        HeldOut(
+            batches=[named],
+            label_names=["answer"],
+            logits=lambda model, batch: classified(model, {**batch, "labels": batch["answer"]}),
+        ).check(Classifier())

@@ -29,7 +29,7 @@ from varlora.ivon.ess_control import BOUNDS
 from varlora.ivon.held_out import HeldOut
 from varlora.ivon.noise import NoiseController
 from varlora.ivon.steering import Steering, plan_of
-from varlora.ivon.trainer_held_out import validation_rows
+from varlora.ivon.trainer_held_out import IN_A_RUN, validation_rows
 from varlora.ivon.withholding import withheld_of
 from varlora.posterior.held_out_record import HeldOutRecord
 from varlora.posterior.training_record import training_record
@@ -454,6 +454,18 @@ def test_rows_of_the_eval_dataset_that_steer_are_told(tmp_path: Path, caplog: py
             trainer_of(tmp_path, validation=Rows(40, seed=1), held_out=held_out, **SHORT).train()
         told = [r.levelname for r in caplog.records if "40 rows of eval_dataset: do not report" in r.getMessage()]
         assert told == ([level] if level else [])
+
+
+def test_a_run_notes_it_in_its_own_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VariationalTrainer, "words", IN_A_RUN)
+    with caplog.at_level(logging.INFO, logger="varlora"):
+        trainer_of(tmp_path, validation=Rows(40, seed=1), **SHORT).train()
+    told = [(r.levelname, r.getMessage()) for r in caplog.records if "do not report" in r.getMessage()]
+    ((level, text),) = told
+    assert level == "INFO"
+    assert "40 validation rows: do not report results on these rows. --held_out train withholds" in text
 
 
 @pytest.mark.parametrize(("seconds", "warns"), [(30.0, True), (15.0, False)])

@@ -282,6 +282,7 @@ def test_another_file_is_not_taken_for_a_prediction(tmp_path: Path) -> None:
         ({"samples": -1}, r"samples is -1; allowed: 0 \(the mean\), 1, 2"),
         ({"logit_temperature": 0.0}, "logit temperature must be positive and finite, got 0.0"),
         ({"batches": []}, "no batch to predict"),
+        ({"batches": [{"input_ids": None, "inputs_embeds": torch.ones(0, 2, 4)}]}, "no batch to predict"),
         ({"batches": [{"input_ids": torch.ones(0, 2), "labels": torch.zeros(0).long()}]}, "no batch to predict"),
         ({"batches": [{"input_ids": torch.ones(1, 2)}]}, "batch 0 has no 'labels'"),
         ({"batches": [{"labels": torch.tensor([3])}]}, "label 3 for a readout of 3 classes"),

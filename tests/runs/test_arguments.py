@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def test_settings_reach_the_trainer(model: str, tmp_path: Path) -> None:
     assert (found.lr_scheduler_type, found.warmup_steps, found.max_grad_norm) == ("cosine", 2, 0.5)
     assert (found.seed, found.save_steps, found.output_dir) == (9, 4, str(tmp_path / "checkpoints"))
     assert (found.disable_tqdm, str(found.eval_strategy.value), found.load_best_model_at_end) == (True, "no", False)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_recomputed_activations_are_asked_for_by_the_name_of_today(
+    model: str, tmp_path: Path, recomputed: bool
+) -> None:
+    """transformers warned of the older name in every training."""
+    settings = config(tmp_path / "run", model, gradient_checkpointing=recomputed)
+    setting = load_setting(settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        found = training_arguments(setting, tmp_path / "checkpoints", progress=False)
+    assert found.gradient_checkpointing is recomputed
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from varlora.posterior import Posterior, PosteriorMeta, PredictionConfig
 from varlora.posterior.folder import MANIFEST as POSTERIOR
 from varlora.prediction.prediction_setup import remove_tuning
 from varlora.readout.readout import readout_from_dict
+from varlora.runs.export_folder import ExportedAdapter
 from varlora.runs.export_text import export_readme
 from varlora.runs.folder import EXPORT, read_run
 from varlora.runs.setting import Setting, reload_setting
@@ -175,6 +176,10 @@ def test_a_manifest_may_leave_out_what_has_a_default_and_hold_what_is_unknown(
     export = Export.load(tmp_path)
     assert export == Export(**by_hand, version="unknown")  # type: ignore[arg-type]
     assert "does not know: shards, engine" in caplog.text
+    adapter = {"name": "a", "sha256": "0", "weight": 1.0, "device": "later"}
+    (tmp_path / EXPORT).write_text(json.dumps({**by_hand, "adapters": [adapter]}))
+    assert Export.load(tmp_path).adapters == (ExportedAdapter(name="a", sha256="0", weight=1.0),)
+    assert "does not know: adapters[0].device" in caplog.text
     (tmp_path / EXPORT).write_text(json.dumps({"kind": "merged", "base_model": "m", "mode": "mean", "rank": 8}))
     with pytest.raises(ValueError, match=r"damaged \(it lacks 'logit_temperature'.*Export anew"):
         Export.load(tmp_path)

@@ -23,6 +23,7 @@ from varlora.prediction.prediction_setup import choose_config
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, read_run
 from varlora.runs.generation import generate_split
+from varlora.runs.predict import predict_encoded
 from varlora.runs.result import RunResult
 from varlora.runs.run import run
 from varlora.runs.setting import load_setting, reload_setting
@@ -156,6 +157,13 @@ def test_texts_do_not_depend_on_batches_nor_draws_on_how_many_follow(finished: t
     assert fewer.texts == tuple(row[:2] for row in whole.texts)
     reseeded = replace(result.setting, config=replace(settings, seed=1))
     assert generate_split(reseeded, q, "test", PredictionConfig()).texts != whole.texts
+
+
+def test_a_linearised_prediction_of_completions_is_refused(finished: tuple[RunConfig, RunResult]) -> None:
+    """It drew, without a word."""
+    _, result = finished
+    with pytest.raises(ValueError, match="completions have no classes"):
+        predict_encoded(result.setting, result.posterior, result.setting.encoded("test"), "linearised", 2)
 
 
 def test_completions_without_a_final_answer_are_not_written(model: str, tmp_path: Path) -> None:

@@ -161,7 +161,9 @@ def test_what_is_as_good_as_trained_is_kept_and_nothing_is_written(finished: Pat
 
 def test_reset_gives_every_byte_back(hot_run: Path, tuned_run: tuple[Path, Tuning], tuned: Path) -> None:
     before = contents(hot_run)
-    assert tune(tuned, Grid(**QUICK)) == tuned_run[1]  # a second time, over the first
+    with pytest.raises(ValueError, match=r"is tuned: .* Replace that with --overwrite, or take it back with --reset"):
+        tune(tuned, Grid(**QUICK))
+    assert tune(tuned, Grid(**QUICK), overwrite=True) == tuned_run[1]
     assert contents(tuned).keys() - before.keys() == {"tune.json"}
     assert [entry["op"] for entry in read_run(tuned).posterior.meta.history] == ["temper", "tune"]
 
@@ -175,7 +177,7 @@ def test_reset_gives_every_byte_back(hot_run: Path, tuned_run: tuple[Path, Tunin
 def test_tuning_again_starts_as_trained_and_may_end_there(
     hot_run: Path, tuned_run: tuple[Path, Tuning], tuned: Path
 ) -> None:
-    kept = tune(tuned, Grid(**QUICK, standard_errors=1e6))
+    kept = tune(tuned, Grid(**QUICK, standard_errors=1e6), overwrite=True)
     assert tuned_run[1].tuned is not None
     assert kept.tuned is None
     assert kept.choice.nll_before == tuned_run[1].choice.nll_before
@@ -187,7 +189,7 @@ def test_tuning_again_starts_as_trained_and_may_end_there(
 def test_a_card_that_the_user_wrote_on_stays(tuned: Path) -> None:
     card = tuned / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")
-    tune(tuned, Grid(**QUICK))
+    tune(tuned, Grid(**QUICK), overwrite=True)
     reset(tuned)
     text = card.read_text(encoding="utf-8")
     assert text.endswith("\nMine.\n")
@@ -206,7 +208,7 @@ def test_pruning_on_demand(hot: Path) -> None:
     assert tuning.tuned is not None
     assert (tuning.tuned.prune, tuning.tuned.prune_by) == (0.05, "magnitude")
     assert "5 % pruned by magnitude" in tuning.sentence
-    assert tune(hot, Grid(**only)).tuned is None
+    assert tune(hot, Grid(**only), overwrite=True).tuned is None
     few = tune(hot, Grid(**(only | {"standard_errors": None}), apply_pruning=True))
     assert (few.choice.free_fraction, few.tuned) == (0.0, None)  # 48 rows cannot show it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from tiny_runs import CHAT_TEMPLATE
 from tiny_tokenizers import byte_bpe
 from varlora.posterior import DiagonalGaussian, point_mass_of
 from varlora.prediction.generation import generate
-from varlora.serve import ServeSettings, create_app
+from varlora.serve import ServeSettings, create_app, language_model
 from varlora.serve.language_model import LanguageModel, add_adapter
 
 PROMPTS = ("a fine film", "Question: which one barks?", "A. cat B. dog C. cow D. hen Answer:", "x")
@@ -62,6 +63,28 @@ def base_url(model: PeftModel, tokenizer: Any, posterior: DiagonalGaussian) -> I
 def client(base_url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as made:
         yield made
+
+
+def test_draws_that_fail_half_way_leave_no_adapter_behind(
+    tokenizer: Any, posterior: DiagonalGaussian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = lora(tiny_llama(vocab_size=len(tokenizer)), task_type="CAUSAL_LM")
+    made = LanguageModel(
+        name="drawn", adapter="default", posterior=posterior, samples=3, model=own, tokenizer=tokenizer
+    )
+    write, calls = language_model.set_peft_model_state_dict, itertools.count(1)
+
+    def fail_at_the_second(*given: Any, **named: Any) -> Any:
+        if next(calls) == 2:
+            raise MemoryError("no room")
+        return write(*given, **named)
+
+    monkeypatch.setattr(language_model, "set_peft_model_state_dict", fail_at_the_second)
+    with pytest.raises(MemoryError):
+        made.adapters(2)
+    assert (list(own.peft_config), own.active_adapter) == (["default"], "default")
+    assert made.adapters(3) == [f"default-draw{number}" for number in range(3)]
+    assert len(own.peft_config) == 4
 
 
 def prompt_batch(tokenizer: Any, prompt: str) -> dict[str, Any]:

@@ -239,16 +239,34 @@ def _time_left(watch: Watch | None) -> str:
     return "" if seconds is None else f"about {duration(seconds)} left"
 
 
+class _EachOnce:
+    """Lets each warning through once, though every cell gives it."""
+
+    def __init__(self) -> None:
+        self._seen = set[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        shown = record.levelno != logging.WARNING or text not in self._seen
+        self._seen.add(text)
+        return shown
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A line for each cell is enough: notes of the runs themselves are in the report. Warnings and --debug stay."""
-    library = logging.getLogger("varlora")
+    """A line for each cell is enough: notes of the runs themselves are in the report. Warnings, once each, and --debug
+    stay."""
+    library, once = logging.getLogger("varlora"), [(handler, _EachOnce()) for handler in logging.getLogger().handlers]
     before = library.level
     if before == logging.INFO:
         library.setLevel(logging.WARNING)
         logger.setLevel(logging.INFO)
+        for handler, repeated in once:
+            handler.addFilter(repeated)
     try:
         yield
     finally:
+        for handler, repeated in once:
+            handler.removeFilter(repeated)
         library.setLevel(before)
         logger.setLevel(logging.NOTSET)

@@ -49,6 +49,7 @@ def execute(arguments: Namespace) -> None:
         _say_stored(arguments)
         return
     wanted = dataclasses.replace(wanted, bands=_bands(arguments), recalibrate=_ways(arguments))
+    Decision.check_can_be_kept(arguments.run, overwrite=arguments.overwrite)
     own = read_foreign_rows(arguments, arguments.calibration_file, "calibration_file", labelled=True)
     run, settings, config = read_finished(arguments, own, judged=False)
     records = own
@@ -68,7 +69,7 @@ def execute(arguments: Namespace) -> None:
         of_rows = None if groups is None else {source: groups}
         show(report_of(decision, {source: calibration.prediction}, groups=of_rows))
         _say_more(decision)
-    kept = decision.save(run.path)
+    kept = decision.save(run.path, overwrite=arguments.overwrite)
     say(f"Kept in [bold]{escape(str(kept))}[/bold]; `varlora predict {escape(str(run.path))}` goes by it.")
 
 

@@ -27,7 +27,7 @@ from varlora.runs.decision import Decision, Groups
 from varlora.runs.folder import CompletionScores
 from varlora.runs.generation import generate_split
 from varlora.runs.measure import IN_SCOPE, measure
-from varlora.runs.predict import predict_split
+from varlora.runs.predict import check_has_classes, predict_split
 from varlora.runs.row_groups import groups_of, own_records
 from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks.rows import Records
@@ -117,8 +117,7 @@ def _linearised(setting: Setting, q: Posterior, config: PredictionConfig) -> Pre
         ValueError: there are no classes, or the posterior's mean was chosen.
         NotLinearisableError: the posterior cannot be linearised.
     """
-    if setting.readout is None:
-        raise ValueError("--linearised is for answers to choose from; completions have no classes. Leave it out.")
+    check_has_classes(setting)
     if config.canonical.mode == "mean":
         raise ValueError(
             "--linearised needs the posterior's variance, and it is measured at its mean alone (by --samples 0, by "

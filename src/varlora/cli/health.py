@@ -19,13 +19,6 @@ def execute(arguments: Namespace) -> None:
     """Shows it."""
     source: str = arguments.source
     health = read_health(source)
-    show_health(health, source)
-    if health.unknown and not is_run(source):
-        say(_prose(f"`varlora tune {source} --validation_file FILE` chooses on labelled rows of a file."))
-
-
-def show_health(health: Health, source: str) -> None:
-    """The numbers, then the sentence."""
     rows = statements(health)
     if rows:
         table = Table.grid(padding=(0, 2, 0, 0))
@@ -36,6 +29,13 @@ def show_health(health: Health, source: str) -> None:
         out.print(table, highlight=False)
     if (scales := scale_table(health)) is not None:
         out.print(scales.to_rich())
+    say_verdict(health, source)
+    if health.unknown and not is_run(source):
+        say(_prose(f"`varlora tune {source} --validation_file FILE` chooses on labelled rows of a file."))
+
+
+def say_verdict(health: Health, source: str) -> None:
+    """Whether to sample, and what else follows from the numbers: what there is to decide."""
     say(f"[bold]{_prose(sentence(health))}[/bold]")
     for remark in remarks(health, source):
         say(_prose(remark))

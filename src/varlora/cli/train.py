@@ -33,7 +33,7 @@ def execute(arguments: Namespace) -> None:
     config = config_of(arguments)  # a mistake in it is told before torch is imported
     from accelerate import PartialState
 
-    from varlora.cli.health import show_health
+    from varlora.cli.health import say_verdict
     from varlora.cli.tables import metrics_tables, temperatures_of
     from varlora.prediction.prediction_setup import modes_of
     from varlora.runs.run import AlreadyFinishedError, run
@@ -55,7 +55,8 @@ def execute(arguments: Namespace) -> None:
         return
     for table in metrics_tables(result.metrics, temperatures=temperatures_of(result.posterior)):
         out.print(table)
-    show_health(result.health, config.output_dir)
+    say_verdict(result.health, config.output_dir)
+    say(f"[dim]The numbers behind it: varlora health {escape(config.output_dir)}[/dim]")
     where = f"[bold]{escape(config.output_dir)}[/bold]"
     out.print(f"Trained in {result.seconds['train']:.0f} s. The run is in {where}.", soft_wrap=True)
     explained = [MODES[mode] for mode in modes_of(result.posterior, config.samples)]

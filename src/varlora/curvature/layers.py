@@ -25,6 +25,7 @@ from varlora.adapters import saved_tensors, trained_tensors
 from varlora.adapters.modes import evaluation_mode
 from varlora.curvature.sparse_backward import sparse_backward
 from varlora.readout.answer_logits import widened
+from varlora.readout.batch_rows import num_rows
 from varlora.readout.packed_choices import choices_as_rows
 from varlora.readout.readout import Readout
 
@@ -222,7 +223,7 @@ class Recorder:
 
     def _forward(self, readout: Readout, batch: Mapping[str, Any]) -> Tensor:
         self._calls.clear()
-        self._rows, self._mask, self._choices = len(batch["input_ids"]), batch.get("attention_mask"), None
+        self._rows, self._mask, self._choices = num_rows(batch), batch.get("attention_mask"), None
         if "choice_lengths" in batch:  # the model is called with a row for each choice that exists
             self._choices, self._mask = batch["choice_mask"], batch["attention_mask"][batch["choice_mask"]]
             self._rows = len(self._mask)

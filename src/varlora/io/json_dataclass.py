@@ -58,6 +58,35 @@ def with_defaults(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
     return {**defaults, **values}
 
 
+def without_unknown(value: Any, kind: Any) -> tuple[Any, list[str]]:
+    """What was read without the fields that its dataclasses do not have, and where these stood.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Point:
+        ...     at: float
+        >>> without_unknown({"at": 1, "size": 2}, Point)
+        ({'at': 1}, ['size'])
+    """
+    unknown: list[str] = []
+    return _known(value, kind, "", unknown), unknown
+
+
+def _known(value: Any, kind: Any, where: str, unknown: list[str]) -> Any:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        kinds = [part for part in parts if dataclasses.is_dataclass(part) or get_origin(part) is tuple]
+        return _known(value, kinds[0], where, unknown) if len(kinds) == 1 else value
+    if origin is tuple and isinstance(value, list):
+        return [_known(item, parts[0], f"{where}[{number}]", unknown) for number, item in enumerate(value)]
+    if not dataclasses.is_dataclass(kind) or not isinstance(value, dict):
+        return value
+    hints, inside = get_type_hints(kind), f"{where}." if where else ""
+    unknown += [f"{inside}{name}" for name in value if name not in hints]
+    known = {name: item for name, item in value.items() if name in hints}
+    return {name: _known(item, hints[name], f"{inside}{name}", unknown) for name, item in known.items()}
+
+
 def _made(value: Any, kind: Any) -> Any:
     origin, parts = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind):

@@ -128,20 +128,20 @@ class IVONConfig:
         recipe: Any = self.recipe
         draws: Any = self.draws
         if not isinstance(recipe, str) or recipe not in RECIPES:
-            raise ValueError(f"IVONConfig got recipe={self.recipe!r}; it must be one of {', '.join(RECIPES)}.")
+            raise ValueError(f"recipe is {self.recipe!r}; it must be one of {', '.join(RECIPES)}.")
         if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
-            raise ValueError(f"IVONConfig got draws={self.draws!r}; it must be a positive integer.")
+            raise ValueError(f"draws is {self.draws!r}; it must be a positive integer.")
         sources = get_args(HeldOutSource)
         if self.held_out is not None and self.held_out not in sources:
-            raise ValueError(f"IVONConfig got held_out={self.held_out!r}; it must be one of {', '.join(sources)}.")
+            raise ValueError(f"held_out is {self.held_out!r}; it must be one of {', '.join(sources)}.")
         ess = self.ess if self.ess is not None else RECIPES[self.recipe]["ess"]
         if self.held_out in ("validation", "train") and ess != "auto":
             raise ValueError(
-                f"IVONConfig(held_out={self.held_out!r}) has no effect: held-out rows steer ess='auto', but ess is "
+                f"held_out={self.held_out!r} has no effect: held-out rows steer ess='auto', but ess is "
                 f"{'5000 sqrt(N)' if ess is None else ess} (recipe {self.recipe!r}). Leave one of the two out."
             )
         options = {name: value for name, value in self._filled(learning_rate=1.0).items() if name not in _OF_TRAINERS}
-        check_options({**options, "debias": True}, whose="IVONConfig")
+        check_options({**options, "debias": True})
 
     def resolved(self, learning_rate: float | None = None) -> IVONConfig:
         """The same with every option filled in by the recipe; only `ess` stays None where the rule is 5000 √N.

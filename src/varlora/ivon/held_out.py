@@ -46,6 +46,7 @@ class HeldOut:
         source: "validation" or "train", for the record.
         readout: how `logits` reads an answer (`Readout.to_dict()`), where predictions will be read alike.
         until_epoch: the epoch after which these rows are trained on, so that they say nothing any more; None: never.
+        label_names: what the labels are called, for the check that some row has one.
         length: tokens of one of these rows, in those of a training row, by which asking it costs more or less.
 
     Raises:
@@ -57,6 +58,7 @@ class HeldOut:
     source: str = "validation"
     readout: Mapping[str, Any] | None = None
     until_epoch: float | None = None
+    label_names: Sequence[str] = ("labels",)
     length: float = 1.0
 
     def __post_init__(self) -> None:
@@ -78,8 +80,10 @@ class HeldOut:
         Raises:
             ValueError: no row has a label, or the model does not give logits for them.
         """
-        labels = [batch["labels"] for batch in self.batches if isinstance(batch.get("labels"), Tensor)]
-        if len(labels) == len(self.batches) and not any(bool((of_batch >= 0).any()) for of_batch in labels):
+        labels = [
+            batch[name] for batch in self.batches for name in self.label_names if isinstance(batch.get(name), Tensor)
+        ]
+        if len(labels) >= len(self.batches) and not any(bool((of_batch >= 0).any()) for of_batch in labels):
             raise ValueError(f"none of the {self.num_rows()} rows has a label: all are below 0")
         try:
             with evaluation_mode(model):

@@ -102,8 +102,8 @@ class Steering:
             logger.info("%s.", share)
             return
         logger.warning(
-            "%s (%.0f of %.0f s), where a tenth was meant: one of them costs more than a training row. Shorter rows "
-            "(eval_dataset) make it cheaper, and IVONConfig(held_out='none') does without.",
+            "%s (%.0f of %.0f s), where a tenth was meant: one of them costs more than a training row. Shorter ones "
+            "make it cheaper, and held_out='none' does without.",
             share,
             self.spent,
             self.elapsed,

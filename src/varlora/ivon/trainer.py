@@ -76,7 +76,7 @@ class VariationalTrainerMixin(HeldOutRows, WholeCheckpoints, SavesPosterior, Qui
             )
         if options.variance == "fit" and self.variational.ess not in (None, "auto"):
             warnings.warn(
-                f"IVONConfig(ess={self.variational.ess}) has no effect on the noise of variance='fit', whose size "
+                f"ess={self.variational.ess} has no effect on the noise of variance='fit', whose size "
                 "follows learning rates and loss; it stops held-out rows from scaling it, as held_out='none' does. "
                 "With variance='hessian' λ sets the size.",
                 stacklevel=2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,37 @@ from varlora.posterior.wrapped import unwrapped
 from varlora.training.resuming import rows_per_step
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What messages call the rows and options of whoever trains: in a trainer of one's own, or `varlora train`.
+
+    Attributes:
+        rows: the validation rows.
+        missing: that there are none.
+        give: how some are given.
+        withhold: the option that takes training rows instead.
+        leave_out: the option that does without.
+        known: whether their name says that they are no test rows, so that a note is enough.
+    """
+
+    rows: str = "rows of eval_dataset"
+    missing: str = "there is no eval_dataset with rows and a length"
+    give: str = "an eval_dataset ('validation')"
+    withhold: str = "IVONConfig(held_out='train')"
+    leave_out: str = "IVONConfig(held_out='none')"
+    known: bool = False
+
+
+IN_A_RUN = Words(
+    rows="validation rows",
+    missing="there are no validation rows",
+    give="validation rows (validation_file, validation_size)",
+    withhold="--held_out train",
+    leave_out="--held_out none",
+    known=True,
+)
 
 SAMPLE = 32
 """Training rows whose length is looked at."""
@@ -102,6 +134,7 @@ class HeldOutRows:
     by name, that is an error.
     """
 
+    words: Words = Words()
     _withheld: Withheld | None = None
     _withholder: WithholdingSampler | None = None
     _unsteered: str | None = None
@@ -132,13 +165,11 @@ class HeldOutRows:
             return
         usable = _has_rows(trainer.eval_dataset)
         if options.held_out == "validation" and not usable:
-            self._give_up("there is no eval_dataset with rows and a length (a dict of several is none)")
+            self._give_up(self.words.missing)
         if options.held_out == "train" or not usable:
             self._withheld = withheld_of(trainer.train_dataset, _epochs(trainer), trainer.args.seed)
             if self._withheld is None:
-                validation = (
-                    "" if options.held_out == "train" else "there is no eval_dataset with rows and a length, and "
-                )
+                validation = "" if options.held_out == "train" else f"{self.words.missing}, and "
                 self._give_up(f"{validation}the training set has fewer than 300 rows, or no length")
 
     def held_out_rows(self) -> HeldOut | Literal["none"] | None:
@@ -172,6 +203,7 @@ class HeldOutRows:
                 source=source,
                 readout=self.answer_readout(),
                 until_epoch=until,
+                label_names=getattr(trainer, "label_names", None) or ("labels",),
             )
             held_out.length = _length(trainer, held_out) if until is None else 1.0
             held_out.check(trainer.model)
@@ -187,12 +219,13 @@ class HeldOutRows:
             return None
         if source == "validation":
             logger.log(
-                logging.INFO if self._ivon.held_out == "validation" else logging.WARNING,
-                "%s on %d rows of eval_dataset: do not report results on these rows. Validation rows that are not the "
-                "test rows avoid it, or training rows that are withheld for a while: IVONConfig(held_out='train'), "
-                "--held_out train.",
+                logging.INFO if self._ivon.held_out == "validation" or self.words.known else logging.WARNING,
+                "%s on %d %s: do not report results on these rows. %s%s withholds training rows for a while instead.",
                 "ess is steered and a temperature fitted" if len(plan.steps) > 1 else "a temperature is fitted",
                 held_out.num_rows(),
+                self.words.rows,
+                "" if self.words.known else "Validation rows that are not the test rows avoid it; ",
+                self.words.withhold,
             )
         return held_out
 
@@ -213,9 +246,9 @@ class HeldOutRows:
         """No rows steer λ: they are trained on from the start."""
         if by_name and self._ivon.held_out != "auto":
             raise ValueError(
-                f"held_out={self._ivon.held_out!r} cannot be: {reason}. Give an eval_dataset ('validation') or at "
+                f"held_out={self._ivon.held_out!r} cannot be: {reason}. Give {self.words.give} or at "
                 "least 300 training rows in random order ('train'), and logits for their labels (override "
-                "answer_logits of the trainer); or set IVONConfig(held_out='none')."
+                f"answer_logits of the trainer); or set {self.words.leave_out}."
             ) from error
         self._unsteered = reason
         if self._withholder is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from transformers import Trainer
 
 from varlora.ivon.trainer import VariationalTrainer
+from varlora.ivon.trainer_held_out import IN_A_RUN
 from varlora.methods.method import Fit, Job, record
 from varlora.methods.options import IvonOptions
 from varlora.posterior import posterior_of
@@ -29,10 +30,16 @@ class Ivon(IvonOptions):
 
     def trainer(self, job: Job) -> Trainer:
         """A Trainer with IVON and its noise."""
-        return VariationalTrainer(**job.trainer_options(), variational=self.config)
+        return _RunTrainer(**job.trainer_options(), variational=self.config)
 
     def fit(self, job: Job) -> Fit:
         """The Gaussian that training has reached."""
         trainer = self.trainer(job)
         log = job.run(trainer)
         return Fit(posterior=posterior_of(job.model, trainer.optimizer, **record(job, self.name)), log=log)
+
+
+class _RunTrainer(VariationalTrainer):
+    """Speaks of rows and options as `varlora train` does."""
+
+    words = IN_A_RUN

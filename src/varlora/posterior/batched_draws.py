@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from varlora.adapters import applying, unwrapped_model
 from varlora.posterior import DropoutMasks, Posterior
 from varlora.posterior.draws import number_of_draws, on_device_of, passes_in_turn, ready_to_predict, weight_draws
-from varlora.readout.batch_rows import Batch, is_by_rows, repeat_rows, take_rows
+from varlora.readout.batch_rows import Batch, is_by_rows, num_rows, repeat_rows, take_rows
 from varlora.readout.draws_as_rows import DrawsAsRows, NotAsRowsError
 from varlora.readout.packed_choices import num_tokens
 from varlora.readout.rounding import agree
@@ -161,7 +161,7 @@ def averaged_over_batches(
             found = []
             with stacked.of(list(weight_draws(q, samples, antithetic=antithetic, seed=seed))):
                 for batch in batches:
-                    here, rows = on_device_of(model, batch), len(batch["input_ids"])
+                    here, rows = on_device_of(model, batch), num_rows(batch)
                     at_once = _at_once(model, -(-number * size(batch) // rows), rows)
                     for first in range(0, rows, at_once):
                         some = take_rows(here, slice(first, first + at_once))

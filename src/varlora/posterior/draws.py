@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from varlora.adapters import applied, applying, check_base, dropout_on
 from varlora.adapters.modes import evaluation_mode
 from varlora.posterior import DropoutMasks, Mixture, PointMass, Posterior
+from varlora.readout.batch_rows import num_rows
 
 Result = TypeVar("Result")
 
@@ -132,7 +133,7 @@ def held_batches(batches: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, 
         ValueError: there is no row.
     """
     with torch.random.fork_rng(devices=[]):
-        held = [batch for batch in batches if not ("input_ids" in batch and not len(batch["input_ids"]))]
+        held = [batch for batch in batches if num_rows(batch)]
     if not held:
         raise ValueError("there is no batch to predict")
     return held

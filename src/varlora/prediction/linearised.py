@@ -32,6 +32,7 @@ from varlora.posterior import Posterior, linearisable
 from varlora.posterior.draws import held_batches, on_device_of
 from varlora.prediction.prediction import Prediction, divide_logits
 from varlora.prediction.prediction_setup import apply_tuning
+from varlora.readout.batch_rows import num_rows
 from varlora.readout.readout import Readout
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ def linearised_batches(
     """
     tensors = linear_tensors(model, varying) if varying else {}
     if tensors:
-        rows = max(len(batch["input_ids"]) for batch in batches)
+        rows = max(map(num_rows, batches))
         needed = jacobian_bytes(tensors, rows, readout.num_classes)
         logger.info("the linearised prediction holds up to %.1f MB of a batch's Jacobian", needed / 1e6)
     before = 0

@@ -35,10 +35,16 @@ def row_axis(batch: Batch, name: str) -> int | None:
 
 
 def num_rows(batch: Batch) -> int:
-    """B, by the labels where there are some."""
+    """B, by the labels where there are some; 1 of a batch in which nothing has rows.
+
+    Example:
+        >>> import torch
+        >>> num_rows({"input_ids": None, "inputs_embeds": torch.zeros(3, 5, 8)})
+        3
+    """
     if isinstance(labels := batch.get("labels"), Tensor) and labels.ndim:
         return len(labels)
-    return max(length for name in batch if (length := _length(batch, name)) is not None)
+    return max((length for name in batch if (length := _length(batch, name)) is not None), default=1)
 
 
 def is_by_rows(batch: Batch) -> bool:

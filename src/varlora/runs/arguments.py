@@ -19,9 +19,14 @@ VALIDATIONS_PER_RUN = 20
 NAMED_ALIKE = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *("gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "bf16", "seed"),
-    "gradient_checkpointing",
 )
 """Settings that are transformers' own arguments."""
+RECOMPUTED = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
+"""What transformers calls `gradient_checkpointing`, by its version."""
 
 
 def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -> TrainingArguments:
@@ -38,6 +43,7 @@ def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -
     config = setting.config
     steps = config.save_steps
     given: dict[str, Any] = {name: getattr(config, name) for name in NAMED_ALIKE}
+    given[RECOMPUTED] = config.gradient_checkpointing
     if config.early_stopping:
         if "validation" not in setting.task.splits:
             raise ValueError("early_stopping needs validation rows; give validation_file or validation_size.")

@@ -236,12 +236,17 @@ class Decision:
         """Where a folder's decision is, or would be."""
         return Path(folder) / FILE
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes `decision.json` into a folder, in place of one that is there.
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes `decision.json` into a folder.
 
         Args:
             folder: the posterior's; the decision is for the posterior that is there now.
+            overwrite: replace the decision that is there.
+
+        Raises:
+            ValueError: there is one, and it may not be replaced.
         """
+        self.check_can_be_kept(folder, overwrite=overwrite)
         content = {
             "format_version": FORMAT_VERSION,
             "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -253,6 +258,19 @@ class Decision:
         with atomic_file(file, overwrite=True) as made:
             made.write_text(json_text(content), encoding="utf-8")
         return file
+
+    @classmethod
+    def check_can_be_kept(cls, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Refuses a folder that holds a decision which may not be replaced; call it before anything is predicted.
+
+        Raises:
+            ValueError: it does.
+        """
+        if not overwrite and cls.file(folder).exists():
+            raise ValueError(
+                f"{cls.file(folder)} holds a decision: `varlora decide {folder}` shows it. Replace it with "
+                "--overwrite, or take it back with --reset."
+            )
 
     @classmethod
     def load(cls, folder: str | Path) -> Decision | None:

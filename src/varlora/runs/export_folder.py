@@ -15,14 +15,14 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import Self
 
 from varlora.io.files import json_text, read_bytes, read_json
-from varlora.io.json_dataclass import from_json, with_defaults
+from varlora.io.json_dataclass import from_json, with_defaults, without_unknown
 from varlora.posterior import Mixture, PointMass, PosteriorMeta
 from varlora.posterior.folder import adapter_config_in, tensors_in
 from varlora.posterior.manifest import ADAPTER_CONFIG, ADAPTER_MEAN, library_version
@@ -105,11 +105,11 @@ class Export:
                 f"{file} is of format {version!r}, and this varlora reads {FORMAT_VERSION}. Export anew, or read it "
                 f"with the varlora that wrote it ({writer})."
             )
-        known = {one.name for one in fields(cls)}
-        if unknown := [name for name in values if name not in known]:
+        values, unknown = without_unknown(values, cls)
+        if unknown:
             logger.warning("%s: left aside is what this varlora does not know: %s", file, ", ".join(unknown))
         try:
-            export = from_json(with_defaults({name: values[name] for name in known & values.keys()}, cls), cls)
+            export = from_json(with_defaults(values, cls), cls)
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}). Export anew.") from error
         for adapter in export.adapters:

@@ -76,7 +76,12 @@ def predict_encoded(
         logit_temperature: T, divides the logits of classes; None takes the posterior's own.
         shared_noise: as of `predict_linearised`.
         progress: show a progress bar.
+
+    Raises:
+        ValueError: completions are to be predicted in a way that only answers can.
     """
+    if mode == "linearised":
+        check_has_classes(setting)
     seed = setting.config.seed
     batches, back, ids = batch_by_length(setting, encoded)
     repeated = mode == "samples" and (samples == "auto" or number_of_draws(q, samples) > 1)
@@ -106,6 +111,16 @@ def predict_encoded(
         ids=ids,
         draws_taken=None if taken is None else taken[back],
     )
+
+
+def check_has_classes(setting: Setting) -> None:
+    """Refuses a linearised prediction of completions.
+
+    Raises:
+        ValueError: there are no classes.
+    """
+    if setting.readout is None:
+        raise ValueError("linearised predictions are of answers to choose from; completions have no classes.")
 
 
 def frozen_layers_once(setting: Setting, *, folder: Path | None = None) -> AbstractContextManager[int | None]:

@@ -107,7 +107,7 @@ def tune(
         split: the rows; validation rows only.
         rows: other validation rows than the run's own, as the split "validation".
         output_dir: a new folder to write the posterior to with what was chosen; None writes into the run's own.
-        overwrite: replace that new folder.
+        overwrite: replace that new folder, or what was tuned in the run.
         progress: show progress bars.
 
     Returns:
@@ -115,12 +115,17 @@ def tune(
 
     Raises:
         ValueError: it is no run, it has too few labelled validation rows that are not test rows, another split is
-            asked for, an option is out of its range; a Trainer's checkpoint or a plain adapter, in which nothing can be
-            kept, without `output_dir`.
+            asked for, an option is out of its range; what was tuned may not be replaced; a Trainer's checkpoint or a
+            plain adapter, in which nothing can be kept, without `output_dir`.
     """
     run = folder if isinstance(folder, RunFolder) else read_run(folder)
     if output_dir is None:
         _check_can_be_written(run.path)
+        if run.posterior.meta.tuned is not None and not overwrite:
+            raise ValueError(
+                f"{run.path} is tuned: {run.posterior.meta.tuned.describe()}. Replace that with --overwrite, or take "
+                "it back with --reset."
+            )
     else:
         check_target(output_dir, overwrite=overwrite)
     tuning = tuning_of(run, grid, split=split, rows=rows, progress=progress)

@@ -84,11 +84,17 @@ class LanguageModel:
             return [self.adapter]
         if not self._draws:
             assert self.posterior is not None
-            config = self.model.peft_config[self.adapter]
-            for number, weights in enumerate(weight_draws(self.posterior, self.samples, seed=self.seed)):
-                name = f"{self.adapter}-draw{number}"
-                add_adapter(self.model, name, config, weights)
-                self._draws.append(name)
+            config, made = self.model.peft_config[self.adapter], list[str]()
+            try:
+                for number, weights in enumerate(weight_draws(self.posterior, self.samples, seed=self.seed)):
+                    name = f"{self.adapter}-draw{number}"
+                    add_adapter(self.model, name, config, weights)
+                    made.append(name)
+            except BaseException:
+                for name in made:
+                    self.model.delete_adapter(name)
+                raise
+            self._draws = made
         return self._draws[:samples]
 
     def encode(self, text: str) -> list[int]:
@@ -135,19 +141,25 @@ class LanguageModel:
 
 
 def add_adapter(model: PeftModel, name: str, config: Any, weights: Mapping[str, Tensor]) -> None:
-    """Puts one more adapter onto a model, in eval mode; the active one stays active.
+    """Puts one more adapter onto a model, in eval mode, as a whole or not at all; the active one stays active.
 
     Raises:
         ValueError: the weights do not fit.
     """
     active = model.active_adapter
-    model.add_adapter(name, config)
-    result = set_peft_model_state_dict(model, dict(weights), adapter_name=name)
-    if unexpected := list(getattr(result, "unexpected_keys", ())):
-        raise ValueError(f"the weights of adapter {name!r} do not fit the model: {', '.join(unexpected[:4])}.")
-    model.set_adapter(active, inference_mode=True)
-    model.eval()
-    model.requires_grad_(False)
+    try:
+        model.add_adapter(name, config)
+        result = set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+        if unexpected := list(getattr(result, "unexpected_keys", ())):
+            raise ValueError(f"the weights of adapter {name!r} do not fit the model: {', '.join(unexpected[:4])}.")
+    except BaseException:
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        raise
+    finally:
+        model.set_adapter(active, inference_mode=True)
+        model.eval()
+        model.requires_grad_(False)
 
 
 def mixes(config: Any) -> bool:

@@ -78,6 +78,7 @@ def parser() -> CommandParser:
     )
     add_columns(command)
     command.flag("reset", "Take back what was decided.")
+    command.flag("overwrite", "Replace what was decided.")
     add_run(command)
     command.set_defaults(untuned=False, max_new_tokens=None)
     return command

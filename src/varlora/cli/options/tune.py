@@ -60,7 +60,7 @@ def parser() -> CommandParser:
         "New folder for the posterior with what was chosen, for a Trainer's checkpoint or a plain adapter, into which "
         "nothing is written.",
     )
-    command.flag("overwrite", "Replace that folder.")
+    command.flag("overwrite", "Replace that folder, or what was tuned in the run.")
     add_run(command)
     command.set_defaults(max_new_tokens=None)
     return command
