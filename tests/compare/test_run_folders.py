@@ -90,6 +90,13 @@ def test_the_settings_are_those_that_were_given(add: Add) -> None:
     }
 
 
+def test_whether_a_temperature_is_fitted_counts_and_not_whether_that_was_said(add: Add) -> None:
+    said = [add("a", "adamw", seed=0, temperature_scaling=False), add("b", "ivon", seed=0, temperature_scaling=True)]
+    assert len(plan_of_runs([*said, add("c", "adamw", seed=1), add("d", "ivon", seed=1)])[1]) == 4
+    with pytest.raises(ValueError, match="temperature_scaling is True and False"):
+        plan_of_runs([said[1], add("e", "ivon", seed=1, temperature_scaling=False)])
+
+
 def test_seeds_that_differ_in_more_are_refused(add: Add) -> None:
     folders = [add("a", "ivon", seed=0), add("b", "ivon", seed=1, lora_r=3)]
     with pytest.raises(ValueError, match="are both ivon, but differ in more than their seed: lora_r is 8 and 3"):

@@ -18,7 +18,14 @@ import torch
 from transformers import TrainerCallback
 
 from small_runs import config, films, save_model, write_rows
-from varlora.runs.checkpoints import FINGERPRINT, Fingerprint, checkpoints_of, read_fingerprint, remove_checkpoints
+from varlora.runs.checkpoints import (
+    FINGERPRINT,
+    Fingerprint,
+    check_checkpoints,
+    checkpoints_of,
+    read_fingerprint,
+    remove_checkpoints,
+)
 from varlora.runs.config import RunConfig
 from varlora.runs.run import AlreadyFinishedError, Trained, method_of, run, train
 from varlora.runs.setting import load_setting
@@ -218,6 +225,19 @@ def test_a_finished_run_is_left_as_it_is(finished: RunConfig, tmp_path: Path) ->
 
     assert {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in folder.rglob("*")} == before
     assert not checkpoints.exists()
+
+
+def test_who_began_without_a_temperature_is_told_how_to_go_on(interrupted: RunConfig) -> None:
+    unsaid = replace(interrupted, method_options={})
+    without, file = replace(unsaid, temperature_scaling=False), checkpoints_of(unsaid) / FINGERPRINT
+    assert unsaid.scales_temperature
+    file.write_text(json.dumps(asdict(Fingerprint(settings=without.fingerprint, rows="", processes=1))))
+    check_checkpoints(without, resume=True, overwrite=False)
+    with pytest.raises(ValueError, match=r"add --temperature_scaling false, choose another output_dir"):
+        check_checkpoints(unsaid, resume=True, overwrite=False)
+    for other in (replace(unsaid, temperature_scaling=True), replace(unsaid, seed=1)):
+        with pytest.raises(ValueError, match=r"Repeat its settings, choose another output_dir"):
+            check_checkpoints(other, resume=True, overwrite=False)
 
 
 def test_a_run_by_other_defaults_is_not_the_same(finished: RunConfig, tmp_path: Path) -> None:

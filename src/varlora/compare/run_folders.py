@@ -105,13 +105,12 @@ def _check_task(runs: Sequence[RunFolder]) -> None:
 
 def _check_settings(run: RunFolder, other: RunFolder) -> None:
     """Refuses runs of one method that differ in more than their seed."""
-    there = other.config.to_dict()
-    for name, value in run.config.to_dict().items():
+    for name, (value, there) in run.config.differences(other.config).items():
         free = name in FREE or (name.endswith(("_file", "_dir")) and name != "gguf_file")
-        if value != there[name] and not free:
+        if not free:
             raise ValueError(
                 f"{other.path} and {run.path} are both {run.config.method}, but differ in more than their seed: "
-                f"{name} is {there[name]!r} and {value!r}. Leave one out, or compare settings with a plan: see "
+                f"{name} is {there!r} and {value!r}. Leave one out, or compare settings with a plan: see "
                 "docs/compare.md."
             )
     if run.of_other_defaults != other.of_other_defaults:

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -132,9 +132,15 @@ def check_checkpoints(config: RunConfig, *, resume: bool, overwrite: bool) -> No
             "--overwrite."
         )
     if begun.settings != config.fingerprint:
+        without = replace(config, temperature_scaling=False)
+        repeat = (
+            "It was begun without a temperature, which its method now fits unasked: add --temperature_scaling false"
+            if begun.settings == without.fingerprint and config.temperature_scaling is None
+            else "Repeat its settings"
+        )
         raise ValueError(
-            f"the unfinished run in {checkpoints} had other settings, so it cannot be resumed with these. Repeat "
-            "its settings, choose another output_dir, or start afresh with --overwrite."
+            f"the unfinished run in {checkpoints} had other settings, so it cannot be resumed with these. {repeat}, "
+            "choose another output_dir, or start afresh with --overwrite."
         )
     if begun.processes != (now := this_process().num_processes):
         raise ValueError(

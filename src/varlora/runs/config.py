@@ -344,6 +344,23 @@ class RunConfig:
         settings = {**self.to_dict(), "temperature_scaling": self.scales_temperature or None}
         return {name: value for name, value in settings.items() if value != defaults.get(name)}
 
+    def differences(self, other: RunConfig) -> dict[str, tuple[Any, Any]]:
+        """Settings that are not the other run's, by name, with this run's value and the other's.
+
+        Of a temperature it is whether one is fitted, said or not, so that runs differ in what they do.
+
+        Example:
+            >>> runs = [RunConfig(model_name_or_path="m", task="boolq", output_dir="o", method=method, seed=seed,
+            ...                   temperature_scaling=scaling)
+            ...         for method, seed, scaling in (("adamw", 0, None), ("adamw", 1, False), ("ivon", 0, None))]
+            >>> runs[0].differences(runs[1])
+            {'seed': (0, 1)}
+            >>> runs[0].differences(runs[2])["temperature_scaling"]
+            (False, True)
+        """
+        here, there = ({**c.to_dict(), "temperature_scaling": c.scales_temperature} for c in (self, other))
+        return {name: (value, there.get(name)) for name, value in here.items() if value != there.get(name)}
+
     @property
     def scales_temperature(self) -> bool:
         """`temperature_scaling`; where that is not said, as the method has it."""

@@ -227,9 +227,8 @@ def _check_not_finished(config: RunConfig) -> None:
                 "same settings this version trains something else. Choose another output_dir, or replace it with "
                 "--overwrite."
             )
-        former, given = there.to_dict(), config.to_dict()
-        changed = [name for name in given if given[name] != former.get(name) and name not in PLACES]
-        others = [f"{name} ({former.get(name)!r}, now {given[name]!r})" for name in changed]
+        changed = {name: values for name, values in config.differences(there).items() if name not in PLACES}
+        others = [f"{name} ({former!r}, now {now!r})" for name, (now, former) in changed.items()]
         raise ValueError(
             f"{folder} is a finished run with other settings: {', '.join(others)}. Choose another output_dir, or "
             "replace it with --overwrite."

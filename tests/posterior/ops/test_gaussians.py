@@ -208,6 +208,8 @@ def test_merge_leaves_out_temperatures_that_differ(mode: str, caplog: pytest.Log
     other = one([1.0], [1.0], logit_temperatures={mode: 0.8})
     prior = one([0.0], [2.0])
     assert merge([first, same], prior=prior).meta.logit_temperature_of(mode) == 0.9
+    kept = [one([1.0], [1.0], logit_temperatures=temperatures) for temperatures in ({}, {mode: 1.0})]
+    assert merge(kept, prior=prior).meta.logit_temperature_of(mode) == 1
     assert not caplog.records
     assert merge([first, other], prior=prior).meta.logit_temperatures == {}
     assert "the merged one has none" in caplog.text

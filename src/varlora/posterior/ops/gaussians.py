@@ -13,13 +13,13 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from varlora.adapters import same_scaling
-from varlora.posterior import DiagonalGaussian, PointMass, PointMassError, PosteriorMeta
+from varlora.posterior import DiagonalGaussian, Mode, PointMass, PointMassError, PosteriorMeta
 from varlora.posterior.ops.pruning import known_exactly
 
 logger = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
     if not all(same_scaling(metas[0].adapter_config, meta.adapter_config) for meta in metas):
         raise ValueError("the adapters differ in rank, alpha or another scaling, so their weights do not compare.")
     temperatures = metas[0].logit_temperatures
-    if any(meta.logit_temperatures != temperatures for meta in metas):
+    if len({tuple(map(meta.logit_temperature_of, get_args(Mode))) for meta in metas}) > 1:
         logger.warning(
             "the posteriors have different logit temperatures; the merged one has none. Fit one on validation rows, by "
             "`varlora tune`."
