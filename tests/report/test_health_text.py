@@ -107,6 +107,10 @@ def test_tuning_is_pointed_out_where_it_can_be_done_and_was_not() -> None:
         ({"held_out": end(0.3), "validation_rows": 0}, "where there are validation rows"),
         ({"ess": 100.0, "ess_start": 1000.0}, "lower bound, λ_0/10: the model is over-confident"),
         ({"ess": 100.0, "ess_start": 1000.0, "held_out": end(0.3)}, "λ_0/10 (log T̂ +0.30 ± 0.10): "),
+        (
+            {"ess": 100.0, "ess_start": 1000.0, "logit_temperature": 1.5},
+            "as much noise as is allowed, and its logits are divided (T = 1.50).",
+        ),
         ({"ess": 1e5, "ess_start": 1000.0}, "upper bound, 100 λ_0, where the noise is as good as off"),
     ],
 )

@@ -258,10 +258,15 @@ def _unsettled(health: Health, run: str) -> str:
     rest = f"log T̂ {_signed(end.paired)}" if end is not None and end.off else ""
     if health.bound == "lower":
         shorter = health.course is not None and health.course.may_be_too_long and not _not_learned(health)
-        return (
+        over = (
             f"λ ended at its lower bound, λ_0/{1 / BOUNDS[0]:g}{rest and f' ({rest})'}: the model is over-confident "
-            f"with as much noise as is allowed. {'Train for fewer steps, or divide' if shorter else 'Divide'} the "
-            f"logits ({_dividing(health, run)})."
+            "with as much noise as is allowed"
+        )
+        if divided := temperature_in_words(health.logit_temperature):
+            return f"{over}, and its logits are divided ({divided}).{' Train for fewer steps.' if shorter else ''}"
+        return (
+            f"{over}. {'Train for fewer steps, or divide' if shorter else 'Divide'} the logits "
+            f"({_dividing(health, run)})."
         )
     if health.bound == "upper":
         return (
