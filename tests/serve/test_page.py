@@ -121,7 +121,8 @@ def test_a_question_typed_before_the_models_are_known_waits_for_them(page: Any, 
 
 
 @pytest.mark.browser
-def test_an_answer_to_another_task_than_the_chosen_one_is_not_shown(page: Any, address: str) -> None:
+@pytest.mark.parametrize("refused", [False, True], ids=["answered", "refused"])
+def test_what_comes_of_another_task_than_the_chosen_one_is_not_shown(page: Any, address: str, refused: bool) -> None:
     held: list[Any] = []
     page.route("**/v1/classify", lambda route: held.append(route))
     page.goto(address)
@@ -129,7 +130,10 @@ def test_an_answer_to_another_task_than_the_chosen_one_is_not_shown(page: Any, a
     page.get_by_role("button", name="Ask").click()
     page.get_by_text("Asking…").wait_for()
     page.get_by_role("radio", name="Write").check()
-    held.pop().continue_()
+    if refused:
+        held.pop().fulfill(status=422, json={"error": {"message": "out of order"}})
+    else:
+        held.pop().continue_()
     page.get_by_role("button", name="Ask", exact=True).wait_for()
     assert not page.locator("#answer").is_visible()
     assert not page.get_by_role("alert").is_visible()

@@ -128,7 +128,7 @@ class Prediction(TableFile):
         return (torch.logsumexp(self.log_probs, dim=1) - math.log(self.num_draws)).exp()
 
     def at_temperature(self, temperature: float) -> Self:
-        """The same with logits that another T divides.
+        """The same with logits that another T divides, draw by draw: not for the probit form of the linearised model.
 
         Args:
             temperature: T, in place of the one that there is; positive and finite.

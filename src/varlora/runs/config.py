@@ -211,7 +211,7 @@ class RunConfig:
     )
     temperature_scaling: bool | None = _evaluation(
         "Divide the logits by a temperature fitted on validation rows, one for each mode of prediction. Unless said, "
-        "ivon's recipe 'auto' does so where validation rows have labels and held_out allows it.",
+        "ivon's recipe 'auto' does so where validation rows have labels and may steer ess.",
         None,
     )
     max_new_tokens: int = _evaluation("Most tokens of a text, where completions have a final answer.", 256, at_least=1)

@@ -99,8 +99,10 @@ async function ask(event) {
       show();
     }
   } catch (error) {
-    $("answer").hidden = true;
-    problem(error.message);
+    if (number === asked) {
+      $("answer").hidden = true;
+      problem(error.message);
+    }
   } finally {
     $("send").disabled = false;
     $("send").textContent = "Ask";
