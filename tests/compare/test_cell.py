@@ -27,6 +27,7 @@ OTHERS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "task": "sst2",
     "task_dir": None,
+    "temperature_scaling": False,  # IVON's default has it
 }
 
 

@@ -99,6 +99,7 @@ class Opened:
     def __init__(self, browser: Any, file: Path) -> None:
         self.context = browser.new_context()
         self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))

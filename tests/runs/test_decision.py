@@ -203,7 +203,7 @@ def test_a_decision_is_kept_and_read_back(tmp_path: Path) -> None:
         Wanted(bands=WantedBands(names=("high", "low"), accuracies=(0.99,)), recalibrate=("venn_abers",)),
     ):
         for one in (chosen(wanted, rows, groups), chosen(wanted, rows)):
-            one.save(folder)
+            one.save(folder, overwrite=True)
             assert Decision.load(folder) == one
     write_tuned(folder, PredictionConfig(mode="mean", logit_temperature=2.0), [{"op": "tune"}])
     with pytest.raises(ValueError, match="was chosen for another posterior"):
