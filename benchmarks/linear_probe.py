@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,9 +67,12 @@ def probe(config: RunConfig) -> dict[str, Mapping[str, float]]:
         )
     setting.model.eval()
     rows = {split: last_states(setting, split) for split in setting.task.splits}
-    fits = [
-        make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(*rows["train"]) for c in PENALTIES
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fits = [
+            make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(*rows["train"])
+            for c in PENALTIES
+        ]
     answers = len(setting.task.answers)
 
     def log_probs(fit: Any, split: str) -> Tensor:
@@ -93,8 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", help="of the plan's cells, whose frozen layers' states are taken")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore", category=ConvergenceWarning)
     plan = read_plan(options.plan, data=options.data, output_dir=options.output_dir)
     method = next(iter(plan.methods))
     probes = [

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import logging
 import os
 import sys
 from types import SimpleNamespace
@@ -26,14 +25,6 @@ if TYPE_CHECKING:
 
 TOGETHER = ("tests/integrations", "tests/predictor", "tests/serve")
 """Folders whose files share what takes seconds to make: one process runs all of them."""
-
-
-def pytest_runtest_setup() -> None:
-    """Lets every test log as a new process does, whatever a library has switched off in a test before it."""
-    logging.disable(logging.NOTSET)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.partition(".")[0] == "varlora" and isinstance(logger, logging.Logger):
-            logger.disabled = False
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def test_a_linear_probe_reads_the_frozen_models_last_state(tmp_path: Path, capsy
     torch.testing.assert_close(torch.as_tensor(states[0]), expected, rtol=0, atol=1e-5)
 
     linear_probe.main(words)
+    assert logging.root.manager.disable == logging.NOTSET  # a benchmark leaves the process as it was
     head, _, row = capsys.readouterr().out.strip().splitlines()
     assert head == "| model | task | split | Accuracy % ↑ | NLL ↓ | ECE % ↓ | Brier ↓ |"
     assert row.startswith("| small | films | test | 100.0 ± 0.0 | ")  # rows that it was fitted to
