@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import varlora.predictor.client
 from openai_server import Behaviour, serving
@@ -101,6 +103,21 @@ def test_an_export_answers_here_as_well(here: Predictor, exported: Path, tmp_pat
             Predictor.from_pretrained(exported)
     finally:
         weights.write_bytes(data)
+
+
+def test_an_export_keeps_its_temperature_and_knows_its_base_model(
+    trained: Path, exported: Path, tmp_path: Path
+) -> None:
+    one = export_adapters(read_run(trained).posterior, tmp_path / "one", samples=1, source=trained)
+    assert Predictor.from_pretrained(tmp_path / "one").prediction(TEXTS).logit_temperature == one.logit_temperature != 1
+
+    other = Path(shutil.copytree(one.base_model, tmp_path / "other"))
+    model = AutoModelForCausalLM.from_pretrained(other)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    model.save_pretrained(other)
+    with pytest.raises(ValueError, match="this is not the base model that the posterior was trained on"):
+        Predictor.from_pretrained(exported, base_model=str(other))
 
 
 @pytest.mark.parametrize("behaviour", [{"knows_ids": False}, {"knows_ids": False, "refuses_ids": True}])

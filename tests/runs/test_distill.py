@@ -59,6 +59,8 @@ def test_it_is_a_run_that_is_read_everywhere(distilled: tuple[Distillation, Path
     assert run.posterior.meta.history[-1]["op"] == "distill"
     assert run.facts["derived_from"] == [str(noisy)]
     assert run.posterior.meta.logit_temperature_of("mean") == 1
+    for name in ("base_loading", "base_fingerprint", "task", "readout"):
+        assert getattr(run.posterior.meta, name) == getattr(load_posterior(noisy).meta, name), name
     kept = json.loads((folder / DISTILLED).read_text())
     assert kept["measured"]["distilled"]["nll"] == pytest.approx(result.measured["distilled"]["nll"])
     assert kept["gain"] == result.gain

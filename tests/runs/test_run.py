@@ -24,10 +24,11 @@ from varlora.prediction.prediction import Prediction
 from varlora.runs.checkpoints import checkpoints_of
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import CompletionScores, read_run
+from varlora.runs.predict import predict_answers
 from varlora.runs.result import RunResult
-from varlora.runs.run import method_of, run, train
+from varlora.runs.run import Trained, evaluate, method_of, run, train
 from varlora.runs.run import run as run_function
-from varlora.runs.setting import load_setting
+from varlora.runs.setting import load_setting, reload_setting
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,29 @@ def assert_equal(first: Posterior, second: Posterior) -> None:
     for key in first.mean:
         assert torch.equal(first.mean[key], second.mean[key]), key
         assert torch.equal(first.variance[key], second.variance[key]), key
+
+
+def test_a_temperature_that_nobody_asked_for_loses_no_run(
+    finished: tuple[RunConfig, RunResult], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, result = finished
+    setting = reload_setting(read_run(settings.output_dir))
+    trained, once = Trained(posterior=result.posterior, seconds=0.0, log=[]), predict_answers
+
+    def impossible(*args: Any, **kwargs: Any) -> Prediction:
+        made = once(*args, **kwargs)
+        log_probs = made.log_probs.clone()
+        log_probs[0, :, made.labels[0]] = -torch.inf
+        return replace(made, log_probs=log_probs.log_softmax(-1))
+
+    monkeypatch.setattr("varlora.runs.run.predict_answers", impossible)
+    found = evaluate(setting, trained, progress=False)
+
+    assert found.metrics["validation"]["mean"]["nll"] == math.inf
+    assert "no temperature of the logits is fitted, which was not asked for: some row's label" in caplog.text
+    asked = replace(setting, config=replace(setting.config, temperature_scaling=True))
+    with pytest.raises(ValueError, match="no temperature can make it likely"):
+        evaluate(asked, trained, progress=False)
 
 
 def test_the_folder_tells_what_the_run_returned(finished: tuple[RunConfig, RunResult]) -> None:

@@ -120,6 +120,7 @@ def test_rows_are_as_long_as_the_context_allows(config: Make) -> None:
 
 
 NO_FILES: dict[str, Any] = {"train_file": None, "validation_file": None, "test_file": None}
+LETTERS: dict[str, Any] = {"label_answers": "letters"}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no folder": ({"model": "./nowhere"}, "there is no model folder ./nowhere"),
     "unknown task": (
@@ -157,6 +158,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "the tokenizer knows (label_names_file names the classes in words of yours), answer by letters "
         "(label_answers='letters'), score whole names (prompt_style='cloze'), or read a classification head "
         "(model_class='encoder')",
+    ),
+    "letters of a passage": (
+        {"rows": [{"passage": "a film", "question": "fine", "answer": i % 2 == 0} for i in range(20)], **LETTERS},
+        "label_answers is 'letters', which has no effect here: 'jsonl' is answered by no, yes. Leave it out.",
+    ),
+    "letters of completions": (
+        {"rows": [{"prompt": "a film", "completion": " fine"}] * 20, **LETTERS},
+        "label_answers is 'letters', which has no effect here: 'jsonl' has completions. Leave it out.",
     ),
     "columns": (
         {"dataset_name": "d", "dataset_columns": "text", **NO_FILES},
@@ -241,6 +250,8 @@ def test_an_encoder_has_no_prompt_style(tmp_path: Path, config: Make) -> None:
     assert load_setting(config(rows=rows, model=model)).task.kind == "choice"
     with pytest.raises(ValueError, match="prompt_style is 'blob', which has no effect on an encoder"):
         load_setting(config(rows=rows, model=model, prompt_style="blob"))
+    with pytest.raises(ValueError, match="label_answers is 'letters', which has no effect here: an encoder"):
+        load_setting(config(rows=rows, model=model, label_answers="letters"))
 
 
 def test_completions_need_a_causal_model(tmp_path: Path, config: Make) -> None:

@@ -254,8 +254,10 @@ def _meta(q: Posterior, run: RunFolder, way: PredictionConfig, fit: SoftTargetFi
         base_model=q.meta.base_model,
         base_revision=q.meta.base_revision,
         base_fingerprint=q.meta.base_fingerprint,
+        base_loading=q.meta.base_loading,
         adapter_config=q.meta.adapter_config,
         readout=q.meta.readout,
+        task=q.meta.task,
         history=(*q.meta.history, step),
     )
 

@@ -113,6 +113,7 @@ def export_adapters(
             kind="adapters",
             base_model=base,
             base_revision=q.meta.base_revision,
+            base_fingerprint=q.meta.base_fingerprint,
             adapters=tuple(dataclasses.replace(one, weight=1 / len(written)) for one in written),
             mode=mode,
             seed=seed if draws else None,

@@ -56,6 +56,8 @@ class Export:
         kind: "adapters", or "merged" where the mean was merged into the base model.
         base_model: name or path of the base model.
         base_revision: its revision, where known.
+        base_fingerprint: what tells its weights from another model's (`varlora.adapters.base_fingerprint`); None where
+            it is unknown, as of an export of an older version.
         adapters: the adapters, in the order of the draws; empty where merged.
         mode: "samples", or "mean" where the point alone was exported.
         seed: of the draws; None where none was drawn.
@@ -73,6 +75,7 @@ class Export:
     kind: Literal["adapters", "merged"]
     base_model: str
     base_revision: str | None = None
+    base_fingerprint: Mapping[str, Any] | None = None
     adapters: tuple[ExportedAdapter, ...] = ()
     mode: Literal["samples", "mean"]
     seed: int | None = None
@@ -154,9 +157,10 @@ def read_export(folder: str | os.PathLike[str]) -> tuple[RunFolder, Export]:
         method="export",
         base_model=export.base_model,
         base_revision=export.base_revision,
+        base_fingerprint=export.base_fingerprint,
         adapter_config=config,
         readout=export.readout,
-        logit_temperatures={export.mode: export.logit_temperature},
+        logit_temperatures={export.mode if len(weights) > 1 else "mean": export.logit_temperature},
     )
     points = tuple(PointMass(mean=mean, meta=meta) for mean in weights)
     run = RunFolder(

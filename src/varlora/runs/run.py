@@ -184,7 +184,12 @@ def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> Ru
             plain = replace(config, logit_temperature=1.0)
             unscaled[mode] = predict_answers(setting, q, VALIDATION, plain, progress=progress)
             seconds[f"predict/{VALIDATION}/{mode}"] = time.perf_counter() - start
-        q = with_temperatures(q, unscaled, of=setting.config.output_dir)
+        try:
+            q = with_temperatures(q, unscaled, of=setting.config.output_dir)
+        except ValueError as error:
+            if setting.config.temperature_scaling:
+                raise
+            logger.warning("no temperature of the logits is fitted, which was not asked for: %s", error)
         predictions[VALIDATION] = {
             mode: made.at_temperature(q.meta.logit_temperature_of(mode)) for mode, made in unscaled.items()
         }

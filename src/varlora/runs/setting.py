@@ -22,6 +22,7 @@ from varlora.runs.load_model import add_adapter, base_of, family_of, load_base_m
 from varlora.runs.lora import lora_config
 from varlora.tasks import Collator, Task, answer_tokens, context_length, encode
 from varlora.tasks.encode import Family
+from varlora.tasks.prompts import letters
 from varlora.tasks.tokens import SharedTokenError
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ def load_setting(config: RunConfig) -> Setting:
             f"prompt_format is {config.prompt_format!r}, which an encoder has no use for; leave it out "
             "(prompt_template words the text that it reads)."
         )
+    _check_letters(config, task, family)
     torch.manual_seed(config.seed)
     readout = readout_of(config, task, tokenizer, family, split="train")
     base, new_modules = load_base_model(config, family, task.answers)
@@ -247,6 +249,22 @@ def _put_beside(config: RunConfig, folder: Path, beside: LoadedModel) -> tuple[P
     model.load_adapter(str(folder), adapter_name=name)
     model.set_adapter(name, inference_mode=True)
     return model, name
+
+
+def _check_letters(config: RunConfig, task: Task, family: Family) -> None:
+    """Refuses letters for answers where nothing is answered by letters."""
+    if config.label_answers != "letters":
+        return
+    asked = tuple(continuation.strip() for continuation in task.continuations)
+    if family == "encoder":
+        where = "an encoder answers by its head"
+    elif task.kind == "completion":
+        where = f"{task.name!r} has completions"
+    elif asked != letters(len(asked)):
+        where = f"{task.name!r} is answered by {', '.join(asked)}"
+    else:
+        return
+    raise ValueError(f"label_answers is 'letters', which has no effect here: {where}. Leave it out.")
 
 
 def _check_answers(task: Task, readout: Readout | None, folder: Path) -> None:
