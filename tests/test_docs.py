@@ -173,6 +173,17 @@ def test_links_resolve(page: Path) -> None:
     assert not broken
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_tests_that_are_named_are_there(page: Path) -> None:
+    """As `tests/x.py::test_y`, or `::test_y` behind one of the same file."""
+    file, missing = "", []
+    for named, test in re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", page.read_text(encoding="utf-8")):
+        file = named or file
+        if not (ROOT / file).is_file() or f"def {test}(" not in (ROOT / file).read_text(encoding="utf-8"):
+            missing.append(f"{file}::{test}")
+    assert not missing
+
+
 def _anchors(page: Path) -> set[str]:
     """As GitHub makes them: lower case, no punctuation, hyphens for spaces."""
     titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
