@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 JOBS = "jobs"
 """Folder of an output folder for the jobs' logs."""
-FOREVER = 60 * 24 * 365
-"""Minutes."""
 TIMES_REQUEUED = 1000
 SECONDS_TO_SAVE = 60.0
 """That a training has to end after its step, of the 90 that submitit leaves between the signal and the end."""

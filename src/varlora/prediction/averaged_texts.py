@@ -66,7 +66,7 @@ def generate_averaged(
         model: As for `generate`, and so are the others.
         q: The posterior.
         batches: `input_ids` and `attention_mask` (B, T) of prompts, padded on the left; optionally `id`.
-        samples: S, all of which are held at once; 0 writes at the posterior's mean.
+        samples: S, all of which are held at once; 0 writes at the posterior's mean. None: as of `predict`.
         tokenizer: The model's.
         max_new_tokens: Most tokens of a text.
         antithetic: Draw in mirrored pairs.

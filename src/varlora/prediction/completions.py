@@ -63,7 +63,7 @@ def predict_completions(
         model: A causal LM.
         q: The posterior, or None for the model as it stands.
         batches: `input_ids`, `attention_mask`, `labels` (B, T) with -100 on the prompt.
-        samples: S; 0 is the mean. None: what `varlora tune` chose, or 10.
+        samples: S; 0 is the mean. None: as of `predict`.
         antithetic: Draw in mirrored pairs.
         seed: Decides the draws.
         progress: Show a progress bar.

@@ -255,7 +255,7 @@ def generate(
         q: The posterior whose weights to write with; None takes the model as it stands, once.
         batches: `input_ids` and `attention_mask` (B, T) of prompts, padded on the left, as `encode_prompts` and
             `Collator` of `varlora.tasks` make them; optionally `id`.
-        samples: S, the number of draws; 0 writes at the posterior's mean. None: what `varlora tune` chose, or 10.
+        samples: S, the number of draws; 0 writes at the posterior's mean. None: as of `predict`.
         tokenizer: The model's; makes text of the tokens, and has the end-of-text token.
         max_new_tokens: Most tokens of a text.
         final_answer: How the answer is read from a text: "number" or "text".
