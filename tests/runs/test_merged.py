@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from small_runs import finish_herds, save_model
+from models import tiny_qwen3
+from small_runs import WORDS, finish_herds, save_model
 from tiny_runs import save_encoder
+from tiny_tokenizers import word_level
 from varlora import Export, PredictionConfig
 from varlora.posterior.manifest import write_tuned
 from varlora.readout.readout import readout_from_dict
@@ -50,6 +52,25 @@ def test_the_merged_model_is_the_mean(trained: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(log_probs, expected.log_probs[:, 0], atol=1e-5, rtol=0)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"lacks config\.yaml"):
         read_export(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("targets", ["v_proj,lm_head", "v_proj,embed_tokens"])
+def test_an_update_of_tied_embeddings_is_merged_where_it_belongs(targets: str, tmp_path: Path) -> None:
+    tokenizer = word_level(words=WORDS)
+    model = save_model(tmp_path / "model", tiny_qwen3(vocab_size=len(tokenizer), layers=1), tokenizer)
+    settings = {"lora_target_modules": targets, "max_steps": 4, "method": "adamw", "learning_rate": 0.02}
+    run = read_run(finish_herds(tmp_path, model, **settings))
+    setting = reload_setting(run)
+    expected = predict_split(setting, run.posterior, "test", PredictionConfig(mode="mean"))
+
+    export = export_merged(run, tmp_path / "merged")
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    readout = readout_from_dict(export.readout or {})
+    with torch.no_grad():
+        logits = torch.cat([readout.logits(merged, batch) for batch in setting.batches(setting.encoded("test"))])
+    log_probs = logits.double().log_softmax(-1)
+    torch.testing.assert_close(log_probs, expected.log_probs[:, 0], atol=1e-5, rtol=0)  # type: ignore[union-attr]
 
 
 def test_a_quantized_base_is_not_merged_into(trained: Path, tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from varlora.adapters import check_base, load_into
 from varlora.io.folders import atomic_folder, check_target
 from varlora.prediction.prediction_setup import apply_config, choose_config, remove_tuning
 from varlora.readout.readout import ClassHead
+from varlora.readout.trunks import is_adapted
 from varlora.runs.export import base_model_of, largest_rank, prompt_of, write_beside
 from varlora.runs.export_folder import Export
 from varlora.runs.folder import EXPORT, RunFolder
@@ -49,6 +52,7 @@ def export_merged(
         raise _quantized(f"{config.model_name_or_path} is quantized itself")
     check_base(model, q.point.keys(), q.meta.base_fingerprint, q.meta.base_model)
     load_into(model, q.point)
+    _untie_adapted(model.get_base_model())
     merged = model.merge_and_unload(safe_merge=True)
     if isinstance(loaded.readout, ClassHead):
         merged.config.id2label = dict(enumerate(loaded.readout.classes))
@@ -68,6 +72,21 @@ def export_merged(
         loaded.tokenizer.save_pretrained(folder)
         write_beside(export, folder, None, name=Path(output_dir).name)
     return export
+
+
+def _untie_adapted(base: Any) -> None:
+    """Parts an output layer from the token embeddings that it shares its weights with, where one of them is adapted.
+
+    The update of the one would be merged into both.
+    """
+    layers = [layer for layer in (base.get_input_embeddings(), base.get_output_embeddings()) if layer is not None]
+    weights = [getattr(layer, "base_layer", layer).weight for layer in layers]
+    if len(weights) < 2 or weights[0] is not weights[1] or not any(map(is_adapted, layers)):
+        return
+    output = getattr(layers[1], "base_layer", layers[1])
+    output.weight = nn.Parameter(weights[1].detach().clone(), requires_grad=False)
+    for config in (base.config, base.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def _quantized(why: str) -> ValueError:
