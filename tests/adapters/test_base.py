@@ -69,6 +69,29 @@ def test_the_same_base_passes_in_another_precision_and_with_a_vocabulary_that_gr
         check_base(lora(shrunk), q.mean.keys(), q.meta.base_fingerprint, None)
 
 
+def packed(model: PeftModel) -> PeftModel:
+    """As bitsandbytes leaves a model: all linear layers but the output's are packed."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not {"lora_A", "lora_B", "lm_head"} & set(name.split(".")):
+            module.weight.quant_state = object()  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("quantized_first", [True, False])
+def test_a_quantized_base_and_the_whole_one_are_compared_by_what_is_not_packed(quantized_first: bool) -> None:
+    trained, other = (packed, lambda model: model) if quantized_first else (lambda model: model, packed)
+    q = learned(trained(lora(tiny_llama())))
+    expected = q.meta.base_fingerprint
+    check_base(other(lora(tiny_llama())), q.mean.keys(), expected, None)
+    check_base(trained(lora(tiny_llama())), q.mean.keys(), expected, None)
+    with pytest.raises(ValueError, match="the weights of the one given"):
+        check_base(
+            other(changed("model.layers.1.input_layernorm.weight", lora(tiny_llama()))), q.mean.keys(), expected, None
+        )
+    with pytest.raises(ValueError, match="the embeddings of the one given"):
+        check_base(other(changed("model.embed_tokens.weight", lora(tiny_llama()))), q.mean.keys(), expected, None)
+
+
 @pytest.mark.parametrize("build", ADAPTED.values(), ids=ADAPTED.keys())
 def test_an_adapter_is_no_part_of_its_base(build: Callable[[], PeftModel]) -> None:
     model, again = build(), build()

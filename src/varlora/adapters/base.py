@@ -3,7 +3,8 @@
 SHA-256 over names, shapes and up to 1024 entries of each of the base model's tensors, at fixed strides, rounded to
 bfloat16: a base loaded in bfloat16 or in float32 has one fingerprint. Embeddings have a hash of their own, over the
 rows that there were, since a vocabulary may grow later on; what the posterior holds itself is left out, and so is what
-was quantised. A change of a few entries of a large tensor can escape it.
+was quantised. Where one of two bases is quantised they are compared by what no quantisation packs, all but the weights
+of linear layers. A change of a few entries of a large tensor can escape it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def base_fingerprint(model: nn.Module, held: Collection[str], *, rows: int | Non
     mine = {id(t) for key, t in named.items() if key in held}
     embeddings = {id(t) for layer in _embedding_layers(base) for _, t in _own_tensors(layer)}
     adapter = active_adapter(inner) if is_peft_model(inner) else None
+    linear = _linear_weights(base)
+    packable = {id(t) for t in linear}
     body, vocabulary, seen, vocabulary_rows = [], [], set[int](), 0
     for name, t in _own_tensors(base, adapter):
         if id(t) in mine or id(t) in seen or not _is_plain(t):
@@ -66,6 +69,8 @@ def base_fingerprint(model: nn.Module, held: Collection[str], *, rows: int | Non
     return {
         "config": {name: value for name, value in facts.items() if isinstance(value, (str, int))},
         "sha256": _hash(body),
+        "quantized": not all(map(_is_plain, linear)),
+        "sha256_unpacked": _hash((name, t) for name, t in body if id(t) not in packable),
         "embeddings": {"rows": vocabulary_rows, "sha256": _hash(vocabulary, last_row=True)} if vocabulary else None,
         "float16": "torch.float16" in dtypes,
     }
@@ -92,12 +97,15 @@ def check_base(model: nn.Module, held: Collection[str], expected: Mapping[str, A
     if given["float16"] != expected["float16"]:
         logger.info("the base model is in float16 here or was in training, so the two are not compared")
         return
-    differing = [what for what in ("config", "sha256") if given[what] != expected[what]]
+    weights = "sha256"
+    if given["quantized"] != expected.get("quantized", given["quantized"]):
+        weights = "sha256_unpacked"  # of linear layers one of the two has other bits
+    differing = [what for what in ("config", weights) if given[what] != expected[what]]
     vocabulary = given["embeddings"] or {"rows": 0, "sha256": None}
     if embeddings and (vocabulary["rows"] < embeddings["rows"] or vocabulary["sha256"] != embeddings["sha256"]):
         differing.append("embeddings")
     if differing:
-        words = {"config": "configuration", "sha256": "weights", "embeddings": "embeddings"}
+        words = {"config": "configuration", weights: "weights", "embeddings": "embeddings"}
         here = getattr(base_module(model), "name_or_path", None)
         raise ValueError(
             f"this is not the base model that the posterior was trained on ({name or 'which has no name'}): the "
@@ -132,6 +140,12 @@ def _own_tensors(module: nn.Module, adapter: str | None = None, prefix: str = ""
 def _embedding_layers(base: nn.Module) -> list[nn.Module]:
     layers = [getattr(base, name, lambda: None)() for name in ("get_input_embeddings", "get_output_embeddings")]
     return [layer for layer in layers if isinstance(layer, nn.Module)]
+
+
+def _linear_weights(base: nn.Module) -> list[Tensor]:
+    """Weights of linear layers, which a quantisation packs."""
+    layers: list[Any] = [m for m in base.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
+    return [layer.weight for layer in layers]
 
 
 def _is_plain(t: Tensor) -> bool:
