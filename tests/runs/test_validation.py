@@ -133,7 +133,7 @@ def test_rows_with_an_answer_whose_prompts_are_not_reported_may_be_chosen_on() -
         return datasets.Dataset.from_dict({**rows, "num_choices": [2] * len(prompts)})
 
     task = Task(name="t", kind="label", answers=("a", "b"), splits={"test": split("x", "y"), "shift": split("z")})
-    answered, prompts = torch.tensor([True, True, False, True, False]), ["x", "z", "y", "v", "w"]
+    answered, prompts = torch.tensor([True, True, False, True, False]), [" X", "z", "y", "v", "w"]
     for splits, kept, left_out in (
         (["test"], [False, True, False, True, False], 1),
         (["test", "shift"], [False, False, False, True, False], 2),

@@ -23,6 +23,7 @@ from varlora.runs.folder import CompletionScores, RunFolder
 from varlora.runs.predict import predict_split
 from varlora.runs.setting import Setting, reload_setting
 from varlora.tasks import OUT_OF_SCOPE, Task
+from varlora.tasks.overlap import without_case_and_spaces
 from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ def is_of(stored: Prediction, task: Task, split: str) -> bool:
 def exclude_reported(answered: Tensor, prompts: Sequence[str], task: Task, splits: Sequence[str]) -> tuple[Tensor, int]:
     """Which rows may be chosen on: those with an answer whose prompts are not among the rows that are reported.
 
+    Case and spaces aside, as rows are told from each other in a run's notes (`varlora.tasks.overlap`).
+
     Args:
         answered: (N,) whether a row has an answer.
         prompts: of the rows; not looked at where nothing is reported.
@@ -121,10 +124,12 @@ def exclude_reported(answered: Tensor, prompts: Sequence[str], task: Task, split
     Returns:
         (N,) whether a row may be chosen on; and how many with an answer may not.
     """
-    shown = {prompt for split in splits if split in task.splits for prompt in task.rows(split)["prompt"]}
-    if not shown:
+    reported = {prompt for split in splits if split in task.splits for prompt in task.rows(split)["prompt"]}
+    if not reported:
         return answered, 0
-    kept = answered & torch.tensor([prompt not in shown for prompt in prompts], dtype=torch.bool)
+    shown = set(map(without_case_and_spaces, reported))
+    new = [without_case_and_spaces(prompt) not in shown for prompt in prompts]
+    kept = answered & torch.tensor(new, dtype=torch.bool)
     return kept, int(answered.sum() - kept.sum())
 
 

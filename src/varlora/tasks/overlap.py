@@ -44,10 +44,10 @@ def count_overlap(task: Task, splits: Collection[str] | None = None) -> dict[str
     """
     with_choices = all("choices" in rows.column_names for rows in task.splits.values())
     asked = "text" if task.cloze and with_choices else "prompt"
-    seen = {split: {_normal(prompt) for prompt in task.rows(split)[asked]} for split in SEEN if split in task.splits}
+    seen = {split: set(map(without_case_and_spaces, task.rows(split)[asked])) for split in SEEN if split in task.splits}
     counts = {}
     for split in splits if splits is not None else [split for split in task.splits if split != "train"]:
-        normal = [_normal(prompt) for prompt in task.rows(split)[asked]]
+        normal = [without_case_and_spaces(prompt) for prompt in task.rows(split)[asked]]
         counts[split] = {
             other: sum(prompt in known for prompt in normal) for other, known in seen.items() if other != split
         }
@@ -107,5 +107,11 @@ def _parts(shared: Mapping[str, int], rows: int) -> list[str]:
     ]
 
 
-def _normal(prompt: str) -> str:
+def without_case_and_spaces(prompt: str) -> str:
+    """What of a prompt tells its row from others.
+
+    Example:
+        >>> without_case_and_spaces(" A fine  film ")
+        'a fine film'
+    """
     return " ".join(prompt.lower().split())
