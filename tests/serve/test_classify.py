@@ -13,12 +13,15 @@ import pytest
 
 from serving import served
 from small_runs import herds
+from varlora.posterior import PredictionConfig
+from varlora.posterior.manifest import write_tuned
 from varlora.predictor.predictor import Predictor
 from varlora.runs.calibration import Calibration, ChosenOn
 from varlora.runs.choose_decision import Wanted, choose_decision
 from varlora.runs.folder import read_run
 from varlora.serve import create_app
 from varlora.serve.classifier import PredictorClassifier
+from varlora.serve.facts import abstention
 from varlora.serve.load import LoadOptions, load_models, named_folders
 
 TEXTS = [row["text"] + " film" * (3 * n % 5) for n, row in enumerate(herds(24, offset=40))]
@@ -161,6 +164,22 @@ def test_models_say_what_they_do_and_what_abstaining_did(client: httpx.Client, t
     assert table["answered"][100] <= table["answered"][60] <= 1
     assert client.get("/v1/models/herds").json() == cards["herds"]
     assert str(trained) not in str(cards)
+
+
+def test_what_abstaining_did_is_said_of_the_probabilities_that_are_served(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    stored = read_run(run).prediction("validation", "samples")
+
+    def found(**config: Any) -> dict[str, Any] | None:
+        write_tuned(run, PredictionConfig(**config), [{"op": "tune"}])
+        return abstention(Predictor.from_pretrained(run, decision=None))
+
+    confidence = stored.at_temperature(9.0).probs.amax(1)
+    divided = found(samples=6, logit_temperature=9.0)
+    assert divided is not None
+    assert divided["answered"][60] == float((confidence >= 0.6).double().mean())
+    assert divided["answered"] != found(samples=6)["answered"]  # type: ignore[index]
+    assert found(samples=6, temperature=0.5) is found(samples=4) is found(samples=6, prune=0.5) is None
 
 
 def test_a_text_is_never_a_file_or_a_template(client: httpx.Client, trained: Path) -> None:

@@ -56,6 +56,11 @@ class RowAnswerer(ABC):
     def num_draws(self) -> int:
         """How many draws are averaged, at most."""
 
+    @property
+    def logit_temperature(self) -> float:
+        """T, which divides the logits."""
+        return self._logit_temperature
+
     @abstractmethod
     def _predict(self, records: Records) -> Prediction: ...
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from varlora.metrics import confidence_and_correct
+from varlora.posterior import PredictionConfig
 from varlora.predictor.predictor import Predictor
 from varlora.serve.language_model import LanguageModel
+from varlora.tasks.task import VALIDATION
 
 _STEPS = 100
 
@@ -32,16 +34,19 @@ def model_facts(predictor: Predictor | None, language: LanguageModel | None) -> 
 
 
 def abstention(predictor: Predictor) -> dict[str, Any] | None:
-    """What answering only the surer of the run's validation rows did; None where their predictions are not stored.
+    """What answering only the surer of the run's validation rows did; None where training left no such predictions.
+
+    Those of another τ, of more draws or pruned are others; another T divides those that are there.
 
     Returns:
         `rows`, and for 101 thresholds of the probability from 0 to 1 the share of these rows that is `answered` and
         the share of those that is `right` (None where no row is).
     """
-    try:
-        stored = predictor.run.prediction("validation", predictor.config.canonical.mode)
-    except ValueError:
+    way = predictor.config.stored_as
+    stored = predictor.run.stored_prediction(VALIDATION, way.mode) if way == PredictionConfig(mode=way.mode) else None
+    if stored is None or stored.num_draws != predictor.num_draws:
         return None
+    stored = stored.at_temperature(predictor.logit_temperature)
     confidence, correct = confidence_and_correct(stored.probs, stored.labels)
     answered, right = [], []
     for step in range(_STEPS + 1):

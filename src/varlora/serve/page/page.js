@@ -197,7 +197,7 @@ function showAbstention() {
   $("abstain-row").replaceChildren("This one: ", element("span", sure ? "answered" : "not answered", sure ? "yes" : "no"), ".");
   const known = facts().abstention;
   if (!known) {
-    $("abstain-run").textContent = "This folder holds no predicted validation rows to compare with.";
+    $("abstain-run").textContent = "This folder holds no validation rows that were predicted as this is.";
     return;
   }
   const right = known.right[step];
