@@ -85,7 +85,7 @@ def records_of(rows: Iterable[Any], field: str | None, *, first: int = 0, labell
             raise ValueError(
                 f"{at} is a text, and the task asks for more; give a record as in training: "
                 '{"question": ..., "choices": [...]} or {"passage": ..., "question": ...}, and any other column that '
-                "the run's prompt names."
+                'the run\'s prompt names; of texts with the classes no and yes {"text": ...}.'
             )
         records.append({field: row})
     return Records(where=WHERE, rows=records, unit="row", labelled=labelled, first=first)
