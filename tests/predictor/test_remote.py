@@ -111,6 +111,10 @@ def test_an_export_keeps_its_temperature_and_knows_its_base_model(
     one = export_adapters(read_run(trained).posterior, tmp_path / "one", samples=1, source=trained)
     assert Predictor.from_pretrained(tmp_path / "one").prediction(TEXTS).logit_temperature == one.logit_temperature != 1
 
+    for asked in ({"samples": 0}, {"mode": "mean"}):
+        with pytest.raises(ValueError, match="holds draws, and no mean"):
+            Predictor.from_pretrained(exported, **asked)  # type: ignore[arg-type]
+
     other = Path(shutil.copytree(one.base_model, tmp_path / "other"))
     model = AutoModelForCausalLM.from_pretrained(other)
     with torch.no_grad():

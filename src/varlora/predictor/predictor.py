@@ -192,6 +192,11 @@ class Predictor(RowAnswerer):
         settings = {**base, **rows, "model_name_or_path": base_model}
         if is_export(adapter):
             run, export = read_export(adapter)
+            if export.mode == "samples" and (samples == 0 or mode == "mean"):
+                raise ValueError(
+                    f"{folder} holds draws, and no mean, which is asked for. Export that one: varlora export RUN "
+                    "--samples 0."
+                )
             run = run_now(run, kind=kind, answers=answers, **settings)
             adapter /= export.adapters[0].name
             if isinstance(decision, str):
