@@ -5,7 +5,7 @@ base are; `lora` knows the layers of a LoRA adapter; `reload` what no file of PE
 configuration may not say; `base` tells one base model from another.
 """
 
-from varlora.adapters.base import base_fingerprint, check_base
+from varlora.adapters.base import base_differences, base_fingerprint, check_base
 from varlora.adapters.config import adapter_config, base_loading, in_fixed_order, same_scaling, saved_in
 from varlora.adapters.foreign import refuse_foreign, refuse_large
 from varlora.adapters.lora import dropout_modules, dropout_on, factor_keys, linear_factors, reset_adapter
@@ -27,6 +27,7 @@ __all__ = [
     "adapter_config",
     "applied",
     "applying",
+    "base_differences",
     "base_fingerprint",
     "base_loading",
     "base_model_of",

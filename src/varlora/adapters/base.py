@@ -97,22 +97,37 @@ def check_base(model: nn.Module, held: Collection[str], expected: Mapping[str, A
     if given["float16"] != expected["float16"]:
         logger.info("the base model is in float16 here or was in training, so the two are not compared")
         return
-    weights = "sha256"
-    if given["quantized"] != expected.get("quantized", given["quantized"]):
-        weights = "sha256_unpacked"  # of linear layers one of the two has other bits
-    differing = [what for what in ("config", weights) if given[what] != expected[what]]
+    differing = base_differences(given, expected)
     vocabulary = given["embeddings"] or {"rows": 0, "sha256": None}
     if embeddings and (vocabulary["rows"] < embeddings["rows"] or vocabulary["sha256"] != embeddings["sha256"]):
         differing.append("embeddings")
     if differing:
-        words = {"config": "configuration", weights: "weights", "embeddings": "embeddings"}
         here = getattr(base_module(model), "name_or_path", None)
         raise ValueError(
             f"this is not the base model that the posterior was trained on ({name or 'which has no name'}): the "
-            f"{' and '.join(words[what] for what in differing)} of the one given ({here or 'which has no name'}) "
+            f"{' and '.join(differing)} of the one given ({here or 'which has no name'}) "
             "differ. Load the base model of training, as it was then: the same files and revision, no part of it drawn "
             "anew or trained further."
         )
+
+
+def base_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """In what two bases differ, embeddings aside, in words; nothing where one is in float16, which rounds otherwise.
+
+    Args:
+        first, second: what `base_fingerprint` gave.
+
+    Example:
+        >>> one = base_fingerprint(nn.Linear(1, 1), ["bias"])
+        >>> base_differences(one, one)
+        []
+    """
+    if first["float16"] != second["float16"]:
+        return []
+    packed = first.get("quantized"), second.get("quantized")  # of linear layers one of the two has other bits then
+    weights = "sha256" if None in packed or packed[0] == packed[1] else "sha256_unpacked"
+    named = {"config": "configuration", weights: "weights"}
+    return [words for name, words in named.items() if first[name] != second[name]]
 
 
 def _own_tensors(module: nn.Module, adapter: str | None = None, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

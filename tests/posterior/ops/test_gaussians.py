@@ -189,12 +189,16 @@ def test_merge_keeps_what_one_posterior_knows_exactly() -> None:
         merge([fixed([1, 2]), fixed([1, 3])], prior=other)
 
 
+BASE = {"config": {}, "sha256": "1", "embeddings": None, "float16": False}
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
         ({"base_model": "a"}, {"base_model": "b"}, "one base_model can be merged, not of 'a' and 'b'"),
         ({"adapter_config": {"r": 4, "lora_alpha": 8}}, {"adapter_config": {"r": 4, "lora_alpha": 16}}, "rank, alpha"),
         ({"readout": {"ids": [1]}}, {"readout": {"ids": [2]}}, "one readout"),
+        ({"base_fingerprint": BASE}, {"base_fingerprint": {**BASE, "sha256": "2"}}, "of one base model .* the weights"),
     ],
 )
 def test_merge_refuses_posteriors_that_do_not_belong_together(first: dict, second: dict, message: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from varlora.adapters import same_scaling
+from varlora.adapters import base_differences, same_scaling
 from varlora.posterior import DiagonalGaussian, Mode, PointMass, PointMassError, PosteriorMeta
 from varlora.posterior.ops.pruning import known_exactly
 
@@ -270,6 +270,11 @@ def _merged_meta(posteriors: Sequence[DiagonalGaussian], replaced: int) -> Poste
         values = {repr(value): value for meta in metas if (value := getattr(meta, name)) is not None}
         if len(values) > 1:
             raise ValueError(f"only posteriors of one {name} can be merged, not of {' and '.join(values)}.")
+    bases = [meta.base_fingerprint for meta in metas if meta.base_fingerprint is not None]
+    if differing := {words for base in bases[1:] for words in base_differences(bases[0], base)}:
+        raise ValueError(
+            f"only posteriors of one base model can be merged: the {' and '.join(sorted(differing))} differ."
+        )
     if not all(same_scaling(metas[0].adapter_config, meta.adapter_config) for meta in metas):
         raise ValueError("the adapters differ in rank, alpha or another scaling, so their weights do not compare.")
     temperatures = metas[0].logit_temperatures
