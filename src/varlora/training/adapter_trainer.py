@@ -18,6 +18,7 @@ from transformers import Trainer
 
 from varlora.adapters import applied
 from varlora.readout.readout import Readout
+from varlora.tasks.encode import IGNORE
 from varlora.training.resuming import WholeCheckpoints
 
 
@@ -97,7 +98,7 @@ class AdapterTrainer(WholeCheckpoints, QuietEvaluation, Trainer):
         if model.training and self.args.label_smoothing_factor:
             total = smoothed(total, logits, self.args.label_smoothing_factor)
         if num_items_in_batch is None:
-            loss = total / len(logits)
+            loss = total / (inputs["labels"] != IGNORE).sum().clamp(min=1)
         else:
             loss = total / num_items_in_batch
             if self.args.average_tokens_across_devices:
