@@ -111,12 +111,17 @@ def test_tuning_is_pointed_out_where_it_can_be_done_and_was_not() -> None:
             {"ess": 100.0, "ess_start": 1000.0, "logit_temperature": 1.5},
             "as much noise as is allowed, and its logits are divided (T = 1.50).",
         ),
+        ({"ess": 100.0, "ess_start": 1000.0, "fitted": True}, "and a temperature was fitted, which stays at 1."),
         ({"ess": 1e5, "ess_start": 1000.0}, "upper bound, 100 λ_0, where the noise is as good as off"),
     ],
 )
 def test_what_has_not_settled_is_said_with_what_to_do(changes: dict[str, Any], expected: str) -> None:
     told = remarks(health(**changes), "here")
     assert expected in told[0]
+
+
+def test_where_the_rows_have_kept_the_temperature_at_one_no_other_is_advised() -> None:
+    assert not any("divide" in one for one in remarks(health(held_out=end(0.3), fitted=True)))
 
 
 OVERTRAINED = {"ess": 100.0, "ess_start": 1000.0, "course": Course(epochs=3.0, falling=False)}

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 from transformers import Trainer
 
-from small_runs import StopAfter, Stopped, config, films, save_model, write_rows
+from small_runs import StopAfter, Stopped, config, films, herds, save_model, write_rows
 from varlora.io.files import finite
 from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
 from varlora.methods import Ivon
@@ -40,7 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def finished(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunResult]:
     folder = tmp_path_factory.mktemp("finished")
     ood = write_rows(folder / "ood.jsonl", [{"text": f"a {w} hen", "label": -1} for w in ("cat", "dog", "cow")])
-    settings = config(folder, model, ood_file=ood, save_steps=10)
+    validation = write_rows(folder / "herds.jsonl", herds(16))
+    settings = config(folder, model, ood_file=ood, validation_file=validation, save_steps=10)
     return settings, run(settings, progress=False)
 
 
@@ -84,6 +85,26 @@ def test_a_temperature_that_nobody_asked_for_loses_no_run(
     asked = replace(setting, config=replace(setting.config, temperature_scaling=True))
     with pytest.raises(ValueError, match="no temperature can make it likely"):
         evaluate(asked, trained, progress=False)
+
+
+def test_only_validation_rows_that_are_no_test_rows_fit_the_temperature(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixed = write_rows(tmp_path / "mixed.jsonl", [*films(5), *herds(16)])
+    settings = config(tmp_path, model, max_steps=2, validation_file=mixed)
+    found = run(settings, progress=False).posterior.meta.diagnostics
+    assert found is not None
+    assert {mode: fit["rows"] for mode, fit in found["logit_temperature"].items()} == {"mean": 16, "samples": 16}
+    assert "5 validation rows are test rows, too, and fit no temperature" in caplog.text
+
+
+def test_where_all_validation_rows_are_test_rows_no_temperature_is_fitted_and_asking_for_it_is_refused_at_once(
+    model: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="needs labelled validation rows that are not test rows, too; give"):
+        run(config(tmp_path, model, temperature_scaling=True), progress=False)
+    meta = run(config(tmp_path, model, max_steps=2), progress=False).posterior.meta
+    assert "logit_temperature" not in (meta.diagnostics or {})
 
 
 def test_the_folder_tells_what_the_run_returned(finished: tuple[RunConfig, RunResult]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ranks import RANKS, START, forget_processes
-from small_runs import config, save_model
+from small_runs import config, herds, save_model, write_rows
 from varlora.cli import main
 from varlora.runs.config import RunConfig
 from varlora.runs.folder import read_run
@@ -48,7 +48,9 @@ def signals_restored() -> Iterator[None]:
 @pytest.mark.usefixtures("signals_restored")
 @pytest.mark.parametrize("method", ["ensemble"])
 def test_one_run_comes_out(method: str, tmp_path: Path) -> None:
-    settings = config(tmp_path, save_model(tmp_path / "model"), method=method, max_steps=4, temperature_scaling=True)
+    rows = write_rows(tmp_path / "validation-herds.jsonl", herds(16))
+    options = {"method": method, "max_steps": 4, "temperature_scaling": True, "validation_file": rows}
+    settings = config(tmp_path, save_model(tmp_path / "model"), **options)
     torchrun = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -65,4 +67,4 @@ def test_one_run_comes_out(method: str, tmp_path: Path) -> None:
     assert written.posterior.kind == "mixture"
     assert set(written.metrics["test"]) == {"mean", "samples"}
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"model", "run", "train.jsonl", "validation.jsonl", "test.jsonl"}
+    assert left == {"model", "run", "train.jsonl", "validation.jsonl", "validation-herds.jsonl", "test.jsonl"}

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import Trainer
 
 from varlora.methods.adamw import AdamW
@@ -51,12 +52,15 @@ class Temperature(TemperatureOptions, AdamW):
         return dataclasses.replace(fit, posterior=scaled)
 
 
-def with_temperatures(q: Posterior, validation: Mapping[Mode, Prediction], *, of: str = "") -> Posterior:
+def with_temperatures(
+    q: Posterior, validation: Mapping[Mode, Prediction], *, usable: Tensor | None = None, of: str = ""
+) -> Posterior:
     """The posterior with a logit temperature for each mode of prediction, and in its diagnostics what decided it.
 
     Args:
         q: any posterior.
         validation: by mode, predictions for validation rows that no temperature has divided.
+        usable: (N,) which rows may decide it; None: all that have a label.
         of: what a warning is to name: a run.
 
     Raises:
@@ -78,7 +82,7 @@ def with_temperatures(q: Posterior, validation: Mapping[Mode, Prediction], *, of
                 f"the predictions of mode {mode!r} were divided by {prediction.logit_temperature} already; predict "
                 "with logit_temperature=1.0."
             )
-        known = prediction.labels >= 0
+        known = prediction.labels >= 0 if usable is None else usable & (prediction.labels >= 0)
         whose = f"{of}, mode {mode}" if of else f"mode {mode}"
         fits[mode] = fit_temperature(prediction.log_probs[known], prediction.labels[known], of=whose)
         logger.info("%s: %s", whose, fits[mode].sentence)

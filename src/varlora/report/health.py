@@ -93,6 +93,7 @@ class Health:
         agreement: how far the draws answer alike.
         validation_rows: labelled validation rows with stored predictions.
         logit_temperature: what divides the logits of the method's own predictions.
+        fitted: whether validation rows were asked for it when training had ended; 1 is then their answer.
         tuned: whether `varlora tune` has chosen how to predict.
         learned: how often the point is right, beside the most frequent answer; None where there are too few rows.
         course: how far the training went; None where its log is not known.
@@ -127,6 +128,7 @@ class Health:
     agreement: Agreement | None = None
     validation_rows: int = 0
     logit_temperature: float = 1.0
+    fitted: bool = False
     tuned: bool = False
     learned: Learned | None = None
     course: Course | None = None
@@ -215,6 +217,7 @@ def health_of(
         agreement=agreement_of(validation),
         validation_rows=0 if validation is None else int((validation.labels >= 0).sum()),
         logit_temperature=meta.logit_temperature_of(own),
+        fitted=own in (diagnostics.get("logit_temperature") or {}),
         tuned=meta.tuned is not None,
         **measured,
         **trained,

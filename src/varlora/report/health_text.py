@@ -254,7 +254,7 @@ def _cheaper(health: Health) -> str:
 def _unsettled(health: Health, run: str) -> str:
     """That λ ended at a bound, or that predictions were off at its end, and what to do."""
     end = health.held_out
-    off = end is not None and end.off and health.logit_temperature == 1 and not health.tuned
+    off = end is not None and end.off and health.logit_temperature == 1 and not health.fitted and not health.tuned
     rest = f"log T̂ {_signed(end.paired)}" if end is not None and end.off else ""
     if health.bound == "lower":
         shorter = health.course is not None and health.course.may_be_too_long and not _not_learned(health)
@@ -262,8 +262,10 @@ def _unsettled(health: Health, run: str) -> str:
             f"λ ended at its lower bound, λ_0/{1 / BOUNDS[0]:g}{rest and f' ({rest})'}: the model is over-confident "
             "with as much noise as is allowed"
         )
-        if divided := temperature_in_words(health.logit_temperature):
-            return f"{over}, and its logits are divided ({divided}).{' Train for fewer steps.' if shorter else ''}"
+        divided = temperature_in_words(health.logit_temperature)
+        if divided or health.fitted:
+            done = f"its logits are divided ({divided})" if divided else "a temperature was fitted, which stays at 1"
+            return f"{over}, and {done}.{' Train for fewer steps.' if shorter else ''}"
         return (
             f"{over}. {'Train for fewer steps, or divide' if shorter else 'Divide'} the logits "
             f"({_dividing(health, run)})."

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from varlora.io.files import read_json
@@ -44,7 +45,8 @@ from varlora.runs.predict import frozen_layers_once, predict_answers, predict_sp
 from varlora.runs.result import RunResult, write_run
 from varlora.runs.setting import Setting, load_setting
 from varlora.runs.trackers import check_trackers, keep_events
-from varlora.tasks.task import VALIDATION, Task
+from varlora.runs.validation import exclude_reported
+from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +179,8 @@ def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> Ru
     configs = configs_by_mode(q, choose_config(q, setting.config.samples))
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {split: {} for split in splits}
     generations: dict[str, dict[str, Generations]] = {}
-    if _scales_temperature(setting):
+    usable = _rows_for_temperature(setting)
+    if setting.config.scales_temperature and usable.any():
         unscaled: dict[Mode, Prediction] = {}
         for mode, config in configs.items():
             start = time.perf_counter()
@@ -185,7 +188,7 @@ def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> Ru
             unscaled[mode] = predict_answers(setting, q, VALIDATION, plain, progress=progress)
             seconds[f"predict/{VALIDATION}/{mode}"] = time.perf_counter() - start
         try:
-            q = with_temperatures(q, unscaled, of=setting.config.output_dir)
+            q = with_temperatures(q, unscaled, usable=usable, of=setting.config.output_dir)
         except ValueError as error:
             if setting.config.temperature_scaling:
                 raise
@@ -252,14 +255,16 @@ def _check_steps(config: RunConfig) -> None:
         )
 
 
-def _scales_temperature(setting: Setting) -> bool:
-    """Whether T is fitted: where the settings, or unasked the method, have it so, and there are labelled classes."""
-    has_labels = setting.readout is not None and _has_validation_labels(setting.task)
-    return setting.config.scales_temperature and has_labels
-
-
-def _has_validation_labels(task: Task) -> bool:
-    return VALIDATION in task.splits and max(task.rows(VALIDATION)["label"]) >= 0
+def _rows_for_temperature(setting: Setting) -> Tensor:
+    """(N,) which validation rows may fit T: those that have a class and are not test rows, too."""
+    if setting.readout is None or VALIDATION not in setting.task.splits:
+        return torch.zeros(0, dtype=torch.bool)
+    rows = setting.task.rows(VALIDATION)
+    answered = torch.tensor([label >= 0 for label in rows["label"]], dtype=torch.bool)
+    kept, left_out = exclude_reported(answered, rows["prompt"], setting.task, ["test"])
+    if left_out and setting.config.scales_temperature:
+        logger.warning("%d %s rows are test rows, too, and fit no temperature", left_out, VALIDATION)
+    return kept
 
 
 def _check_temperature_scaling(setting: Setting) -> None:
@@ -268,8 +273,11 @@ def _check_temperature_scaling(setting: Setting) -> None:
         return
     if setting.readout is None:
         raise ValueError("temperature_scaling scales the logits of classes; completions have none. Leave it out.")
-    if not _has_validation_labels(setting.task):
-        raise ValueError("temperature_scaling needs labelled validation rows; give validation_file or validation_size.")
+    if not _rows_for_temperature(setting).any():
+        raise ValueError(
+            "temperature_scaling needs labelled validation rows that are not test rows, too; give validation_file or "
+            "validation_size."
+        )
 
 
 def _peak_memory() -> int:
