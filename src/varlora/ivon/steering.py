@@ -114,7 +114,8 @@ def leave_unsteered(optimizer: GaussianOptimizer, reason: str) -> None:
     """Says, once, that no rows steer λ and why, and keeps the reason with the optimizer's state."""
     training_record(optimizer)["held_out_why"] = reason
     logger.warning(
-        "no held-out rows steer ess: %s. It stays at 100 N; predictions may be over- or under-confident.", reason
+        "no held-out rows steer ess: %s. It stays at 100 N: over- or under-confidence is not corrected while training.",
+        reason,
     )
 
 
