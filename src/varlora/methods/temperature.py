@@ -60,7 +60,7 @@ def with_temperatures(
     Args:
         q: any posterior.
         validation: by mode, predictions for validation rows that no temperature has divided.
-        usable: (N,) which rows may decide it; None: all that have a label.
+        usable: (N,) which rows, all with a label, may decide it; None: all that have one.
         of: what a warning is to name: a run.
 
     Raises:
@@ -82,7 +82,7 @@ def with_temperatures(
                 f"the predictions of mode {mode!r} were divided by {prediction.logit_temperature} already; predict "
                 "with logit_temperature=1.0."
             )
-        known = prediction.labels >= 0 if usable is None else usable & (prediction.labels >= 0)
+        known = prediction.labels >= 0 if usable is None else usable
         whose = f"{of}, mode {mode}" if of else f"mode {mode}"
         fits[mode] = fit_temperature(prediction.log_probs[known], prediction.labels[known], of=whose)
         logger.info("%s: %s", whose, fits[mode].sentence)

@@ -45,7 +45,7 @@ from varlora.runs.predict import frozen_layers_once, predict_answers, predict_sp
 from varlora.runs.result import RunResult, write_run
 from varlora.runs.setting import Setting, load_setting
 from varlora.runs.trackers import check_trackers, keep_events
-from varlora.runs.validation import exclude_reported
+from varlora.runs.validation import usable_rows
 from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
@@ -179,8 +179,10 @@ def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> Ru
     configs = configs_by_mode(q, choose_config(q, setting.config.samples))
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {split: {} for split in splits}
     generations: dict[str, dict[str, Generations]] = {}
-    usable = _rows_for_temperature(setting)
-    if setting.config.scales_temperature and usable.any():
+    usable, left_out = _rows_for_temperature(setting) if setting.config.scales_temperature else (None, 0)
+    if left_out:
+        logger.warning("%d %s rows are test rows, too, and fit no temperature", left_out, VALIDATION)
+    if usable is not None and usable.any():
         unscaled: dict[Mode, Prediction] = {}
         for mode, config in configs.items():
             start = time.perf_counter()
@@ -255,16 +257,11 @@ def _check_steps(config: RunConfig) -> None:
         )
 
 
-def _rows_for_temperature(setting: Setting) -> Tensor:
-    """(N,) which validation rows may fit T: those that have a class and are not test rows, too."""
+def _rows_for_temperature(setting: Setting) -> tuple[Tensor, int]:
+    """`usable_rows`, of which there are none without classes or validation rows."""
     if setting.readout is None or VALIDATION not in setting.task.splits:
-        return torch.zeros(0, dtype=torch.bool)
-    rows = setting.task.rows(VALIDATION)
-    answered = torch.tensor([label >= 0 for label in rows["label"]], dtype=torch.bool)
-    kept, left_out = exclude_reported(answered, rows["prompt"], setting.task, ["test"])
-    if left_out and setting.config.scales_temperature:
-        logger.warning("%d %s rows are test rows, too, and fit no temperature", left_out, VALIDATION)
-    return kept
+        return torch.zeros(0, dtype=torch.bool), 0
+    return usable_rows(setting.task)
 
 
 def _check_temperature_scaling(setting: Setting) -> None:
@@ -273,7 +270,7 @@ def _check_temperature_scaling(setting: Setting) -> None:
         return
     if setting.readout is None:
         raise ValueError("temperature_scaling scales the logits of classes; completions have none. Leave it out.")
-    if not _rows_for_temperature(setting).any():
+    if not _rows_for_temperature(setting)[0].any():
         raise ValueError(
             "temperature_scaling needs labelled validation rows that are not test rows, too; give validation_file or "
             "validation_size."

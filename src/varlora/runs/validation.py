@@ -133,18 +133,20 @@ def exclude_reported(answered: Tensor, prompts: Sequence[str], task: Task, split
     return kept, int(answered.sum() - kept.sum())
 
 
-def select_usable(task: Task) -> tuple[Tensor, int]:
-    """Which validation rows of a task may be chosen on.
+def usable_rows(task: Task) -> tuple[Tensor, int]:
+    """(N,) whether a validation row has an answer and is not a test row, too; and how many are test rows."""
+    rows = task.rows(VALIDATION)
+    answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]
+    return exclude_reported(torch.tensor(answered, dtype=torch.bool), rows["prompt"], task, ["test"])
 
-    Returns:
-        (N,) whether a row has an answer and is not a test row, too; and how many with an answer are test rows.
+
+def select_usable(task: Task) -> tuple[Tensor, int]:
+    """`usable_rows`, of which there must be enough to choose on; a warning names those that are test rows, too.
 
     Raises:
         ValueError: there are too few.
     """
-    rows = task.rows(VALIDATION)
-    answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]
-    kept, left_out = exclude_reported(torch.tensor(answered, dtype=torch.bool), rows["prompt"], task, ["test"])
+    kept, left_out = usable_rows(task)
     if int(kept.sum()) < FEWEST_ROWS:
         too = f" ({left_out} others are test rows, too, and nothing is tuned on those)" if left_out else ""
         raise ValueError(
