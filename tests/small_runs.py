@@ -81,7 +81,7 @@ def config(folder: Path, model: str, **options: Any) -> RunConfig:
     method = options.get("method", "ivon")
     data = {
         "train_file": write_rows(folder / "train.jsonl", films(32)),
-        "validation_file": write_rows(folder / "validation.jsonl", films(16)),
+        "validation_file": write_rows(folder / "validation.jsonl", herds(16)),
         "test_file": write_rows(folder / "test.jsonl", films(24, offset=3)),
     }
     given = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from compare.plans import drawing, variant_of
-from small_runs import config, finish_herds, herds, save_model, write_rows
+from small_runs import config, films, finish_herds, herds, save_model, write_rows
 from varlora.compare import variant_files
 from varlora.compare import variants as making
 from varlora.compare.variant import Variant
@@ -400,7 +400,8 @@ def test_changed_rows_are_refused(ivon: Path, tmp_path: Path) -> None:
 
 
 def test_too_few_validation_rows_choose_nothing(model: str, tmp_path: Path) -> None:
-    settings = config(tmp_path, model, method="adamw", max_steps=2)  # its validation rows are test rows, too
+    same = write_rows(tmp_path / "same.jsonl", films(16))  # as its test rows
+    settings = config(tmp_path, model, method="adamw", max_steps=2, validation_file=same)
     run(settings, progress=False)
     with pytest.raises(ValueError, match=r"0 labelled row\(s\) to choose on \(16 others are test rows, too"):
         ensure_variants(settings.output_dir, [variant_of(mode="mean", logit_temperature="validation")])

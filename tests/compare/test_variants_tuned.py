@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from compare.plans import plan, variant_of
-from small_runs import config, finish_herds, save_model, write_rows
+from small_runs import config, films, finish_herds, save_model, write_rows
 from varlora.cli import main
 from varlora.compare import variants as making
 from varlora.compare import worker
@@ -181,7 +181,8 @@ def test_without_validation_rows_it_is_refused(ivon: Path) -> None:
 
 
 def test_too_few_validation_rows_are_refused(model: str, tmp_path: Path) -> None:
-    settings = config(tmp_path, model, method="adamw", max_steps=2)  # its validation rows are test rows, too
+    same = write_rows(tmp_path / "same.jsonl", films(16))  # as its test rows
+    settings = config(tmp_path, model, method="adamw", max_steps=2, validation_file=same)
     run(settings, progress=False)
     with pytest.raises(ValueError, match=r"0 labelled row\(s\) to choose on \(16 others are test rows, too"):
         ensure_variants(settings.output_dir, [TUNED])

@@ -20,7 +20,7 @@ from small_runs import (
     StopAfter,
     Stopped,
     config,
-    films,
+    herds,
     save_model,
     write_rows,
 )
@@ -305,9 +305,10 @@ def test_temperature_scaling_goes_on_top(result: Result) -> None:
     raw = {mode: predicted(setting, plain, "validation", mode) for mode in modes_of(q)}
     scaled = with_temperatures(plain, {mode: repeated(prediction, 16) for mode, prediction in raw.items()})
     assert equal(scaled, q)
+    assert any(temperature != 1.0 for temperature in scaled.meta.logit_temperatures.values())
     for mode, prediction in raw.items():
         after = predicted(setting, scaled, "validation", mode)
-        assert after.logit_temperature == scaled.meta.logit_temperature_of(mode) != 1.0
+        assert after.logit_temperature == scaled.meta.logit_temperature_of(mode)
         torch.testing.assert_close(
             after.log_probs, (prediction.log_probs / after.logit_temperature).log_softmax(-1), rtol=1e-9, atol=1e-9
         )
@@ -316,7 +317,7 @@ def test_temperature_scaling_goes_on_top(result: Result) -> None:
 @pytest.mark.parametrize("name", ["adamw", "ensemble", "laplace", "mc_dropout", "temperature", "tfb"])
 def test_early_stopping_keeps_the_best_checkpoint(name: str, model_folder: str, tmp_path: Path) -> None:
     """Of the methods that AdamW trains; the others have tests of their own."""
-    wrong = [{**row, "label": "negative" if row["label"] == "positive" else "positive"} for row in films(8)]
+    wrong = [{**row, "label": "negative" if row["label"] == "positive" else "positive"} for row in herds(8)]
     validation = write_rows(tmp_path / "wrong.jsonl", wrong)  # the more is learned, the worse
     options = {"early_stopping": True, "eval_steps": 3, "max_steps": 9, "validation_file": validation}
     stopped = trained(tmp_path, model_folder, name, **options)

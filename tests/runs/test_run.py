@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,16 +96,50 @@ def test_only_validation_rows_that_are_no_test_rows_fit_the_temperature(
     found = run(settings, progress=False).posterior.meta.diagnostics
     assert found is not None
     assert {mode: fit["rows"] for mode, fit in found["logit_temperature"].items()} == {"mean": 16, "samples": 16}
-    assert "5 validation rows are test rows, too, and fit no temperature" in caplog.text
+    assert "5 validation rows are test rows, too, and decide nothing" in caplog.text
 
 
-def test_where_all_validation_rows_are_test_rows_no_temperature_is_fitted_and_asking_for_it_is_refused_at_once(
-    model: str, tmp_path: Path
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature_scaling": True},
+        {"early_stopping": True},
+        {"held_out": "validation"},
+        {"method": "temperature"},
+        {"method": "laplace", "prior_choice": "validation"},
+    ],
+)
+def test_what_only_validation_rows_can_decide_is_refused_where_all_are_test_rows(
+    options: dict[str, Any], model: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="needs labelled validation rows that are not test rows, too; give"):
-        run(config(tmp_path, model, temperature_scaling=True), progress=False)
-    meta = run(config(tmp_path, model, max_steps=2), progress=False).posterior.meta
-    assert "logit_temperature" not in (meta.diagnostics or {})
+    settings = config(tmp_path, model, validation_file=write_rows(tmp_path / "same.jsonl", films(16)), **options)
+    with pytest.raises(ValueError, match="validation rows"):
+        run(settings, progress=False)
+
+
+def test_where_all_validation_rows_are_test_rows_nothing_is_steered_and_no_temperature_fitted(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    same = write_rows(tmp_path / "same.jsonl", films(16))
+    found = run(config(tmp_path, model, validation_file=same, max_steps=2), progress=False).posterior.meta.diagnostics
+    assert found is not None
+    assert "logit_temperature" not in found
+    assert "there are no validation rows" in found["held_out"]["why"]
+    assert "16 validation rows are test rows, too, and decide nothing" in caplog.text
+
+
+def test_early_stopping_goes_by_validation_rows_that_are_no_test_rows(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    options = {"method": "adamw", "early_stopping": True, "eval_steps": 2, "max_steps": 4}
+    losses = []
+    for name, rows in (("mixed", [*films(5), *herds(16)]), ("new", herds(16))):
+        validation = write_rows(tmp_path / f"{name}.jsonl", rows)
+        result = run(config(tmp_path / name, model, validation_file=validation, **options), progress=False)
+        losses.append([entry["eval_loss"] for entry in result.log if "eval_loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert caplog.text.count("lowest mean loss over 16 validation rows") == 2
 
 
 def test_the_folder_tells_what_the_run_returned(finished: tuple[RunConfig, RunResult]) -> None:
@@ -219,7 +254,7 @@ def test_resuming_without_a_checkpoint_starts_from_the_beginning(
 
 def test_early_stopping_keeps_the_best_checkpoint_with_its_own_hessian(model: str, tmp_path: Path) -> None:
     other = {"positive": "negative", "negative": "positive"}
-    wrong = [row | {"label": other[row["label"]]} for row in films(16)]
+    wrong = [row | {"label": other[row["label"]]} for row in herds(16)]
     settings = config(
         tmp_path,
         model,

@@ -21,7 +21,8 @@ from varlora.runs.setting import reload_setting
 from varlora.runs.space import Grid
 from varlora.runs.tune import tune
 from varlora.runs.tuning import losses
-from varlora.runs.validation import ValidationRows, exclude_reported
+from varlora.runs.usable_rows import exclude_reported
+from varlora.runs.validation import ValidationRows
 from varlora.tasks import Task
 
 

@@ -59,8 +59,11 @@ class Laplace(LaplaceOptions, AdamW):
         readout = job.readout
         if readout is None:
             raise ValueError("method 'laplace' needs the logits of classes; completions have none. Use 'ivon'.")
-        if self.prior_choice == "validation" and (job.validation is None or max(job.validation["labels"]) < 0):
-            raise ValueError("prior_choice='validation' needs labelled validation rows; give some, or use 'marglik'.")
+        if self.prior_choice == "validation" and job.validation is None:
+            raise ValueError(
+                "prior_choice='validation' needs labelled validation rows that are not test rows, too; give some, or "
+                "use 'marglik'."
+            )
         linear_tensors(job.model)  # refuses what it cannot handle before training
         log = job.run(self.trainer(job))
         rows = job.train

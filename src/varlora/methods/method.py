@@ -35,7 +35,8 @@ class Job:
         model: the model with its adapter attached.
         arguments: transformers' training arguments; checkpoints go to its `output_dir`.
         train: encoded training rows.
-        validation: encoded validation rows, or None.
+        validation: encoded validation rows that may decide something, which are those with an answer that are not
+            test rows, too; None where there are none.
         collate: makes a batch of rows.
         readout: how the answer is read; None trains on completions with the model's own loss.
         callbacks: more of the trainer's callbacks.

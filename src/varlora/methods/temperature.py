@@ -39,7 +39,10 @@ class Temperature(TemperatureOptions, AdamW):
         if job.readout is None:
             raise ValueError("method 'temperature' scales the logits of classes; completions have none. Use 'adamw'.")
         if job.validation is None:
-            raise ValueError("method 'temperature' is fitted on validation rows; give some, or use 'adamw'.")
+            raise ValueError(
+                "method 'temperature' is fitted on labelled validation rows that are not test rows, too; give some, or "
+                "use 'adamw'."
+            )
         return super().trainer(job)
 
     def fit(self, job: Job) -> Fit:

@@ -38,17 +38,21 @@ def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -
         progress: show a progress bar.
 
     Raises:
-        ValueError: early stopping is asked for without validation rows.
+        ValueError: early stopping is asked for without validation rows that may decide it.
     """
     config = setting.config
     steps = config.save_steps
     given: dict[str, Any] = {name: getattr(config, name) for name in NAMED_ALIKE}
     given[RECOMPUTED] = config.gradient_checkpointing
     if config.early_stopping:
-        if "validation" not in setting.task.splits:
-            raise ValueError("early_stopping needs validation rows; give validation_file or validation_size.")
+        rows = int(setting.usable[0].sum())
+        if not rows:
+            raise ValueError(
+                "early_stopping needs labelled validation rows that are not test rows, too; give validation_file or "
+                "validation_size."
+            )
         steps = config.eval_steps if config.eval_steps is not None else _validation_interval(setting)
-        _tell_rows(len(setting.task.rows("validation")))
+        _tell_rows(rows)
         given |= {
             "eval_strategy": "steps",
             "eval_steps": steps,

@@ -22,7 +22,8 @@ from varlora.runs.data import load_own_rows
 from varlora.runs.folder import RunFolder
 from varlora.runs.predict import predict_answers
 from varlora.runs.setting import LoadedModel, Setting, reload_setting
-from varlora.runs.validation import exclude_reported, is_of
+from varlora.runs.usable_rows import exclude_reported
+from varlora.runs.validation import is_of
 from varlora.tasks import Task
 from varlora.tasks.task import VALIDATION
 

@@ -37,7 +37,8 @@ from varlora.runs.folder_config import FolderConfig
 from varlora.runs.predict import frozen_layers_once, predict_answers
 from varlora.runs.setting import Setting, reload_setting
 from varlora.runs.soft_targets import SoftTargetFit, SoftTargetOptions, fit_soft_targets
-from varlora.runs.validation import exclude_reported, select_usable
+from varlora.runs.usable_rows import exclude_reported
+from varlora.runs.validation import select_usable
 
 logger = logging.getLogger(__name__)
 

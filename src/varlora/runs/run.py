@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from varlora.io.files import read_json
@@ -45,7 +44,6 @@ from varlora.runs.predict import frozen_layers_once, predict_answers, predict_sp
 from varlora.runs.result import RunResult, write_run
 from varlora.runs.setting import Setting, load_setting
 from varlora.runs.trackers import check_trackers, keep_events
-from varlora.runs.validation import usable_rows
 from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
@@ -153,12 +151,15 @@ def train(
         Stopped: by SIGTERM or Ctrl-C, after a step, with a checkpoint.
     """
     config = setting.config
+    _, left_out = setting.usable
+    if left_out:
+        logger.warning("%d %s rows are test rows, too, and decide nothing", left_out, VALIDATION)
     set_seed(config.seed)
     job = Job(
         model=setting.model,
         arguments=training_arguments(setting, checkpoints, progress=progress),
         train=setting.encoded("train"),
-        validation=setting.encoded("validation") if "validation" in setting.task.splits else None,
+        validation=setting.encoded_usable(),
         collate=setting.collate,
         readout=setting.readout,
         callbacks=tuple(callbacks),
@@ -179,10 +180,8 @@ def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> Ru
     configs = configs_by_mode(q, choose_config(q, setting.config.samples))
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {split: {} for split in splits}
     generations: dict[str, dict[str, Generations]] = {}
-    usable, left_out = _rows_for_temperature(setting) if setting.config.scales_temperature else (None, 0)
-    if left_out:
-        logger.warning("%d %s rows are test rows, too, and fit no temperature", left_out, VALIDATION)
-    if usable is not None and usable.any():
+    usable, _ = setting.usable
+    if setting.config.scales_temperature and setting.readout is not None and usable.any():
         unscaled: dict[Mode, Prediction] = {}
         for mode, config in configs.items():
             start = time.perf_counter()
@@ -257,20 +256,13 @@ def _check_steps(config: RunConfig) -> None:
         )
 
 
-def _rows_for_temperature(setting: Setting) -> tuple[Tensor, int]:
-    """`usable_rows`, of which there are none without classes or validation rows."""
-    if setting.readout is None or VALIDATION not in setting.task.splits:
-        return torch.zeros(0, dtype=torch.bool), 0
-    return usable_rows(setting.task)
-
-
 def _check_temperature_scaling(setting: Setting) -> None:
     """Refuses a run that would have nothing to fit a temperature on; called before hours of training."""
     if not setting.config.temperature_scaling:
         return
     if setting.readout is None:
         raise ValueError("temperature_scaling scales the logits of classes; completions have none. Leave it out.")
-    if not _rows_for_temperature(setting)[0].any():
+    if not setting.usable[0].any():
         raise ValueError(
             "temperature_scaling needs labelled validation rows that are not test rows, too; give validation_file or "
             "validation_size."

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from peft import PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -20,9 +21,11 @@ from varlora.runs.data import load_own_rows, load_task
 from varlora.runs.folder import RunFolder
 from varlora.runs.load_model import add_adapter, base_of, family_of, load_base_model, load_tokenizer
 from varlora.runs.lora import lora_config
+from varlora.runs.usable_rows import usable_rows
 from varlora.tasks import Collator, Task, answer_tokens, context_length, encode
 from varlora.tasks.encode import Family
 from varlora.tasks.prompts import letters
+from varlora.tasks.task import VALIDATION
 from varlora.tasks.tokens import SharedTokenError
 
 logger = logging.getLogger(__name__)
@@ -98,6 +101,19 @@ class Setting(LoadedModel):
             family=self.family,
             truncation=self.config.truncation,
         )
+
+    @cached_property
+    def usable(self) -> tuple[Tensor, int]:
+        """(N,) whether a validation row may decide anything; and how many may not because they are test rows, too."""
+        return usable_rows(self.task)
+
+    def encoded_usable(self) -> datasets.Dataset | None:
+        """The token ids of the validation rows that may decide something; None where there are none."""
+        kept, _ = self.usable
+        if not kept.any():
+            return None
+        rows = self.encoded(VALIDATION)
+        return rows if kept.all() else rows.select(kept.nonzero().flatten().tolist())
 
     def batches(self, encoded: datasets.Dataset) -> DataLoader[Any]:
         """Batches of encoded rows, in order, with ids."""

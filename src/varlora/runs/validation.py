@@ -7,7 +7,6 @@ only where others are needed. Rows that are test rows, too, may not be chosen on
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -22,8 +21,8 @@ from varlora.runs.data import load_own_rows
 from varlora.runs.folder import CompletionScores, RunFolder
 from varlora.runs.predict import predict_split
 from varlora.runs.setting import Setting, reload_setting
+from varlora.runs.usable_rows import usable_rows
 from varlora.tasks import OUT_OF_SCOPE, Task
-from varlora.tasks.overlap import without_case_and_spaces
 from varlora.tasks.task import VALIDATION
 
 logger = logging.getLogger(__name__)
@@ -108,36 +107,6 @@ def is_of(stored: Prediction, task: Task, split: str) -> bool:
     rows = task.rows(split)
     labels = [max(label, OUT_OF_SCOPE) for label in stored.labels.tolist()]
     return stored.ids == tuple(map(str, rows["id"])) and labels == rows["label"][:]
-
-
-def exclude_reported(answered: Tensor, prompts: Sequence[str], task: Task, splits: Sequence[str]) -> tuple[Tensor, int]:
-    """Which rows may be chosen on: those with an answer whose prompts are not among the rows that are reported.
-
-    Case and spaces aside, as rows are told from each other in a run's notes (`varlora.tasks.overlap`).
-
-    Args:
-        answered: (N,) whether a row has an answer.
-        prompts: of the rows; not looked at where nothing is reported.
-        task: whose rows are reported.
-        splits: which of them; those that the task lacks do not matter.
-
-    Returns:
-        (N,) whether a row may be chosen on; and how many with an answer may not.
-    """
-    reported = {prompt for split in splits if split in task.splits for prompt in task.rows(split)["prompt"]}
-    if not reported:
-        return answered, 0
-    shown = set(map(without_case_and_spaces, reported))
-    new = [without_case_and_spaces(prompt) not in shown for prompt in prompts]
-    kept = answered & torch.tensor(new, dtype=torch.bool)
-    return kept, int(answered.sum() - kept.sum())
-
-
-def usable_rows(task: Task) -> tuple[Tensor, int]:
-    """(N,) whether a validation row has an answer and is not a test row, too; and how many are test rows."""
-    rows = task.rows(VALIDATION)
-    answered = [True] * len(rows) if task.kind == "completion" else [label >= 0 for label in rows["label"]]
-    return exclude_reported(torch.tensor(answered, dtype=torch.bool), rows["prompt"], task, ["test"])
 
 
 def select_usable(task: Task) -> tuple[Tensor, int]:
