@@ -194,7 +194,8 @@ def test_a_point_must_beat_the_most_frequent_answer_by_its_interval(right: int, 
         assert (found.rows, found.right, found.most_frequent) == (80, right, 40)
         assert found.beats_most_frequent == learned
     few = health_of(posterior(), samples=2, validation=validation(probs[:19], None, labels[:19]))
-    assert few.learned is None
+    assert few.learned is not None
+    assert (few.learned.rows, few.learned.right, few.learned.at_most_as_often) == (19, min(right, 19), False)
 
 
 def test_stored_predictions_go_before_the_last_measurement_in_training() -> None:

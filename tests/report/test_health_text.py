@@ -159,6 +159,19 @@ def test_a_model_that_has_not_learned_the_task_is_told_so_first(kind: str) -> No
     assert not any("not learned" in one for one in remarks(health(kind=kind)))
 
 
+@pytest.mark.parametrize(
+    ("rows", "right", "most_frequent"),
+    [(30, 19, 15), (6, 4, 3), (6, 2, 3), (1, 1, 1)],  # more often right than that answer, or too few to tell
+)
+def test_where_rows_cannot_tell_whether_it_is_learned_that_is_what_is_said(
+    rows: int, right: int, most_frequent: int
+) -> None:
+    told = remarks(health(learned=Learned(rows=rows, right=right, most_frequent=most_frequent)))[0]
+    assert told.startswith("It is not shown that the model has learned the task: it is right on ")
+    assert f" of {rows} validation row" in told
+    assert "or give more validation rows" in told
+
+
 @pytest.mark.parametrize("kind", ["diagonal_gaussian", "point_mass"])
 def test_skipped_steps_are_counted_and_said(kind: str) -> None:
     found = health(kind=kind, steps=6, skipped_steps=4)

@@ -228,11 +228,15 @@ def _not_learned(health: Health) -> str:
     if learned is None or learned.beats_most_frequent:
         return ""
     low, high = learned.interval
+    what, more = "It is not shown that the model has learned the task", ", or give more validation rows"
+    if learned.at_most_as_often:
+        what, more = "The model has not learned the task yet", ""
     return (
-        f"The model has not learned the task yet: it is right on {_percent(learned.right / learned.rows)} of "
-        f"{learned.rows} validation rows (95 % interval {100 * low:.0f} to {100 * high:.0f} %), and the most frequent "
-        f"answer on {_percent(learned.most_frequent / learned.rows)}. Train for more steps, or with a higher learning "
-        "rate; what is said of sampling and of temperatures is of a model that knows no more than that."
+        f"{what}: it is right on {_percent(learned.right / learned.rows)} of "
+        f"{counted(learned.rows, 'validation row')} (95 % interval {100 * low:.0f} to {100 * high:.0f} %), and the "
+        f"most frequent answer on {_percent(learned.most_frequent / learned.rows)}. Train for more steps, or with a "
+        f"higher learning rate{more}; what is said of sampling and of temperatures may be of a model that knows no "
+        "more than that."
     )
 
 

@@ -139,6 +139,11 @@ class Learned:
         """
         return self.interval[0] > self.most_frequent / self.rows
 
+    @property
+    def at_most_as_often(self) -> bool:
+        """Whether the point is right no more often than the most frequent answer, on rows enough to say so."""
+        return self.right <= self.most_frequent and self.rows >= FEWEST_ROWS
+
 
 def measure_sampling(validation: ValidationLogProbs | None) -> dict[str, Any]:
     """The fields of `Health` about sampling, by stored predictions; or `unknown` alone, why they tell nothing."""
@@ -210,12 +215,12 @@ def agreement_of(validation: ValidationLogProbs | None) -> Agreement | None:
 
 
 def learned_of(validation: ValidationLogProbs | None) -> Learned | None:
-    """How often the point is right; None where too few rows have labels, and of completions."""
+    """How often the point is right; None where no row has a label, and of completions."""
     if validation is None or validation.mean.shape[-1] == 1:
         return None
     known = validation.labels >= 0
     labels = validation.labels[known]
-    if len(labels) < FEWEST_ROWS:
+    if not len(labels):
         return None
     right = int((validation.mean[known][:, 0].argmax(-1) == labels).sum())
     return Learned(rows=len(labels), right=right, most_frequent=int(labels.bincount().max()))
