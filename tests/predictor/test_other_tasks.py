@@ -42,6 +42,24 @@ def test_a_choice_that_is_not_offered_has_no_probability(tmp_path: Path) -> None
         predictor("which cat")
 
 
+def test_texts_whose_classes_are_no_and_yes_are_texts(tmp_path: Path) -> None:
+    rows = [{"text": f"a {('dull', 'fine')[n % 2]} film", "label": ("no", "yes")[n % 2]} for n in range(6)]
+    predictor = Predictor.from_pretrained(finish(tmp_path, rows), samples=4)
+
+    assert predictor("a fine film").probabilities == predictor({"text": "a fine film"}).probabilities
+    with pytest.raises(ValueError, match="holds records of passage/question/answer; those that the task was trained"):
+        predictor({"passage": "a fine film", "question": "is it fine"})
+
+
+def test_a_yes_or_no_question_is_more_than_a_text(tmp_path: Path) -> None:
+    rows = [{"passage": f"a film {n}", "question": "is it fine", "answer": n % 2 == 0} for n in range(6)]
+    predictor = Predictor.from_pretrained(finish(tmp_path, rows), samples=4)
+
+    assert predictor({"passage": "a film", "question": "is it fine"}).label in ("no", "yes")
+    with pytest.raises(ValueError, match="is a text, and the task asks for more"):
+        predictor("a film")
+
+
 def test_texts_are_answered_by_a_vote(tmp_path: Path) -> None:
     rows = [{"id": f"q{n}", "prompt": f"a film {n} Label:", "completion": " positive"} for n in range(6)]
     folder = finish(tmp_path, rows, final_answer="text", max_new_tokens=4)

@@ -50,6 +50,15 @@ def test_rows_without_labels_read_as_with_them(
         assert encode(bare, "test", word_level(), None)["labels"] == [-100]
 
 
+def test_texts_and_questions_with_the_same_classes_are_told_apart(tmp_path: Path) -> None:
+    text, question = {"text": "a fine film"}, {"passage": "Crows are birds.", "question": "do crows fly"}
+    for row, own, other in ((text, "label", "yes_no"), (question, "yes_no", "label")):
+        task = load_more(written(tmp_path, row), **YES_NO, shape=own, labelled=False)
+        assert task.shape == own
+        with pytest.raises(ValueError, match=r"holds records of .*; those that the task was trained on are of "):
+            load_more(written(tmp_path, row), **YES_NO, shape=other, labelled=False)
+
+
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [

@@ -49,7 +49,9 @@ class RowReader:
         if self.kind == "label":
             words = self.config.own_prompt.words
             named = words.fields if words is not None else ("text",)
-            return named[0] if len(named) == 1 and self.classes != YES_NO else None
+            shape = self.run.facts["task"].get("shape")
+            is_text = self.classes != YES_NO if shape is None else shape == "label"  # older folders do not say it
+            return named[0] if len(named) == 1 and is_text else None
         return "prompt" if self.kind == "completion" else None
 
     def read(self, records: Records) -> Task:

@@ -143,6 +143,7 @@ def load_new_rows(
         rows,
         kind=facts["kind"],
         answers=facts["answers"],
+        shape=facts.get("shape"),
         split=split,
         labelled=labelled,
         name=facts["name"],

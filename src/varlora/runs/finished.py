@@ -117,6 +117,7 @@ def with_description(run: RunFolder) -> Posterior:
         family=family_of(config),
         max_length=config.max_length,
         truncation=config.truncation,
+        shape=facts.get("shape"),
     )
     return dataclasses.replace(q, meta=dataclasses.replace(q.meta, task=described.to_dict()))  # type: ignore[type-var]
 
@@ -255,6 +256,7 @@ def _task_facts(
         "kind": task_kind,
         "answers": list(classes) if task_kind != "completion" else [],
         "final_answer": described.final_answer if described is not None and task_kind == "completion" else None,
+        "shape": described.shape if described is not None and task_kind == described.kind else None,
         "rows": {},
     }
 

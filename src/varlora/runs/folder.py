@@ -65,6 +65,7 @@ Metrics = dict[str, dict[str, dict[str, float | None]]]
 
 
 class _MoreOfTask(TypedDict, total=False):
+    shape: Literal["label", "choice", "yes_no", "completion", "messages"] | None
     final_answer: Literal["number", "text"] | None
     notes: list[str]
     source: str | None

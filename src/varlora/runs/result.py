@@ -72,6 +72,7 @@ def write_run(folder: Path, result: RunResult) -> None:
         "task": {
             "name": task.name,
             "kind": task.kind,
+            "shape": task.shape,
             "answers": list(task.answers),
             "final_answer": task.final_answer,
             "source": task.source,

@@ -25,7 +25,7 @@ from varlora.tasks.rows import (
     prompt_rows,
     yes_no_rows,
 )
-from varlora.tasks.task import Task, TaskKind
+from varlora.tasks.task import Shape, Task, TaskKind
 from varlora.tasks.unread import find_unread
 
 if TYPE_CHECKING:
@@ -132,10 +132,11 @@ def build_task(
         not_read=find_unread(
             name, sources, [shape], tokenizer, in_template=asking.words.fields if asking.words else (), logged=logged
         ),
+        shape=shape,
     )
 
 
-def _check_wording(name: str, shape: str, wording: Wording, sources: Mapping[str, Records], *, warn: bool) -> None:
+def _check_wording(name: str, shape: Shape, wording: Wording, sources: Mapping[str, Records], *, warn: bool) -> None:
     """Refuses a wording that rows of this shape cannot have, or whose parts do not go together."""
     prompt_style, label_answers, prompt = wording.prompt_style, wording.label_answers, wording.own
     cloze = style_of(prompt_style).scored is not None
@@ -192,7 +193,8 @@ def build_prompts(
         ValueError: For any record that does not fit, naming it.
     """
     there = {field for row in records.rows for field in row}
-    shapes = [shape for shape in ("completion", "messages") if SHAPES[shape][0] in there]
+    either: tuple[Shape, ...] = ("completion", "messages")
+    shapes = [shape for shape in either if SHAPES[shape][0] in there]
     return Task(
         name=name,
         kind="completion",
@@ -206,13 +208,13 @@ def _with_ids(rows: Sequence[Mapping[str, Any]], records: Records, split: str) -
     return in_memory([{"id": i, **row} for i, row in zip(record_ids(records, split), rows, strict=True)])
 
 
-def _shape(records: Records) -> str:
+def _shape(records: Records) -> Shape:
     """The one shape of all records."""
     shapes = {name: records.fields(name) for name in SHAPES if records.labelled or name in ANSWER_FIELDS}
     if not records.rows:
         raise ValueError(f"{records.where} is empty: it holds no record")
     known = "; ".join("/".join(fields) for fields in shapes.values())
-    shape: str | None = None
+    shape: Shape | None = None
     for index, row in enumerate(records.rows):
         at = records.at(index)
         fits = [name for name, fields in shapes.items() if all(field in row for field in fields)]
@@ -223,10 +225,10 @@ def _shape(records: Records) -> str:
             raise ValueError(f"{at}: the record fits {several}; keep the columns of one shape")
         if shape is None and fits:
             shape = fits[0]
-        elif fits:
+        elif shape is not None and fits:
             raise ValueError(
                 f"{at}: the shape is {'/'.join(shapes[fits[0]])}, but the records before it are "
-                f"{'/'.join(shapes[shape or ''])}; put each shape in a file of its own"
+                f"{'/'.join(shapes[shape])}; put each shape in a file of its own"
             )
         else:
             closest = shapes[shape] if shape else max(shapes.values(), key=lambda f: sum(c in row for c in f))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from varlora.tasks.encode import Family, Truncation
     from varlora.tasks.own_prompts import PromptFormat
     from varlora.tasks.rows import LabelAnswers
-    from varlora.tasks.task import Task, TaskKind
+    from varlora.tasks.task import Shape, Task, TaskKind
 
 _MARK = "varlora.task"
 """The key under which a data set's own description holds ours."""
@@ -81,7 +81,11 @@ class _WordingForm(TypedDict, total=False):
     system_prompt: str | None
 
 
-class _Form(TypedDict):
+class _MoreOfForm(TypedDict, total=False):
+    shape: Literal["label", "choice", "yes_no", "completion", "messages"] | None
+
+
+class _Form(_MoreOfForm):
     name: str
     kind: Literal["choice", "label", "completion"]
     answers: list[str]
@@ -105,6 +109,7 @@ class TaskDescription:
         family: of the model that read them.
         max_length: most tokens in a row; None is the model's context.
         truncation: what was done with longer rows.
+        shape: of its records; None where the task was not made by `build_task`.
     """
 
     name: str
@@ -115,6 +120,7 @@ class TaskDescription:
     family: Family
     max_length: int | None = None
     truncation: Truncation = "error"
+    shape: Shape | None = None
 
     @classmethod
     def of(
@@ -138,6 +144,7 @@ class TaskDescription:
             family=family,
             max_length=max_length,
             truncation=truncation,
+            shape=task.shape,
         )
 
     @classmethod
@@ -155,8 +162,9 @@ class TaskDescription:
         if (misfit := misfit_of(values, _Form, "the task's description")) is not None:
             raise ValueError(f"{misfit}.")
         wording = values["wording"]
+        plain = set(values).intersection(_Form.__annotations__).difference(("answers", "wording"))
         return cls(
-            **{name: values[name] for name in _Form.__annotations__ if name not in ("answers", "wording")},
+            **{name: values[name] for name in plain},
             answers=tuple(values["answers"]),
             wording=None if wording is None else Wording(**{n: wording[n] for n in wording if n in _WORDS}),
         )

@@ -11,8 +11,8 @@ from varlora.tasks.build import build_prompts, build_task
 from varlora.tasks.description import Wording
 from varlora.tasks.files import read_records
 from varlora.tasks.prompts import YES_NO
-from varlora.tasks.rows import Records
-from varlora.tasks.task import Task, TaskKind
+from varlora.tasks.rows import SHAPES, Records
+from varlora.tasks.task import Shape, Task, TaskKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,7 @@ def load_more(
     *,
     kind: TaskKind,
     answers: Sequence[str],
+    shape: Shape | None = None,
     split: str = "test",
     labelled: bool = True,
     name: str = "jsonl",
@@ -36,6 +37,7 @@ def load_more(
         file: The file, in the shape of the task's own rows, "-" for standard input, or what `read_records` read.
         kind: The task's kind.
         answers: The task's answers; the file's rows get the same class indices.
+        shape: Of the task's own records; None where that is not known.
         split: What to call the rows.
         labelled: Whether answers are read. If not, the records may lack them (`{"text": ...}`,
             `{"question": ..., "choices": [...]}`, `{"prompt": ...}`), those that are there are not looked at, and
@@ -79,6 +81,9 @@ def load_more(
     )
     if task.kind != kind or (kind == "label" and task.answers != classes):
         raise _of_another_task(records, "yes or no" if task.answers == YES_NO else task.kind, kind, classes)
+    if kind == "label" and shape is not None and task.shape is not None and task.shape != shape:
+        got, own = ("/".join(SHAPES[one]) for one in (task.shape, shape))
+        raise ValueError(f"{records.where} holds records of {got}; those that the task was trained on are of {own}")
     if kind == "choice" and len(task.answers) > len(classes):
         index = max(range(len(records.rows)), key=lambda i: len(records.rows[i]["choices"]))
         raise records.error(

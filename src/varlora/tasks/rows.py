@@ -18,12 +18,12 @@ from varlora.tasks.own_prompts import Asking
 from varlora.tasks.prompt_styles import BLANK
 from varlora.tasks.prompt_template import Span
 from varlora.tasks.prompts import MARK, span_of
-from varlora.tasks.task import OUT_OF_SCOPE
+from varlora.tasks.task import OUT_OF_SCOPE, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHAPES: Mapping[str, tuple[str, ...]] = {
+SHAPES: Mapping[Shape, tuple[str, ...]] = {
     "label": ("text", "label"),
     "choice": ("question", "choices", "answer"),
     "yes_no": ("passage", "question", "answer"),
@@ -70,7 +70,7 @@ class Records:
     first: int = 0
     as_given: Sequence[Mapping[str, Any]] | None = None
 
-    def fields(self, shape: str) -> tuple[str, ...]:
+    def fields(self, shape: Shape) -> tuple[str, ...]:
         """What every record of a shape must hold."""
         return tuple(f for f in SHAPES[shape] if self.labelled or f != ANSWER_FIELDS.get(shape))
 

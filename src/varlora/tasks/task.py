@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import datasets
 
 TaskKind = Literal["choice", "label", "completion"]
+Shape = Literal["label", "choice", "yes_no", "completion", "messages"]
+"""What a record holds, by the names of `varlora.tasks.rows.SHAPES`."""
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "choice": ("id", "prompt", "text", "label", "num_choices"),
@@ -50,6 +52,7 @@ class Task:
         source: Where the data came from.
         notes: What was done with the data, in words, e.g. "validation: 120 rows cut from train, seed 0".
         not_read: Split name to the columns that the data have and the task does not read.
+        shape: Of the records that the rows were made from; None where `build_task` did not make them.
 
     Raises:
         ValueError: If the kind is unknown, an answer occurs twice, there is no row, or a split lacks a column.
@@ -75,6 +78,7 @@ class Task:
     source: str | None = None
     notes: tuple[str, ...] = ()
     not_read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shape: Shape | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(TaskKind):

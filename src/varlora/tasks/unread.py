@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from varlora.tasks.rows import ANSWER_FIELDS, READ_BESIDE, SHAPES, Records, writes_tools
+from varlora.tasks.task import Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 def find_unread(
     name: str,
     sources: Mapping[str, Records],
-    shapes: Sequence[str],
+    shapes: Sequence[Shape],
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     in_template: Sequence[str] = (),
@@ -71,7 +72,7 @@ def unread_in_words(not_read: Mapping[str, Sequence[str]], splits: Collection[st
 
 
 def _unread(
-    records: Records, shapes: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, in_template: Sequence[str]
+    records: Records, shapes: Sequence[Shape], tokenizer: PreTrainedTokenizerBase | None, in_template: Sequence[str]
 ) -> tuple[str, ...]:
     read = {
         "id",
