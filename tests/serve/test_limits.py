@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ class Slow:
 
     def __init__(self) -> None:
         self.name, self.columns = "slow", frozenset({"text"})
-        self.go = threading.Event()
+        self.go, self.begun = threading.Event(), threading.Event()
         self.go.set()
         self.batches: list[list[Row]] = []
 
@@ -38,6 +38,7 @@ class Slow:
         return {"kind": "label", "classes": ["a"], "num_draws": 1}
 
     def answer(self, rows: Sequence[Row], *, draws: bool) -> list[dict[str, Any]]:
+        self.begun.set()
         assert self.go.wait(20)
         if any(row == "bad" for row in rows):
             raise ValueError("a bad row")
@@ -57,6 +58,14 @@ class Running:
 
     def ask(self, *texts: str, **options: Any) -> httpx.Response:
         return self.post("/v1/classify", json={"texts": texts}, **options)
+
+    def ask_and_hold(self, pool: ThreadPoolExecutor, text: str = "x") -> Future[httpx.Response]:
+        """Asks; the model has begun to answer, and goes on when `model.go` is set."""
+        self.model.go.clear()
+        self.model.begun.clear()
+        asked = pool.submit(self.ask, text)
+        assert self.model.begun.wait(20)
+        return asked
 
 
 @contextmanager
@@ -94,9 +103,7 @@ def until(what: Any, seconds: float = 10) -> None:
 
 def test_rows_of_all_requests_share_batches_in_turn() -> None:
     with running(batch_rows=4) as server, ThreadPoolExecutor(8) as pool:
-        server.model.go.clear()
-        first = pool.submit(server.ask, "x")
-        until(lambda: server.room.waiting == 1)
+        first = server.ask_and_hold(pool)
         large = pool.submit(server.ask, *["large"] * 9)
         until(lambda: server.room.waiting == 10)
         small = [pool.submit(server.ask, "s" * (n + 6)) for n in range(3)]
@@ -112,9 +119,7 @@ def test_rows_of_all_requests_share_batches_in_turn() -> None:
 
 def test_a_bad_row_is_its_own_requests_alone() -> None:
     with running() as server, ThreadPoolExecutor(8) as pool:
-        server.model.go.clear()
-        waiting = [pool.submit(server.ask, "x")]
-        until(lambda: server.room.waiting == 1)
+        waiting = [server.ask_and_hold(pool)]
         waiting += [pool.submit(server.ask, text) for text in ("one", "bad", "three")]
         until(lambda: server.room.waiting == 4)
         server.model.go.set()
@@ -132,9 +137,7 @@ def test_a_model_that_fails_takes_no_request_after_it_along() -> None:
 
 def test_a_batch_that_fails_fails_only_whose_rows_do() -> None:
     with running() as server, ThreadPoolExecutor(8) as pool:
-        server.model.go.clear()
-        waiting = [pool.submit(server.ask, "x")]
-        until(lambda: server.room.waiting == 1)
+        waiting = [server.ask_and_hold(pool)]
         waiting += [pool.submit(server.ask, text) for text in ("one", "broken", "three")]
         until(lambda: server.room.waiting == 4)
         server.model.go.set()
@@ -160,9 +163,7 @@ def test_a_job_that_cannot_be_begun_fails_alone(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(RowBatcher, "open", refuse)
     with running() as server, ThreadPoolExecutor(8) as pool:
-        server.model.go.clear()
-        waiting = [pool.submit(server.ask, "x")]
-        until(lambda: server.room.waiting == 1)
+        waiting = [server.ask_and_hold(pool)]
         for text in ("a", "b"):
             waiting.append(pool.submit(server.ask, text))
             until(lambda: server.room.waiting == len(waiting))
@@ -206,9 +207,7 @@ def test_a_full_queue_says_when_to_ask_again() -> None:
 
 def test_time_is_limited_before_and_after_the_start() -> None:
     with running(timeout=0.4) as server, ThreadPoolExecutor(4) as pool:
-        server.model.go.clear()
-        begun = pool.submit(server.ask, "a")
-        until(lambda: server.room.waiting == 1)
+        begun = server.ask_and_hold(pool, "a")
         queued = server.ask("b")
         assert begun.result().status_code == 504
         assert queued.status_code == 503
@@ -221,9 +220,7 @@ def test_time_is_limited_before_and_after_the_start() -> None:
 
 def test_a_client_that_leaves_frees_its_place() -> None:
     with running(max_waiting=2, max_rows=2) as server, ThreadPoolExecutor(4) as pool:
-        server.model.go.clear()
-        first = pool.submit(server.ask, "x")
-        until(lambda: server.room.waiting == 1)
+        first = server.ask_and_hold(pool)
         body = json.dumps({"texts": ["gone"]}).encode()
         lines = ("POST /v1/classify HTTP/1.1", "Host: localhost", "Content-Type: application/json")
         head = "\r\n".join((*lines, f"Content-Length: {len(body)}"))
@@ -288,9 +285,7 @@ def test_another_sites_page_cannot_ask() -> None:
 
 def test_what_is_accepted_is_finished_and_the_rest_refused_while_it_stops() -> None:
     with running() as server, ThreadPoolExecutor(2) as pool:
-        server.model.go.clear()
-        accepted = pool.submit(server.ask, "a")
-        until(lambda: server.room.waiting == 1)
+        accepted = server.ask_and_hold(pool, "a")
         server.app.state.traffic.stopping = True
         refused = server.ask("b")
         assert refused.status_code == 503
