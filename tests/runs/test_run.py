@@ -232,6 +232,9 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
     result = run(settings, resume=True, progress=False)
     assert_equal(result.posterior, finished[1].posterior)
     assert finite(result.metrics) == finite(finished[1].metrics)
+    whole, resumed = (read_run(one.output_dir) for one in (finished[0], settings))
+    assert whole.train_seconds == whole.facts["seconds"]["train"]
+    assert resumed.train_seconds is None  # the last three of its steps took resumed.facts["seconds"]["train"]
 
 
 def test_resuming_on_changed_rows_is_refused(model: str, tmp_path: Path) -> None:
@@ -250,6 +253,7 @@ def test_resuming_without_a_checkpoint_starts_from_the_beginning(
     settings = config(tmp_path, model, max_steps=1, samples=0)
     run(settings, resume=True, progress=False)
     assert "no checkpoint" in caplog.text
+    assert read_run(settings.output_dir).train_seconds is not None
 
 
 def test_early_stopping_keeps_the_best_checkpoint_with_its_own_hessian(model: str, tmp_path: Path) -> None:

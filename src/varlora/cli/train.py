@@ -58,7 +58,8 @@ def execute(arguments: Namespace) -> None:
     say_verdict(result.health, config.output_dir)
     say(f"[dim]The numbers behind it: varlora health {escape(config.output_dir)}[/dim]")
     where = f"[bold]{escape(config.output_dir)}[/bold]"
-    out.print(f"Trained in {result.seconds['train']:.0f} s. The run is in {where}.", soft_wrap=True)
+    since = " since it was resumed" if result.resumed else ""
+    out.print(f"Trained in {result.seconds['train']:.0f} s{since}. The run is in {where}.", soft_wrap=True)
     explained = [MODES[mode] for mode in modes_of(result.posterior, config.samples)]
     if len(explained) > 1:
         say(f"[dim]{'; '.join(explained)}.[/dim]")

@@ -255,7 +255,7 @@ def costs_of(runs: Runs, predict_seconds: Mapping[tuple[str, int], Mapping[str, 
         Cost(
             label=method,
             seed=seed,
-            train_seconds=run.facts["seconds"].get("train"),
+            train_seconds=run.train_seconds,
             predict_seconds=predict_seconds.get((method, seed), {}),
             peak_memory_bytes=run.facts.get("peak_memory_bytes"),
             file_bytes=sum((run.path / name).stat().st_size for name in KEPT if (run.path / name).is_file()),

@@ -299,7 +299,7 @@ def _row(source: RowSource, seed: int, split: str, prediction: Prediction) -> Ro
         log_probs=prediction.log_probs[known],
         labels=prediction.labels[known],
         ids=tuple(name for name, kept in zip(prediction.ids, known.tolist(), strict=True) if kept),
-        train_seconds=run.facts["seconds"].get("train"),
+        train_seconds=run.train_seconds,
         predict_seconds=seconds(run, source.variant, split),
         logit_temperature=prediction.logit_temperature,
     )

@@ -130,7 +130,10 @@ def costs_table(costs: Sequence[Cost]) -> Table:
             )
             rows.append((label, cells))
     return Table(
-        caption="Means over seeds. Rows of one training share its cost. Prediction: of the first test split.",
+        caption=(
+            "Means over seeds. Rows of one training share its cost. Prediction: of the first test split. Not known: "
+            "how long a training took that was resumed."
+        ),
         headings=("Method", "Training", "Train s", "Predict s", "Peak memory MB", "On disk MB"),
         rows=tuple(rows),
     )

@@ -149,7 +149,7 @@ def check_checkpoints(config: RunConfig, *, resume: bool, overwrite: bool) -> No
         )
 
 
-def claim_checkpoints(checkpoints: Path, config: RunConfig, *, rows: str, resume: bool) -> None:
+def claim_checkpoints(checkpoints: Path, config: RunConfig, *, rows: str, resume: bool) -> bool:
     """Makes the folder this run's, on every process.
 
     Args:
@@ -157,6 +157,9 @@ def claim_checkpoints(checkpoints: Path, config: RunConfig, *, rows: str, resume
         config: the settings.
         rows: a hash of the encoded rows (`digest_of`).
         resume: go on from what is there.
+
+    Returns:
+        Whether there is something to go on from.
 
     Raises:
         ValueError: the rows are not those with which the unfinished run began; the folder is not a run's.
@@ -177,6 +180,7 @@ def claim_checkpoints(checkpoints: Path, config: RunConfig, *, rows: str, resume
             f"the training or validation rows have changed since the unfinished run in {checkpoints} began, so it "
             "cannot go on. Put the former rows back, or start afresh with --overwrite."
         )
+    return goes_on
 
 
 def remove_checkpoints(checkpoints: Path) -> None:

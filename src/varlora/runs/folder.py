@@ -85,6 +85,7 @@ class TaskFacts(_MoreOfTask):
 
 class _MoreFacts(TypedDict, total=False):
     peak_memory_bytes: int | None
+    resumed: bool
     derived_from: list[str]
 
 
@@ -172,6 +173,11 @@ class RunFolder:
     def is_completion(self) -> bool:
         """Whether its rows ask for free text, and not for one of several classes."""
         return bool(self.facts["task"]["kind"] == "completion")
+
+    @property
+    def train_seconds(self) -> float | None:
+        """How long the whole training took; None of one that was resumed, of which only the last part is known."""
+        return None if self.facts.get("resumed") else self.facts["seconds"].get("train")
 
     @property
     def readout(self) -> AnswerTokens | ChoiceTexts | ClassHead | None:

@@ -43,7 +43,8 @@ class RunResult:
         metrics: the same, measured.
         health: how the posterior does, from the validation rows' predictions.
         seconds: wall-clock seconds of training, and of each prediction.
-        peak_memory: bytes that the process has held at most (on a GPU: that torch has allocated there).
+        resumed: whether the training was resumed, so that the seconds are those since then.
+        peak_memory: bytes that the process has held at most since the run began (`varlora.runs.peak_memory`).
         log: the trainer's log, one entry per logged step.
         generations: texts by split and mode, of a task with final answers.
     """
@@ -54,6 +55,7 @@ class RunResult:
     metrics: Mapping[str, Any]
     health: Health
     seconds: Mapping[str, float]
+    resumed: bool = False
     peak_memory: int | None = None
     log: Sequence[Mapping[str, Any]] = ()
     generations: Mapping[str, Mapping[str, Generations]] = field(default_factory=dict)
@@ -83,6 +85,7 @@ def write_run(folder: Path, result: RunResult) -> None:
             "overlap": count_overlap(task),
         },
         "seconds": dict(result.seconds),
+        "resumed": result.resumed,
         "peak_memory_bytes": result.peak_memory,
         "versions": versions(),
     }

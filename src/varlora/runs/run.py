@@ -6,15 +6,12 @@ load_setting ──► train (Method.fit) ──► Posterior ──► predicti
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, set_seed
 
 from varlora.io.files import read_json
@@ -40,6 +37,7 @@ from varlora.runs.folder import FACTS, CompletionScores, Facts, is_run, read_con
 from varlora.runs.generation import check_generation, generate_split
 from varlora.runs.health import run_health, with_verdict
 from varlora.runs.measure import measure
+from varlora.runs.peak_memory import PeakMemory
 from varlora.runs.predict import frozen_layers_once, predict_answers, predict_split
 from varlora.runs.result import RunResult, write_run
 from varlora.runs.setting import Setting, load_setting
@@ -88,6 +86,7 @@ def run(
     if config.frozen_layers_dir is not None:
         check_can_be_folder(config.frozen_layers_dir, option="frozen_layers_dir")
         Path(config.frozen_layers_dir).mkdir(parents=True, exist_ok=True)
+    memory = PeakMemory()
     setting = load_setting(config)
     if source is not None:
         setting = replace(setting, task=replace(setting.task, source=source))
@@ -98,7 +97,7 @@ def run(
     processes.wait_for_everyone()
     with frozen_layers_once(setting, folder=checkpoints):
         trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
-        result = evaluate(setting, trained, progress=progress)
+        result = replace(evaluate(setting, trained, progress=progress), peak_memory=memory.peak())
     if processes.is_main_process:  # every process has the same result; one writes it
         with atomic_folder(config.output_dir, overwrite=overwrite) as folder:
             write_run(folder, result)
@@ -114,11 +113,19 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trained adapter's posterior, before temperature scaling, and how long training took."""
+    """A trained adapter's posterior, before temperature scaling, and how long training took.
+
+    Attributes:
+        posterior: what training gave.
+        seconds: of this process; of a training that was resumed, without what went before.
+        log: the trainer's log.
+        resumed: whether an earlier process had begun it.
+    """
 
     posterior: Posterior
     seconds: float
     log: list[dict[str, Any]]
+    resumed: bool = False
 
 
 def method_of(config: RunConfig) -> Method:
@@ -166,10 +173,10 @@ def train(
         resume=resume,
         progress=progress,
     )
-    claim_checkpoints(checkpoints, config, rows=digest_of(job.train, job.validation), resume=resume)
+    resumed = claim_checkpoints(checkpoints, config, rows=digest_of(job.train, job.validation), resume=resume)
     start = time.perf_counter()
     fit = method.fit(job)
-    return Trained(posterior=fit.posterior, seconds=time.perf_counter() - start, log=fit.log)
+    return Trained(posterior=fit.posterior, seconds=time.perf_counter() - start, log=fit.log, resumed=resumed)
 
 
 def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> RunResult:
@@ -217,7 +224,7 @@ def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> Ru
         metrics=measure(predictions, generations),
         health=health,
         seconds=seconds,
-        peak_memory=_peak_memory(),
+        resumed=trained.resumed,
         log=trained.log,
         generations=generations,
     )
@@ -267,10 +274,3 @@ def _check_temperature_scaling(setting: Setting) -> None:
             "temperature_scaling needs labelled validation rows that are not test rows, too; give validation_file or "
             "validation_size."
         )
-
-
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
