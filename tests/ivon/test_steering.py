@@ -169,6 +169,28 @@ def test_parts_of_epochs_and_numbers_of_steps(tmp_path: Path, options: Any, epoc
     assert record is None or HeldOutRecord.from_dict(record).measurements > 0
 
 
+@pytest.mark.parametrize(
+    ("options", "returned", "steps"),
+    [
+        ({"num_train_epochs": 10.2, "per_device_train_batch_size": 160}, 12, 21),
+        ({"max_steps": 21, "per_device_train_batch_size": 80, "gradient_accumulation_steps": 2}, 12, 21),
+        ({"num_train_epochs": 1.3}, 20, 26),
+    ],
+)
+def test_withheld_rows_are_asked_last_when_they_come_back(
+    tmp_path: Path, options: Any, returned: int, steps: int
+) -> None:
+    """Also where the last epoch is only begun."""
+    trainer = trainer_of(tmp_path, held_out="train", **options)
+    trainer.train()
+    (callback,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, VariationalCallback))
+    assert callback.steering is not None
+    assert (callback.steering.plan.steps[-1], trainer.state.global_step) == (returned, steps)
+    assert HeldOutRecord.from_dict(callback.steering.record["held_out"]).measurements == len(
+        callback.steering.plan.steps
+    )
+
+
 @pytest.mark.parametrize("nothing", [{"num_train_epochs": 0}, {"max_steps": 0}])
 @pytest.mark.parametrize("source", ["train", "validation"])
 def test_a_training_of_no_step_leaves_a_folder(tmp_path: Path, source: str, nothing: Any) -> None:
@@ -417,9 +439,9 @@ def test_rows_are_withheld_for_three_fifths_of_the_epochs(epochs: float, expecte
     assert withheld_of((row for row in range(500)), epochs, seed=0) is None
 
 
-@pytest.mark.parametrize(("until", "last"), [(None, 200), (6.0, 120)])
-def test_rows_are_asked_from_a_fifth_to_the_end_or_till_they_come_back(until: float | None, last: int) -> None:
-    held_out = dataclasses.replace(rows_in_one_batch(), until_epoch=until)
+@pytest.mark.parametrize(("until", "last"), [(None, 200), (120, 120), (250, 200)])
+def test_rows_are_asked_from_a_fifth_to_the_end_or_till_they_come_back(until: int | None, last: int) -> None:
+    held_out = dataclasses.replace(rows_in_one_batch(), until_step=until)
     plan = plan_of(held_out, 3 * 64, TrainerState(max_steps=200, num_train_epochs=10))
     assert (min(plan.steps) > 40, plan.steps[-1]) == (True, last)
 

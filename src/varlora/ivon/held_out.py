@@ -45,7 +45,7 @@ class HeldOut:
         logits: how the model's answer to a batch is read.
         source: "validation" or "train", for the record.
         readout: how `logits` reads an answer (`Readout.to_dict()`), where predictions will be read alike.
-        until_epoch: the epoch after which these rows are trained on, so that they say nothing any more; None: never.
+        until_step: the step after which these rows are trained on, so that they say nothing any more; None: never.
         label_names: what the labels are called, for the check that some row has one.
         length: tokens of one of these rows, in those of a training row, by which asking it costs more or less.
 
@@ -57,7 +57,7 @@ class HeldOut:
     logits: Logits
     source: str = "validation"
     readout: Mapping[str, Any] | None = None
-    until_epoch: float | None = None
+    until_step: int | None = None
     label_names: Sequence[str] = ("labels",)
     length: float = 1.0
 

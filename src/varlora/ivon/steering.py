@@ -34,11 +34,11 @@ def plan_of(held_out: HeldOut, work: float, state: TrainerState) -> Plan:
     Args:
         held_out: the rows.
         work: of a training step (`work_of_a_step`).
-        state: of the training, as it begins: its number of steps, and of epochs.
+        state: of the training, as it begins: its number of steps.
     """
-    until, epochs, steps = held_out.until_epoch, state.num_train_epochs, state.max_steps
-    share = min(until / epochs, 1.0) if until is not None and epochs > 0 else 1.0
-    return held_out.plan(work, steps=steps, begin=int(BEGUN_AFTER * steps), end=int(share * steps))
+    steps = state.max_steps
+    end = steps if held_out.until_step is None else min(held_out.until_step, steps)
+    return held_out.plan(work, steps=steps, begin=int(BEGUN_AFTER * steps), end=end)
 
 
 def too_little(plan: Plan, state: TrainerState) -> str:
@@ -79,8 +79,7 @@ class Steering:
 
     def after_step(self, model: nn.Module, state: TrainerState) -> None:
         """Measures and steers, if it is time to; when the training ends, it measures only."""
-        over = self.held_out.until_epoch is not None and (state.epoch or 0.0) > self.held_out.until_epoch
-        if over or state.global_step not in self.plan.steps:
+        if state.global_step not in self.plan.steps:
             return
         begun = _now(self.noise)
         former = HeldOutRecord.from_dict(self.record["held_out"])

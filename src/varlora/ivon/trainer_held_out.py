@@ -187,7 +187,9 @@ class HeldOutRows:
             self._warn()
             return None
         if self._withheld is not None:
-            data, rows, source, until = trainer.train_dataset, self._withheld.rows, "train", self._withheld.epochs
+            data, rows, source = trainer.train_dataset, self._withheld.rows, "train"
+            batches_per_epoch = len(trainer.callback_handler.train_dataloader)
+            until = self._withheld.epochs * _steps_per_epoch(trainer.args, batches_per_epoch)
             if unwrapped(trainer.optimizer).step_index > trainer.state.global_step:
                 self._give_up("the rows to withhold were trained on by a former train()", by_name=False)
                 self._warn()
@@ -202,7 +204,7 @@ class HeldOutRows:
                 logits=self.answer_logits,
                 source=source,
                 readout=self.answer_readout(),
-                until_epoch=until,
+                until_step=until,
                 label_names=getattr(trainer, "label_names", None) or ("labels",),
             )
             held_out.length = _length(trainer, held_out) if until is None else 1.0
@@ -282,11 +284,15 @@ def _has_rows(data: Any) -> bool:
 
 
 def _epochs(trainer: Any) -> float:
-    """How often the training passes over its rows; the last batch of a pass, and its last step, may hold fewer."""
+    """How often the training passes over its rows."""
     arguments: TrainingArguments = trainer.args
     if arguments.max_steps <= 0 or not isinstance(trainer.train_dataset, Sized):
         return float(arguments.num_train_epochs)
-    rows, accumulated = len(trainer.train_dataset), arguments.gradient_accumulation_steps
-    of_batch = rows_per_step(arguments) // accumulated
+    rows, of_batch = len(trainer.train_dataset), rows_per_step(arguments) // arguments.gradient_accumulation_steps
     batches = rows // of_batch if arguments.dataloader_drop_last else math.ceil(rows / of_batch)
-    return arguments.max_steps / max(math.ceil(batches / accumulated), 1)
+    return arguments.max_steps / _steps_per_epoch(arguments, batches)
+
+
+def _steps_per_epoch(arguments: TrainingArguments, batches: int) -> int:
+    """Steps of a pass over so many batches; its last batch, and its last step, may hold fewer."""
+    return max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
