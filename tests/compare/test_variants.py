@@ -210,7 +210,7 @@ def test_the_logit_temperature_is_that_of_the_variants_own_validation_rows(ivon:
     assert len([path for path in (ivon / "variants").iterdir() if path.is_dir()]) == 1
 
 
-def test_it_comes_on_top_of_what_the_run_has(model: str, tmp_path: Path) -> None:
+def test_it_takes_the_place_of_what_the_run_has(model: str, tmp_path: Path) -> None:
     rows = write_rows(
         tmp_path / "noisy.jsonl",
         [{**row, "label": OTHER[row["label"]]} if i % 5 == 0 else row for i, row in enumerate(herds(48))],
@@ -220,10 +220,28 @@ def test_it_comes_on_top_of_what_the_run_has(model: str, tmp_path: Path) -> None
     ensure_variants(folder, [scaled])
     found = read_run(folder)
     assert found.posterior.meta.logit_temperature_of("mean") != 1
-    # The run's own T is the best already; what is left to divide by is 1.
-    assert logit_temperature(found, scaled) == pytest.approx(1, abs=1e-4)
-    total = load_variant(found, scaled, "test").logit_temperature
-    assert total == pytest.approx(found.posterior.meta.logit_temperature_of("mean"), rel=1e-4)
+    own = found.posterior.meta.logit_temperature_of("mean")
+    assert logit_temperature(found, scaled) == pytest.approx(own, rel=1e-9)
+    assert load_variant(found, scaled, "test").logit_temperature == pytest.approx(own, rel=1e-9)
+
+
+def test_it_is_drawn_to_1_as_often_whatever_the_run_has(ivon: Path, tmp_path: Path) -> None:
+    """Far beyond its prior a T that is fitted over a fitted one would be another."""
+    folder = shutil.copytree(ivon, tmp_path / "copy")
+    scaled = variant_of(mode="mean", logit_temperature="validation")
+    ensure_variants(folder, [scaled])
+    kept = read_run(folder).prediction("validation", "mean")
+    logits = 3 * torch.randn(kept.log_probs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.distributions.Categorical(logits=logits[:, 0]).mode
+    labels[::5] = 1 - labels[::5]
+    sure = dataclasses.replace(kept, log_probs=(6 * logits).log_softmax(-1), labels=labels)
+    once = fit_temperature(sure.log_probs, labels, warn=False).value
+    over = fit_temperature(sure.at_temperature(once).log_probs, labels, warn=False).value
+    assert over > 1.2
+    for prediction in (sure, sure.at_temperature(once)):
+        (folder / "predictions" / "validation.mean.parquet").unlink()
+        prediction.save(folder / "predictions" / "validation.mean.parquet")
+        assert logit_temperature(read_run(folder), scaled) == pytest.approx(once, rel=1e-9)
 
 
 def test_the_fraction_is_the_largest_that_is_shown_to_cost_nothing_worth_a_word(ivon: Path) -> None:

@@ -29,7 +29,7 @@ class Variant:
     Args:
         config: the way; where it has no number of draws, it is the run's.
         chosen: what validation rows choose: "prune" (the largest fraction that costs no more than a standard error of
-            validation NLL), "logit_temperature" (a T, over whatever T the run has), or all of it, as `varlora tune`
+            validation NLL), "logit_temperature" (a T, in place of the run's own), or all of it, as `varlora tune`
             does ("tune").
 
     Raises:

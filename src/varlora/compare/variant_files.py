@@ -80,14 +80,17 @@ def load_variant(run: RunFolder, variant: Variant, split: str) -> Prediction:
     """
     prediction = _undivided(run, variant, split)
     if "logit_temperature" in variant.chosen:
-        return prediction.at_temperature(prediction.logit_temperature * logit_temperature(run, variant))
+        return prediction.at_temperature(logit_temperature(run, variant))
     if variant.config.logit_temperature is not None:
         return prediction.at_temperature(variant.config.logit_temperature)
     return prediction
 
 
 def logit_temperature(run: RunFolder, variant: Variant) -> float:
-    """The T that a variant's validation rows ask for, on top of the one that the run has; 1 where none is wanted.
+    """The T that a variant's validation rows ask for, in place of the one that the run has; 1 where none is wanted.
+
+    It is fitted to predictions that no T has divided. Over one that the same rows have fitted it would be drawn to
+    that, and no more to 1 as the T of a run that has none.
 
     Raises:
         ValueError: as `load_variant`.
@@ -304,7 +307,7 @@ def _file(run: RunFolder, variant: Variant, split: str) -> Path:
 
 
 def _undivided(run: RunFolder, variant: Variant, split: str) -> Prediction:
-    """A variant's predictions as they are kept, its first draws where there are more."""
+    """A variant's predictions as they are kept, at the run's own T; its first draws where there are more."""
     prediction = Prediction.load(_file(run, variant, split))
     draws = draws_of(run, variant)
     if draws in (0, prediction.num_draws):
@@ -329,6 +332,6 @@ def _fitted(folder: str, variant: Variant, stamp: int) -> float:
     """T for the predictions that a variant's file has held since `stamp`."""
     run = read_run(folder)
     rows = usable_rows(run.path)
-    validation = _undivided(run, variant, VALIDATION)
+    validation = _undivided(run, variant, VALIDATION).at_temperature(1.0)
     whose = f"{folder} predicted with as {variant.describe()}"
     return fit_temperature(validation.log_probs[rows], validation.labels[rows], of=whose).value
