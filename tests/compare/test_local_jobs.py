@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -81,6 +83,27 @@ def test_they_run_until_all_have_ended_and_are_stopped_when_left_early(job: Job,
     assert not block.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert [process.code for process in started] == [0, -signal.SIGTERM]
     assert not running()
+
+
+def test_what_they_warn_of_is_told_once(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is a Python that logs as a job does."""
+    said = "import logging; from varlora.compare.worker import log_to_stderr; log_to_stderr(); logging.info('begins')"
+    warned = "; logging.warning('few rows'); logging.warning('few rows'); logging.error('stopped')"
+    lines = iter([said + warned, f"{said}{warned}; logging.warning('a gap')"])
+
+    def start(job: Job, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        with open(log, "ab") as output:
+            return subprocess.Popen([sys.executable, "-c", next(lines)], stderr=output)
+
+    monkeypatch.setattr(local_jobs, "start_process", start)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with local_jobs.local_jobs(job, 2) as running:
+        while running():
+            time.sleep(0.1)
+        assert not caplog.records
+    assert [record.getMessage() for record in caplog.records] == ["few rows", "a gap"]
 
 
 def test_a_process_is_told_the_job_and_prints_into_its_log(job: Job, tmp_path: Path, monkeypatch: Any) -> None:

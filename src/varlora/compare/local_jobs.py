@@ -18,7 +18,10 @@ from pathlib import Path
 import torch
 
 from varlora.compare.executors import JOBS, Job, Running
+from varlora.compare.worker import warnings_in
 from varlora.training.stopping import Stopped, sigterm_raises
+
+logger = logging.getLogger(__name__)
 
 SECONDS_TO_END = 10.0
 """That jobs which are stopped have before they are left to themselves."""
@@ -33,15 +36,16 @@ def local_jobs(job: Job, count: int) -> Iterator[Running]:
         count: how many.
 
     Yields:
-        Whether one still runs. When the block is left early, they are stopped.
+        Whether one still runs. When the block is left early, they are stopped. What they have warned of is told at the
+        end, once where several did.
     """
-    devices, processes = gpu_numbers(), list[subprocess.Popen[bytes]]()
+    devices, processes, logs = gpu_numbers(), list[subprocess.Popen[bytes]](), list[Path]()
     (job.output_dir / JOBS).mkdir(parents=True, exist_ok=True)
     try:
         for number in range(count):
             own = devices if job.launcher else devices[number % len(devices) :][:1] if devices else ()
-            log = job.output_dir / JOBS / f"{os.getpid()}_{number}.log"
-            processes.append(start_process(job, log, {"CUDA_VISIBLE_DEVICES": ",".join(map(str, own))}))
+            logs.append(job.output_dir / JOBS / f"{os.getpid()}_{number}.log")
+            processes.append(start_process(job, logs[-1], {"CUDA_VISIBLE_DEVICES": ",".join(map(str, own))}))
         yield lambda: any(process.poll() is None for process in processes)
     finally:
         for process in processes:
@@ -50,6 +54,8 @@ def local_jobs(job: Job, count: int) -> Iterator[Running]:
         deadline = time.monotonic() + SECONDS_TO_END
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
             time.sleep(0.05)
+        for warning in dict.fromkeys(text for log in logs for text in warnings_in(log)):
+            logger.warning("%s", warning)
 
 
 def start_process(job: Job, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:

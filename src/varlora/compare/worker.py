@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -26,6 +27,8 @@ from varlora.runs.checkpoints import can_resume, checkpoints_of
 from varlora.runs.run import run
 
 SECONDS_BETWEEN_LOOKS = 1.0
+WARNING = "warning: "
+"""How a warning's line begins in the log of a process that has no console of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +107,27 @@ def execute_cell(cell: Cell, *, progress: bool = False) -> None:
         ensure_variants(cell.folder, cell.variants, config=cell.config, progress=progress)
 
 
+class _Formatter(logging.Formatter):
+    """The message, and before a warning's what tells it from the rest."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{WARNING if record.levelno == logging.WARNING else ''}{super().format(record)}"
+
+
 def log_to_stderr() -> None:
     """Lets a process that has no console of its own write its log, without every request to the hub."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def warnings_in(log: Path) -> list[str]:
+    """The warnings in a log that `log_to_stderr` has written, each once."""
+    if not log.is_file():
+        return []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return list(dict.fromkeys(line.removeprefix(WARNING) for line in lines if line.startswith(WARNING)))
 
 
 def failures_of(cells: Sequence[Cell]) -> dict[str, int]:
