@@ -54,6 +54,15 @@ def test_they_are_told_the_cell_and_what_ends_well_leaves_nothing(
     assert not list(one.folder.parent.iterdir())
 
 
+def test_what_they_warn_of_is_told_once(
+    one: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "print('warning: few rows', flush=True)"
+    launches(monkeypatch, f"{said}; print('step 10'); {said}")
+    launch_cell(one, tmp_path, "x")
+    assert [record.getMessage() for record in caplog.records] == ["few rows"]
+
+
 def test_an_interrupt_asks_them_to_stop_and_then_ends_them(
     one: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

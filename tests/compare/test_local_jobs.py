@@ -91,7 +91,9 @@ def test_what_they_warn_of_is_told_once(
     """Each is a Python that logs as a job does."""
     said = "import logging; from varlora.compare.worker import log_to_stderr; log_to_stderr(); logging.info('begins')"
     warned = "; logging.warning('few rows'); logging.warning('few rows'); logging.error('stopped')"
-    lines = iter([said + warned, f"{said}{warned}; logging.warning('a gap')"])
+    told = "; import warnings; from varlora.ivon.noise.controller import NoiseWarning"
+    told += "; warnings.warn('no effect', NoiseWarning); warnings.warn('of a library')"
+    lines = iter([said + warned, f"{said}{warned}; logging.warning('a gap'){told}"])
 
     def start(job: Job, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         with open(log, "ab") as output:
@@ -103,7 +105,7 @@ def test_what_they_warn_of_is_told_once(
         while running():
             time.sleep(0.1)
         assert not caplog.records
-    assert [record.getMessage() for record in caplog.records] == ["few rows", "a gap"]
+    assert [record.getMessage() for record in caplog.records] == ["few rows", "a gap", "no effect"]
 
 
 def test_a_process_is_told_the_job_and_prints_into_its_log(job: Job, tmp_path: Path, monkeypatch: Any) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -18,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from tqdm import tqdm
 
+from varlora.io.user_warnings import log_user_warnings
 from varlora.io.visible import visible
 
 out = Console()
@@ -75,7 +73,7 @@ def set_up(*, debug: bool) -> None:
     root.addHandler(handler)
     logging.getLogger("varlora").setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
-        warnings.showwarning = _show_warning
+        log_user_warnings()
 
 
 class _Handler(logging.Handler):
@@ -92,22 +90,3 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = visible(super().format(record))
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
-
-
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
-) -> None:
-    """Warnings for users as log entries; those between programmers are dropped, as are the libraries' own."""
-    if category.__module__.startswith("varlora") or _raised_by_us():
-        logging.getLogger("varlora").warning("%s", message)
-
-
-def _raised_by_us() -> bool:
-    """Whether a function of ours issued the warning: a library's may be attributed to any line."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if module != "warnings":
-            return module.startswith("varlora")
-        frame = frame.f_back
-    return False

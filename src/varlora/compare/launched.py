@@ -20,8 +20,10 @@ from pathlib import Path
 
 from varlora.compare.cell import Cell
 from varlora.compare.cells_file import read_cells
-from varlora.compare.worker import execute_cell, log_to_stderr
+from varlora.compare.worker import execute_cell, log_to_stderr, warnings_in
 from varlora.training.stopping import Stopped, ask_to_stop
+
+logger = logging.getLogger(__name__)
 
 ORPHANED = 129
 SECONDS_TO_SAVE = 10.0
@@ -62,6 +64,8 @@ def launch_cell(cell: Cell, output_dir: Path, launcher: str) -> None:
             how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             text = log.read_text(encoding="utf-8", errors="replace").strip()
             raise RuntimeError(f"{how}: {text.rpartition(chr(10))[2]}\n{text}")
+        for warning in warnings_in(log):  # which every process gives
+            logger.warning("%s", warning)
     finally:
         log.unlink(missing_ok=True)
 

@@ -23,6 +23,7 @@ from varlora.compare.cell_lock import CellLock
 from varlora.compare.code_version import code_version
 from varlora.compare.timer import seconds_of
 from varlora.compare.variants import ensure_variants
+from varlora.io.user_warnings import log_user_warnings
 from varlora.runs.checkpoints import can_resume, checkpoints_of
 from varlora.runs.run import run
 
@@ -120,6 +121,7 @@ def log_to_stderr() -> None:
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_user_warnings()
 
 
 def warnings_in(log: Path) -> list[str]:
