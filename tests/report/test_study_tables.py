@@ -45,6 +45,14 @@ def test_the_overview_has_a_column_for_each_task_and_no_average(study: Study) ->
     assert strong == ["IVON, 10 samples"]
 
 
+def test_the_overview_says_whose_logits_a_temperature_divided(comparison: Comparison) -> None:
+    rows = [replace(row, logit_temperature=1.5 if row.method == "AdamW" else 1.0) for row in comparison.rows]
+    for made, words in ((comparison, None), (replace(comparison, rows=rows), "A T divided logits of AdamW, as each")):
+        study = Study(name="s", reference="AdamW", blocks=(Block(model="m", task="t", comparison=made),))
+        caption = overview_table(study, split="test", metric="nll").caption
+        assert words in caption if words else "A T divided" not in caption
+
+
 def test_a_task_without_the_split_has_no_column(study: Study) -> None:
     assert overview_table(study, split="other words", metric="accuracy").headings == ("Accuracy % ↑", "first")
     assert study_splits(study) == ("test", "other words", "foreign")

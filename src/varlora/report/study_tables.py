@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from varlora.io.words import listing
 from varlora.metrics import HEADLINE, Metric, metric_named, shown_metrics
 from varlora.metrics.metric import Kind
 from varlora.report.results import Comparison
@@ -57,12 +58,16 @@ def overview_table(study: Study, *, split: str, metric: str) -> Table:
     columns = [_overview_column(comparison, split, metric) for _, comparison in shown]
     methods = dict.fromkeys(method for column in columns for method in column)
     headings = [f"{block.task}, {block.model}" if several_models else block.task for block, _ in shown]
+    caption = (
+        f"{how.heading} on {split}, mean ± standard error over seeds. Below: the paired difference from "
+        f"{study.reference} on the same examples, and whether it is clear. The best of a task stands out, whether or "
+        "not its lead is clear."
+    )
+    divided = dict.fromkeys(method for _, comparison in shown for method in comparison.logit_temperatures(split))
+    if divided:
+        caption += f" A T divided logits of {listing(list(divided))}, as each task's results say, and of no other."
     return Table(
-        caption=(
-            f"{how.heading} on {split}, mean ± standard error over seeds. Below: the paired difference from "
-            f"{study.reference} on the same examples, and whether it is clear. The best of a task stands out, whether "
-            "or not its lead is clear."
-        ),
+        caption=caption,
         headings=(how.heading, *headings),
         rows=tuple((method, tuple(column.get(method, Cell()) for column in columns)) for method in methods),
     )
@@ -108,7 +113,10 @@ def frontier_table(frontier: Frontier) -> Table:
         for place in frontier_means(frontier, metrics=HEADLINE)
     ]
     return Table(
-        caption=f"Along the {words}, on {frontier.split}; mean ± standard error over seeds.",
+        caption=(
+            f"Along the {words}, on {frontier.split}; mean ± standard error over seeds. At every setting a run's own T "
+            "divides the logits, unless the curve names a logit temperature."
+        ),
         headings=("Setting", *(metric_named(metric).heading for metric in HEADLINE)),
         rows=tuple(rows),
     )
