@@ -21,10 +21,10 @@ from varlora.compare.variant_files import (
     is_stored,
     load_variant,
     pruned_fraction,
+    read_usable_rows,
     seconds,
     splits_of,
     stored_as,
-    usable_rows,
     variant_folder,
 )
 from varlora.posterior import DiagonalGaussian, DropoutMasks, Mixture, PointMass, Posterior, PosteriorMeta
@@ -201,10 +201,10 @@ def test_a_chosen_fraction_is_read_and_nothing_pruned_is_the_runs_own(tmp_path: 
 
 def test_without_the_note_of_validation_rows_nothing_is_chosen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"validation.json is missing: which validation rows may be chosen on"):
-        usable_rows(tmp_path)
+        read_usable_rows(tmp_path)
     (tmp_path / "variants").mkdir()
     (tmp_path / "variants" / "validation.json").write_text('{"usable": [0, 2]}', encoding="utf-8")
-    assert usable_rows(tmp_path).tolist() == [0, 2]
+    assert read_usable_rows(tmp_path).tolist() == [0, 2]
 
 
 def test_a_variant_in_words() -> None:

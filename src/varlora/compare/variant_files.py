@@ -78,7 +78,7 @@ def load_variant(run: RunFolder, variant: Variant, split: str) -> Prediction:
     Raises:
         ValueError: the variant does not go with the run or has not been predicted with, or there is no such split.
     """
-    prediction = _undivided(run, variant, split)
+    prediction = _as_kept(run, variant, split)
     if "logit_temperature" in variant.chosen:
         return prediction.at_temperature(logit_temperature(run, variant))
     if variant.config.logit_temperature is not None:
@@ -306,7 +306,7 @@ def _file(run: RunFolder, variant: Variant, split: str) -> Path:
     return variant_folder(run, made) / f"{split}.parquet"
 
 
-def _undivided(run: RunFolder, variant: Variant, split: str) -> Prediction:
+def _as_kept(run: RunFolder, variant: Variant, split: str) -> Prediction:
     """A variant's predictions as they are kept, at the run's own T; its first draws where there are more."""
     prediction = Prediction.load(_file(run, variant, split))
     draws = draws_of(run, variant)
@@ -316,7 +316,7 @@ def _undivided(run: RunFolder, variant: Variant, split: str) -> Prediction:
     return dataclasses.replace(prediction, log_probs=first, antithetic=prediction.antithetic and draws > 1)
 
 
-def usable_rows(folder: Path) -> Tensor:
+def read_usable_rows(folder: Path) -> Tensor:
     """Positions of the validation rows that may be chosen on."""
     file = folder / FOLDER / ROWS
     if not file.is_file():
@@ -331,7 +331,7 @@ def usable_rows(folder: Path) -> Tensor:
 def _fitted(folder: str, variant: Variant, stamp: int) -> float:
     """T for the predictions that a variant's file has held since `stamp`."""
     run = read_run(folder)
-    rows = usable_rows(run.path)
-    validation = _undivided(run, variant, VALIDATION).at_temperature(1.0)
+    rows = read_usable_rows(run.path)
+    validation = _as_kept(run, variant, VALIDATION).at_temperature(1.0)
     whose = f"{folder} predicted with as {variant.describe()}"
     return fit_temperature(validation.log_probs[rows], validation.labels[rows], of=whose).value

@@ -27,9 +27,9 @@ from varlora.compare.variant_files import (
     explain_unfit,
     is_own,
     is_stored,
+    read_usable_rows,
     splits_of,
     stored_as,
-    usable_rows,
     variant_folder,
 )
 from varlora.io.files import json_text
@@ -174,7 +174,7 @@ def _check_validation(run: RunFolder, task: Task) -> None:
 
 def _choose_fraction(run: RunFolder, predict: Callable[[float], Prediction]) -> tuple[float, list[dict[str, float]]]:
     """The largest fraction that costs nothing by validation NLL (`varlora.metrics.is_free`), and what was tried."""
-    rows = usable_rows(run.path)
+    rows = read_usable_rows(run.path)
 
     def losses(fraction: float) -> Tensor:
         prediction = predict(fraction)
