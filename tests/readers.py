@@ -25,7 +25,7 @@ from varlora.compare.cell import make_cell
 from varlora.compare.cells_file import read_cells, write_cells
 from varlora.compare.details import curves_of
 from varlora.compare.plan_file import read_plan
-from varlora.compare.variant_files import FOLDER, facts_of, stored_as, usable_rows, variant_folder
+from varlora.compare.variant_files import FOLDER, facts_of, read_usable_rows, stored_as, variant_folder
 from varlora.ivon import IVON
 from varlora.ivon.trainer_checkpoint import posterior_from_checkpoint
 from varlora.metrics.costs import Costs
@@ -299,7 +299,7 @@ def readers(folder: Path) -> Mapping[str, Reader]:
         "cells.json": Reader(file="cells.json", read=read_cells),
         "variant.json": Reader(file=_made(folder), read=_variant),
         "validation.json": Reader(
-            file=f"run/{FOLDER}/validation.json", read=lambda folder: usable_rows(folder / "run")
+            file=f"run/{FOLDER}/validation.json", read=lambda folder: read_usable_rows(folder / "run")
         ),
         "export.json": Reader(file="export/export.json", read=lambda folder: read_export(folder / "export")),
         "decision.json by group": Reader(
