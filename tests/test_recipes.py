@@ -14,9 +14,8 @@ from varlora import compare
 from varlora.compare import Plan
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-PLANS = sorted(
-    path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml") if path.name != "published.yaml"
-)
+NO_PLANS = ("published.yaml", "settings.yaml")  # a table of numbers, and what plans extend
+PLANS = sorted(path.relative_to(RECIPES).as_posix() for path in RECIPES.rglob("*.yaml") if path.name not in NO_PLANS)
 PUBLISHED = ("cong2024-llama-2-7b.yaml", "cong2025-llama-3.2-3b.yaml", "qwen.yaml", "out-of-distribution.yaml")
 
 

@@ -175,6 +175,40 @@ def test_small_must_be_there_to_be_asked_for(tmp_path: Path) -> None:
         plan(tmp_path, small=True)
 
 
+def test_a_plan_extends_a_file_beside_it(tmp_path: Path) -> None:
+    file = written(tmp_path, {"small": {"seeds": [7]}})
+    whole = yaml.safe_load(file.read_text(encoding="utf-8"))
+    base = {key: whole[key] for key in ("models", "tasks", "small")}
+    base["settings"] = {**whole["settings"], "learning_rate": 1.0, "lora_r": 3}
+    own = {key: value for key, value in whole.items() if key not in base}
+    own |= {"extends": "base/shared.yaml", "settings": {"learning_rate": whole["settings"]["learning_rate"]}}
+    extending = tmp_path / "extending.yaml"
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "shared.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+    extending.write_text(yaml.safe_dump(own), encoding="utf-8")
+    expected = read_plan(file)
+    expected = dataclasses.replace(expected, settings={**expected.settings, "lora_r": 3})
+    assert read_plan(extending) == expected
+    assert read_plan(extending, small=True).seeds == (7,)
+    assert "extends" not in expected.to_dict()  # a comparison's folder needs no other file
+
+
+@pytest.mark.parametrize(
+    ("base", "extends", "message"),
+    [
+        ("name: a", "other.yaml", "there is no configuration file .*other.yaml"),
+        ("name: a", "[base.yaml]", "extends is .*must be text"),
+        ("sets: {}", "base.yaml", "base.yaml, which .*plan.yaml extends, has 'sets', which is unknown"),
+        ("extends: plan.yaml", "base.yaml", "base.yaml, which .*plan.yaml extends, has 'extends', which is unknown"),
+    ],
+)
+def test_a_mistake_in_what_a_plan_extends_is_named(tmp_path: Path, base: str, extends: str, message: str) -> None:
+    (tmp_path / "base.yaml").write_text(base, encoding="utf-8")
+    (tmp_path / "plan.yaml").write_text(f"extends: {extends}", encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_plan(tmp_path / "plan.yaml")
+
+
 def test_every_setting_of_a_run_may_stand_in_a_plan(tmp_path: Path) -> None:
     defaults = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not None}
     settings = {name: defaults[name] for name in SETTINGS if name in defaults and name not in ("seed", "output_dir")}

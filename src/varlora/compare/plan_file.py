@@ -22,7 +22,7 @@ from varlora.runs.text_settings import read_texts
 NOTES = ("note", "source")
 KNOWN = (
     *("name", "output_dir", "data", "code_versions", "reference", "seeds", "settings", "models", "tasks", "methods"),
-    *("overrides", "metrics", "small", *NOTES),
+    *("overrides", "metrics", "small", "extends", *NOTES),
 )
 NAME = re.compile(r"[\w][\w.+-]*")
 
@@ -50,7 +50,7 @@ def read_plan(
         ValueError: a mistake in the file; the message says where, what is allowed, and what is nearest. Or the
             output folder is a file.
     """
-    whole = load_yaml(file)
+    whole = _load(Path(file))
     where = str(file)
     values = {key: value for key, value in whole.items() if key != "small"}
     _check_keys(whole, KNOWN, where)
@@ -79,6 +79,17 @@ def read_plan(
         seeds=plan.seeds if seeds is None else _seeds(list(seeds), "seeds"),
         code_versions=tuple(dict.fromkeys([*plan.code_versions, *code_versions])),
     )
+
+
+def _load(file: Path) -> Mapping[str, Any]:
+    """What a file says, on top of what the file that it `extends` says, which lies beside it and extends none."""
+    own = dict(load_yaml(file))
+    if "extends" not in own:
+        return own
+    name = _text(own.pop("extends"), f"{file}: extends")
+    base = load_yaml(file.parent / name)
+    _check_keys(base, [key for key in KNOWN if key != "extends"], f"{file.parent / name}, which {file} extends,")
+    return _merged(base, own, str(file))
 
 
 def _check_needed(values: Mapping[str, Any], where: str) -> None:
