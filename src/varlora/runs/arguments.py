@@ -45,7 +45,7 @@ def training_arguments(setting: Setting, checkpoints: Path, *, progress: bool) -
     given: dict[str, Any] = {name: getattr(config, name) for name in NAMED_ALIKE}
     given[RECOMPUTED] = config.gradient_checkpointing
     if config.early_stopping:
-        rows = int(setting.usable[0].sum())
+        rows = int(setting.usable.kept.sum())
         if not rows:
             raise ValueError(
                 "early_stopping needs labelled validation rows that are not test rows, too; give validation_file or "

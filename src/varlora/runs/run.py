@@ -158,9 +158,8 @@ def train(
         Stopped: by SIGTERM or Ctrl-C, after a step, with a checkpoint.
     """
     config = setting.config
-    _, left_out = setting.usable
-    if left_out:
-        logger.warning("%d %s rows are test rows, too, and decide nothing", left_out, VALIDATION)
+    if setting.usable.left_out:
+        logger.warning("%d %s rows are test rows, too, and decide nothing", setting.usable.left_out, VALIDATION)
     set_seed(config.seed)
     job = Job(
         model=setting.model,
@@ -187,7 +186,7 @@ def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> Ru
     configs = configs_by_mode(q, choose_config(q, setting.config.samples))
     predictions: dict[str, dict[str, Prediction | CompletionScores]] = {split: {} for split in splits}
     generations: dict[str, dict[str, Generations]] = {}
-    usable, _ = setting.usable
+    usable = setting.usable.kept
     if setting.config.scales_temperature and setting.readout is not None and usable.any():
         unscaled: dict[Mode, Prediction] = {}
         for mode, config in configs.items():
@@ -269,7 +268,7 @@ def _check_temperature_scaling(setting: Setting) -> None:
         return
     if setting.readout is None:
         raise ValueError("temperature_scaling scales the logits of classes; completions have none. Leave it out.")
-    if not setting.usable[0].any():
+    if not setting.usable.kept.any():
         raise ValueError(
             "temperature_scaling needs labelled validation rows that are not test rows, too; give validation_file or "
             "validation_size."

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import torch
 from peft import PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +21,7 @@ from varlora.runs.data import load_own_rows, load_task
 from varlora.runs.folder import RunFolder
 from varlora.runs.load_model import add_adapter, base_of, family_of, load_base_model, load_tokenizer
 from varlora.runs.lora import lora_config
-from varlora.runs.usable_rows import usable_rows
+from varlora.runs.usable_rows import UsableRows, usable_rows
 from varlora.tasks import Collator, Task, answer_tokens, context_length, encode
 from varlora.tasks.encode import Family
 from varlora.tasks.prompts import letters
@@ -103,13 +103,13 @@ class Setting(LoadedModel):
         )
 
     @cached_property
-    def usable(self) -> tuple[Tensor, int]:
-        """(N,) whether a validation row may decide anything; and how many may not because they are test rows, too."""
+    def usable(self) -> UsableRows:
+        """The validation rows that may decide something."""
         return usable_rows(self.task)
 
     def encoded_usable(self) -> datasets.Dataset | None:
         """The token ids of the validation rows that may decide something; None where there are none."""
-        kept, _ = self.usable
+        kept = self.usable.kept
         if not kept.any():
             return None
         rows = self.encoded(VALIDATION)

@@ -21,7 +21,7 @@ from varlora.runs.data import load_own_rows
 from varlora.runs.folder import CompletionScores, RunFolder
 from varlora.runs.predict import predict_split
 from varlora.runs.setting import Setting, reload_setting
-from varlora.runs.usable_rows import usable_rows
+from varlora.runs.usable_rows import UsableRows, usable_rows
 from varlora.tasks import OUT_OF_SCOPE, Task
 from varlora.tasks.task import VALIDATION
 
@@ -109,19 +109,22 @@ def is_of(stored: Prediction, task: Task, split: str) -> bool:
     return stored.ids == tuple(map(str, rows["id"])) and labels == rows["label"][:]
 
 
-def select_usable(task: Task) -> tuple[Tensor, int]:
+def select_usable(task: Task) -> UsableRows:
     """`usable_rows`, of which there must be enough to choose on; a warning names those that are test rows, too.
 
     Raises:
         ValueError: there are too few.
     """
-    kept, left_out = usable_rows(task)
-    if int(kept.sum()) < FEWEST_ROWS:
-        too = f" ({left_out} others are test rows, too, and nothing is tuned on those)" if left_out else ""
+    usable = usable_rows(task)
+    number = int(usable.kept.sum())
+    if number < FEWEST_ROWS:
+        too = (
+            f" ({usable.left_out} others are test rows, too, and nothing is tuned on those)" if usable.left_out else ""
+        )
         raise ValueError(
-            f"the split 'validation' has {int(kept.sum())} labelled row(s) to choose on{too}; it needs {FEWEST_ROWS}. "
+            f"the split 'validation' has {number} labelled row(s) to choose on{too}; it needs {FEWEST_ROWS}. "
             "Train with more validation rows (validation_file or validation_size), or predict as trained."
         )
-    if left_out:
-        logger.warning("%d %s rows are test rows, too, and are left out", left_out, VALIDATION)
-    return kept, left_out
+    if usable.left_out:
+        logger.warning("%d %s rows are test rows, too, and are left out", usable.left_out, VALIDATION)
+    return usable
