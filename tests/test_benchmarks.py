@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from benchmarks import laplace, linear_probe, memory, optimizer, prediction, scaling, serve, startup, training_step
+from benchmarks import (
+    laplace,
+    linear_probe,
+    memory,
+    noise_map,
+    optimizer,
+    prediction,
+    scaling,
+    serve,
+    startup,
+    training_step,
+)
 from benchmarks.measuring import Quartiles, exponent, parser_of, ratios, show, take_turns
 
 from small_runs import films, save_model, write_rows
@@ -150,3 +161,42 @@ def test_a_linear_probe_reads_the_frozen_models_last_state(tmp_path: Path, capsy
     head, _, row = capsys.readouterr().out.strip().splitlines()
     assert head == "| model | task | split | Accuracy % ↑ | NLL ↓ | ECE % ↓ | Brier ↓ |"
     assert row.startswith("| small | films | test | 100.0 ± 0.0 | ")  # rows that it was fitted to
+
+
+def test_the_map_of_noise_is_read_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def row(*nlls: float) -> dict[str, Any]:
+        return {"seeds": [*range(len(nlls))], "per_seed": [{"nll": nll, "accuracy": 0.75} for nll in nlls]}
+
+    rows = {
+        "AdamW, rate 1e-2": row(0.9),
+        "AdamW, rate 1e-2 + T": row(0.1),
+        "AdamW, rate 4e-3": row(0.5, 0.7),
+        "rate 4e-3, sd 0.02, mean": row(0.1),
+        "rate 4e-3, sd 0.02, 10 samples": row(0.4, 0.5),
+        "rate 4e-3, sd 0.11, 10 samples": row(0.8),
+        "rate 4e-3, by default, 10 samples": row(0.45),
+    }
+    block = {"task": "sst2", "comparison": {"splits": {"validation": {"methods": rows}}}}
+    study = {"blocks": [block, {"task": "trec6", "comparison": None}]}
+    (tmp_path / "study.json").write_text(json.dumps(study), encoding="utf-8")
+    noise_map.main([str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "| sst2, validation | sd 0 | sd 0.02 | sd 0.11 | IVON, by default | seeds |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| rate 4e-3 | 0.600 / 75.0 | 0.450 / 75.0 | 0.800 / 75.0 | 0.450 / 75.0 | 1 to 2 |",
+        "| rate 1e-2 | 0.900 / 75.0 | – | – | – | 1 |",
+    ]
+    (tmp_path / "study.json").write_text(
+        json.dumps({"blocks": [{"task": "trec6", "comparison": None}]}), encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match="has no row of the map; run: varlora compare"):
+        noise_map.main([str(tmp_path)])
+
+
+def test_the_figure_of_the_map_is_the_same_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figures = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for figure in figures:
+        noise_map.draw({("sst2", "test"): {("4e-3", "0"): noise_map.Cell(0.6, 0.7, 2)}}, figure)
+    assert figures[0].read_bytes() == figures[1].read_bytes()
+    assert "sst2, test" in figures[0].read_text(encoding="utf-8")
