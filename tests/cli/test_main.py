@@ -143,6 +143,34 @@ def test_options_offer_what_there_is() -> None:
     assert (grid.temperatures, grid.samples, grid.fractions) == (TEMPERATURES, DRAWS, FRACTIONS)
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "name", "found", "default"),
+    [
+        (
+            "compare",
+            ["plan.yaml", "--only", "task=a", "--only=method=b", "seed=1"],
+            "only",
+            ["task=a", "method=b", "seed=1"],
+            [],
+        ),
+        ("compare", ["plan.yaml", "--seeds", "1", "--seeds", "2", "3"], "seeds", [1, 2, 3], None),
+        ("tune", ["run", "--samples", "5", "--samples", "20"], "samples", [5, 20], DRAWS),
+        (
+            "decide",
+            ["run", "--cost-wrong", "ham=10", "--cost_wrong", "spam=1"],
+            "cost_wrong",
+            ["ham=10", "spam=1"],
+            None,
+        ),
+    ],
+)
+def test_words_of_an_option_given_more_than_once_are_one_list(
+    command: str, words: list[str], name: str, found: list[object], default: object
+) -> None:
+    assert getattr(parser_of(command).parse(words), name) == found
+    assert getattr(parser_of(command).parse(words[:1]), name) == default
+
+
 def test_module_and_exit_code_of_the_process() -> None:
     done = subprocess.run([sys.executable, "-m", "varlora", "trian"], capture_output=True, text=True, check=False)
 

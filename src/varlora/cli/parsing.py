@@ -36,6 +36,14 @@ class HelpFormatter(RawDescriptionRichHelpFormatter):
         return f"{action.help} [default: {_shown(action.default)}]"
 
 
+class _Extend(Action):
+    """Words of an option that is given more than once are one list; the first time they replace the default."""
+
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None) -> None:
+        there = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(() if there is self.default else there), *values])
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser whose options are a dataclass's fields (`varlora.registry.option_fields.option`).
 
@@ -103,7 +111,12 @@ class CommandParser(argparse.ArgumentParser):
         return self.titled[title]
 
     def option(self, name: str, help_text: str, *, title: str | None = None, **details: Any) -> None:
-        """Adds an option that is no field, under both its spellings, to the group of that title."""
+        """Adds an option that is no field, under both its spellings, to the group of that title.
+
+        One of several words (`nargs="+"`) may be given more than once, which is as if all stood behind one.
+        """
+        if details.get("nargs") == "+":
+            details["action"] = _Extend
         group = self if title is None else self.titled_group(title)
         group.add_argument(*_spellings(name), help=help_text, **details)
 
