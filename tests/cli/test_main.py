@@ -148,7 +148,7 @@ def test_options_offer_what_there_is() -> None:
     [
         (
             "compare",
-            ["plan.yaml", "--only", "task=a", "--only=method=b", "seed=1"],
+            ["plan.yaml", "--only", "task=a", "--only=method=b", "--only", "seed=1"],
             "only",
             ["task=a", "method=b", "seed=1"],
             [],
