@@ -59,11 +59,14 @@ def test_limit_train_takes_rows_in_proportion_and_says_so() -> None:
         limit_split(task, "train", 0)
 
 
-def test_validation_is_cut_once() -> None:
+def test_validation_is_cut_once(caplog: pytest.LogCaptureFixture) -> None:
     task = cut_validation(task_of([0, 1] * 20), size=0.25)
 
     assert len(task.rows("validation")) == 10
     assert cut_validation(task) is task
+    assert not caplog.messages
+    assert cut_validation(task, size=0.25) is task
+    assert caplog.messages == ["t has validation rows of its own: a validation size of 0.25 cuts nothing"]
 
 
 def test_keep_num_choices_filters_every_split() -> None:

@@ -17,6 +17,7 @@ from varlora.methods.options import MethodOptions
 from varlora.registry.option_fields import checked_values, option, types_of
 from varlora.runs.trackers import tracker_names
 from varlora.tasks.own_prompts import OwnPrompt
+from varlora.tasks.splitting import VALIDATION_SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class RunConfig:
         "belong to no class. Its own train, validation and test otherwise."
     )
     label_names_file: str | None = _data("Class names in order: a JSON list, or one name a line.")
-    validation_size: float = _data("Validation rows to cut: a fraction below 1, or a number of rows.", 0.1)
+    validation_size: float = _data("Validation rows to cut: a fraction below 1, or a number of rows.", VALIDATION_SIZE)
     max_train_samples: int | None = _data("Train on that many rows, drawn with the data seed.", at_least=1)
     max_validation_samples: int | None = _data("Validate on that many rows, drawn with the data seed.", at_least=1)
     max_test_samples: int | None = _data(

@@ -17,7 +17,7 @@ from varlora.tasks.jsonl import read_label_names
 from varlora.tasks.overlap import note_overlap
 from varlora.tasks.own_prompts import OwnPrompt
 from varlora.tasks.rows import LabelAnswers, Records
-from varlora.tasks.splitting import cut_validation
+from varlora.tasks.splitting import VALIDATION_SIZE, cut_validation
 from varlora.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def load_hub(
     prompt_style: str = "varlora",
     prompt: OwnPrompt | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    validation_size: float | int = 0.1,
+    validation_size: float | int = VALIDATION_SIZE,
     seed: int = 0,
 ) -> Task:
     """Load a task from a dataset of the hub or a folder written by `save_to_disk`.

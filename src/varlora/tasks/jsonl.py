@@ -22,7 +22,7 @@ from varlora.tasks.files import read_records
 from varlora.tasks.overlap import note_overlap
 from varlora.tasks.own_prompts import OwnPrompt
 from varlora.tasks.rows import LabelAnswers
-from varlora.tasks.splitting import cut_validation
+from varlora.tasks.splitting import VALIDATION_SIZE, cut_validation
 from varlora.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def load_jsonl(
     prompt_style: str = "varlora",
     prompt: OwnPrompt | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    validation_size: float | int = 0.1,
+    validation_size: float | int = VALIDATION_SIZE,
     seed: int = 0,
     licence: str | None = None,
     source: str | None = None,

@@ -22,7 +22,7 @@ from varlora.tasks.overlap import SEEN, note_overlap
 from varlora.tasks.own_prompts import OwnPrompt
 from varlora.tasks.prompt_styles import ChoiceRole
 from varlora.tasks.rows import LISTED_LABELS, LabelAnswers, Records
-from varlora.tasks.splitting import cut_validation
+from varlora.tasks.splitting import VALIDATION_SIZE, cut_validation
 from varlora.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class TaskLoader(Protocol):
         self,
         folder: str | Path | None = None,
         *,
-        validation_size: float | int = 0.1,
+        validation_size: float | int = VALIDATION_SIZE,
         seed: int = 0,
         label_answers: LabelAnswers = "names",
         prompt_style: str = "varlora",
@@ -117,7 +117,7 @@ class Benchmark:
         self,
         folder: str | Path | None = None,
         *,
-        validation_size: float | int = 0.1,
+        validation_size: float | int = VALIDATION_SIZE,
         seed: int = 0,
         label_answers: LabelAnswers = "names",
         prompt_style: str = "varlora",

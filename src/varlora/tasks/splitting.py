@@ -15,6 +15,9 @@ from varlora.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
+VALIDATION_SIZE = 0.1
+"""Share of the training rows that are cut where nothing else is said."""
+
 
 def pick(labels: Sequence[int], size: int, *, seed: int, leave_one: bool = False) -> list[int]:
     """Positions of `size` rows drawn without replacement, each label in proportion (largest remainders).
@@ -60,10 +63,11 @@ def _strata(task: Task, split: str) -> list[int]:
     return list(rows["label"]) if task.kind == "label" else [0] * len(rows)
 
 
-def cut_validation(task: Task, *, size: float | int = 0.1, seed: int = 0) -> Task:
+def cut_validation(task: Task, *, size: float | int = VALIDATION_SIZE, seed: int = 0) -> Task:
     """Move some rows of "train" to a new split "validation", each class in proportion.
 
-    A task that has a validation split already, or has no "train", comes back unchanged.
+    A task that has a validation split already, or has no "train", comes back unchanged; a warning says so where a size
+    is given that is not the default's.
 
     Args:
         task: The task.
@@ -74,6 +78,9 @@ def cut_validation(task: Task, *, size: float | int = 0.1, seed: int = 0) -> Tas
         ValueError: If the size leaves one of the two splits, or one class of "train", without rows.
     """
     if "validation" in task.splits or "train" not in task.splits:
+        if size != VALIDATION_SIZE:
+            why = "validation rows of its own" if "validation" in task.splits else "no training rows"
+            logger.warning("%s has %s: a validation size of %s cuts nothing", task.name, why, size)
         return task
     train = task.rows("train")
     if isinstance(size, float) and not 0 < size < 1:
