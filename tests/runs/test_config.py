@@ -49,6 +49,7 @@ KNOWN = setting_names()
         ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size is -1; it must be at least 1"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
         ({"save_steps": 0}, "save_steps is 0; it must be at least 1"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be positive"),
         ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'; it must be a number"),

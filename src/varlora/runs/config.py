@@ -199,7 +199,7 @@ class RunConfig:
         "Steps between validations under early stopping; a twentieth of the run otherwise.", at_least=1
     )
     save_steps: int = _training("Steps between checkpoints, from which --resume goes on.", 500, at_least=1)
-    seed: int = _training("Seed of initialisation, data order, dropout and noise.", 0)
+    seed: int = _training("Seed of initialisation, data order, dropout and noise.", 0, at_least=0)
     report_to: str = _training(
         "Trackers that see the training as it runs: tensorboard, wandb, trackio, mlflow, comma-separated.", "none"
     )
