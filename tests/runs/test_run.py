@@ -93,10 +93,14 @@ def test_only_validation_rows_that_are_no_test_rows_fit_the_temperature(
 ) -> None:
     mixed = write_rows(tmp_path / "mixed.jsonl", [*films(5), *herds(16)])
     settings = config(tmp_path, model, max_steps=2, validation_file=mixed)
-    found = run(settings, progress=False).posterior.meta.diagnostics
+    result = run(settings, progress=False)
+    found = result.posterior.meta.diagnostics
     assert found is not None
     assert {mode: fit["rows"] for mode, fit in found["logit_temperature"].items()} == {"mean": 16, "samples": 16}
     assert "5 validation rows are test rows, too, and decide nothing" in caplog.text
+    assert (result.health.validation_rows, result.health.learned.rows if result.health.learned else 0) == (16, 16)
+    assert read_run(settings.output_dir).health() == result.health
+    assert "only 16 validation rows have a label and are no test rows, and it takes 20" in found["sampling"]["why"]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +125,13 @@ def test_where_all_validation_rows_are_test_rows_nothing_is_steered_and_no_tempe
     model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     same = write_rows(tmp_path / "same.jsonl", films(16))
-    found = run(config(tmp_path, model, validation_file=same, max_steps=2), progress=False).posterior.meta.diagnostics
+    settings = config(tmp_path, model, validation_file=same, max_steps=2)
+    result = run(settings, progress=False)
+    found = result.posterior.meta.diagnostics
     assert found is not None
+    unknown = "the validation rows that have a label are test rows, too"
+    assert found["sampling"] == {"helps": False, "why": f"nothing can be said of sampling: {unknown}"}
+    assert read_run(settings.output_dir).health() == result.health
     assert "logit_temperature" not in found
     assert "there are no validation rows" in found["held_out"]["why"]
     assert "16 validation rows are test rows, too, and decide nothing" in caplog.text

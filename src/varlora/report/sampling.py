@@ -42,7 +42,8 @@ class ValidationLogProbs:
     Attributes:
         mean: (N, 1, C), log-probabilities at the point.
         sampled: (N, S, C), of the draws; None where nothing was drawn. C is 1 for completions.
-        labels: (N,), below 0 where there is none.
+        labels: (N,), below 0 where there is none, or the row may decide nothing.
+        reported: how many rows with a label may decide nothing, since they are test rows, too.
         mean_temperature: T, which has divided the logits at the point.
         sampled_temperature: T, which has divided those of the draws.
 
@@ -53,6 +54,7 @@ class ValidationLogProbs:
     mean: Tensor
     sampled: Tensor | None
     labels: Tensor
+    reported: int = 0
     mean_temperature: float = 1.0
     sampled_temperature: float = 1.0
 
@@ -154,8 +156,7 @@ def measure_sampling(validation: ValidationLogProbs | None) -> dict[str, Any]:
     known = validation.labels >= 0
     rows = int(known.sum())
     if rows < FEWEST_ROWS:
-        few = f"only {counted(rows, 'validation row')} {'has' if rows == 1 else 'have'} a label"
-        return {"unknown": f"{few}, and it takes {FEWEST_ROWS}" if rows else "the validation rows have no labels"}
+        return {"unknown": _too_few(rows, validation.reported)}
     labels = validation.labels[known]
     mean = _undivided(validation.mean[known], validation.mean_temperature)
     sampled = _undivided(validation.sampled[known], validation.sampled_temperature)
@@ -177,6 +178,17 @@ def measure_sampling(validation: ValidationLogProbs | None) -> dict[str, Any]:
     if bool(costs.isfinite().all()):
         measured["one_draw"] = _paired(costs, log_losses(mean_log_probs(mean_alike), labels))
     return measured
+
+
+def _too_few(rows: int, reported: int) -> str:
+    """Why rows with a label tell nothing, beside as many that are reported."""
+    if not rows and reported:
+        return "the validation rows that have a label are test rows, too"
+    if not rows:
+        return "the validation rows have no labels"
+    few = f"only {counted(rows, 'validation row')} {'has' if rows == 1 else 'have'} a label"
+    few += f" and {'is no test row' if rows == 1 else 'are no test rows'}" * bool(reported)
+    return f"{few}, and it takes {FEWEST_ROWS}"
 
 
 def _undivided(log_probs: Tensor, temperature: float) -> Tensor:

@@ -72,6 +72,7 @@ class _MoreOfTask(TypedDict, total=False):
     licence: str | None
     overlap: dict[str, dict[str, int]]
     not_read: dict[str, list[str]]
+    deciding_nothing: list[int]
 
 
 class TaskFacts(_MoreOfTask):
@@ -239,7 +240,8 @@ class RunFolder:
             mode: load(file) for mode, file in files.items() if file.is_file()
         }
         try:
-            return run_health(self.posterior, stored, self.config.samples, self.log())
+            none = self.facts["task"].get("deciding_nothing", ())
+            return run_health(self.posterior, stored, self.config.samples, self.log(), deciding_nothing=none)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 

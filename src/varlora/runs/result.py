@@ -83,6 +83,7 @@ def write_run(folder: Path, result: RunResult) -> None:
             "not_read": {split: list(columns) for split, columns in task.not_read.items()},
             "rows": {split: len(rows) for split, rows in task.splits.items()},
             "overlap": count_overlap(task),
+            "deciding_nothing": setting.deciding_nothing,
         },
         "seconds": dict(result.seconds),
         "resumed": result.resumed,

@@ -215,7 +215,8 @@ def evaluate(setting: Setting, trained: Trained, *, progress: bool = True) -> Ru
                 texts = generate_split(setting, q, split, config, progress=progress)
                 generations.setdefault(split, {})[mode] = texts
                 seconds[f"generate/{split}/{mode}"] = time.perf_counter() - start
-    health = run_health(q, predictions.get(VALIDATION, {}), setting.config.samples, trained.log)
+    stored = predictions.get(VALIDATION, {})
+    health = run_health(q, stored, setting.config.samples, trained.log, deciding_nothing=setting.deciding_nothing)
     return RunResult(
         setting=setting,
         posterior=with_verdict(q, health),

@@ -107,6 +107,12 @@ class Setting(LoadedModel):
         """The validation rows that may decide something."""
         return usable_rows(self.task)
 
+    @property
+    def deciding_nothing(self) -> list[int]:
+        """Numbers of the validation rows that decide nothing, where some with an answer are test rows, too."""
+        usable = self.usable
+        return (~usable.kept).nonzero().flatten().tolist() if usable.left_out else []
+
     def encoded_usable(self) -> datasets.Dataset | None:
         """The token ids of the validation rows that may decide something; None where there are none."""
         kept = self.usable.kept
