@@ -177,3 +177,40 @@ def test_too_few_rows(call: Call, run_folder: Path) -> None:
     assert (refused.code, "it needs 20" in refused.err) == (1, True)
     nowhere = call("tune", run_folder / "nowhere")
     assert (nowhere.code, "is not a folder that exists" in nowhere.err) == (1, True)
+
+
+def test_rows_of_a_file_that_the_run_has_seen_are_told_and_none_that_is_a_test_row_decides(
+    call: Call, hot: Path, tmp_path: Path
+) -> None:
+    config = read_run(hot).config
+    files = {split: Path(getattr(config, f"{split}_file")) for split in ("train", "test")}
+    words = ["--samples", 2, "--fractions", 0, "--temperatures", 1, "--no_progress"]
+
+    refused = call("tune", hot, *words, "--validation_file", files["test"])
+    tested = len(files["test"].read_text().splitlines())
+    assert refused.code == 1
+    assert f"has 0 labelled row(s) to choose on ({tested} others are test rows, too" in refused.err
+
+    trained = len(files["train"].read_text().splitlines())
+    told = call("tune", hot, *words, "--validation_file", files["train"])
+    assert told.code == 0, told.err
+    assert f"validation: {trained} of {trained} prompts are in train too" in told.err
+    decided = call("decide", hot, "--coverage", 0.5, "--calibration_file", files["train"])
+    assert f"calibration: {trained} of {trained} prompts are in train too" in decided.err
+
+    measured_on = call("eval", hot, "--no_progress", "--resamples", 0, "--test_file", files["train"])
+    assert f"test: {trained} of {trained} prompts are in train too" in measured_on.err
+
+    other = write_rows(tmp_path / "other.jsonl", reviews(30, first=900))
+    text = (hot / "config.yaml").read_text()
+    (hot / "config.yaml").write_text(text.replace(str(files["train"]), str(tmp_path / "gone.jsonl")))
+    for command in (
+        ["tune", *words, "--overwrite", "--validation_file"],
+        ["eval", "--no_progress", "--resamples", 0, "--test_file"],
+        ["decide", "--coverage", 0.5, "--overwrite", "--calibration_file"],
+    ):
+        done = call(command[0], hot, *command[1:], other)
+        assert done.code == 0, done.err
+        assert (
+            f"the data of {hot} cannot be read, so whether rows of other.jsonl are among those is not known" in done.err
+        )

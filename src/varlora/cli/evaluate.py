@@ -22,7 +22,7 @@ from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import apply_config, configs_by_mode
 from varlora.runs.choose_decision import choose_decision
 from varlora.runs.config import RunConfig
-from varlora.runs.data import load_new_rows, read_new_rows
+from varlora.runs.data import load_new_rows, put_beside_own, read_new_rows
 from varlora.runs.decision import Decision, Groups
 from varlora.runs.folder import CompletionScores
 from varlora.runs.generation import generate_split
@@ -47,7 +47,7 @@ def execute(arguments: Namespace) -> None:
     if arguments.test_file is not None:
         columns = arguments.dataset_columns
         records = records or read_new_rows(arguments.test_file, settings, labelled=True, columns=columns)
-        task = load_new_rows(records, run, split="test", labelled=True)
+        task = put_beside_own(load_new_rows(records, run, split="test", labelled=True), run, ["train"])
     elif arguments.dataset_columns is not None and arguments.calibration_file is None:
         raise ValueError("--dataset_columns has no effect without --test_file or --calibration_file.")
     setting = reload_setting(run, task)

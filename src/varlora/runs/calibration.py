@@ -18,7 +18,7 @@ from torch import Tensor
 from varlora.posterior import PredictionConfig
 from varlora.posterior.draws import number_of_draws
 from varlora.prediction.prediction import Prediction
-from varlora.runs.data import load_own_rows
+from varlora.runs.data import load_own_rows, put_beside_own
 from varlora.runs.folder import RunFolder
 from varlora.runs.predict import predict_answers
 from varlora.runs.setting import LoadedModel, Setting, reload_setting
@@ -96,13 +96,14 @@ def calibrate(
         return predict_answers(setting, run.posterior, split, config, progress=progress)
 
     task = loaded.task if isinstance(loaded, Setting) else None
-    if task is None and any(split in run.facts["task"]["rows"] for split in reported):
-        task = load_own_rows(run)
     used: tuple[str, ...] = ()
     if file is not None:
-        rows, split, source = file, CALIBRATION, str(file.source)
+        rows = task = put_beside_own(file, run, ["train", *reported], own=task)
+        split, source = CALIBRATION, str(file.source)
         prediction = predicted(file, split)
     else:
+        if task is None and any(split in run.facts["task"]["rows"] for split in reported):
+            task = load_own_rows(run)
         _check_validation_rows(run, reported)
         reported = [split for split in reported if split != VALIDATION]
         split = source = VALIDATION

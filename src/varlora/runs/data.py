@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -29,8 +30,11 @@ from varlora.tasks.columns import rename_columns
 from varlora.tasks.description import Wording
 from varlora.tasks.files import read_records, stream_records
 from varlora.tasks.named import Benchmark
+from varlora.tasks.overlap import note_overlap
 from varlora.tasks.prompt_styles import ChoiceRole
 from varlora.tasks.rows import Records
+
+logger = logging.getLogger(__name__)
 
 FOUR = 4
 """The number of choices that `choices: four` keeps."""
@@ -107,6 +111,33 @@ def load_own_rows(run: RunFolder) -> Task:
         ValueError: as of `load_task`.
     """
     return load_task(run.config, chat_tokenizer(run))
+
+
+def put_beside_own(rows: Task, run: RunFolder, splits: Collection[str], *, own: Task | None = None) -> Task:
+    """Other rows to choose something on, with some of the run's own splits beside them, so that what they share shows.
+
+    A warning says how many of them the run was trained on; another, where its own data cannot be read any more, that
+    nothing was compared.
+
+    Args:
+        rows: the other rows.
+        run: the run.
+        splits: which of its splits; those that it lacks do not matter.
+        own: its task, where that is loaded already.
+    """
+    known = set(splits) & set(run.facts["task"]["rows"])
+    if known and own is None:
+        try:
+            own = load_own_rows(run)
+        except (ValueError, OSError) as error:
+            logger.warning(
+                "the data of %s cannot be read, so whether rows of %s are among those is not known: %s",
+                *(run.path, rows.source, error),
+            )
+    if own is None:
+        return rows
+    beside = {split: own.rows(split) for split in known if split in own.splits}
+    return note_overlap(rows.with_splits(beside), list(rows.splits))
 
 
 def load_new_rows(

@@ -17,7 +17,7 @@ from varlora.posterior import PredictionConfig
 from varlora.posterior.draws import number_of_draws
 from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import remove_tuning
-from varlora.runs.data import load_own_rows
+from varlora.runs.data import load_own_rows, put_beside_own
 from varlora.runs.folder import CompletionScores, RunFolder
 from varlora.runs.predict import predict_split
 from varlora.runs.setting import Setting, reload_setting
@@ -45,6 +45,8 @@ class ValidationRows:
         self, run: RunFolder, *, rows: Task | None = None, setting: Setting | None = None, progress: bool = False
     ) -> None:
         self.run, self.q, self.own, self.progress = run, remove_tuning(run.posterior), rows is None, progress
+        if rows is not None:
+            rows = put_beside_own(rows, run, ["train", "test"])
         self.task = rows or (setting.task if setting is not None else load_own_rows(run))
         self.kept, self.left_out = select_usable(self.task)
         held = self.task.rows(VALIDATION)
