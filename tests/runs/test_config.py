@@ -49,7 +49,8 @@ KNOWN = setting_names()
         ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size is -1; it must be at least 1"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
         ({"save_steps": 0}, "save_steps is 0; it must be at least 1"),
-        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": -1}, r"seed is -1; it must be in \[0, 4294967296\)"),
+        ({"seed": 1 << 32}, r"seed is 4294967296; it must be in \[0, 4294967296\)"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be positive"),
         ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'; it must be a number"),
@@ -77,6 +78,12 @@ KNOWN = setting_names()
         ({"max_grad_norm": -1}, "max_grad_norm is -1.0; it must be at least 0"),
         ({"warmup_steps": -1}, "warmup_steps is -1; it must be at least 0"),
         ({"lr_scheduler_type": "cosinus"}, "lr_scheduler_type is 'cosinus'; did you mean 'cosine'"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay"},
+            "'warmup_stable_decay', which needs numbers of its own .*steps'",
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "'cosine_with_min_lr', which needs numbers of its own"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "goes by validation losses; it needs early_stopping"),
     ],
 )
 def test_a_setting_out_of_range_is_named(given: dict[str, Any], message: str) -> None:

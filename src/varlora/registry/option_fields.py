@@ -131,8 +131,8 @@ def _bounds_in_words(bounds: Mapping[str, float]) -> str:
     if not bounds:
         return ""
     if "at_least" in bounds and ("below" in bounds or "at_most" in bounds):
-        above = f"{bounds['below']:g})" if "below" in bounds else f"{bounds['at_most']:g}]"
-        return f"in [{bounds['at_least']:g}, {above}"
+        above = f"{bounds['below']:.10g})" if "below" in bounds else f"{bounds['at_most']:.10g}]"
+        return f"in [{bounds['at_least']:.10g}, {above}"
     if bounds == {"above": 0}:
         return "positive"
     return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items())

@@ -199,7 +199,7 @@ class RunConfig:
         "Steps between validations under early stopping; a twentieth of the run otherwise.", at_least=1
     )
     save_steps: int = _training("Steps between checkpoints, from which --resume goes on.", 500, at_least=1)
-    seed: int = _training("Seed of initialisation, data order, dropout and noise.", 0, at_least=0)
+    seed: int = _training("Seed of initialisation, data order, dropout and noise.", 0, at_least=0, below=1 << 32)
     report_to: str = _training(
         "Trackers that see the training as it runs: tensorboard, wandb, trackio, mlflow, comma-separated.", "none"
     )
@@ -250,7 +250,7 @@ class RunConfig:
             )
         if packed and self.model_class == "encoder":
             raise ValueError("model_class is 'encoder', and a GGUF file is read as a causal LM. Leave model_class out.")
-        _check_schedule(self.lr_scheduler_type)
+        _check_schedule(self.lr_scheduler_type, validates=self.early_stopping)
 
     def _is_set(self, option: str) -> bool:
         """Whether an option is given, or has the value behind its name: "task", "prompt_style='cloze'"."""
@@ -421,12 +421,22 @@ def options_elsewhere() -> str:
     return f" The options of {names} are known where the method is named." if names else ""
 
 
-def _check_schedule(name: str) -> None:
+def _check_schedule(name: str, *, validates: bool) -> None:
     """Asks transformers, which takes seconds to import, where the schedule is not the default."""
     if name == RunConfig.lr_scheduler_type:
         return
-    from transformers import SchedulerType
+    import torch
+    from transformers import SchedulerType, get_scheduler
 
     schedules = [schedule.value for schedule in SchedulerType]
     if name not in schedules:
         raise ValueError(f"lr_scheduler_type is {name!r}; {nearest(name, schedules)}")
+    try:
+        made = get_scheduler(name, torch.optim.SGD([torch.zeros(1)]), num_warmup_steps=1, num_training_steps=2)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"lr_scheduler_type is {name!r}, which needs numbers of its own that no option gives ({error}). Choose "
+            "another, such as 'linear', 'cosine' or 'constant'."
+        ) from error
+    if not isinstance(made, torch.optim.lr_scheduler.LambdaLR) and not validates:  # a function of the step
+        raise ValueError(f"lr_scheduler_type is {name!r}, which goes by validation losses; it needs early_stopping.")
