@@ -3,19 +3,26 @@
     python -m benchmarks.noise_map runs/llm                               # the tables in Markdown
     python -m benchmarks.noise_map runs/llm --figure noise-map.svg        # and the figure (pip install matplotlib)
 
-A cell is NLL / accuracy in %, the mean over its seeds, which the table's last column counts. Nothing is run.
+A cell is NLL / accuracy in %, the mean over its seeds, which the table's last column counts, on the validation rows and on the
+test rows. Nothing is run.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from varlora.compare import read_plan
+from varlora.compare.cells_file import read_cells
+from varlora.compare.variant_files import has_all, load_variant
+from varlora.metrics import evaluate
+from varlora.runs.folder import read_run
+
+SPLITS = ("validation", "test")
 NOISE = re.compile(r"AdamW, rate (?P<adamw>\S+)|rate (?P<rate>\S+), (sd (?P<sd>\S+)|by default), 10 samples")
 DEFAULT = "IVON, by default"
 
@@ -53,23 +60,33 @@ def place(label: str) -> tuple[str, str] | None:
 
 
 def read_map(folder: Path) -> Map:
-    """The map of a folder of `varlora compare`.
+    """The map of a folder of `varlora compare`, from the predictions that its runs keep.
 
     Raises:
-        FileNotFoundError: it has no study.json.
+        FileNotFoundError: it holds no comparison.
         ValueError: no row of it is one of the map's.
     """
-    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    found: dict[tuple[str, str], dict[tuple[str, str], Cell]] = {}
-    for block in study["blocks"]:
-        for split, compared in (block["comparison"] or {"splits": {}})["splits"].items():
-            for label, row in compared["methods"].items():
-                if (where := place(label)) is not None:
-                    nll, accuracy = (fmean(seed[name] for seed in row["per_seed"]) for name in ("nll", "accuracy"))
-                    found.setdefault((block["task"], split), {})[where] = Cell(nll, accuracy, len(row["seeds"]))
-    if not found:
+    plan = read_plan(folder / "plan.yaml", output_dir=folder)
+    values: dict[tuple[str, str], dict[tuple[str, str], list[Mapping[str, float]]]] = {}
+    for cell in read_cells(folder):
+        run = read_run(cell.folder) if cell.trained else None
+        for label, variant in plan.methods[cell.method].rows.items():
+            where = place(label)
+            if run is None or where is None or not has_all(run, [variant]):
+                continue
+            for split in SPLITS:
+                found = load_variant(run, variant, split)
+                of_split = values.setdefault((cell.task, split), {})
+                of_split.setdefault(where, []).append(evaluate(found.log_probs, found.labels))
+    if not values:
         raise ValueError(f"{folder} has no row of the map; run: varlora compare recipes/llm/noise-map.yaml --data DATA")
-    return found
+    return {
+        block: {
+            where: Cell(fmean(each["nll"] for each in seeds), fmean(each["accuracy"] for each in seeds), len(seeds))
+            for where, seeds in cells.items()
+        }
+        for block, cells in values.items()
+    }
 
 
 def axes(cells: Mapping[tuple[str, str], Cell]) -> tuple[list[str], list[str]]:

@@ -25,7 +25,9 @@ from benchmarks import (
 )
 from benchmarks.measuring import Quartiles, exponent, parser_of, ratios, show, take_turns
 
+from compare.plans import written
 from small_runs import films, save_model, write_rows
+from varlora.cli import main
 from varlora.compare import read_plan
 from varlora.runs.setting import load_setting
 
@@ -163,34 +165,35 @@ def test_a_linear_probe_reads_the_frozen_models_last_state(tmp_path: Path, capsy
     assert row.startswith("| small | films | test | 100.0 ± 0.0 | ")  # rows that it was fitted to
 
 
-def test_the_map_of_noise_is_read_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def row(*nlls: float) -> dict[str, Any]:
-        return {"seeds": [*range(len(nlls))], "per_seed": [{"nll": nll, "accuracy": 0.75} for nll in nlls]}
-
-    rows = {
-        "AdamW, rate 1e-2": row(0.9),
-        "AdamW, rate 1e-2 + T": row(0.1),
-        "AdamW, rate 4e-3": row(0.5, 0.7),
-        "rate 4e-3, sd 0.02, mean": row(0.1),
-        "rate 4e-3, sd 0.02, 10 samples": row(0.4, 0.5),
-        "rate 4e-3, sd 0.11, 10 samples": row(0.8),
-        "rate 4e-3, by default, 10 samples": row(0.45),
+def test_the_map_of_noise_is_read_from_runs_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    constant = {"method": "ivon", "prior": "fixed", "ess": 1600, "hess_init": 0.5, "held_out": "none"}
+    changes = {
+        "reference": "AdamW, rate 4e-3",
+        "methods": {
+            "adamw": {
+                "settings": {"method": "adamw"},
+                "rows": {
+                    "AdamW, rate 4e-3": {"mode": "mean"},
+                    "AdamW, rate 4e-3 + T": {"mode": "mean", "logit_temperature": 2},
+                },
+            },
+            "ivon": {"settings": constant, "rows": {"rate 1e-2, sd 0.02, 10 samples": {"mode": "samples"}}},
+        },
     }
-    block = {"task": "sst2", "comparison": {"splits": {"validation": {"methods": rows}}}}
-    study = {"blocks": [block, {"task": "trec6", "comparison": None}]}
-    (tmp_path / "study.json").write_text(json.dumps(study), encoding="utf-8")
-    noise_map.main([str(tmp_path)])
-    assert capsys.readouterr().out.splitlines()[:4] == [
-        "| sst2, validation | sd 0 | sd 0.02 | sd 0.11 | IVON, by default | seeds |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| rate 4e-3 | 0.600 / 75.0 | 0.450 / 75.0 | 0.800 / 75.0 | 0.450 / 75.0 | 1 to 2 |",
-        "| rate 1e-2 | 0.900 / 75.0 | – | – | – | 1 |",
-    ]
-    (tmp_path / "study.json").write_text(
-        json.dumps({"blocks": [{"task": "trec6", "comparison": None}]}), encoding="utf-8"
+    assert (
+        main(["compare", str(written(tmp_path, changes)), "--output_dir", str(tmp_path / "out"), "--no_progress"]) == 0
     )
-    with pytest.raises(ValueError, match="has no row of the map; run: varlora compare"):
-        noise_map.main([str(tmp_path)])
+    runs = {path.name.split("-")[0]: path for path in (tmp_path / "out" / "llama" / "world").iterdir() if path.is_dir()}
+    facts = {method: json.loads((path / "metrics.json").read_text(encoding="utf-8")) for method, path in runs.items()}
+    capsys.readouterr()
+
+    noise_map.main([str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    for split in ("validation", "test"):
+        at, cells = lines.index(f"| world, {split} | sd 0 | sd 0.02 | seeds |"), []
+        for found in (facts["adamw"][split]["mean"], facts["ivon"][split]["samples"]):
+            cells.append(f"{found['nll']:.3f} / {100 * found['accuracy']:.1f}")
+        assert lines[at + 2 : at + 4] == [f"| rate 4e-3 | {cells[0]} | – | 1 |", f"| rate 1e-2 | – | {cells[1]} | 1 |"]
 
 
 def test_the_figure_of_the_map_is_the_same_each_time(tmp_path: Path) -> None:
