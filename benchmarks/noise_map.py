@@ -3,8 +3,8 @@
     python -m benchmarks.noise_map runs/llm                               # the tables in Markdown
     python -m benchmarks.noise_map runs/llm --figure noise-map.svg        # and the figure (pip install matplotlib)
 
-A cell is NLL / accuracy in %, the mean over its seeds, which the table's last column counts, on the validation rows and on the
-test rows. Nothing is run.
+A cell is NLL / accuracy in %, the mean over its seeds, which the table's last column counts, on the validation rows and
+on the test rows. Nothing is run.
 """
 
 from __future__ import annotations
