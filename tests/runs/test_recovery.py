@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from small_runs import config, films, save_model, write_rows
 from varlora.runs.checkpoints import (
     FINGERPRINT,
+    OWNER,
     Fingerprint,
     check_checkpoints,
     checkpoints_of,
@@ -366,3 +367,26 @@ def test_a_failed_run_leaves_the_folder_that_it_was_to_replace(finished: RunConf
 
     after = sorted((path.name, path.read_bytes()) for path in Path(finished.output_dir).iterdir() if path.is_file())
     assert before == after
+
+
+@pytest.mark.parametrize("moment", ["on_step_end", "on_train_end"])
+def test_a_run_whose_folder_another_has_taken_ends_and_leaves_the_other_alone(
+    moment: str, finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(finished, output_dir=str(tmp_path / "run"))
+    folder = checkpoints_of(settings)
+
+    def begin_another(*args: Any, **kwargs: Any) -> None:
+        remove_checkpoints(folder)
+        shutil.copytree(tmp_path / "other", folder)
+
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / FINGERPRINT).write_text("0123456789abcdef")
+    (tmp_path / "other" / OWNER).write_text("process 1 on elsewhere, 0123")
+    another = type("Another", (TrainerCallback,), {moment: begin_another})()
+    monkeypatch.setattr("varlora.runs.run.train", lambda *a, **k: train(*a, **k, callbacks=[another]))
+
+    with pytest.raises(ValueError, match=r"another run has begun in .*run\.checkpoints .*\(process 1 on elsewhere\)"):
+        run(settings, progress=False)
+    assert {file.name for file in folder.iterdir()} == {FINGERPRINT, OWNER}
+    assert not Path(settings.output_dir).exists()

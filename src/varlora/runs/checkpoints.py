@@ -9,14 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import platform
 import re
 import shutil
+import uuid
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 from accelerate import PartialState
+from transformers import TrainerCallback
 
 from varlora.io.files import MEBIBYTE, parse_json, read_text
 from varlora.io.folders import atomic_file, check_can_be_folder
@@ -27,6 +33,8 @@ from varlora.training.checkpoint_files import checkpoints_in, is_interrupted, la
 logger = logging.getLogger(__name__)
 
 FINGERPRINT = "fingerprint"
+OWNER = "owner"
+"""The file that names the process whose run it is: the last that has begun or gone on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +188,45 @@ def claim_checkpoints(checkpoints: Path, config: RunConfig, *, rows: str, resume
             f"the training or validation rows have changed since the unfinished run in {checkpoints} began, so it "
             "cannot go on. Put the former rows back, or start afresh with --overwrite."
         )
+    if processes.is_main_process:
+        with atomic_file(checkpoints / OWNER, overwrite=True) as file:
+            file.write_text(_own_name(os.getpid()), encoding="utf-8")
     return goes_on
+
+
+def check_owner(checkpoints: Path) -> None:
+    """Raises ValueError, in the main process, where another run has begun in the folder since this process claimed it.
+
+    So a run that is replaced, or resumed elsewhere, while it still trains neither takes the other's checkpoints for its
+    own nor removes them.
+    """
+    if not this_process().is_main_process:
+        return
+    try:
+        owner = read_text(checkpoints / OWNER, largest=MEBIBYTE)
+    except FileNotFoundError:
+        owner = "one that has ended since"
+    if owner != _own_name(os.getpid()):
+        raise ValueError(
+            f"another run has begun in {checkpoints} while this one went on ({owner.partition(', ')[0]}), so this one "
+            "ends without a result. Give each run an output_dir of its own."
+        )
+
+
+class KeepOwner(TrainerCallback):
+    """Ends a training whose folder another run has taken (`check_owner`)."""
+
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = checkpoints
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Before anything is saved."""
+        check_owner(self.checkpoints)
+
+
+@cache
+def _own_name(process: int) -> str:
+    return f"process {process} on {platform.node()}, {uuid.uuid4().hex}"
 
 
 def remove_checkpoints(checkpoints: Path) -> None:

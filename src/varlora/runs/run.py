@@ -24,7 +24,9 @@ from varlora.prediction.prediction import Prediction
 from varlora.prediction.prediction_setup import choose_config, configs_by_mode
 from varlora.runs.arguments import training_arguments
 from varlora.runs.checkpoints import (
+    KeepOwner,
     check_checkpoints,
+    check_owner,
     checkpoints_of,
     claim_checkpoints,
     digest_of,
@@ -70,7 +72,7 @@ def run(
 
     Raises:
         AlreadyFinishedError: it was to be resumed, and its folder is there.
-        ValueError: settings, data or model do not fit, or a folder is taken.
+        ValueError: settings, data or model do not fit, or a folder is taken, also by a run that has begun since.
         Stopped: by SIGTERM or Ctrl-C, after a step, with a checkpoint.
     """
     processes = this_process()
@@ -98,6 +100,7 @@ def run(
     with frozen_layers_once(setting, folder=checkpoints):
         trained = train(setting, method, checkpoints=checkpoints, resume=resume, progress=progress)
         result = replace(evaluate(setting, trained, progress=progress), peak_memory=memory.peak())
+    check_owner(checkpoints)
     if processes.is_main_process:  # every process has the same result; one writes it
         with atomic_folder(config.output_dir, overwrite=overwrite) as folder:
             write_run(folder, result)
@@ -168,7 +171,7 @@ def train(
         validation=setting.encoded_usable(),
         collate=setting.collate,
         readout=setting.readout,
-        callbacks=tuple(callbacks),
+        callbacks=(*callbacks, KeepOwner(checkpoints)),
         resume=resume,
         progress=progress,
     )
