@@ -171,6 +171,29 @@ def test_words_of_an_option_given_more_than_once_are_one_list(
     assert getattr(parser_of(command).parse(words[:1]), name) == default
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ["--shift_tasks", "boolq", "--shift-tasks=sst2"]),
+        ("train", ["--lora_target_modules", "q_proj", "--lora_target_modules", "v_proj"]),
+        ("eval", ["run", "--answers", "a,b", "--answers", "c"]),
+    ],
+)
+def test_of_two_lists_in_one_word_neither_is_dropped(
+    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parser_of(command).parse(words)
+    assert "one list is read: write it once, comma-separated" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_list_on_the_command_line_goes_before_the_files(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("lora_target_modules: [q_proj, k_proj]\n", encoding="utf-8")
+    words = ["--config", str(file), "--lora_target_modules", "v_proj", "--lora-target-modules", "v_proj"]
+    assert parser_of("train").parse(words).lora_target_modules == "v_proj"
+
+
 def test_module_and_exit_code_of_the_process() -> None:
     done = subprocess.run([sys.executable, "-m", "varlora", "trian"], capture_output=True, text=True, check=False)
 

@@ -44,6 +44,22 @@ class _Extend(Action):
         setattr(namespace, self.dest, [*(() if there is self.default else there), *values])
 
 
+LISTS = ("answers", "dataset_columns", "dataset_splits", "lora_target_modules", "report_to", "shift_tasks")
+"""Options of one word that is a list, comma-separated: of two such words neither need be all that is meant."""
+
+
+class _Once(Action):
+    """Stores a list in one word; a second one, which is another, is refused."""
+
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None) -> None:
+        if parser.lists.setdefault(self.dest, values) != values:
+            first = parser.lists[self.dest]
+            raise argparse.ArgumentError(
+                self, f"it is {first!r} and {values!r}, and one list is read: write it once, comma-separated"
+            )
+        setattr(namespace, self.dest, values)
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser whose options are a dataclass's fields (`varlora.registry.option_fields.option`).
 
@@ -67,6 +83,7 @@ class CommandParser(argparse.ArgumentParser):
         self.titled: dict[str, Any] = {}
         self.field_names: list[str] = []
         self.reading: str | None = None
+        self.lists: dict[str, str] = {}
         super().__init__(
             prog=f"varlora {name}",
             usage=f"varlora {name} {usage or '[OPTIONS]'}",
@@ -101,6 +118,8 @@ class CommandParser(argparse.ArgumentParser):
         details = {"default": default, "help": description.replace("%", "%%"), **_reading(kind)}
         if details.get("type") is _truth and field.default is not None:
             details |= {"nargs": "?", "const": True}  # --bf16 alone
+        if field.name in LISTS:
+            details["action"] = _Once
         self.titled_group(title).add_argument(*_spellings(field.name), **details)
         self.field_names.append(field.name)
 
@@ -117,6 +136,8 @@ class CommandParser(argparse.ArgumentParser):
         """
         if details.get("nargs") == "+":
             details["action"] = _Extend
+        if name in LISTS:
+            details["action"] = _Once
         group = self if title is None else self.titled_group(title)
         group.add_argument(*_spellings(name), help=help_text, **details)
 
@@ -135,6 +156,7 @@ class CommandParser(argparse.ArgumentParser):
         settings = Namespace()
         if any(action.dest == "config" for action in self._actions) and (file := value_in(words, "config")) is not None:
             settings = self._from_yaml(file)
+        self.lists = {}  # what the file says is overridden
         arguments, rest = self.parse_known_args(list(words), settings)
         if rest:
             self.refuse(rest)
