@@ -14,7 +14,8 @@ from small_runs import films, finish_herds, herds, write_rows
 from varlora.metrics import fit_temperature
 from varlora.posterior import PredictionConfig
 from varlora.prediction.prediction import Prediction
-from varlora.runs.calibration import also_used_for
+from varlora.runs.calibration import also_used_for, calibrate
+from varlora.runs.finished import read_finished_folder
 from varlora.runs.folder import read_run
 from varlora.runs.predict import predict_split
 from varlora.runs.setting import reload_setting
@@ -71,6 +72,26 @@ def test_stored_predictions_of_other_rows_are_not_used(
     with pytest.raises(AssertionError, match="the model is loaded"):
         rows.log_probs(way(1.0, 4))
     assert "not of the rows that the data hold now" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "now", [{"dtype": "bfloat16"}, {"quantization": "8bit"}, {"max_length": 6, "truncation": "left"}]
+)
+def test_stored_predictions_are_not_those_of_other_settings(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, now: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("varlora.runs.validation.reload_setting", no_model)
+    rows = ValidationRows(read_finished_folder(finished, **now))
+    for asked in (way(0.0, 4), way(1.0, 4)):
+        with pytest.raises(AssertionError, match="the model is loaded"):
+            rows.log_probs(asked)
+    monkeypatch.setattr("varlora.runs.calibration.reload_setting", no_model)
+    with pytest.raises(AssertionError, match="the model is loaded"):
+        calibrate(rows.run, PredictionConfig(mode="mean"))
+    same = read_finished_folder(
+        finished, per_device_eval_batch_size=3, model_name_or_path=rows.run.config.model_name_or_path
+    )
+    assert calibrate(same, PredictionConfig(mode="mean")).chosen_on.rows > 0  # whose batches and place are no matter
 
 
 def test_a_temperature_of_training_is_undone_and_kept_as_the_default(model: str, tmp_path: Path) -> None:

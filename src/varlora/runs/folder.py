@@ -59,6 +59,8 @@ TOKENIZER_FILES = (
     "spiece",
     "sentencepiece",
 )
+_DECIDE_PREDICTIONS = ("dtype", "quantization", "max_length", "truncation")
+"""Settings that may be others now than in training, and of which predictions are others, too."""
 _SCORES = {"id": pa.string(), "num_tokens": pa.int64(), "log_likelihoods": pa.list_(pa.float64())}
 Metrics = dict[str, dict[str, dict[str, float | None]]]
 """Content of metrics.json: split, mode, metric."""
@@ -192,9 +194,14 @@ class RunFolder:
         return bool(self.facts["fingerprint"] != self.config.fingerprint)
 
     def stored_prediction(self, split: str, mode: str) -> Prediction | None:
-        """`prediction`; None where there is none of that split and mode."""
+        """`prediction`; None where there is none of that split and mode, or it would be another as `config` is now."""
         file = self.path / PREDICTIONS / f"{split}.{mode}.parquet"
-        return Prediction.load(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        trained = read_config(self.path)
+        if any(getattr(trained, name) != getattr(self.config, name) for name in _DECIDE_PREDICTIONS):
+            return None
+        return Prediction.load(file)
 
     def prediction(self, split: str, mode: str) -> Prediction:
         """A stored prediction.
