@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,14 @@ def test_merge(call: Call, workshop: Workshop, run_folder: Path, tmp_path: Path)
     expected, merged = merge([q1, q2], prior=isotropic_prior(q1, 1.0)), load_posterior(tmp_path / "merged")
     assert all(torch.equal(merged.mean[key], expected.mean[key]) for key in expected.mean)
     assert read_run(tmp_path / "merged").facts["derived_from"] == [str(run_folder), str(other)]
+
+
+def test_merge_counts_no_data_twice(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "copy")
+    given = ("merge", run_folder, tmp_path / "copy", "--prior_precision", 1.0, "--output_dir", tmp_path / "merged")
+    refused = call(*given)
+    assert (refused.code, "hold the same posterior, whose data would count twice" in refused.err) == (1, True)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_merge_refuses_priors_that_each_run_has_learned(call: Call, workshop: Workshop, tmp_path: Path) -> None:

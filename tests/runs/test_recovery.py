@@ -390,3 +390,12 @@ def test_a_run_whose_folder_another_has_taken_ends_and_leaves_the_other_alone(
         run(settings, progress=False)
     assert {file.name for file in folder.iterdir()} == {FINGERPRINT, OWNER}
     assert not Path(settings.output_dir).exists()
+
+
+def test_the_current_folder_has_its_checkpoints_beside_it(
+    finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert checkpoints_of(replace(finished, output_dir=".")) == Path(f"{tmp_path.resolve()}/here.checkpoints")
+    assert checkpoints_of(replace(finished, output_dir="run")) == Path("run.checkpoints")

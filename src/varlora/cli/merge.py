@@ -24,6 +24,12 @@ def execute(arguments: Namespace) -> None:
             raise ValueError(f"{source} holds a point mass, which has no variance to weigh it by.")
         if not isinstance(q, DiagonalGaussian):
             raise ValueError(f"{source} is of kind {q.kind}; only diagonal Gaussians (ivon, blob, tfb) can be merged.")
+        for former, name in zip(posteriors, arguments.sources, strict=False):
+            if _are_equal(former, q):
+                raise ValueError(
+                    f"{name} and {source} hold the same posterior, whose data would count twice; merge posteriors that "
+                    "were trained on different data."
+                )
         posteriors.append(q)
     if arguments.prior_precision is not None:
         prior = ops.isotropic_prior(posteriors[0], arguments.prior_precision)
@@ -40,6 +46,13 @@ def execute(arguments: Namespace) -> None:
             f"Merged {len(posteriors)} posteriors; the median standard deviation went from {before:.3g} (the first's) "
             f"to {after:.3g}."
         ),
+    )
+
+
+def _are_equal(first: DiagonalGaussian, second: DiagonalGaussian) -> bool:
+    return all(
+        these.keys() == those.keys() and all(torch.equal(these[key], those[key]) for key in these)
+        for these, those in ((first.mean, second.mean), (first.precision, second.precision))
     )
 
 

@@ -60,6 +60,8 @@ def this_process() -> PartialState:
 def checkpoints_of(config: RunConfig) -> Path:
     """Where a run keeps its checkpoints until it has ended."""
     target = Path(config.output_dir)
+    if target.name in ("", ".."):
+        target = Path(os.path.realpath(target))
     return target.with_name(f"{target.name}.checkpoints")
 
 
