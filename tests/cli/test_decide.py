@@ -13,6 +13,7 @@ import torch
 from cli.workshop import TEST, VALIDATION, Outcome, reviews, write_rows
 from varlora.posterior import PredictionConfig
 from varlora.posterior.manifest import write_tuned
+from varlora.predictor.predictor import Predictor
 from varlora.runs.decision import Decision
 from varlora.runs.folder import read_run
 
@@ -134,6 +135,25 @@ def test_a_decision_that_was_made_before_tuning_is_refused(call: Call, run: Path
     assert (refused.code, "was chosen for another posterior" in refused.err) == (1, True)
     assert call("decide", run, "--no_progress", "--coverage", "0.8", "--overwrite").code == 0
     assert call("decide", run).code == 0
+
+
+def test_a_decision_is_for_weights_loaded_as_they_were(call: Call, run: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", reviews(2, first=900))
+    answer = ["predict", run, "--no_progress", "--input_file", rows, "--output_file", "-"]
+    decide = ["decide", run, "--no_progress", "--overwrite", "--coverage", "0.8"]
+    for chosen, asked in (("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "auto")):
+        assert call(*decide, "--dtype", chosen).code == 0
+        refused = call(*answer, "--dtype", asked)
+        said = f"frozen weights in {chosen}, and they are in {'float32' if asked == 'auto' else asked} here"
+        assert (refused.code, said in refused.err) == (1, True), refused.err
+        assert call(*answer, "--dtype", asked, "--undecided").code == 0
+        assert "not measured" not in call("eval", run, "--no_progress", "--dtype", chosen).err
+        assert said in call("eval", run, "--no_progress", "--dtype", asked).err
+        with pytest.raises(ValueError, match="frozen weights in"):
+            Predictor.from_pretrained(run, dtype=asked)
+        assert Predictor.from_pretrained(run, dtype=chosen).decision is not None
+    assert call(*decide).code == 0
+    assert call(*answer, "--dtype", "float32").code == 0  # which is what "auto" was
 
 
 def test_a_decision_is_replaced_only_if_asked(call: Call, run: Path) -> None:

@@ -16,7 +16,7 @@ from varlora.io.words import counted
 from varlora.posterior import PredictionConfig
 from varlora.posterior.manifest import read_manifest
 from varlora.prediction.prediction import Prediction
-from varlora.runs.calibration import CALIBRATION, Calibration, calibrate
+from varlora.runs.calibration import CALIBRATION, Calibration, calibrate, loaded_as
 from varlora.runs.choose_decision import Wanted
 from varlora.runs.data import load_new_rows
 from varlora.runs.decision import Decision, Groups
@@ -128,6 +128,8 @@ def kept_decision(run: RunFolder, predictions: Mapping[str, Prediction]) -> tupl
     """
     try:
         decision = Decision.load(run.path)
+        if decision is not None:
+            decision.check_loaded_as(loaded_as(run))
     except ValueError as error:
         logger.warning("%s", error)
         return None

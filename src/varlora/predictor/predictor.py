@@ -26,6 +26,7 @@ from varlora.predictor.client import Backend
 from varlora.predictor.held_draws import hold_draws, move_held
 from varlora.predictor.hub import local_folder
 from varlora.predictor.reader import SPLIT, RowReader
+from varlora.runs.calibration import loaded_as
 from varlora.runs.decision import Decision
 from varlora.runs.export_folder import is_export, read_export
 from varlora.runs.finished import read_finished_folder, run_now
@@ -201,6 +202,8 @@ class Predictor(RowAnswerer):
             adapter /= export.adapters[0].name
             if isinstance(decision, str):
                 decision = None if export.decision is None else Decision.from_dict(export.decision)
+                if decision is not None:
+                    decision.check_loaded_as(loaded_as(run))
         else:
             run = read_finished_folder(adapter, kind=kind, answers=answers, **settings)
         q, config = remove_tuning(run.posterior) if untuned else run.posterior, run.config
@@ -302,4 +305,9 @@ def stored_decision(run: RunFolder, *, untuned: bool) -> Decision | None:
             f"{Decision.file(run.path)} was chosen for the posterior as it is tuned, which --untuned leaves aside. "
             "Leave that out, or the decision: decision=None, on the command line --undecided."
         )
+    if decision is not None:
+        try:
+            decision.check_loaded_as(loaded_as(run))
+        except ValueError as error:
+            raise ValueError(f"{error} Or leave it aside: decision=None, on the command line --undecided.") from error
     return decision

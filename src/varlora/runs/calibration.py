@@ -42,12 +42,14 @@ class ChosenOn:
         rows: how many there were.
         left_out: how many labelled rows were left out because they are reported, too.
         also_used_for: what else the rows have decided, in words; each makes the guarantees a little less exact.
+        loaded_as: how the frozen weights were loaded that predicted the rows; None where that is not known.
     """
 
     source: str
     rows: int
     left_out: int = 0
     also_used_for: tuple[str, ...] = ()
+    loaded_as: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,8 @@ def calibrate(
         split = source = VALIDATION
         used, stored = also_used_for(run), _stored(run, config)
         if stored is not None and task is None:  # nothing to leave out, so that the rows need not be read
-            return _labelled(stored, stored.labels >= 0, ChosenOn(source=source, rows=0, also_used_for=used))
+            chosen_on = ChosenOn(source=source, rows=0, also_used_for=used, loaded_as=loaded_as(run))
+            return _labelled(stored, stored.labels >= 0, chosen_on)
         rows = task if task is not None and VALIDATION in task.splits else load_own_rows(run)
         if stored is not None and not is_of(stored, rows, VALIDATION):
             logger.warning("the stored validation predictions are not of the rows that the data hold now: made anew")
@@ -120,7 +123,20 @@ def calibrate(
         kept, left_out = exclude_reported(kept, rows.rows(split)["prompt"], task, reported)
     if left_out:
         logger.warning("%d rows of %s are reported, too, and no threshold is chosen on them", left_out, source)
-    return _labelled(prediction, kept, ChosenOn(source=source, rows=0, left_out=left_out, also_used_for=used))
+    chosen_on = ChosenOn(source=source, rows=0, left_out=left_out, also_used_for=used, loaded_as=loaded_as(run))
+    return _labelled(prediction, kept, chosen_on)
+
+
+def loaded_as(run: RunFolder) -> str | None:
+    """How a run's frozen weights are loaded, as its settings are now: "bfloat16", "bfloat16, 4bit"; None: not known.
+
+    Args:
+        run: the run; its posterior tells which data type "auto" was in training.
+    """
+    dtype = run.config.dtype if run.config.dtype != "auto" else (run.posterior.meta.base_loading or {}).get("dtype")
+    if dtype is None or run.config.quantization == "none":
+        return dtype
+    return f"{dtype}, {run.config.quantization}"
 
 
 def also_used_for(run: RunFolder) -> tuple[str, ...]:

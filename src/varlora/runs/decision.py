@@ -141,6 +141,22 @@ class Decision:
         guaranteed = any(band.wanted is not None for band in self.bands)
         return self.threshold is not None or self.sets is not None or guaranteed
 
+    def check_loaded_as(self, now: str | None) -> None:
+        """Refuses frozen weights that are loaded otherwise than those which predicted the rows it was chosen on.
+
+        Args:
+            now: how they are loaded (`varlora.runs.calibration.loaded_as`); None, which is not known, is taken.
+
+        Raises:
+            ValueError: they are.
+        """
+        if None not in (now, self.chosen_on.loaded_as) and now != self.chosen_on.loaded_as:
+            raise ValueError(
+                f"the decision was chosen with the frozen weights in {self.chosen_on.loaded_as}, and they are in {now} "
+                "here: its thresholds are of other probabilities. Load them so (--dtype, --quantization), "
+                "or choose anew (`varlora decide`)."
+            )
+
     def decide(self, prediction: Prediction, groups: Groups | None = None) -> Decided:
         """What to do with predicted rows.
 
