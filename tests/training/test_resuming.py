@@ -147,3 +147,16 @@ def test_a_checkpoint_holds_the_arguments_as_they_were_given(tmp_path: Path) -> 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint-9 is not a folder that exists; True takes the newest whole"):
         trainer_of(tmp_path, **OPTIONS).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full, a disk without room")
+def test_a_disk_that_fills_is_told_and_older_checkpoints_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = torch.save
+
+    def save_optimizer(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        save(value, "/dev/full" if str(file).endswith("checkpoint-4/optimizer.pt") else file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", save_optimizer)
+    with pytest.raises(OSError, match="checkpoint-4 could not be written whole; the disk may be full"):
+        trainer_of(tmp_path, **OPTIONS).train()
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"

@@ -26,6 +26,10 @@ from varlora.training.stopping import StopRequest
 logger = logging.getLogger(__name__)
 
 
+TORCH_WRITES = ("PytorchStreamWriter", "inline_container")
+"""What torch.save's errors name where a file cannot be written; they are no OSErrors."""
+
+
 class WholeCheckpoints:
     """Makes a trainer's checkpoints list their files, and resumes from whole ones only: put it before the trainer.
 
@@ -73,6 +77,13 @@ class WholeCheckpoints:
         arguments.save_total_limit, arguments.push_to_hub = None, False
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except RuntimeError as error:
+            if not any(words in str(error) for words in TORCH_WRITES):
+                raise
+            raise OSError(
+                f"{checkpoint} could not be written whole; the disk may be full. What was saved before it is as it was "
+                f"({error})"
+            ) from error
         finally:
             arguments.save_total_limit, arguments.push_to_hub = limit, pushed
         trainer.accelerator.wait_for_everyone()  # each process writes the state of its generators
