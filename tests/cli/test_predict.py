@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cli.workshop import Outcome, Workshop, write_rows
+from cli.workshop import Outcome, Workshop, reviews, write_rows
 from varlora.runs.folder import read_run
 
 Call = Callable[..., Outcome]
@@ -126,3 +126,15 @@ def test_predict_writes_where_training_did_not(call: Call, workshop: Workshop, t
     labels = write_rows(tmp_path / "labels.jsonl", [{"text": "a film"}])
     refused = call(*words[:3], "--input_file", labels, "--output_file", tmp_path / "p.jsonl")
     assert (refused.code, "allowed: prompt, or messages" in refused.err) == (1, True)
+
+
+def test_what_a_killed_prediction_left_is_said(call: Call, run: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", reviews(2, first=900))
+    left = tmp_path / ".answers.jsonl.new-0123abcd"
+    asked = ["predict", run, "--no_progress", "--input_file", rows, "--output_file", tmp_path / "answers.jsonl"]
+    left.write_text("{", encoding="utf-8")
+    done = call(*asked)
+    assert (done.code, f"an interrupted prediction left {left}" in done.err.replace("\n", " ")) == (0, True), done.err
+    assert left.exists()  # it may be another process's, at work
+    left.unlink()
+    assert "interrupted" not in call(*asked, "--overwrite").err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from varlora.cli.console import on_stderr, out, say
 from varlora.cli.finished import check_new_file, read_finished, read_first
 from varlora.cli.selective import calibrate_by_options, report_of, say_caveats, say_sets, say_threshold, wanted_of
 from varlora.io.files import finite
-from varlora.io.folders import atomic_file
+from varlora.io.folders import atomic_file, find_interrupted
 from varlora.io.words import counted
 from varlora.metrics import check_exchangeability
 from varlora.prediction.prediction_setup import explain_point
@@ -34,6 +35,8 @@ from varlora.runs.decision import Decision
 from varlora.runs.setting import reload_model
 from varlora.tasks.files import reads_once
 from varlora.tasks.rows import Records
+
+logger = logging.getLogger(__name__)
 
 ANSWERS: Mapping[str, str] = {
     "prediction": "label",
@@ -203,6 +206,8 @@ def _writer(target: Path | None, *, overwrite: bool) -> Iterator[_Writer]:
     if target is None:
         yield _Writer(sys.stdout.buffer)
         return
+    if left := find_interrupted(target):
+        logger.warning("an interrupted prediction left %s; delete it, unless one still runs", ", ".join(map(str, left)))
     with atomic_file(target, overwrite=overwrite) as file:
         if target.suffix == ".parquet":
             writer = _Writer(None)
