@@ -43,7 +43,13 @@ def test_eval_answers_the_surest(call: Call, run: Path, tmp_path: Path) -> None:
     value = confidences(stored)[conformal_rank(60, "0.1") - 1]  # k from above
     assert found["threshold"] | {"value": pytest.approx(value)} == found["threshold"]
     assert (found["mode"], found["draws"], found["threshold"]["sureness"]) == ("samples", 4, "confidence")
-    assert found["chosen_on"] == {"source": "validation", "rows": 60, "left_out": 0, "also_used_for": []}
+    assert found["chosen_on"] == {
+        "source": "validation",
+        "rows": 60,
+        "left_out": 0,
+        "also_used_for": [],
+        "loaded_as": "float32",
+    }
     test = read_run(run).prediction("test", "samples")
     answered = test.probs.max(1).values >= value - 1e-12
     right = int(((test.probs.argmax(1) == test.labels) & answered).sum())
@@ -205,7 +211,13 @@ def test_rows_of_another_file_take_the_validation_rows_place(call: Call, run: Pa
     file = write_rows(tmp_path / "mine.jsonl", TEST)
     words = ["--coverage", "0.8", "--calibration_file", file, "--split", "validation"]
     _, found = evaluated(call, run, tmp_path / "m.json", *words)
-    assert found["chosen_on"] == {"source": "mine.jsonl", "rows": 45, "left_out": 0, "also_used_for": []}
+    assert found["chosen_on"] == {
+        "source": "mine.jsonl",
+        "rows": 45,
+        "left_out": 0,
+        "also_used_for": [],
+        "loaded_as": "float32",
+    }
     own = read_run(run).prediction("test", "samples")
     assert found["threshold"]["value"] == pytest.approx(confidences(own)[conformal_rank(45, "0.2") - 1], abs=1e-12)
     assert found["splits"]["validation"]["guarantee"] == "if drawn alike"

@@ -63,6 +63,7 @@ def test_validation_is_cut_once(caplog: pytest.LogCaptureFixture) -> None:
     task = cut_validation(task_of([0, 1] * 20), size=0.25)
 
     assert len(task.rows("validation")) == 10
+    caplog.clear()
     assert cut_validation(task) is task
     assert not caplog.messages
     assert cut_validation(task, size=0.25) is task
