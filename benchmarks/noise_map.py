@@ -63,8 +63,7 @@ def read_map(folder: Path) -> Map:
     """The map of a folder of `varlora compare`, from the predictions that its runs keep.
 
     Raises:
-        FileNotFoundError: it holds no comparison.
-        ValueError: no row of it is one of the map's.
+        ValueError: it holds no comparison, or no row of it is one of the map's.
     """
     plan = read_plan(folder / "plan.yaml", output_dir=folder)
     values: dict[tuple[str, str], dict[tuple[str, str], list[Mapping[str, float]]]] = {}
